@@ -1,0 +1,34 @@
+.PHONY: setup test lint demo
+
+# Any of these that is at least 3.11 makes the environment; `make setup PYTHON=/path/to/python` names another.
+PYTHON ?=
+CANDIDATES = $(if $(PYTHON),$(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
+
+setup: .venv/.installed
+
+.venv/bin/python:
+	@for candidate in $(CANDIDATES); do \
+	  if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "error: onebase needs Python 3.11 or newer, and none of these is: $(CANDIDATES); run 'make setup PYTHON=/path/to/python'" >&2; exit 1; \
+	fi; \
+	if ! $$found -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "error: $$found cannot make a virtual environment (venv or ensurepip is missing); on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; \
+	fi; \
+	$$found -m venv .venv
+
+# Made again when the dependencies change; the exact versions the tests ran with are in constraints.txt.
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+test: setup
+	.venv/bin/pytest -n auto --maxprocesses 8
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+demo: setup
+	.venv/bin/onebase demo

@@ -1,0 +1,8 @@
+"""`python -m onebase` is the `onebase` command."""
+
+import sys
+
+from onebase.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""The command line: a verb, its config, one function. Nothing here imports torch; the verb's recipe does.
+
+Exit codes: 0 ok, 1 unexpected, 2 usage or config, 3 bad data, 4 will not fit (memory or disk), 5 a quality gate failed,
+6 a missing extra, 75 stopped and resumable, 130 interrupted. 141 = whoever read our output stopped reading.
+Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from onebase import __version__
+from onebase.errors import ConfigError, OnebaseError
+
+app = App(
+    name="onebase",
+    help="From supervised fine-tuning to preference alignment on one frozen base model, every role an adapter on it.",
+    version=__version__,
+    default_parameter=Parameter(negative=()),  # no --no-rank, no --empty-compare
+    suppress_keyboard_interrupt=False,  # main answers it
+)
+
+TRAINING_VERBS = {
+    "pretrain": "Train a language model on plain text, from scratch or further.",
+    "sft": "Train a policy on answers written by people or models.",
+    "reward": "Train a reward role on preferences: pairs or ranked lists.",
+    "ppo": "Train a policy against a reward source by PPO, four roles on one base.",
+}
+
+
+def _recipe(verb: str) -> ModuleType:
+    """The module of a verb, imported when it is known that the verb is wanted: it brings torch."""
+    return import_module(f"onebase.recipes.{verb}")
+
+
+def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: bool) -> None:
+    from onebase.config import VERB_CONFIGS
+    from onebase.config_files import dump_config, load_config
+
+    if config_file is None and words and not words[0].startswith("-"):
+        if "=" not in words[0] or words[0].endswith((".yaml", ".yml")):
+            config_file, words = Path(words[0]), words[1:]
+    config = load_config(VERB_CONFIGS[verb], config_file, words)
+    if not dry_run:
+        _recipe(verb).run(config)
+        return
+    print(dump_config(config), end="")
+    sys.stdout.flush()
+    print(_recipe(verb).plan(config), file=sys.stderr)
+
+
+def _print_verb_help(verb: str) -> None:
+    from onebase.config import VERB_CONFIGS
+    from onebase.config_files import describe_config
+
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    print(f"Usage: onebase {verb} [CONFIG.yaml] [--group.key VALUE | group.key=VALUE ...] [--dry-run]\n")
+    print(TRAINING_VERBS[verb])
+    print("A value on the command line wins over the file; a list is written '[a, b]'.\n")
+    print("  --config PATH\n      The config file, for those who like to name it.")
+    print("  --dry-run\n      Print the resolved config to stdout and the plan to stderr, and train nothing.\n")
+    print(describe_config(VERB_CONFIGS[verb], width))
+
+
+def _training_command(verb: str) -> Callable[..., None]:
+    def command(
+        *words: Annotated[str, Parameter(allow_leading_hyphen=True)],
+        config: Path | None = None,
+        dry_run: bool = False,
+        help: Annotated[bool, Parameter(name=["--help", "-h"])] = False,
+    ) -> None:
+        if help:
+            _print_verb_help(verb)
+        else:
+            _train(verb, words, config, dry_run)
+
+    command.__doc__ = TRAINING_VERBS[verb]
+    return command
+
+
+for _order, _verb in enumerate(TRAINING_VERBS):
+    # The help of these verbs lists every config key, which only the config models know.
+    app.command(_training_command(_verb), name=_verb, help_flags=[], version_flags=[], sort_key=_order)
+
+
+@app.command
+def score(
+    role: str,
+    file: Path,
+    /,
+    *,
+    rank: bool = False,
+    model: str | None = None,
+    microbatch_tokens: int | None = None,
+) -> None:
+    """Score the completions of a file with a reward role; one JSON line per row on stdout.
+
+    Args:
+        role: Folder of a reward role.
+        file: Rows with a prompt and one or more completions.
+        rank: Also print each row's completions from best to worst.
+        model: Folder of the base model, when it is not where the role says.
+        microbatch_tokens: Tokens in one forward pass; found by trying when not given.
+    """
+    _recipe("score").run(role=role, file=file, rank=rank, model=model, microbatch_tokens=microbatch_tokens)
+
+
+@app.command
+def chat(
+    role: str | None = None,
+    /,
+    *,
+    compare: tuple[str, str] | None = None,
+    once: str | None = None,
+    reward: str | None = None,
+    max_new_tokens: int = 128,
+    temperature: float = 0.8,
+    seed: int = 0,
+) -> None:
+    """Talk to a policy role, or to two side by side.
+
+    Args:
+        role: Folder of a policy role, or of a base model.
+        compare: Two folders whose answers are shown side by side.
+        once: Answer this one message and stop.
+        reward: Folder of a reward role whose score is shown under each answer.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: The logits are divided by this; 0 takes the likeliest token.
+        seed: Seed of sampling.
+    """
+    if (role is None) == (compare is None):
+        raise ConfigError("chat needs one role folder, or two after --compare; see 'onebase chat --help'")
+    _recipe("chat").run(
+        role=role,
+        compare=compare,
+        once=once,
+        reward=reward,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+
+
+@app.command
+def demo(*, output_dir: Path = Path("runs/demo"), seed: int = 0) -> None:
+    """Run every stage on a tiny model in minutes, without network.
+
+    Args:
+        output_dir: Folder the stages write to.
+        seed: Seed of all of them.
+    """
+    _recipe("demo").run(output_dir=output_dir, seed=seed)
+
+
+@app.command
+def doctor(*, json: bool = False, output_dir: Path = Path("runs")) -> None:
+    """Check this machine: versions, memory, devices, and which number formats work.
+
+    Args:
+        json: Print one JSON object.
+        output_dir: Folder whose disk is checked; it is not created.
+    """
+    _recipe("doctor").run(output_dir=output_dir, as_json=json)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code. Every expected failure is one line on stderr per problem."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return 0 if words else 2  # nothing asked: the help is shown, but a script with an empty verb should notice
+    except OnebaseError as error:
+        _say(str(error) or type(error).__name__)
+        return error.exit_code
+    except CycloptsError as error:
+        verb = f" {words[0]}" if words and words[0] in app else ""
+        _say(f"{' '.join(str(error).split())} See 'onebase{verb} --help'.")
+        return ConfigError.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except BrokenPipeError:
+        # Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            return _unexpected(error)
+        where = f" for '{error.filename}'" if error.filename else ""
+        _say(f"no space left on the disk{where}; free some and run the same command again")
+        return 4
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _say(message: str) -> None:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+
+
+def _unexpected(error: BaseException) -> int:
+    traceback.print_exception(error)
+    _say(f"unexpected {type(error).__name__}; the lines above say where; please report them with the command you ran")
+    return 1

@@ -1,0 +1,148 @@
+"""What a person can set: one model per training verb, made of the groups in `config_groups`.
+
+A key is written `group.key`, in the YAML file as nested mappings. The line under a key is its help text.
+"""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from onebase.config_groups import (
+    BatchGroup,
+    Count,
+    DataGroup,
+    EpochsOptimizerGroup,
+    EvaluationGroup,
+    GenerationGroup,
+    Group,
+    LoraGroup,
+    MicrobatchGroup,
+    ModelGroup,
+    OptionalModelGroup,
+    PPOGroup,
+    PPOOptimizerGroup,
+    PretrainOptimizerGroup,
+    RewardGroup,
+    RewardSourceGroup,
+    SFTDataGroup,
+    SFTOptimizerGroup,
+    TinyModelGroup,
+    fail_on,
+)
+
+
+class VerbConfig(Group):
+    """What every training verb has."""
+
+    output_dir: str
+    """Folder of the run: resolved config, metrics, checkpoints, roles."""
+    max_steps: Count | None = None
+    """Stop after this many steps (in ppo: rollouts); null = until the data has been read."""
+    seed: int = 0
+    """Seed of the order of the data, of new weights and of sampling."""
+
+
+def _role_problems(model: OptionalModelGroup, lora: LoraGroup) -> list[str]:
+    if model.quantization == "nf4" and lora.r == 0:
+        return ["'model.quantization' = nf4 cannot be trained in full: set lora.r >= 1, or quantization to none"]
+    return []
+
+
+class PretrainConfig(VerbConfig):
+    """Train a language model on plain text, from scratch or further."""
+
+    model: OptionalModelGroup = OptionalModelGroup()
+    tiny: TinyModelGroup = TinyModelGroup()
+    data: DataGroup
+    optimizer: PretrainOptimizerGroup = PretrainOptimizerGroup()
+    batch: BatchGroup = BatchGroup()
+    evaluation: EvaluationGroup = EvaluationGroup()
+    block_length: Count | None = None
+    """Tokens of one training sequence; null = the longest the model holds, 1024 at most."""
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> PretrainConfig:
+        problems = []
+        if self.model.quantization == "nf4":
+            problems.append("'model.quantization' = nf4: pretraining changes every weight of the base; set it to none")
+        if not self.model.model_name_or_path and (self.block_length or 0) > self.tiny.max_length:
+            problems.append(f"'block_length' = {self.block_length} is above 'tiny.max_length' = {self.tiny.max_length}")
+        fail_on(problems)
+        return self
+
+
+class SFTConfig(VerbConfig):
+    """Train a policy on answers written by people or models."""
+
+    start_from: str | None = None
+    """Folder of a policy role to go on from; null = a new role on the base."""
+    model: ModelGroup
+    lora: LoraGroup = LoraGroup()
+    data: SFTDataGroup
+    optimizer: SFTOptimizerGroup = SFTOptimizerGroup()
+    batch: BatchGroup = BatchGroup()
+    evaluation: EvaluationGroup = EvaluationGroup()
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> SFTConfig:
+        fail_on(_role_problems(self.model, self.lora))
+        return self
+
+
+class RewardConfig(VerbConfig):
+    """Train a reward role on preferences: pairs or ranked lists."""
+
+    start_from: str | None = None
+    """Folder of a policy role whose adapter the reward role starts from; null = a new one on the base."""
+    model: ModelGroup
+    lora: LoraGroup = LoraGroup()
+    data: DataGroup
+    reward: RewardGroup = RewardGroup()
+    optimizer: EpochsOptimizerGroup = EpochsOptimizerGroup()
+    batch: BatchGroup = BatchGroup()
+    evaluation: EvaluationGroup = EvaluationGroup()
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> RewardConfig:
+        fail_on(_role_problems(self.model, self.lora))
+        return self
+
+
+class PPOConfig(VerbConfig):
+    """Train a policy against a reward source by PPO, four roles on one base."""
+
+    policy: str
+    """Folder of the policy role to start from; its frozen copy is the reference."""
+    model: ModelGroup
+    lora: LoraGroup = LoraGroup()
+    data: DataGroup
+    reward: RewardSourceGroup
+    generation: GenerationGroup = GenerationGroup()
+    ppo: PPOGroup = PPOGroup()
+    optimizer: PPOOptimizerGroup = PPOOptimizerGroup()
+    batch: MicrobatchGroup = MicrobatchGroup()
+    evaluation: EvaluationGroup = EvaluationGroup()
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> PPOConfig:
+        problems = []
+        if self.lora.r == 0:
+            problems.append(
+                "ppo trains adapters: with 'lora.r' = 0 the base would change under the other roles; set lora.r >= 1"
+            )
+        if self.ppo.critic == "adapter" and self.ppo.critic_start == "reward" and self.reward.role is None:
+            problems.append(
+                "'ppo.critic_start' = reward needs 'reward.role'; "
+                "with another reward source set ppo.critic_start to policy"
+            )
+        fail_on(problems)
+        return self
+
+
+VERB_CONFIGS: dict[str, type[VerbConfig]] = {
+    "pretrain": PretrainConfig,
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "ppo": PPOConfig,
+}
+"""The model of each training verb."""

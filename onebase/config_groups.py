@@ -1,0 +1,362 @@
+"""The groups of keys that verbs share. The line under a key is its help text.
+
+Three words for sizes: a *rollout* is what PPO collects at a time, a *minibatch* is one optimizer step, a *microbatch*
+is what fits in memory and never changes the result.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+
+class Group(BaseModel):
+    """Keys that belong together. Immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # a folder may be called 2026
+        protected_namespaces=(),  # `model` and `model_name_or_path` are names people know
+    )
+
+
+def _one_or_more(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) or value is None else [value]
+
+
+Strings = Annotated[list[str], BeforeValidator(_one_or_more)]
+"""A list of strings; one string alone is a list of one."""
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def fail_on(problems: list[str]) -> None:
+    """One line per problem; the reader puts the file name before each."""
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+class OptionalModelGroup(Group):
+    """The base model every role stands on."""
+
+    model_name_or_path: str | None = None
+    """Folder or hub name of the base model; null makes a new one from the `tiny` keys."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the frozen base; auto = bfloat16 where the hardware computes in it, else float32."""
+    quantization: Literal["none", "nf4"] = "none"
+    """nf4 keeps the frozen base in 4 bits (needs bitsandbytes)."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps; auto = the first accelerator, else cpu."""
+    chat_template: str | None = None
+    """A built-in name (plain, hh, chatml), a path to a Jinja file, or null for the tokenizer's own."""
+    layout: Literal["auto", "tree", "separate"] = "auto"
+    """tree = the prompt once for its K completions; separate = a row each; auto = tree where it is exact."""
+
+
+class ModelGroup(OptionalModelGroup):
+    """The base model every role stands on."""
+
+    model_name_or_path: str
+    """Folder or hub name of the base model."""
+
+
+class LoraGroup(Group):
+    """The adapter of the role that trains."""
+
+    r: Annotated[int, Field(ge=0)] = 16
+    """Rank of the adapter matrices; 0 = full-parameter training, no adapter."""
+    alpha: Positive = 32.0
+    """The adapter's output is scaled by alpha / r."""
+    dropout: Share = 0.0
+    """Dropout on the adapter's input; in the tree layout a shared prompt is dropped once for its K completions."""
+    target_modules: str | list[str] = "all-linear"
+    """Names of the linear layers that get an adapter; all-linear = every one but the output head."""
+    layers: str | list[Annotated[int, Field(ge=0)]] = "all"
+    """all, upper-half, upper-quarter, a range "8-15" (both ends count, from 0), or a list of numbers."""
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_are_known(cls, value: str | list[int]) -> str | list[int]:
+        if isinstance(value, str) and value not in ("all", "upper-half", "upper-quarter"):
+            ends = re.fullmatch(r"(\d+)(?:-(\d+))?", value)
+            if ends is None or int(ends[1]) > int(ends[2] or ends[1]):
+                raise ValueError("it should be all, upper-half, upper-quarter, a range like 8-15, or a list of numbers")
+        return value
+
+
+class DataGroup(Group):
+    """The files, and what of them is used."""
+
+    train: Annotated[Strings, Field(min_length=1)]
+    """One file or a list of files (.jsonl, .json, .parquet, .txt; .gz too)."""
+    eval: Strings = []
+    """Files for evaluation; empty = a part of `train` is held out."""
+    eval_fraction: Share = 0.1
+    """Part of `train` held out when `eval` is empty, by content, so it stays the same from run to run."""
+    limit: Count | None = None
+    """Read at most this many rows of `train`."""
+    max_prompt_tokens: Count | None = None
+    """Longest prompt, in tokens; null = what the model can hold."""
+    max_completion_tokens: Count | None = None
+    """Longest completion, in tokens; longer ones are dropped and counted; null = what the model can hold."""
+    truncate_prompt: Literal["error", "left"] = "error"
+    """A prompt over max_prompt_tokens: stop with its place, or cut its oldest tokens."""
+    max_dropped_share: Probability = 0.05
+    """Stop when more than this share of the rows cannot be used."""
+
+
+class SFTDataGroup(DataGroup):
+    """The files, and what of them is used."""
+
+    train_on: Literal["completion", "assistant", "all"] = "completion"
+    """Tokens that count in the loss: the last answer, every assistant turn, or all of them."""
+
+
+class OptimizerGroup(Group):
+    """AdamW and its schedule."""
+
+    learning_rate: Positive = 1e-4
+    """Learning rate at its peak."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay, on matrices alone."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps over which the learning rate rises from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: stay, or fall to 0 at the last step."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this norm."""
+
+
+class EpochsOptimizerGroup(OptimizerGroup):
+    """AdamW and its schedule."""
+
+    num_epochs: Count = 1
+    """Times the training data is read."""
+
+
+class PretrainOptimizerGroup(EpochsOptimizerGroup):
+    """AdamW and its schedule."""
+
+    learning_rate: Positive = 1e-3
+    """Learning rate at its peak."""
+
+
+class SFTOptimizerGroup(EpochsOptimizerGroup):
+    """AdamW and its schedule."""
+
+    learning_rate: Positive = 2e-4
+    """Learning rate at its peak."""
+
+
+class PPOOptimizerGroup(OptimizerGroup):
+    """AdamW and its schedule."""
+
+    learning_rate: Positive = 5e-5
+    """Learning rate of the policy at its peak."""
+
+
+class MicrobatchGroup(Group):
+    """What fits in memory."""
+
+    microbatch_tokens: Count | Literal["auto"] = "auto"
+    """Tokens in one forward pass; auto = found by trying. Never changes the result."""
+
+
+class BatchGroup(MicrobatchGroup):
+    """The size of an optimizer step, and what fits in memory."""
+
+    minibatch: Count = 16
+    """Examples of one optimizer step."""
+
+
+class GenerationGroup(Group):
+    """How completions are sampled."""
+
+    max_new_tokens: Count = 64
+    """Longest completion, in tokens."""
+    random_min_new_tokens: Count | None = None
+    """When set, each completion draws its own length limit between this and max_new_tokens."""
+    temperature: Positive = 1.0
+    """The logits are divided by this."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample among the k likeliest tokens; 0 = off."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample among the likeliest tokens that together have this probability; 1 = off."""
+    stop: Strings = []
+    """Strings that end a completion, each a single token of the tokenizer."""
+    samples_per_prompt: Count = 4
+    """Completions per prompt (K)."""
+
+    @model_validator(mode="after")
+    def _lengths_are_ordered(self) -> GenerationGroup:
+        if self.random_min_new_tokens is not None and self.random_min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"'generation.random_min_new_tokens' = {self.random_min_new_tokens} is above "
+                f"'generation.max_new_tokens' = {self.max_new_tokens}; lower the first or raise the second"
+            )
+        return self
+
+
+class RewardSourceGroup(Group):
+    """What scores the completions: exactly one of role, callable and model."""
+
+    role: str | None = None
+    """Folder of a reward role made on the same base."""
+    callable: str | None = None
+    """A Python function, written module:function."""
+    model: str | None = None
+    """Folder or hub name of a sequence-classification model with one label."""
+    normalize: Literal["none", "held_out"] = "none"
+    """held_out = scores get mean 0 and standard deviation 1 on the policy's first completions to held-out prompts."""
+
+    @model_validator(mode="after")
+    def _exactly_one_source(self) -> RewardSourceGroup:
+        given = [key for key in ("role", "callable", "model") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"'reward' needs exactly one of 'reward.role', 'reward.callable' and 'reward.model'; "
+                f"got {' and '.join(given) or 'none of them'}"
+            )
+        if self.callable is not None and not re.fullmatch(r"[\w.]+:[\w.]+", self.callable):
+            raise ValueError(f"'reward.callable' = {self.callable!r}: it should be written module:function")
+        return self
+
+
+class PPOGroup(Group):
+    """Proximal policy optimization."""
+
+    rollout_prompts: Count = 32
+    """Prompts of one rollout; each gets generation.samples_per_prompt completions."""
+    num_ppo_epochs: Count = 2
+    """Times each rollout is trained on."""
+    minibatch_prompts: Count = 8
+    """Prompts (with all their completions) of one optimizer step; divides rollout_prompts."""
+    gamma: Probability = 1.0
+    """Discount per token."""
+    lam: Probability = 0.95
+    """Decay of generalized advantage estimation, per token."""
+    clip_low: Share = 0.2
+    """The probability ratio is clipped below at 1 - clip_low."""
+    clip_high: Positive = 0.2
+    """The probability ratio is clipped above at 1 + clip_high."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound of the loss where the advantage is negative, as a multiple of it (above 1, often 3); null = off."""
+    value_clip: Positive | None = 0.2
+    """A new value stays within this of the old one in the value loss; null = off."""
+    value_coefficient: NonNegative = 0.1
+    """Weight of the value loss."""
+    critic: Literal["adapter", "head"] = "adapter"
+    """adapter = the critic has its own adapter; head = a value head on the policy's own hidden states."""
+    critic_start: Literal["reward", "policy"] = "reward"
+    """Role the critic's adapter is copied from."""
+    critic_learning_rate: Positive | None = None
+    """Learning rate of the critic; null = optimizer.learning_rate."""
+    critic_warmup_rollouts: Annotated[int, Field(ge=0)] = 0
+    """First rollouts in which the critic alone trains."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimate of KL(policy, reference) per token: k1 = log ratio, k2 = k1^2 / 2, k3 = k1 + exp(-k1) - 1."""
+    kl_placement: Literal["reward", "loss"] = "reward"
+    """The KL penalty is taken from each token's reward, or added to the loss."""
+    kl_coefficient: NonNegative = 0.05
+    """Weight of the KL penalty (beta)."""
+    kl_target: Positive | None = None
+    """Target KL in nats per completion, towards which kl_coefficient is adapted; null = it stays."""
+    kl_horizon: Positive = 10000.0
+    """Completions over which an adaptive kl_coefficient moves."""
+    max_kl: Positive | None = None
+    """End the epochs of a rollout when the approximate KL from the sampling policy passes this, nats per token."""
+    kl_budget: Positive | None = None
+    """End training when the held-out KL to the reference passes this, nats per completion."""
+    score_clip: Positive | None = None
+    """Scores are clipped to plus and minus this; null = off."""
+    score_baseline: float = 0.0
+    """Taken from every score before it is scaled."""
+    score_scaling: Literal["none", "running"] = "none"
+    """running = scores are divided by their running standard deviation."""
+    missing_end_penalty: NonNegative = 0.0
+    """Taken from the score of a completion that did not end by itself."""
+    length_penalty: NonNegative = 0.0
+    """Taken from the score per completion token."""
+    whiten_rewards: bool = False
+    """Divide the rewards per token by their standard deviation over the rollout."""
+    whiten_advantages: bool = True
+    """Advantages get mean 0 and standard deviation 1 over the rollout."""
+    entropy_coefficient: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    ptx_coefficient: NonNegative = 0.0
+    """Weight of the language-model loss on ptx_data."""
+    ptx_data: Strings = []
+    """Files of text or conversations for the language-model loss."""
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> PPOGroup:
+        problems = []
+        if self.rollout_prompts % self.minibatch_prompts:
+            problems.append(
+                f"'ppo.minibatch_prompts' = {self.minibatch_prompts} does not divide "
+                f"'ppo.rollout_prompts' = {self.rollout_prompts}"
+            )
+        if self.kl_placement == "loss" and self.kl_estimator == "k1":
+            problems.append(
+                "'ppo.kl_placement' = loss needs 'ppo.kl_estimator' = k2 or k3: the gradient of k1 is zero on average"
+            )
+        if bool(self.ptx_data) != (self.ptx_coefficient > 0):
+            missing = "ptx_coefficient" if self.ptx_data else "ptx_data"
+            problems.append(f"'ppo.ptx_data' and 'ppo.ptx_coefficient' go together; 'ppo.{missing}' is not set")
+        fail_on(problems)
+        return self
+
+
+class RewardGroup(Group):
+    """The reward model's loss."""
+
+    max_pairs: Count = 10
+    """Pairs taken from one ranked list, at most."""
+    pooling: Literal["last", "mean"] = "last"
+    """The score is read at the completion's last token, or from the mean of its hidden states."""
+    centering_coefficient: NonNegative = 0.0
+    """Weight of the square of the sum of both scores, which keeps their mean near 0."""
+
+
+class TinyModelGroup(Group):
+    """A new model, made from scratch when model.model_name_or_path is null, and its tokenizer."""
+
+    vocab_size: Annotated[int, Field(ge=260)] = 1024
+    """Entries of the vocabulary, the 256 bytes and the special tokens included."""
+    hidden_size: Count = 128
+    """Width of the hidden states."""
+    num_layers: Count = 4
+    """Transformer layers."""
+    num_heads: Count = 4
+    """Attention heads; divides hidden_size into even parts."""
+    max_length: Count = 256
+    """Longest sequence, in tokens."""
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> TinyModelGroup:
+        if self.hidden_size % (2 * self.num_heads):  # rotary positions turn pairs of numbers
+            raise ValueError(
+                f"'tiny.hidden_size' = {self.hidden_size} is not a multiple of twice "
+                f"'tiny.num_heads' = {self.num_heads}"
+            )
+        return self
+
+
+class EvaluationGroup(Group):
+    """What is measured on held-out data."""
+
+    every_steps: Count | None = None
+    """Steps between evaluations; null = at the start and the end."""
+    prompts: Count = 64
+    """Held-out examples used, at most."""
+    samples_per_prompt: Count = 1
+    """Completions sampled per held-out prompt, where the verb samples."""

@@ -1,0 +1,46 @@
+"""Which examples meet in an optimizer step, and how they are split to fit memory.
+
+A **minibatch** is one optimizer step; a **microbatch** is what fits in memory at once. The first is chosen by the
+user and changes the result; the second is only a split of the first and never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from onebase.records import Example
+
+
+def num_minibatches(num_examples: int, size: int) -> int:
+    """Minibatches of an epoch; the last may be smaller."""
+    return -(-num_examples // size)
+
+
+def minibatch_indices(step: int, *, num_examples: int, size: int, seed: int) -> list[int]:
+    """The examples of optimizer step `step`, counted from 0: a pure function, so a step number is a data cursor.
+
+    Every epoch visits each example once, in an order drawn from `(seed, epoch)`.
+    """
+    epoch, position = divmod(step, num_minibatches(num_examples, size))
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    order = torch.randperm(num_examples, generator=generator)
+    return order[position * size : (position + 1) * size].tolist()
+
+
+def microbatch_indices(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:
+    """Splits examples into batches of at most `max_tokens` padded tokens (rows times the longest row).
+
+    Sorted by length, so that a row's neighbours are about as long as it is and little is padding. An example longer
+    than the budget gets a batch of its own.
+    """
+    order = sorted(range(len(examples)), key=lambda i: (-examples[i].num_tokens, i))
+    batches: list[list[int]] = []
+    for i in order:
+        # The first of a batch is its longest, and sets the width of every row.
+        if batches and (len(batches[-1]) + 1) * examples[batches[-1][0]].num_tokens <= max_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

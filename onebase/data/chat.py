@@ -1,0 +1,333 @@
+"""From words to ids: the chat template, where an answer begins and ends, and which of its tokens count.
+
+The ids of a prompt never depend on the answer behind it, so that all answers to it share them. An answer is encoded as
+the continuation of its prompt, and ends in exactly one end token. Nothing here pads, and no id is taken for padding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+
+from onebase.data.templates import BUILT_IN_TEMPLATES, template_text
+from onebase.errors import DataError, ModelError, PromptTooLongError
+from onebase.records import Example, Message, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TrainOn = Literal["completion", "assistant", "all"]
+
+_MARK = "ONEBASEANSWER"
+"""Stands where an answer would, to see what a template writes around one. No template trims or splits it."""
+_ANCHORS = ("\n", "a", "0", "。", "=")
+"""Texts put before another one to encode it as a continuation; the first that does not merge with it is taken."""
+
+
+def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> ChatFormat:
+    """How conversations become ids with this tokenizer.
+
+    Args:
+        tokenizer: is not changed.
+        template: `plain`, `hh`, `chatml`, the path of a .jinja file, or None for the tokenizer's own template.
+
+    Raises:
+        ModelError: if the tokenizer has no end token, or the template is not known or cannot be read.
+    """
+    check_tokenizer(tokenizer)
+    if template is not None:
+        return ChatFormat(tokenizer, template_text(template))
+    if not tokenizer.chat_template:
+        return ChatFormat(tokenizer, None)
+    try:
+        return ChatFormat(tokenizer, tokenizer.get_chat_template())
+    except ValueError:
+        # Several templates by name, none of them the default one.
+        raise ModelError(
+            f"the tokenizer {_name(tokenizer)} has chat templates named {', '.join(tokenizer.chat_template)} and no "
+            "default; save one as a .jinja file and set model.chat_template to its path"
+        ) from None
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ModelError for a tokenizer without an end token. One whose padding is the end token will do."""
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer {_name(tokenizer)} has no end token, so that no answer could end; "
+            "set eos_token in its tokenizer_config.json"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """What a template writes behind an answer, and what of that is kept."""
+
+    suffix: str
+    """All of it."""
+    before: str
+    """What of it stands before its first special token: kept, where there is one."""
+    closing: str
+    """The special token as text; empty where there is none."""
+    token_id: int
+    """The special token, else the tokenizer's end token, which then stands in place of the suffix."""
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """A tokenizer and the text of the template it is used with."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str | None
+    """Jinja text; None where the tokenizer has none, which is enough for plain text."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the template's text, in hexadecimal: roles trained with another one do not fit."""
+        return hashlib.sha256((self.template or "").encode()).hexdigest()
+
+    @cached_property
+    def end_token_id(self) -> int:
+        """What ends an answer: the token the template closes an assistant turn with, else the tokenizer's end token."""
+        return self._ending((Message("user", "Hi"),), "").token_id if self.template else self._eos
+
+    def render_prompt(self, messages: Sequence[Message], *, place: str = "") -> str:
+        """The conversation as text, up to where the answer begins. Errors start with `place`."""
+        return self._render(messages, place, add_generation_prompt=True)
+
+    def encode_prompt(self, messages: Sequence[Message], *, place: str = "") -> list[int]:
+        """The ids of `render_prompt`, behind the beginning token where the tokenizer has one and the text does not."""
+        ids = self._with_bos(self._ids(self.render_prompt(messages, place=place)))
+        if not ids:
+            raise DataError(f"{_at(place)}the prompt gives no tokens, its text is empty; write one, or drop the row")
+        return ids
+
+    def encode_example(self, row: Row, *, train_on: TrainOn = "completion", add_end: bool = True) -> Example:
+        """A row in ids: one prompt, and one completion per answer.
+
+        What counts, by `train_on`: `completion` the answer; `assistant` every assistant turn of the conversation, the
+        prompt then being what stands before the first one; `all` everything behind the first token. A turn before the
+        last ends in an end token where the template writes one there. Plain text counts whole.
+
+        Args:
+            add_end: whether the answer ends in an end token.
+
+        Raises:
+            DataError: if the row has no answer, or no token to predict, or the template refuses it.
+        """
+        if not row.answers:
+            raise DataError(f"{_at(row.place)}the row has no answer to learn from; add one, or use it as a prompt only")
+        if not row.messages:
+            prompt_ids, completions, counted = self._encode_text(row, add_end)
+        elif train_on == "assistant":
+            prompt_ids, completions, counted = self._encode_turns(row, add_end)
+        else:
+            text = self.render_prompt(row.messages, place=row.place)
+            prompt_ids, counted = self.encode_prompt(row.messages, place=row.place), None
+            completions = self._encode_answers(row, text, add_end)
+            if train_on == "all":
+                prompt_ids, completions = prompt_ids[:1], [prompt_ids[1:] + ids for ids in completions]
+        if not all(completions):
+            raise DataError(f"{_at(row.place)}an answer gives no token to predict; drop the row, or add the end token")
+        return Example(prompt_ids, completions, counted, row.grades, row.margin, row)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def _encode_text(self, row: Row, add_end: bool) -> tuple[list[int], list[list[int]], None]:
+        """Plain text: behind the beginning token, or behind its own first token where there is none."""
+        if len(row.answers) != 1:
+            raise DataError(f"{_at(row.place)}{len(row.answers)} texts and no prompt; plain text is one text a row")
+        text_ids = _without_end(self._ids(row.answers[0]), self._eos)
+        ids = self._with_bos(text_ids) + [self._eos] * add_end
+        return ids[:1], [ids[1:]], None
+
+    def _encode_answers(self, row: Row, prompt: str, add_end: bool) -> list[list[int]]:
+        """Each answer as the continuation of the rendered prompt."""
+        ending, head = self._ending(row.messages, row.place), self._ids(prompt)
+        completions = []
+        for answer in row.answers:
+            text = self._answer_text(row.messages, prompt, answer, ending, row.place)
+            ids = _without_end(self._continue(prompt, head, text), ending.token_id)
+            completions.append(ids + [ending.token_id] * add_end)
+        return completions
+
+    def _encode_turns(self, row: Row, add_end: bool) -> tuple[list[int], list[list[int]], list[list[bool]]]:
+        """Every assistant turn counts, and the prompt stops where the first one begins."""
+        turns = [index for index, message in enumerate(row.messages) if message.role == "assistant" and index]
+        stops = [*turns, len(row.messages)]
+        prompt_ids = self.encode_prompt(row.messages[: stops[0]], place=row.place)
+        text = self.render_prompt(row.messages[: stops[0]], place=row.place)
+        ids: list[int] = []
+        counted: list[bool] = []
+        for turn, stop in zip(turns, stops[1:], strict=True):
+            earlier, answer = row.messages[:turn], row.messages[turn].content
+            one = replace(row, messages=earlier, answers=(answer,))
+            ending = self._ending(earlier, row.place)
+            # Where the template writes no special token, none stands here at inference either.
+            (answer_ids,) = self._encode_answers(one, text, add_end=bool(ending.closing))
+            text += self._answer_text(earlier, text, answer, ending, row.place) + ending.closing
+            later = self.render_prompt(row.messages[:stop], place=row.place)
+            if not later.startswith(text):
+                raise DataError(
+                    f"{_at(row.place)}the chat template rewrites an assistant turn once others follow it, so turns "
+                    "cannot be learned in one sequence; train on the completion, or set model.chat_template to another"
+                )
+            between = self._continue(text, self._ids(text), later[len(text) :])
+            ids += answer_ids + between
+            counted += [True] * len(answer_ids) + [False] * len(between)
+            text = later
+        answers = self._encode_answers(row, text, add_end)
+        return prompt_ids, [ids + last for last in answers], [counted + [True] * len(last) for last in answers]
+
+    def _answer_text(self, messages: Sequence[Message], prompt: str, answer: str, ending: _Ending, place: str) -> str:
+        """What stands between the rendered prompt and the end token.
+
+        Taken from the conversation rendered with the answer, as templates trim it or put a blank before it. Where that
+        does not begin with the prompt (templates that leave out an answer's thinking) it is the answer itself.
+        """
+        whole = self._render([*messages, Message("assistant", answer)], place, add_generation_prompt=False)
+        if not whole.startswith(prompt) or not whole[len(prompt) :].endswith(ending.suffix):
+            return answer
+        return whole[len(prompt) : len(whole) - len(ending.suffix)] + ending.before
+
+    def _ending(self, messages: Sequence[Message], place: str) -> _Ending:
+        rendered = self._render([*messages, Message("assistant", _MARK)], place, add_generation_prompt=False)
+        _, mark, suffix = rendered.rpartition(_MARK)
+        if not mark:
+            raise ModelError("the chat template leaves out what the assistant says; set model.chat_template to another")
+        found = self._special.search(suffix)
+        if not found:
+            return _Ending(suffix, "", "", self._eos)
+        token_id = self.tokenizer.convert_tokens_to_ids(found[0])
+        assert isinstance(token_id, int)
+        return _Ending(suffix, suffix[: found.start()], found[0], token_id)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        # Some tokenizers add runs of blanks as tokens; those end nothing. The longest first: one may begin another.
+        names = {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}
+        return re.compile("|".join(re.escape(name) for name in sorted(filter(str.strip, names), key=len, reverse=True)))
+
+    @property
+    def _eos(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def _render(self, messages: Sequence[Message], place: str, *, add_generation_prompt: bool) -> str:
+        if self.template is None:
+            raise ModelError(
+                f"the tokenizer {_name(self.tokenizer)} has no chat template; set model.chat_template to one of "
+                f"{', '.join(BUILT_IN_TEMPLATES)}, or to the path of a .jinja file"
+            )
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except TemplateSyntaxError as error:
+            raise ModelError(
+                f"the chat template is not valid Jinja at line {error.lineno}: {error.message}; correct it, or set "
+                "model.chat_template to another"
+            ) from None
+        except TemplateError as error:
+            roles = ", ".join(message.role for message in messages)
+            raise DataError(
+                f"{_at(place)}the chat template refuses the turns {roles}: {error}; correct the row, or set "
+                "model.chat_template to another"
+            ) from None
+        assert isinstance(text, str)
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+    def _continue(self, before: str, before_ids: list[int], text: str) -> list[int]:
+        """The ids of `text` behind `before`, whose own ids stay what they are alone."""
+        whole = self._ids(before + text)
+        if whole[: len(before_ids)] == before_ids:
+            return whole[len(before_ids) :]
+        # A token spans the boundary. Encoded by itself, `text` would start with a blank in Llama's tokenizers, so that
+        # it is encoded behind a text it does not merge with.
+        for anchor in _ANCHORS:
+            head, whole = self._ids(anchor), self._ids(anchor + text)
+            if whole[: len(head)] == head:
+                return whole[len(head) :]
+        raise ModelError(
+            f"the tokenizer {_name(self.tokenizer)} merges {text[:20]!r} with any text before it, so that it continues "
+            "no prompt; use another tokenizer"
+        )
+
+
+def fit_example(
+    example: Example,
+    *,
+    max_prompt_tokens: int | None,
+    max_completion_tokens: int | None,
+    truncate_prompt: Literal["error", "left"] = "error",
+    bos_token_id: int | None = None,
+) -> Example:
+    """The example within two limits, or the same one where it is within them already.
+
+    A longer completion is cut on the right, and then has no end token. With `left`, a longer prompt keeps its last
+    tokens, and its first where that is `bos_token_id`.
+
+    Raises:
+        PromptTooLongError: if the prompt is longer, and is not to be cut.
+    """
+    for limit in (max_prompt_tokens, max_completion_tokens):
+        assert limit is None or limit >= 1, f"a limit of {limit} tokens leaves nothing, 1 or more is needed"
+    prompt, length = example.prompt_ids, len(example.prompt_ids)
+    if max_prompt_tokens is not None and length > max_prompt_tokens:
+        if truncate_prompt == "error":
+            raise PromptTooLongError(
+                f"{_at(_place(example))}the prompt has {length} tokens and max_prompt_tokens is {max_prompt_tokens}; "
+                "allow more, cut prompts on the left, or drop the row"
+            )
+        keeps_bos = bos_token_id is not None and prompt[0] == bos_token_id and max_prompt_tokens > 1
+        prompt = [*prompt[:keeps_bos], *prompt[length - max_prompt_tokens + keeps_bos :]]
+    if max_completion_tokens is None or all(len(ids) <= max_completion_tokens for ids in example.completions):
+        return example if prompt is example.prompt_ids else replace(example, prompt_ids=prompt)
+    counted = example.counted and [flags[:max_completion_tokens] for flags in example.counted]
+    completions = [ids[:max_completion_tokens] for ids in example.completions]
+    return replace(example, prompt_ids=prompt, completions=completions, counted=counted)
+
+
+def require_counted(examples: Sequence[Example]) -> None:
+    """Raises DataError for an example of which no completion token counts: it would train nothing."""
+    for index, example in enumerate(examples):
+        if example.counted is not None and not any(any(flags) for flags in example.counted):
+            raise DataError(
+                f"{_at(_place(example) or f'example {index}')}no completion token counts, nothing is learned from this "
+                "row; allow longer completions, or drop the row"
+            )
+
+
+def _without_end(ids: list[int], end_token_id: int) -> list[int]:
+    """Ids without the end tokens a text itself closes with, so that the one added is the only one there."""
+    while ids and ids[-1] == end_token_id:
+        ids = ids[:-1]
+    return ids
+
+
+def _place(example: Example) -> str:
+    return example.row.place if example.row is not None else ""
+
+
+def _at(place: str) -> str:
+    return f"{place}: " if place else ""
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.name_or_path or type(tokenizer).__name__

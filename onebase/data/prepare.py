@@ -1,0 +1,149 @@
+"""From files to examples: read, split, leave out what cannot be used, encode, fit to the context."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from onebase.data.chat import ChatFormat, TrainOn, fit_example, require_counted
+from onebase.data.formats import drop_unusable, read_files, split_by_prompt
+from onebase.errors import DataError
+from onebase.records import Example, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long prompts and completions may be, in tokens."""
+
+    context: int
+    """Positions of the model: prompt and completion together."""
+    max_prompt: int | None = None
+    max_completion: int | None = None
+    truncate_prompt: Literal["error", "left"] = "error"
+
+
+def read_split(
+    train: Sequence[str],
+    held_out: Sequence[str],
+    *,
+    eval_fraction: float,
+    limit: int | None,
+    seed: int,
+    max_dropped_share: float,
+) -> tuple[list[Row], list[Row], dict[str, list[str]]]:
+    """Training and held-out rows, and the places of the rows left out by reason.
+
+    Where no held-out files are given, a part of the training rows is held out; rows with one prompt stay together.
+    """
+    rows, dropped = drop_unusable(read_files(train, limit=limit), max_share=max_dropped_share)
+    if held_out:
+        others, dropped_others = drop_unusable(read_files(held_out), max_share=max_dropped_share)
+        for reason, places in dropped_others.items():
+            dropped.setdefault(reason, []).extend(places)
+        return rows, others, dropped
+    kept, split_off = split_by_prompt(rows, eval_fraction, seed)
+    return kept, split_off, dropped
+
+
+def encode_rows(
+    rows: Iterable[Row], chat: ChatFormat, limits: Limits, *, train_on: TrainOn = "completion"
+) -> list[Example]:
+    """Rows with answers as examples within the limits; completions that are too long are cut on the right.
+
+    Raises:
+        PromptTooLongError: a prompt is too long and `truncate_prompt` is `error`.
+        DataError: a row has no answer, or nothing of it counts.
+    """
+    examples = [_fit(chat.encode_example(row, train_on=train_on), chat, limits) for row in rows]
+    require_counted(examples)
+    if not examples:
+        raise DataError("no rows are left to train on; look at data.train, data.limit and data.eval_fraction")
+    return examples
+
+
+def encode_prompts(
+    rows: Iterable[Row], chat: ChatFormat, limits: Limits, *, max_new_tokens: int, opening_tokens: int
+) -> list[Example]:
+    """Prompts to sample from, as examples without completions.
+
+    A plain text gives its first `opening_tokens` tokens, which the policy goes on from.
+    """
+    most = min(limits.max_prompt or limits.context, limits.context - max_new_tokens)
+    if most < 1:
+        raise DataError(
+            f"generation.max_new_tokens = {max_new_tokens} leaves no room for a prompt in the model's context of "
+            f"{limits.context}; lower it"
+        )
+    prompts = []
+    for row in rows:
+        if row.messages:
+            ids = chat.encode_prompt(row.messages, place=row.place)
+        else:
+            text = chat.encode_example(row)
+            ids = [*text.prompt_ids, *text.completions[0]][: min(opening_tokens, most)]
+        prompt = Example(ids, [], row=row)
+        prompts.append(
+            fit_example(
+                prompt,
+                max_prompt_tokens=most,
+                max_completion_tokens=None,
+                truncate_prompt=limits.truncate_prompt,
+                bos_token_id=chat.tokenizer.bos_token_id,
+            )
+        )
+    if not prompts:
+        raise DataError("no prompts are left to sample from; look at data.train, data.limit and data.eval_fraction")
+    return prompts
+
+
+def with_completions(prompt: Example, completions: Sequence[Sequence[int]]) -> Example:
+    """The prompt's tree with these completions."""
+    return replace(prompt, completions=list(completions), counted=None, grades=None)
+
+
+def pair_labelled(rows: Sequence[Row], *, seed: int) -> list[Row]:
+    """Labelled texts as pairs without a prompt: every text of the higher label against one of the lower.
+
+    Rows that are no labelled texts come back as they are. Each text is used once; the larger side loses its surplus.
+
+    Raises:
+        DataError: all labels are equal.
+    """
+    if not all(not row.messages and row.grades is not None and len(row.answers) == 1 for row in rows):
+        return list(rows)
+    labels = sorted({row.grades[0] for row in rows if row.grades})
+    if len(labels) != 2:
+        raise DataError(
+            f"{rows[0].place}: labelled texts are paired better against worse, which needs two labels; found "
+            f"{', '.join(f'{label:g}' for label in labels)}"
+        )
+    worse = [row for row in rows if row.grades == (labels[0],)]
+    better = [row for row in rows if row.grades == (labels[1],)]
+    order = random.Random(seed)
+    order.shuffle(worse)
+    order.shuffle(better)
+    return [
+        Row(messages=(), answers=(b.answers[0], w.answers[0]), grades=(1.0, 0.0), place=f"{b.place} and {w.place}")
+        for b, w in zip(better, worse, strict=False)
+    ]
+
+
+def dropped_line(dropped: dict[str, list[str]]) -> str:
+    """What was left out, in words; empty where nothing was."""
+    parts = [f"{len(places)} with {reason} ({', '.join(places[:3])})" for reason, places in dropped.items()]
+    return f"left out: {'; '.join(parts)}" if parts else ""
+
+
+def _fit(example: Example, chat: ChatFormat, limits: Limits) -> Example:
+    fitted = fit_example(
+        example,
+        max_prompt_tokens=min(limits.max_prompt or limits.context, limits.context - 1),
+        max_completion_tokens=limits.max_completion,
+        truncate_prompt=limits.truncate_prompt,
+        bos_token_id=chat.tokenizer.bos_token_id,
+    )
+    return fit_example(
+        fitted, max_prompt_tokens=None, max_completion_tokens=limits.context - len(fitted.prompt_ids)
+    )

@@ -1,0 +1,70 @@
+"""The tree of errors, each with the exit code a shell sees.
+
+    OnebaseError                1   unexpected, but said in one line
+    ├── ConfigError             2   a wrong verb, key or value
+    ├── DataError               3   a file or a row that cannot be used
+    │   └── PromptTooLongError
+    ├── ModelError              2   a model, tokenizer or role that cannot do what was asked
+    │   └── RoleMismatchError       a role made on another base, or without its head
+    ├── DoesNotFitError         4   will not fit in memory (or on disk)
+    ├── QualityError            5   a quality gate failed
+    ├── MissingExtraError       6   an optional package is not installed
+    ├── NonFiniteError          1   training produced NaN or infinity too often
+    ├── RewardError             1   a reward source failed, or gave something that is not a score
+    ├── Stopped                75   stopped on request, can be resumed
+    └── Interrupted           130   Ctrl-C, after saving
+
+A message says what happened, the offending value and its place (file, row, key), and what to do.
+"""
+
+
+class OnebaseError(Exception):
+    exit_code = 1
+
+
+class ConfigError(OnebaseError):
+    exit_code = 2
+
+
+class DataError(OnebaseError):
+    exit_code = 3
+
+
+class PromptTooLongError(DataError):
+    pass
+
+
+class ModelError(OnebaseError):
+    exit_code = 2
+
+
+class RoleMismatchError(ModelError):
+    pass
+
+
+class DoesNotFitError(OnebaseError):
+    exit_code = 4
+
+
+class QualityError(OnebaseError):
+    exit_code = 5
+
+
+class MissingExtraError(OnebaseError):
+    exit_code = 6
+
+
+class NonFiniteError(OnebaseError):
+    exit_code = 1
+
+
+class RewardError(OnebaseError):
+    exit_code = 1
+
+
+class Stopped(OnebaseError):
+    exit_code = 75
+
+
+class Interrupted(OnebaseError):
+    exit_code = 130

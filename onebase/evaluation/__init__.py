@@ -1,0 +1,1 @@
+"""What a policy does on held-out prompts: scores, KL, intervals, samples, pictures."""

@@ -1,0 +1,103 @@
+"""A role on held-out prompts: what it says, how it scores, how far it went from the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onebase.data.chat import ChatFormat
+from onebase.evaluation.intervals import Interval, bootstrap_mean, paired_bootstrap
+from onebase.models.forward import logprobs_and_entropy, token_logprobs
+from onebase.models.generation import Sampling, generate, sample_seeds
+from onebase.models.one_base import OneBase
+from onebase.models.passes import per_example
+from onebase.records import Example, RewardSource
+from onebase.training.rollout import score_request, trees
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """One number per prompt, averaged over its samples, so that prompts are independent of each other."""
+
+    role: str
+    prompts: list[str]
+    completions: list[str]
+    """The first sample of each prompt."""
+    scores: list[float]
+    first_scores: list[float]
+    """The score of each prompt's first sample."""
+    kl: list[float]
+    """Nats per completion, k1 against the reference."""
+    entropy: list[float]
+    """Nats per token."""
+    length: list[float]
+    """Tokens."""
+    ended: float
+    """Share of completions that ended by themselves."""
+
+    def row(self) -> dict[str, Interval]:
+        """The figures of a table's row, each with its interval."""
+        columns = {"score": self.scores, "kl": self.kl, "entropy": self.entropy, "length": self.length}
+        return {name: bootstrap_mean(values) for name, values in columns.items()}
+
+
+def evaluate_role(
+    one: OneBase,
+    chat: ChatFormat,
+    prompts: Sequence[Example],
+    reward_source: RewardSource,
+    *,
+    role: str,
+    reference: str,
+    sampling: Sampling,
+    samples_per_prompt: int,
+    seed: int,
+    token_budget: int,
+) -> HeldOut:
+    """Samples as `role` with fixed seeds, so that two roles, or two moments of one, are compared on the same numbers."""
+    seeds = sample_seeds(seed, num_prompts=len(prompts), samples_per_prompt=samples_per_prompt, stream="held-out")
+    samples = generate(
+        one,
+        [prompt.prompt_ids for prompt in prompts],
+        role=role,
+        sampling=sampling,
+        seeds=seeds,
+        samples_per_prompt=samples_per_prompt,
+    )
+    examples = trees(prompts, samples)
+    request = score_request(chat, examples)
+    scores = reward_source.score(request).view(len(prompts), samples_per_prompt)
+    temperature = sampling.temperature
+    entropies: list[Tensor] = per_example(
+        one,
+        examples,
+        lambda batch: torch.stack(logprobs_and_entropy(one, batch, role=role, temperature=temperature), -1).flatten(),
+        token_budget=token_budget,
+        numbers_per_token=2,
+    )
+    references = per_example(
+        one,
+        examples,
+        lambda batch: token_logprobs(one, batch, role=reference, temperature=temperature),
+        token_budget=token_budget,
+    )
+    pairs = [part.view(-1, 2) for part in entropies]
+    return HeldOut(
+        role=role,
+        prompts=list(request.prompts[::samples_per_prompt]),
+        completions=list(request.completions[::samples_per_prompt]),
+        scores=scores.mean(1).tolist(),
+        first_scores=scores[:, 0].tolist(),
+        kl=[float((own[:, 0] - ref).sum()) / samples_per_prompt for own, ref in zip(pairs, references, strict=True)],
+        entropy=[float(own[:, 1].mean()) for own in pairs],
+        length=[sum(map(len, e.completions)) / samples_per_prompt for e in examples],
+        ended=sum(sample.ended for sample in samples) / len(samples),
+    )
+
+
+def improvement(before: HeldOut, after: HeldOut) -> Interval:
+    """The paired interval of the score's rise, prompt by prompt."""
+    return paired_bootstrap(before.scores, after.scores)

@@ -1,0 +1,43 @@
+"""Bootstrap intervals: how far a mean may be off by the choice of the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """The percentile bootstrap of the mean (Efron 1979): the values are drawn with replacement 2,000 times.
+
+    Values must be independent of each other: average the samples of a prompt first.
+    """
+    array = numpy.asarray(values, dtype=numpy.float64)
+    if array.size == 0:
+        raise ValueError("an interval needs at least one value")
+    drawn = numpy.random.default_rng(seed).integers(0, array.size, size=(RESAMPLES, array.size))
+    means = array[drawn].mean(axis=1)
+    low, high = numpy.percentile(means, [2.5, 97.5])
+    return Interval(float(array.mean()), float(low), float(high))
+
+
+def paired_bootstrap(before: Sequence[float], after: Sequence[float], *, seed: int = 0) -> Interval:
+    """The interval of the mean difference `after - before`, value by value on the same prompts."""
+    if len(before) != len(after):
+        raise ValueError(f"a paired interval needs as many values before ({len(before)}) as after ({len(after)})")
+    return bootstrap_mean([b - a for a, b in zip(before, after, strict=True)], seed=seed)

@@ -1,0 +1,1 @@
+"""The frozen base, its roles, the forward passes over trees, and decoding."""

@@ -1,0 +1,178 @@
+"""Trees in, one number per completion token (or per completion) out.
+
+Only the positions that predict a counted token meet a head, and the vocabulary's logits exist for a chunk of tokens
+at a time, in the backward pass too: the logits of a batch never exist at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from onebase.data.tree import attention_mask, is_plain_causal
+from onebase.models.one_base import OneBase
+from onebase.objectives.masked import completion_mean
+from onebase.records import TreeBatch
+
+LOGITS_PER_CHUNK = 1 << 22
+"""Logits held at once: 16 MiB in float32, and as much again for their softmax."""
+
+
+def hidden_states(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
+    """The base run as `role` over the trees: `[R, T, H]`, after the final norm."""
+    with one.role(role):
+        return trunk(one.model, batch, layout=one.layout)
+
+
+def trunk(model: PreTrainedModel, batch: TreeBatch, *, layout: str) -> Tensor:
+    """The model without its output layer, whatever adapters are in force: `[R, T, H]`."""
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if layout == "separate":
+        if not is_plain_causal(batch):
+            raise ValueError("this model runs one completion per row: build its batches from `separate(examples)`")
+        arguments["attention_mask"] = (batch.tree >= 0).long()
+    else:
+        arguments["position_ids"] = batch.position_ids
+        arguments["attention_mask"] = _masks(model, batch)
+    return model.base_model(**arguments).last_hidden_state
+
+
+def token_logprobs(
+    one: OneBase, batch: TreeBatch, *, role: str, temperature: float = 1.0
+) -> Tensor:
+    """log p(token | prompt, earlier tokens of its completion) for every counted token: `[M]` float32.
+
+    Args:
+        temperature: the logits are divided by it, as they are when sampling.
+    """
+    logprobs, _ = logprobs_and_entropy(one, batch, role=role, temperature=temperature, with_entropy=False)
+    return logprobs
+
+
+def logprobs_and_entropy(
+    one: OneBase, batch: TreeBatch, *, role: str, temperature: float = 1.0, with_entropy: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the counted tokens and the entropy of what predicted them, both `[M]` float32, in nats.
+
+    The entropy is zeros where it is not asked for.
+    """
+    hidden = hidden_states(one, batch, role=role)
+    return head_logprobs(one, source_states(hidden, batch), batch, temperature=temperature, with_entropy=with_entropy)
+
+
+def source_states(hidden: Tensor, batch: TreeBatch) -> Tensor:
+    """The hidden states that predict the counted tokens: `[M, H]`."""
+    return hidden[batch.source_row, batch.source_column]
+
+
+def head_logprobs(
+    one: OneBase, states: Tensor, batch: TreeBatch, *, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """The output layer over `states [M, H]`, a chunk of tokens at a time: log-probs and entropy `[M]`."""
+    head = one.model.get_output_embeddings()
+    size = max(1, LOGITS_PER_CHUNK // one.model.config.get_text_config().vocab_size)
+    arguments = (head, final_logits(one.model), temperature, with_entropy)
+    if len(states) <= size or not torch.is_grad_enabled():
+        chunks = [
+            _chunk_logprobs(part, targets, *arguments)
+            for part, targets in zip(states.split(size), batch.targets.split(size), strict=True)
+        ]
+    else:
+        chunks = [
+            checkpoint(_chunk_logprobs, part, targets, *arguments, use_reentrant=False)
+            for part, targets in zip(states.split(size), batch.targets.split(size), strict=True)
+        ]
+    return torch.cat([c[0] for c in chunks]), torch.cat([c[1] for c in chunks])
+
+
+def token_values(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
+    """V(s_t), the state before each counted token: `[M]` float32."""
+    return one.roles[role].head(source_states(hidden_states(one, batch, role=role), batch))  # type: ignore[misc]
+
+
+def completion_scores(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
+    """The reward role's score of each completion, at its last token or the mean over its tokens: `[N]` float32."""
+    head, pooling = one.roles[role].head, one.roles[role].pooling
+    assert head is not None, f"role '{role}' has no scalar head"
+    hidden = hidden_states(one, batch, role=role)
+    if pooling == "last":
+        return head(hidden[batch.last_row, batch.last_column])
+    per_token = head(hidden[batch.source_row, batch.token_column])
+    return completion_mean(per_token, batch.completion_index, batch.num_completions)
+
+
+def final_logits(model: PreTrainedModel) -> tuple[float, float | None]:
+    """What the model does to its logits after the output layer: a factor, and a soft cap (Gemma 2)."""
+    config = model.config.get_text_config()
+    scale = 1.0
+    if getattr(config, "logit_scale", None):  # Cohere
+        scale = float(config.logit_scale)
+    if getattr(config, "logits_scaling", None):  # Granite
+        scale = 1.0 / float(config.logits_scaling)
+    return scale, getattr(config, "final_logit_softcapping", None)
+
+
+def _chunk_logprobs(
+    states: Tensor,
+    targets: Tensor,
+    head: nn.Module,
+    final: tuple[float, float | None],
+    temperature: float,
+    with_entropy: bool,
+) -> tuple[Tensor, Tensor]:
+    logits = adjust_logits(head(states).float(), final) / temperature  # [m, V]
+    log_normaliser = logits.logsumexp(-1)
+    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - log_normaliser
+    if not with_entropy:
+        return logprobs, torch.zeros_like(logprobs)
+    # H = log Z - sum_v p_v * logit_v
+    entropy = log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+    return logprobs, entropy
+
+
+def adjust_logits(logits: Tensor, final: tuple[float, float | None]) -> Tensor:
+    """Applies `final_logits` to the output layer's result."""
+    scale, cap = final
+    if scale != 1.0:
+        logits = logits * scale
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def sliding_window(model: PreTrainedModel) -> int | None:
+    """Positions a sliding-window layer sees, None where the model has no such layer in use."""
+    config = model.config.get_text_config()
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def mask_argument(model: PreTrainedModel, full: Tensor, windowed: Tensor | None) -> Tensor | dict[str, Tensor]:
+    """The 4-D mask, or masks per kind of layer, in the form this model takes them."""
+    if model.config.get_text_config()._attn_implementation == "eager":  # adds its mask instead of testing it
+        full = _additive(full, model.dtype)
+        windowed = None if windowed is None else _additive(windowed, model.dtype)
+    if windowed is None:
+        return full
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["sliding_attention"])
+    if kinds == {"sliding_attention"}:
+        return windowed
+    return {"full_attention": full, "sliding_attention": windowed}
+
+
+def _masks(model: PreTrainedModel, batch: TreeBatch) -> Tensor | dict[str, Tensor] | None:
+    window = sliding_window(model)
+    longest = int(batch.position_ids.max()) + 1
+    if window is not None and longest <= window:
+        window = None
+    if window is None and is_plain_causal(batch):
+        return None  # the kernels' own causal mask: padding stands on the right, and no real token sees it
+    full = attention_mask(batch)
+    return mask_argument(model, full, None if window is None else attention_mask(batch, window=window))
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)

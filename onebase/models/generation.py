@@ -1,0 +1,305 @@
+"""Decoding: K samples of a prompt from one prefill, finished rows dropped, waiting prompts let in.
+
+Every sample has a seed of its own, from which its random numbers come, one per token. What stands beside it in the
+batch, and when it was let in, therefore never changes a sample (beyond the last bits of the logits, which matter only
+where a random number falls within them of the border between two tokens).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from onebase.errors import PromptTooLongError
+from onebase.models.decode_cache import SlotCache
+from onebase.models.forward import adjust_logits, final_logits, mask_argument, sliding_window
+from onebase.models.one_base import OneBase
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn.
+
+    With `top_k` or `top_p` in use the samples come from a truncated distribution; `Sample.logprobs` are those of the
+    full one at this temperature.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0: the most probable token."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0: all."""
+    top_p: float = 1.0
+    """Keep the most probable tokens that together reach this probability; 1: all."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end a completion, and stay as its last token."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """One completion as it was drawn."""
+
+    prompt: int
+    """Which of the prompts given."""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    """log p of each token at the sampling temperature, in nats."""
+    ended: bool = False
+    """Whether it stopped by itself, with a stop token; False where the length limit cut it."""
+
+
+def stop_ids(one: OneBase, extra: Sequence[int] = ()) -> tuple[int, ...]:
+    """The end tokens of the tokenizer and of the model's generation settings, and `extra`."""
+    configured = getattr(one.model.generation_config, "eos_token_id", None)
+    ids = list(configured) if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in [*ids, one.tokenizer.eos_token_id, *extra] if i is not None}))
+
+
+def sample_seeds(seed: int, *, num_prompts: int, samples_per_prompt: int, stream: str = "") -> list[int]:
+    """A seed for every sample, prompt by prompt: a pure function of `(seed, stream, prompt, sample)`."""
+    return [
+        int.from_bytes(hashlib.sha256(f"{seed}/{stream}/{p}/{k}".encode()).digest()[:7], "big")
+        for p in range(num_prompts)
+        for k in range(samples_per_prompt)
+    ]
+
+
+@torch.no_grad()
+def generate(
+    one: OneBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    role: str,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    samples_per_prompt: int = 1,
+    max_rows: int = 256,
+    on_finished: Callable[[Sample], None] | None = None,
+) -> list[Sample]:
+    """Draws K completions of every prompt with the base run as `role`.
+
+    Args:
+        prompts: token ids, at least one each.
+        seeds: one per sample, prompt by prompt (`sample_seeds`).
+        max_rows: completions decoded at once; the others wait their turn.
+        on_finished: called as each sample finishes, in the order they do.
+
+    Returns:
+        The samples prompt by prompt: K of the first, K of the second, ...
+
+    Raises:
+        PromptTooLongError: a prompt and `max_new_tokens` exceed the model's context.
+    """
+    for i, prompt in enumerate(prompts):
+        if len(prompt) + sampling.max_new_tokens > one.context_length:
+            raise PromptTooLongError(
+                f"prompt {i}: {len(prompt)} tokens and {sampling.max_new_tokens} new ones exceed the model's context of "
+                f"{one.context_length}; lower generation.max_new_tokens or data.max_prompt_tokens"
+            )
+    samples = [Sample(prompt=p) for p in range(len(prompts)) for _ in range(samples_per_prompt)]
+    randoms = _random_numbers(seeds, sampling.max_new_tokens).to(one.device)  # [num samples, max_new_tokens]
+    decode = _decode_in_slots if one.layout == "tree" else _decode_by_prompt
+    with one.role(role):
+        num_slots = max(samples_per_prompt, min(max_rows, len(samples)))
+        decode(one, prompts, samples, randoms, sampling, samples_per_prompt, num_slots, on_finished)
+    return samples
+
+
+def draw(logits: Tensor, randoms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """One token per row by inverting the cumulative distribution at a given random number.
+
+    Args:
+        logits: `[B, V]`. randoms: `[B]` in [0, 1).
+
+    Returns:
+        ids `[B]` int64 and their log-probabilities `[B]` under the full distribution at the temperature.
+    """
+    logits = logits.float() / (sampling.temperature or 1.0)
+    logprobs = logits.log_softmax(-1)
+    if sampling.temperature == 0:
+        ids = logits.argmax(-1)
+    else:
+        weights = _truncate(logprobs, sampling).double().exp()
+        cumulative = weights.cumsum(-1)
+        # right=True: a random number equal to a border belongs to the next token, so weight 0 is never drawn.
+        thresholds = randoms.double()[:, None] * cumulative[:, -1:]
+        ids = torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return ids, logprobs.gather(-1, ids[:, None]).squeeze(-1)
+
+
+def _truncate(logprobs: Tensor, sampling: Sampling) -> Tensor:
+    if sampling.top_k and sampling.top_k < logprobs.shape[-1]:
+        least = logprobs.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logprobs = logprobs.masked_fill(logprobs < least, -torch.inf)
+    if sampling.top_p < 1.0:
+        ordered, order = logprobs.log_softmax(-1).sort(dim=-1, descending=True)
+        before = ordered.exp().cumsum(-1) - ordered.exp()  # mass of the more probable tokens: the first is kept always
+        drop = (before >= sampling.top_p).scatter(-1, order, before >= sampling.top_p)
+        logprobs = logprobs.masked_fill(drop, -torch.inf)
+    return logprobs
+
+
+def _random_numbers(seeds: Sequence[int], count: int) -> Tensor:
+    generator = torch.Generator()
+    rows = [torch.rand(count, generator=generator.manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows) if rows else torch.zeros(0, count)
+
+
+def _decode_in_slots(
+    one: OneBase,
+    prompts: Sequence[Sequence[int]],
+    samples: list[Sample],
+    randoms: Tensor,
+    sampling: Sampling,
+    num_samples: int,
+    max_rows: int,
+    on_finished: Callable[[Sample], None] | None,
+) -> None:
+    # Long prompts first: rows that stand side by side then have about the same length.
+    waiting = sorted(range(len(prompts)), key=lambda p: (-len(prompts[p]), p))
+    longest = max((len(p) for p in prompts), default=0) + sampling.max_new_tokens
+    stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=one.device)
+    cache: SlotCache | None = None
+    rows: list[int] = []  # the sample in each slot
+    ids = torch.zeros(0, dtype=torch.long, device=one.device)
+    taken = torch.zeros(0, dtype=torch.long, device=one.device)  # tokens drawn so far, per slot
+
+    while rows or waiting:
+        room = (max_rows - len(rows)) // num_samples
+        # A prefill interrupts everybody: wait until a quarter of the rows is free, unless nobody is decoding.
+        if waiting and room and (not rows or room * num_samples * 4 >= max_rows or room >= len(waiting)):
+            entering, waiting = waiting[:room], waiting[room:]
+            new_rows = [p * num_samples + k for p in entering for k in range(num_samples)]
+            hidden, cache = _prefill(one, [prompts[p] for p in entering], cache, num_samples, max_rows, longest)
+            new_ids = _step(one, hidden, samples, new_rows, randoms, torch.zeros_like(hidden[:, 0], dtype=torch.long), sampling)
+            rows, ids = rows + new_rows, torch.cat([ids, new_ids])
+            taken = torch.cat([taken, torch.ones_like(new_ids)])
+        else:
+            assert cache is not None
+            hidden = _decode_step(one, ids, cache)
+            ids = _step(one, hidden, samples, rows, randoms, taken, sampling)
+            taken = taken + 1
+        ended = torch.isin(ids, stops)
+        over = ended | (taken >= sampling.max_new_tokens)
+        if bool(over.any()):
+            keep = (~over).nonzero().squeeze(-1)
+            _finish(samples, rows, over, ended, on_finished)
+            rows = [rows[i] for i in keep.tolist()]
+            ids, taken = ids[keep], taken[keep]
+            assert cache is not None
+            cache.keep(keep)
+
+
+def _prefill(
+    one: OneBase,
+    prompts: list[Sequence[int]],
+    cache: SlotCache | None,
+    num_samples: int,
+    max_rows: int,
+    max_length: int,
+) -> tuple[Tensor, SlotCache]:
+    """Runs the prompts once each and copies their keys and values into K slots: `[B, H]` at each prompt's end."""
+    lengths = torch.tensor([len(p) for p in prompts], device=one.device)
+    input_ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long, device=one.device)
+    for row, prompt in zip(input_ids, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt, device=one.device)
+    # Padding stands on the right, where the causal mask hides it from every real token.
+    window = sliding_window(one.model)
+    mask = None
+    if window is not None and input_ids.shape[1] > window:
+        order = torch.arange(input_ids.shape[1], device=one.device)
+        causal = (order[:, None] >= order[None, :]).expand(len(prompts), 1, -1, -1)
+        mask = mask_argument(one.model, causal, causal & (order[:, None] - order[None, :] < window))
+    filled = DynamicCache()  # built without the model's configuration, it keeps all tokens of sliding layers too
+    output = one.model.base_model(input_ids=input_ids, attention_mask=mask, past_key_values=filled, use_cache=True)
+    if cache is None:
+        cache = SlotCache(filled, max_rows=max_rows, max_length=max_length)
+    cache.admit(filled, lengths, copies=num_samples)
+    last = output.last_hidden_state[torch.arange(len(prompts), device=one.device), lengths - 1]
+    return last.repeat_interleave(num_samples, dim=0), cache
+
+
+def _decode_step(one: OneBase, ids: Tensor, cache: SlotCache) -> Tensor:
+    """One token for every slot in use: `[B, H]`."""
+    positions = cache.lengths[:, None]
+    window = sliding_window(one.model)
+    visible = cache.begin_step()  # [B, 1, 1, L]
+    near = None
+    if window is not None and visible.shape[-1] > window:
+        order = torch.arange(visible.shape[-1], device=one.device)
+        near = visible & (positions - order[None, :] < window)[:, None, None, :]
+    output = one.model.base_model(
+        input_ids=ids[:, None],
+        position_ids=positions,
+        attention_mask=mask_argument(one.model, visible, near),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    cache.end_step()
+    return output.last_hidden_state[:, -1]
+
+
+def _step(
+    one: OneBase,
+    hidden: Tensor,
+    samples: list[Sample],
+    rows: list[int],
+    randoms: Tensor,
+    taken: Tensor,
+    sampling: Sampling,
+) -> Tensor:
+    logits = adjust_logits(one.model.get_output_embeddings()(hidden).float(), final_logits(one.model))
+    numbers = randoms[torch.tensor(rows, device=randoms.device), taken]
+    ids, logprobs = draw(logits, numbers, sampling)
+    for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
+        samples[row].ids.append(token)
+        samples[row].logprobs.append(logprob)
+    return ids
+
+
+def _finish(
+    samples: list[Sample], rows: list[int], over: Tensor, ended: Tensor, on_finished: Callable[[Sample], None] | None
+) -> None:
+    for row, is_over, has_ended in zip(rows, over.tolist(), ended.tolist(), strict=True):
+        if is_over:
+            samples[row].ended = has_ended
+            if on_finished is not None:
+                on_finished(samples[row])
+
+
+def _decode_by_prompt(
+    one: OneBase,
+    prompts: Sequence[Sequence[int]],
+    samples: list[Sample],
+    randoms: Tensor,
+    sampling: Sampling,
+    num_samples: int,
+    max_rows: int,
+    on_finished: Callable[[Sample], None] | None,
+) -> None:
+    """For models a tree does not fit (ALiBi, state-space): the K rows of one prompt, read again for every token.
+
+    Such a model has its own idea of a cache or of positions; rows of equal length need neither mask nor cache. Exact,
+    and slow: cost grows with the square of the length.
+    """
+    stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=one.device)
+    for p, prompt in enumerate(prompts):
+        rows = list(range(p * num_samples, (p + 1) * num_samples))
+        ids = torch.tensor([list(prompt)] * num_samples, device=one.device)
+        for step in range(sampling.max_new_tokens):
+            hidden = one.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+            taken = torch.full((len(rows),), step, device=one.device)
+            new_ids = _step(one, hidden, samples, rows, randoms, taken, sampling)
+            ids = torch.cat([ids, new_ids[:, None]], dim=1)
+            ended = torch.isin(new_ids, stops)
+            over = ended | (taken + 1 >= sampling.max_new_tokens)
+            _finish(samples, rows, over, ended, on_finished)
+            keep = (~over).nonzero().squeeze(-1)
+            rows, ids = [rows[i] for i in keep.tolist()], ids[keep]
+            if not rows:
+                break

@@ -1,0 +1,240 @@
+"""From a folder or a hub name to a `OneBase`: weights, tokenizer, dtype, quantisation, layout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from onebase.data.tree import build_tree_batch, separate
+from onebase.errors import MissingExtraError, ModelError
+from onebase.models.forward import adjust_logits, final_logits, trunk
+from onebase.models.one_base import OneBase
+from onebase.records import Example
+
+EXACTNESS_TOLERANCE = 1e-4
+"""Largest difference in a log-prob between a tree and separate rows, in float32, for the tree to be used."""
+
+
+def load_base(
+    model_name_or_path: str,
+    *,
+    dtype: str = "auto",
+    quantization: str = "none",
+    device: str = "auto",
+    layout: str = "auto",
+) -> OneBase:
+    """Loads a causal language model and its tokenizer as a frozen base.
+
+    Args:
+        dtype: `auto` (see `hardware_dtype`), `float32` or `bfloat16`.
+        quantization: `none`, or `nf4`: linear layers in 4 bits (QLoRA, Dettmers et al. 2023), computing in `dtype`.
+        layout: `auto` checks once on a tiny random tree whether trees are exact for this model.
+
+    Raises:
+        ModelError: no such model, no tokenizer, or ids beyond the embedding.
+        MissingExtraError: nf4 without bitsandbytes.
+    """
+    chosen_device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    chosen_dtype = hardware_dtype(chosen_device) if dtype == "auto" else getattr(torch, dtype)
+    model = _load_model(model_name_or_path, chosen_dtype, quantization, chosen_device)
+    tokenizer = load_tokenizer(model_name_or_path)
+    return wrap_model(
+        model, tokenizer, layout=layout, name_or_path=model_name_or_path, fingerprint=base_fingerprint(model_name_or_path)
+    )
+
+
+def wrap_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    layout: str = "auto",
+    name_or_path: str = "",
+    fingerprint: str | None = None,
+) -> OneBase:
+    """A `OneBase` around a model that is in memory already."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer of {name_or_path or 'this model'} has {len(tokenizer)} ids and the embedding only {rows} "
+            "rows: they belong to different models"
+        )
+    model.eval()
+    if fingerprint is None:
+        fingerprint = tensors_fingerprint(dict(model.state_dict()))
+    if layout == "auto":
+        layout = detect_layout(model)
+    return OneBase(model, tokenizer, fingerprint=fingerprint, layout=layout, name_or_path=name_or_path)
+
+
+def hardware_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, else float32.
+
+    Native means compute capability 8.0 or higher on NVIDIA GPUs (older ones only emulate it), AVX-512 BF16 or AMX on
+    x86 processors, and the arm64 BF16 extension, which PyTorch does not report: float32 there.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    else:
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model.
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{name_or_path}: no tokenizer could be loaded: {_first_line(error)}") from error
+
+
+def detect_layout(model: PreTrainedModel) -> str:
+    """`tree` where a tree gives the log-probs of separate rows within `EXACTNESS_TOLERANCE`, else `separate`.
+
+    Tried on one tiny random tree. ALiBi and state-space models fail: they read distances from columns.
+
+    Raises:
+        ModelError: the model's own logits are not reproduced either, so neither layout can be trusted.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = model.config.get_text_config().vocab_size
+
+    def random_ids(count: int) -> list[int]:
+        return torch.randint(0, size, (count,), generator=generator).tolist()
+
+    example = Example(random_ids(7), [random_ids(5), random_ids(3), random_ids(4)])
+    # Native bf16 and 4-bit kernels depend on a batch's shape; their noise is not a layout's error.
+    tolerance = EXACTNESS_TOLERANCE if model.dtype == torch.float32 else 0.25
+    with torch.no_grad():
+        rows = build_tree_batch(separate([example])).to(model.device)
+        expected = _own_logprobs(model, rows.input_ids, rows.tree >= 0)[rows.source_row, rows.source_column]
+        expected = expected.gather(-1, rows.targets[:, None])
+        separate_rows = _logprobs(model, [example], "separate", tolerance)
+        if separate_rows is None or (separate_rows - expected).abs().max() > tolerance:
+            raise ModelError(
+                f"{type(model).__name__}: the log-probs from its trunk and output layer differ from its own logits; "
+                "this architecture is not supported"
+            )
+        in_tree = _logprobs(model, [example], "tree", tolerance)
+    exact = in_tree is not None and (in_tree - expected).abs().max() <= tolerance
+    return "tree" if exact else "separate"
+
+
+def _logprobs(model: PreTrainedModel, examples: list[Example], layout: str, tolerance: float) -> Tensor | None:
+    batch = build_tree_batch(examples if layout == "tree" else separate(examples)).to(model.device)
+    try:
+        hidden = trunk(model, batch, layout=layout)
+    except (TypeError, ValueError, RuntimeError):
+        return None  # takes no position_ids, or no 4-D mask
+    states = hidden[batch.source_row, batch.source_column]
+    logits = adjust_logits(model.get_output_embeddings()(states).float(), final_logits(model))
+    return logits.log_softmax(-1).gather(-1, batch.targets[:, None])
+
+
+def _own_logprobs(model: PreTrainedModel, input_ids: Tensor, attended: Tensor) -> Tensor:
+    return model(input_ids=input_ids, attention_mask=attended.long(), use_cache=False).logits.float().log_softmax(-1)
+
+
+def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.device) -> PreTrainedModel:
+    if _looks_local(name) and not Path(name).is_dir():
+        raise ModelError(f"{name}: no such folder; model.model_name_or_path takes a folder or a hub name")
+    config = None
+    if quantization == "nf4":
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError('nf4 needs bitsandbytes: pip install "onebase[quant]"') from error
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, quantization_config=config, device_map={"": device} if config is not None else None
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{name}: no model could be loaded: {_first_line(error)}") from error
+    return model if config is not None else model.to(device)
+
+
+def _looks_local(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name.split("/")[0]).is_dir()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+# ------------------------------------------------------------------------------------------------- fingerprints
+
+
+def base_fingerprint(name_or_path: str) -> str:
+    """Identifies the base's weights as stored: the same for every dtype, device and quantisation it is loaded in.
+
+    Read from the safetensors files: names, shapes, and a sample of each tensor's elements, not all bytes, so that an
+    8 B model takes a second. Sharding does not matter.
+    """
+    files = _safetensors_files(name_or_path)
+    if not files:
+        return "unknown"
+    entries: dict[str, bytes] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as handle:
+            for name in handle.keys():
+                part = handle.get_slice(name)
+                first = part[: min(64, part.get_shape()[0])] if part.get_shape() else handle.get_tensor(name)
+                entries[name] = _entry(name, part.get_shape(), first)
+    return _digest(entries)
+
+
+def tensors_fingerprint(tensors: dict[str, Tensor]) -> str:
+    """As `base_fingerprint`, of tensors in memory."""
+    entries = {}
+    for name, tensor in tensors.items():
+        first = tensor[: min(64, tensor.shape[0])] if tensor.dim() else tensor
+        entries[name] = _entry(name, list(tensor.shape), first)
+    return _digest(entries)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Identifies the mapping from text to ids."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps([vocabulary, special]).encode()).hexdigest()[:16]
+
+
+def _entry(name: str, shape: list[int], first_rows: Tensor) -> bytes:
+    sample = first_rows.reshape(-1).float()
+    sample = sample[:: max(1, sample.numel() // 1024)].cpu().contiguous()
+    return f"{name}{list(shape)}".encode() + sample.numpy().tobytes()
+
+
+def _digest(entries: dict[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(entries):
+        digest.update(entries[name])
+    return digest.hexdigest()[:16]
+
+
+def _safetensors_files(name_or_path: str) -> list[Path]:
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return sorted(folder.glob("*.safetensors"))
+    for entry in ("model.safetensors", "model.safetensors.index.json"):
+        found = cached_file(name_or_path, entry, _raise_exceptions_for_missing_entries=False)
+        if found:
+            return sorted(Path(found).parent.glob("*.safetensors"))
+    return []

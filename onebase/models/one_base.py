@@ -1,0 +1,310 @@
+"""One frozen base in memory, and the roles that are adapters on it.
+
+    | role      | adapter                                            | head          |
+    | policy    | yes (or none: full-parameter training of the base) | the base's    |
+    | reference | a frozen copy of what the policy started from,     | the base's    |
+    |           | or none where that is exactly the base             |               |
+    | reward    | yes                                                | ScalarHead    |
+    | critic    | yes, or the policy's own with a head on its trunk  | ScalarHead    |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from onebase.errors import ModelError
+from onebase.models.heads import ScalarHead
+
+
+@dataclass(slots=True)
+class Role:
+    """A way to use the base: through an adapter or not, with a scalar head or not."""
+
+    name: str
+    adapter: str | None
+    """The adapter's name in PEFT; None: adapters off."""
+    head: ScalarHead | None
+    trains: bool
+    pooling: str = "last"
+    """For a reward role: `last` scores the last token, `mean` the mean over the completion's tokens."""
+    score_mean: float = 0.0
+    score_std: float = 1.0
+    """Moments of the held-out scores, to normalise by."""
+
+
+class OneBase:
+    """Holds the base model, its tokenizer and the named roles.
+
+    Args:
+        model: a causal language model of transformers, already on its device; frozen here.
+        fingerprint: of the base's weights: a role made on another base is refused.
+        layout: `tree` where a prompt tree is exact for this architecture, else `separate`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        fingerprint: str,
+        layout: str,
+        name_or_path: str = "",
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.fingerprint = fingerprint
+        self.layout = layout
+        self.name_or_path = name_or_path
+        self.roles: dict[str, Role] = {}
+        self._active: str | None = None
+        self._trained_in_full: str | None = None
+        self._peft: PeftModel | None = None
+        self._tuner_layers: list[BaseTunerLayer] = []
+        model.requires_grad_(False)
+        model.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def active(self) -> str | None:
+        """The role in force, None outside `with one.role(...)`."""
+        return self._active
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.get_input_embeddings().embedding_dim
+
+    @property
+    def context_length(self) -> int:
+        """Positions the base was made for."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**31)
+
+    # ---------------------------------------------------------------------------------------------------- roles
+
+    def add_role(
+        self,
+        name: str,
+        *,
+        lora: LoraConfig | None = None,
+        weights: dict[str, Tensor] | None = None,
+        copy_of: str | None = None,
+        head: bool = False,
+        trains: bool = False,
+    ) -> Role:
+        """Adds a role: on a new adapter (`lora`), on a copy of another role's (`copy_of`), or with adapters off.
+
+        Args:
+            weights: the adapter's tensors as PEFT saves them, instead of a fresh start.
+            head: give it a scalar head, starting at zero, or at the copied role's where that has one.
+
+        Raises:
+            ModelError: the name is taken, or the weights do not fit the adapter's configuration.
+        """
+        if name in self.roles:
+            raise ModelError(f"role '{name}' exists already; roles here: {', '.join(self.roles)}")
+        source = self.roles[copy_of] if copy_of is not None else None
+        if source is not None and source.adapter is not None:
+            lora, weights = self.lora_config(source.name), self.adapter_weights(source.name)
+        if lora is not None:
+            self._add_adapter(name, lora, weights)
+        new_head = ScalarHead(self.hidden_size).to(self.device) if head else None
+        if new_head is not None and source is not None and source.head is not None:
+            new_head.load_state_dict(source.head.state_dict())
+        self.roles[name] = Role(name, name if lora is not None else None, new_head, trains)
+        self._apply(self._active)
+        return self.roles[name]
+
+    def share_adapter(self, name: str, *, with_role: str, trains: bool = True) -> Role:
+        """Adds a role that is only a scalar head on another role's adapter: the critic on the policy's trunk."""
+        role = Role(name, self.roles[with_role].adapter, ScalarHead(self.hidden_size).to(self.device), trains)
+        self.roles[name] = role
+        self._apply(self._active)
+        return role
+
+    @contextmanager
+    def role(self, name: str) -> Iterator[Role]:
+        """Runs the base as this role; on leaving, whatever was in force before is in force again."""
+        if name not in self.roles:
+            raise ModelError(f"no role '{name}' on this base; roles here: {', '.join(self.roles) or 'none'}")
+        before = self._active
+        self._apply(name)
+        try:
+            yield self.roles[name]
+        finally:
+            self._apply(before)
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """What the optimizer gets for a role: its adapter and head, or the whole base in full-parameter training.
+
+        A head on another role's adapter owns the head alone.
+        """
+        role = self.roles[name]
+        owned: list[nn.Parameter] = []
+        if role.adapter == name:
+            owned = self._adapter_parameters(name)
+        elif role.adapter is None and self._trained_in_full == name:
+            owned = list(self.model.parameters())
+        return owned + (list(role.head.parameters()) if role.head else [])
+
+    def train_base(self, name: str) -> None:
+        """Full-parameter training: the role `name`, adapters off, owns the base's own parameters.
+
+        Raises:
+            ModelError: the base is quantised, or other roles stand on it and would change with it.
+        """
+        if getattr(self.model, "is_quantized", False):
+            raise ModelError("a quantised base cannot be trained in full; set model.quantization: none, or lora.r >= 1")
+        others = [role.name for role in self.roles.values() if role.name != name]
+        if others:
+            raise ModelError(f"training the base in full would change the roles on it: {', '.join(others)}")
+        self.roles[name].trains = True
+        self._trained_in_full = name
+        self.model.requires_grad_(True)
+
+    def lora_config(self, name: str) -> LoraConfig:
+        """The PEFT configuration of a role's adapter."""
+        role = self.roles[name]
+        if role.adapter is None or self._peft is None:
+            raise ModelError(f"role '{name}' has no adapter: it is the base itself")
+        return self._peft.peft_config[role.adapter]  # type: ignore[return-value]
+
+    def adapter_weights(self, name: str) -> dict[str, Tensor]:
+        """The adapter's tensors under the names PEFT saves them by, detached copies on CPU."""
+        role = self.roles[name]
+        if role.adapter is None or self._peft is None:
+            return {}
+        state = get_peft_model_state_dict(self._peft, adapter_name=role.adapter)
+        return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in state.items()}
+
+    # -------------------------------------------------------------------------------------------------- internal
+
+    def _add_adapter(self, name: str, lora: LoraConfig, weights: dict[str, Tensor] | None) -> None:
+        if self._peft is None:
+            self._peft = PeftModel(self.model, lora, adapter_name=name)
+        else:
+            self._peft.add_adapter(name, lora)
+        self._tuner_layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        if weights is None:
+            return
+        result = set_peft_model_state_dict(self._peft, weights, adapter_name=name)
+        missing = [key for key in result.missing_keys if f".{name}." in key]
+        if missing or result.unexpected_keys:
+            first = (missing or list(result.unexpected_keys))[0]
+            raise ModelError(
+                f"the adapter of role '{name}' does not fit this base: {len(missing)} tensors missing and "
+                f"{len(result.unexpected_keys)} unexpected, the first is '{first}'; was it made on another architecture?"
+            )
+
+    def _apply(self, name: str | None) -> None:
+        """Puts a role in force. Which parameters train never depends on which role is in force."""
+        self._active = name
+        adapter = self.roles[name].adapter if name is not None else None
+        for layer in self._tuner_layers:
+            # inference_mode: PEFT would make the adapter trainable that it activates.
+            layer.set_adapter([adapter] if adapter else [], inference_mode=True)
+        for role in self.roles.values():
+            if role.trains and role.adapter is not None:
+                for parameter in self._adapter_parameters(role.adapter):
+                    parameter.requires_grad_(True)
+            if role.head is not None:
+                role.head.requires_grad_(role.trains)
+
+    def _adapter_parameters(self, adapter: str) -> list[nn.Parameter]:
+        parameters: list[nn.Parameter] = []
+        for layer in self._tuner_layers:
+            for attribute in layer.adapter_layer_names:
+                branch = getattr(layer, attribute)
+                if adapter in branch:
+                    value = branch[adapter]
+                    parameters += [value] if isinstance(value, nn.Parameter) else list(value.parameters())
+        return parameters
+
+
+def lora_config(
+    model: PreTrainedModel,
+    *,
+    r: int,
+    alpha: float,
+    dropout: float = 0.0,
+    target_modules: str | Sequence[str] = "all-linear",
+    layers: str | Sequence[int] = "all",
+) -> LoraConfig:
+    """A LoRA configuration for this model.
+
+    Args:
+        dropout: off by default. With it on, the shared prompt of a tree is dropped once for all its completions.
+        target_modules: names of linear layers, or `all-linear`: all but the output layer.
+        layers: `all`, `upper-half`, `upper-quarter`, a range such as `8-15`, or a list of indices from 0.
+
+    Raises:
+        ModelError: a name or a layer that the model does not have.
+    """
+    linear = _linear_layers(model)
+    suffixes = {name.rsplit(".", 1)[-1] for name in linear}
+    if target_modules == "all-linear":
+        targets = sorted(suffixes)
+    else:
+        targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+        unknown = [name for name in targets if name not in suffixes]
+        if unknown:
+            raise ModelError(
+                f"lora.target_modules: no linear layer is named {unknown[0]!r}; here: {', '.join(sorted(suffixes))}"
+            )
+    num_layers = int(model.config.get_text_config().num_hidden_layers)
+    chosen = _layer_indices(layers, num_layers)
+    return LoraConfig(
+        r=r,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=targets,
+        layers_to_transform=None if len(chosen) == num_layers else chosen,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
+    )
+
+
+def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The base's linear layers by name, adapted or not, without the output layer."""
+    output = model.get_output_embeddings()
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside_adapter = ".base_layer" in name or ".lora_" in name
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not output and not inside_adapter:
+            found[name] = layer
+    return found
+
+
+def _layer_indices(layers: str | Sequence[int], num_layers: int) -> list[int]:
+    everything = list(range(num_layers))
+    if layers == "all":
+        return everything
+    if layers == "upper-half":
+        return everything[num_layers // 2 :]
+    if layers == "upper-quarter":
+        return everything[num_layers - max(1, num_layers // 4) :]
+    if isinstance(layers, str):
+        first, dash, last = layers.partition("-")
+        if not (dash and first.isdigit() and last.isdigit()):
+            raise ModelError(
+                f"lora.layers: {layers!r} is not all, upper-half, upper-quarter, a range such as 8-15, or a list"
+            )
+        chosen = list(range(int(first), int(last) + 1))
+    else:
+        chosen = list(layers)
+    if not chosen or min(chosen) < 0 or max(chosen) >= num_layers:
+        raise ModelError(f"lora.layers: {layers!r} reaches outside the model's {num_layers} layers (0-{num_layers - 1})")
+    return chosen

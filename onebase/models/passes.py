@@ -1,0 +1,53 @@
+"""A forward pass over any number of examples, in batches that fit, the results sorted back to the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from onebase.data.batches import microbatch_indices
+from onebase.data.tree import build_tree_batch, separate
+from onebase.models.one_base import OneBase
+from onebase.records import Example, TreeBatch
+
+
+def lay_out(one: OneBase, examples: Sequence[Example]) -> TreeBatch:
+    """The examples as a batch in the layout that is exact for this base, on its device."""
+    chosen = examples if one.layout == "tree" else separate(examples)
+    return build_tree_batch(chosen).to(one.device)
+
+
+def num_counted(examples: Sequence[Example]) -> int:
+    """Completion tokens that count, over all examples: the normaliser of a step."""
+    return sum(
+        sum(map(len, example.completions)) if example.counted is None else sum(map(sum, example.counted))
+        for example in examples
+    )
+
+
+@torch.no_grad()
+def per_example(
+    one: OneBase,
+    examples: Sequence[Example],
+    function: Callable[[TreeBatch], Tensor],
+    *,
+    token_budget: int,
+    per_completion: bool = False,
+    numbers_per_token: int = 1,
+) -> list[Tensor]:
+    """Runs `function` (batch -> `[M * numbers_per_token]`, or `[N]` with `per_completion`) over all examples, without
+    gradient.
+
+    Returns:
+        One tensor per example on CPU: its counted tokens' numbers, completion by completion, or one per completion.
+    """
+    results: list[Tensor] = [torch.zeros(0)] * len(examples)
+    for indices in microbatch_indices(examples, token_budget):
+        chosen = [examples[i] for i in indices]
+        flat = function(lay_out(one, chosen)).float().cpu()
+        sizes = [len(e.completions) if per_completion else num_counted([e]) * numbers_per_token for e in chosen]
+        for i, part in zip(indices, flat.split(sizes), strict=True):
+            results[i] = part
+    return results

@@ -1,0 +1,200 @@
+"""Roles on disk: the PEFT folder other tools read, and `role.json` that says what it belongs to.
+
+    policy/   adapter_config.json  adapter_model.safetensors  role.json
+    reward/   the same, as SEQ_CLS with its `score` head inside: plain transformers and PEFT score alike
+
+A role made on another base, with another tokenizer, or a scalar role without its head is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from onebase.errors import ModelError, RoleMismatchError
+from onebase.files import atomic_folder
+from onebase.models.loading import tokenizer_fingerprint
+from onebase.models.one_base import OneBase, Role
+
+SCORE_KEY = "base_model.model.score.weight"
+SCALAR_KINDS = ("reward", "critic")
+
+
+@dataclass(frozen=True, slots=True)
+class RoleCard:
+    """What `role.json` says of a role."""
+
+    kind: str
+    """`policy`, `reward` or `critic`."""
+    base: str
+    """Folder or hub name of the base."""
+    base_fingerprint: str
+    tokenizer_fingerprint: str
+    chat_template: str | None = None
+    """The template as given in the configuration; None: the tokenizer's own."""
+    chat_template_fingerprint: str = ""
+    pooling: str = "last"
+    score_mean: float = 0.0
+    score_std: float = 1.0
+
+
+def save_role(
+    one: OneBase,
+    name: str,
+    folder: str | Path,
+    *,
+    kind: str,
+    chat_template: str | None = None,
+    chat_template_fingerprint: str = "",
+) -> RoleCard:
+    """Writes a role, whole or not at all.
+
+    A critic that is only a head on the policy's trunk is saved with a copy of that adapter, so that its folder stands
+    alone.
+    """
+    role = one.roles[name]
+    config = LoraConfig(**{**one.lora_config(name).to_dict(), "inference_mode": True})
+    weights = one.adapter_weights(name)
+    if role.head is not None:
+        weights[SCORE_KEY] = role.head.weight.detach().to("cpu", torch.float32, copy=True)
+        config.task_type = "SEQ_CLS"
+        config.modules_to_save = ["score"]
+    local = Path(one.name_or_path)
+    config.base_model_name_or_path = str(local.resolve()) if local.is_dir() else one.name_or_path
+    card = RoleCard(
+        kind=kind,
+        base=config.base_model_name_or_path,
+        base_fingerprint=one.fingerprint,
+        tokenizer_fingerprint=tokenizer_fingerprint(one.tokenizer),
+        chat_template=chat_template,
+        chat_template_fingerprint=chat_template_fingerprint,
+        pooling=role.pooling,
+        score_mean=role.score_mean,
+        score_std=role.score_std,
+    )
+    with atomic_folder(Path(folder)) as temporary:
+        config.save_pretrained(str(temporary))
+        save_file(weights, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        (temporary / "role.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
+    return card
+
+
+def save_base(one: OneBase, folder: str | Path) -> None:
+    """Writes the base and its tokenizer as a transformers folder: what full-parameter training leaves."""
+    with atomic_folder(Path(folder)) as temporary:
+        one.model.save_pretrained(temporary)
+        one.tokenizer.save_pretrained(temporary)
+
+
+def save_classifier(one: OneBase, name: str, folder: str | Path) -> None:
+    """Writes the base with the role's head as a transformers sequence classifier with one label.
+
+    For a reward role trained in full: it is a model of its own then, and no role on the base it came from.
+
+    Raises:
+        ModelError: transformers has no sequence classifier for this architecture.
+    """
+    head = one.roles[name].head
+    assert head is not None, f"role '{name}' has no scalar head"
+    config = copy.deepcopy(one.model.config)
+    config.num_labels = 1
+    # The classifier finds the last token of a row as the last that is not padding.
+    config.pad_token_id = one.tokenizer.pad_token_id
+    try:
+        classifier = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise ModelError(f"{type(one.model).__name__}: transformers has no sequence classifier of this kind") from error
+    classifier.base_model.load_state_dict(one.model.base_model.state_dict())
+    with torch.no_grad():
+        classifier.score.weight.copy_(head.weight)
+    with atomic_folder(Path(folder)) as temporary:
+        classifier.to(one.model.dtype).save_pretrained(temporary)
+        one.tokenizer.save_pretrained(temporary)
+
+
+def read_card(folder: str | Path) -> RoleCard:
+    """Reads `role.json`.
+
+    Raises:
+        ModelError: no such folder, no role in it, or a file that cannot be read.
+    """
+    path = Path(folder) / "role.json"
+    if not Path(folder).is_dir():
+        raise ModelError(f"{folder}: no such folder; a role is the folder `policy` or `reward` inside a run")
+    if not path.is_file():
+        inside = sorted(child.name for child in Path(folder).iterdir() if (child / "role.json").is_file())
+        hint = f"did you mean {Path(folder) / inside[0]}?" if inside else "it is not a role saved by onebase"
+        raise ModelError(f"{folder}: no role.json; {hint}")
+    try:
+        return RoleCard(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+
+
+def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, ...], trains: bool = False) -> Role:
+    """Puts a saved role on this base under `name`; a policy becomes a role without head.
+
+    Raises:
+        RoleMismatchError: the role is of another kind, was made on another base or with another tokenizer, or lacks
+            its head.
+    """
+    card = read_card(folder)
+    if card.kind not in kinds:
+        raise RoleMismatchError(f"{folder}: this is a {card.kind} role, and a {' or '.join(kinds)} role is needed here")
+    check_base(one, card, folder)
+    config, weights = read_adapter(folder)
+    score = weights.pop(SCORE_KEY, None)
+    if card.kind in SCALAR_KINDS and score is None:
+        raise RoleMismatchError(
+            f"{folder}: a {card.kind} role without its head: adapter_model.safetensors has no '{SCORE_KEY}'; "
+            "its scores would be random. Train it again, or copy the whole folder"
+        )
+    role = one.add_role(name, lora=config, weights=weights, head=score is not None, trains=trains)
+    role.pooling, role.score_mean, role.score_std = card.pooling, card.score_mean, card.score_std
+    if score is not None and role.head is not None:
+        if score.shape != role.head.weight.shape:
+            raise RoleMismatchError(
+                f"{folder}: its head has shape {tuple(score.shape)}, this base needs {tuple(role.head.weight.shape)}"
+            )
+        with torch.no_grad():
+            role.head.weight.copy_(score)
+    return role
+
+
+def check_base(one: OneBase, card: RoleCard, folder: str | Path) -> None:
+    """Raises RoleMismatchError unless the role was made on this base, with this tokenizer."""
+    if card.base_fingerprint != one.fingerprint:
+        raise RoleMismatchError(
+            f"{folder}: made on another base: {card.base} (fingerprint {card.base_fingerprint}), while this is "
+            f"{one.name_or_path} ({one.fingerprint}); load that base, or train the role again on this one"
+        )
+    here = tokenizer_fingerprint(one.tokenizer)
+    if card.tokenizer_fingerprint != here:
+        raise RoleMismatchError(
+            f"{folder}: made with another tokenizer (fingerprint {card.tokenizer_fingerprint}, here {here}): its "
+            "adapter would read other words; use the tokenizer it was trained with"
+        )
+
+
+def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """The configuration and tensors of a role's folder, the scalar head among them under `SCORE_KEY`."""
+    path = Path(folder) / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ModelError(f"{path}: missing; the folder is not complete")
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        weights = load_file(path)
+    except Exception as error:  # safetensors has no error class of its own
+        raise ModelError(f"{folder}: the adapter cannot be read: {error}") from error
+    config.modules_to_save = None  # the head is ours to hold, outside PEFT
+    config.task_type = "CAUSAL_LM"
+    config.inference_mode = False
+    return config, weights

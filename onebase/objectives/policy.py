@@ -1,0 +1,174 @@
+"""The losses of proximal policy optimization: clipped policy loss, clipped value loss, and what is logged of them.
+
+Everything is per token and unreduced: the caller divides by one number for the whole optimizer step, so that the
+split into microbatches never changes the result.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from onebase.objectives._shapes import check_same_shape
+
+
+def clipped_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+) -> Tensor:
+    """The clipped surrogate loss of each token.
+
+    With rho = exp(logprobs - old_logprobs):
+
+        L = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)
+
+    (Schulman et al. 2017, eq. 7, its sign turned for minimising; clip_high above clip_low is the clip-higher of DAPO,
+    Yu et al. 2025, section 3.1). With `dual_clip` = c, where A < 0:
+
+        L = min(that, -c A)     (Ye et al. 2020, eq. 5, sign turned: objective at least c A, loss at most c |A|)
+
+    Without it the loss of a token with A < 0 grows without bound as rho grows; with it the token has no gradient
+    beyond rho = c.
+
+    Not done: no whitening of the advantages, no reduction, no clamp of the log-ratio, no correction for log-probs
+    that another engine sampled.
+
+    Args:
+        logprobs: `[M]` under the policy being trained; the only argument gradients flow through.
+        old_logprobs: `[M]` under the policy that sampled.
+        advantages: `[M]`.
+        clip_low: how far below 1 the ratio may count, in [0, 1).
+        clip_high: how far above 1 the ratio may count, 0 or more.
+        dual_clip: c, above 1; None for no bound.
+
+    Returns:
+        `[M]`, unreduced.
+
+    Raises:
+        ValueError: if the shapes differ or a clip setting is out of its range.
+    """
+    check_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    _check_clip(clip_low, clip_high)
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"dual_clip {dual_clip} must be above 1, or None for no bound")
+    advantages = advantages.detach()
+    unclipped, clipped = _surrogate_losses(_ratio(logprobs, old_logprobs), advantages, clip_low, clip_high)
+    loss = torch.maximum(unclipped, clipped)
+    if dual_clip is None:
+        return loss
+    return torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
+
+
+@torch.no_grad()
+def policy_statistics(
+    logprobs: Tensor, old_logprobs: Tensor, *, clip_low: float, clip_high: float, advantages: Tensor
+) -> dict[str, Tensor]:
+    """What is logged of the policy at each token, before averaging.
+
+    - `policy/approxkl`: (logprobs - old_logprobs)^2 / 2, the k2 estimate of KL(old || new) in nats: the tokens were
+      sampled from the old policy. Biased, never negative, exact to second order in the distance.
+    - `policy/clipfrac`: 1 where the clip took the gradient away: ratio above 1 + clip_high with A > 0, or below
+      1 - clip_low with A < 0. A ratio outside the range on the other side still learns, and is not counted. Neither
+      is the dual clip.
+    - `policy/ratio`: exp(logprobs - old_logprobs).
+
+    Args:
+        logprobs: `[M]` under the policy being trained.
+        old_logprobs: `[M]` under the policy that sampled.
+        clip_low: as given to `clipped_policy_loss`.
+        clip_high: as given to `clipped_policy_loss`.
+        advantages: `[M]`.
+
+    Returns:
+        Three `[M]` tensors without gradient, by metric name.
+
+    Raises:
+        ValueError: if the shapes differ or a clip setting is out of its range.
+    """
+    check_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    _check_clip(clip_low, clip_high)
+    ratio = _ratio(logprobs, old_logprobs)
+    unclipped, clipped = _surrogate_losses(ratio, advantages, clip_low, clip_high)
+    return {
+        "policy/approxkl": 0.5 * (logprobs - old_logprobs).square(),
+        "policy/clipfrac": (clipped > unclipped).to(logprobs.dtype),
+        "policy/ratio": ratio,
+    }
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_range: float | None) -> Tensor:
+    """The clipped squared error of each value.
+
+    L = max((V - R)^2, (V_clip - R)^2) / 2,   V_clip = clip(V, V_old - clip_range, V_old + clip_range)
+
+    Not in the PPO paper: it is the value loss of OpenAI baselines' ppo2 (Huang et al. 2022, "The 37 implementation
+    details of PPO", detail 9). With `clip_range` None, L = (V - R)^2 / 2 (Schulman et al. 2017, below eq. 9, halved).
+
+    Args:
+        values: `[M]` of the critic being trained; the only argument gradients flow through.
+        old_values: `[M]` of the critic when the rollout was collected.
+        returns: `[M]` targets.
+        clip_range: how far a value may move from its old one, in units of the return, above 0; None for no clip.
+
+    Returns:
+        `[M]`, unreduced.
+
+    Raises:
+        ValueError: if the shapes differ or the clip range is not above 0.
+    """
+    unclipped, clipped = _value_errors(values, old_values.detach(), returns.detach(), clip_range)
+    return 0.5 * torch.maximum(unclipped, clipped)
+
+
+@torch.no_grad()
+def value_clipped(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_range: float | None) -> Tensor:
+    """1 for each value whose clip took the gradient away, else 0: averaged, the clip fraction of the value loss.
+
+    Args:
+        values: `[M]` of the critic being trained.
+        old_values: `[M]` of the critic when the rollout was collected.
+        returns: `[M]` targets.
+        clip_range: as given to `clipped_value_loss`; None clips nothing.
+
+    Returns:
+        `[M]` of 0 and 1 in the dtype of `values`.
+
+    Raises:
+        ValueError: if the shapes differ or the clip range is not above 0.
+    """
+    unclipped, clipped = _value_errors(values, old_values, returns, clip_range)
+    return (clipped > unclipped).to(values.dtype)
+
+
+def _ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    return torch.exp(logprobs - old_logprobs.detach())
+
+
+def _surrogate_losses(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor]:
+    return -advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+
+
+def _value_errors(
+    values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None
+) -> tuple[Tensor, Tensor]:
+    check_same_shape(values=values, old_values=old_values, returns=returns)
+    unclipped = (values - returns).square()
+    if clip_range is None:
+        return unclipped, unclipped
+    if not clip_range > 0:
+        raise ValueError(f"clip_range {clip_range} must be above 0, or None for no clip")
+    # Clamped itself, not old + clamp(difference): inside the range it then equals the value to the last bit, and the
+    # rounding of that sum is not counted as a clip.
+    return unclipped, (values.clamp(old_values - clip_range, old_values + clip_range) - returns).square()
+
+
+def _check_clip(clip_low: float, clip_high: float) -> None:
+    if not 0 <= clip_low < 1:
+        raise ValueError(f"clip_low {clip_low} must lie in [0, 1)")
+    if not clip_high >= 0:
+        raise ValueError(f"clip_high {clip_high} must be 0 or more")

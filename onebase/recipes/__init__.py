@@ -1,0 +1,1 @@
+"""One command, one file, one readable loop. The verb of the command line is the name of the module."""

@@ -1,0 +1,170 @@
+"""Supervised fine-tuning: the policy learns answers that people (or better models) wrote.
+
+    L = -(1 / M) sum log p(token | prompt, earlier tokens of the answer)
+
+over the M counted completion tokens of the whole minibatch, however it is split. The prompt is masked by default
+(`data.train_on`). With `lora.r = 0` the base itself is trained, and saved as a model of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onebase.config import SFTConfig, dump_config
+from onebase.data.batches import minibatch_indices, num_minibatches
+from onebase.data.chat import ChatFormat, chat_format
+from onebase.data.prepare import Limits, dropped_line, encode_rows, read_split
+from onebase.evaluation.plots import plot_run
+from onebase.models.forward import token_logprobs
+from onebase.models.loading import load_base
+from onebase.models.one_base import OneBase, lora_config
+from onebase.models.passes import num_counted, per_example
+from onebase.models.role_files import load_role, save_base, save_role
+from onebase.records import Example, TreeBatch
+from onebase.training.memory import find_token_budget, peak_memory_mb
+from onebase.training.metrics import Averages
+from onebase.training.plan import describe_base, describe_steps
+from onebase.training.progress import StepProgress, say
+from onebase.training.run import Run
+from onebase.training.update import ParameterGroup, Update
+
+
+def run(config: SFTConfig) -> dict[str, Any]:
+    """Trains, evaluates and saves `policy/` (or `model/`) in the run's folder; returns the summary."""
+    run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
+    one = load_base(
+        config.model.model_name_or_path,
+        dtype=config.model.dtype,
+        quantization=config.model.quantization,
+        device=config.model.device,
+        layout=config.model.layout,
+    )
+    chat = chat_format(one.tokenizer, config.model.chat_template)
+    train, held_out = read_examples(config, chat, one.context_length)
+    add_policy(one, config)
+
+    data, optimizer = config.data, config.optimizer
+    total = config.max_steps or optimizer.num_epochs * num_minibatches(len(train), config.batch.minibatch)
+    update = Update(
+        one,
+        [ParameterGroup(one.parameters("policy"), optimizer.learning_rate)],
+        weight_decay=optimizer.weight_decay,
+        schedule=optimizer.schedule,
+        warmup_steps=optimizer.warmup_steps,
+        total_steps=total,
+        max_grad_norm=optimizer.max_grad_norm,
+        token_budget=token_budget(one, config.batch.microbatch_tokens, [*train, *held_out]),
+    )
+    before = evaluate(one, held_out, update.token_budget)
+    say(f"sft: {len(train)} examples ({num_counted(train)} counted tokens), {len(held_out)} held out, {total} steps, "
+        f"train_on {data.train_on}, layout {one.layout}")  # fmt: skip
+
+    def save(folder: Path) -> None:
+        if config.lora.r == 0:
+            save_base(one, folder / "model")
+        else:
+            save_role(one, "policy", folder / "policy", kind="policy", chat_template=config.model.chat_template,
+                      chat_template_fingerprint=chat.fingerprint)  # fmt: skip
+
+    with run.stoppable(save) as between_steps, StepProgress("sft", total) as progress:
+        for step in range(total):
+            chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
+            metrics = train_step(one, [train[i] for i in chosen], update)
+            if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
+                metrics["eval/loss"] = evaluate(one, held_out, update.token_budget)
+            run.log(step + 1, metrics)
+            progress.advance({"loss": metrics["loss"]})
+            between_steps(step + 1)
+
+    after = evaluate(one, held_out, update.token_budget)
+    save(run.folder)
+    plot_run(run.folder)
+    summary = {"verb": "sft", "steps": total, "eval_loss_before": before, "eval_loss_after": after,
+               "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
+    run.finish(summary)
+    return summary
+
+
+def train_step(one: OneBase, examples: Sequence[Example], update: Update) -> dict[str, float]:
+    """One optimizer step on the mean negative log-likelihood of the counted tokens."""
+    total = num_counted(examples)
+
+    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
+        logprobs = token_logprobs(one, batch, role="policy")
+        yield -logprobs.sum() / total
+
+    return {**update.step((examples, loss)), "num_tokens": float(total)}
+
+
+def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> float:
+    """Mean negative log-likelihood of the held-out counted tokens, in nats; NaN where nothing is held out."""
+    if not examples:
+        return float("nan")
+    logprobs = per_example(
+        one, examples, lambda batch: token_logprobs(one, batch, role="policy"), token_budget=token_budget
+    )
+    return -float(torch.cat(logprobs).mean())
+
+
+def add_policy(one: OneBase, config: SFTConfig) -> None:
+    """The role that trains: a saved one to go on from, a new adapter, or the whole base."""
+    if config.start_from is not None:
+        load_role(one, "policy", config.start_from, kinds=("policy",), trains=True)
+    elif config.lora.r == 0:
+        one.add_role("policy")
+        one.train_base("policy")
+    else:
+        lora = lora_config(
+            one.model,
+            r=config.lora.r,
+            alpha=config.lora.alpha,
+            dropout=config.lora.dropout,
+            target_modules=config.lora.target_modules,
+            layers=config.lora.layers,
+        )
+        one.add_role("policy", lora=lora, trains=True)
+
+
+def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples, encoded and within the limits."""
+    data = config.data
+    train, held_out, dropped = read_split(
+        data.train,
+        data.eval,
+        eval_fraction=data.eval_fraction,
+        limit=data.limit,
+        seed=config.seed,
+        max_dropped_share=data.max_dropped_share,
+    )
+    if dropped:
+        say(dropped_line(dropped))
+    limits = Limits(context, data.max_prompt_tokens, data.max_completion_tokens, data.truncate_prompt)
+    return (
+        encode_rows(train, chat, limits, train_on=data.train_on),
+        encode_rows(held_out, chat, limits, train_on=data.train_on) if held_out else [],
+    )
+
+
+def token_budget(one: OneBase, wanted: int | str, examples: Sequence[Example]) -> int:
+    """Padded tokens of a microbatch: as configured, or measured."""
+    if isinstance(wanted, int):
+        return wanted
+    return find_token_budget(one, "policy", longest=max(example.num_tokens for example in examples))
+
+
+def plan(config: SFTConfig) -> str:
+    """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
+    base = describe_base(config.model.model_name_or_path, config.model.quantization, config.model.dtype)
+    chat = chat_format(base.tokenizer, config.model.chat_template)
+    train, held_out = read_examples(config, chat, base.context)
+    steps = config.max_steps or config.optimizer.num_epochs * num_minibatches(len(train), config.batch.minibatch)
+    return "\n".join([
+        *base.lines,
+        *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
+        f"saves       {config.output_dir}/{'policy' if config.lora.r else 'model'}",
+    ])  # fmt: skip

@@ -1,0 +1,79 @@
+"""Scores from models: the reward role on the shared base, or a sequence classifier with a tokenizer of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from onebase.errors import ModelError, RewardError
+from onebase.models.forward import completion_scores
+from onebase.models.loading import load_tokenizer
+from onebase.models.one_base import OneBase
+from onebase.models.passes import per_example
+from onebase.records import ScoreRequest
+
+
+class RoleReward:
+    """The score of a reward role, read from the very tokens that were sampled."""
+
+    def __init__(self, one: OneBase, role: str, *, token_budget: int, normalize: bool = False) -> None:
+        self.name = role
+        self._one, self._role, self._token_budget, self._normalize = one, role, token_budget, normalize
+
+    def score(self, request: ScoreRequest) -> Tensor:
+        """`[N]`: one per completion; with `normalize`, less the mean of the role's held-out scores, over their
+        deviation."""
+        per_prompt = per_example(
+            self._one,
+            request.examples,
+            lambda batch: completion_scores(self._one, batch, role=self._role),
+            token_budget=self._token_budget,
+            per_completion=True,
+        )
+        scores = torch.cat(per_prompt)
+        role = self._one.roles[self._role]
+        return (scores - role.score_mean) / role.score_std if self._normalize else scores
+
+
+class ClassifierReward:
+    """A sequence-classification model with one label, reading the text of prompt and completion with its own tokenizer.
+
+    Raises:
+        ModelError: no such model, or more labels than one.
+    """
+
+    def __init__(self, name_or_path: str, *, device: torch.device, batch_size: int = 16) -> None:
+        self.name = Path(name_or_path).name
+        self._batch_size = batch_size
+        try:
+            labels = AutoConfig.from_pretrained(name_or_path).num_labels
+            if labels != 1:
+                raise ModelError(f"{name_or_path}: reward.model needs a classifier with 1 label; this has {labels}")
+            self._model = AutoModelForSequenceClassification.from_pretrained(name_or_path).to(device).eval()
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{name_or_path}: no sequence classifier could be loaded: {error}".split("\n")[0]) from error
+        self._tokenizer = load_tokenizer(name_or_path)
+        self._tokenizer.padding_side = "right"
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._model.config.pad_token_id = self._tokenizer.pad_token_id
+
+    @torch.no_grad()
+    def score(self, request: ScoreRequest) -> Tensor:
+        """`[N]`: the classifier's only logit."""
+        texts = [prompt + completion for prompt, completion in zip(request.prompts, request.completions, strict=True)]
+        most = int(getattr(self._model.config, "max_position_embeddings", 0)) or None
+        scores = []
+        for start in range(0, len(texts), self._batch_size):
+            inputs = self._tokenizer(
+                texts[start : start + self._batch_size],
+                return_tensors="pt", padding=True, truncation=most is not None, max_length=most,
+            )  # fmt: skip
+            scores.append(self._model(**inputs.to(self._model.device)).logits[:, 0].float().cpu())
+        result = torch.cat(scores)
+        if not bool(torch.isfinite(result).all()):
+            raise RewardError(f"reward.model {self.name}: a score is not finite")
+        return result

@@ -1,0 +1,75 @@
+"""What a run would do and need, said before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from onebase.errors import ModelError
+from onebase.models.loading import hardware_dtype, load_tokenizer
+from onebase.models.passes import num_counted
+from onebase.records import Example
+
+NF4_BYTES_PER_WEIGHT = 0.5625
+"""4 bits, and a float32 scale for every 64 weights (Dettmers et al. 2023, section 3, without double quantisation)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BasePlan:
+    """The base as its configuration describes it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    context: int
+    num_parameters: int
+    lines: list[str]
+
+
+def describe_base(name_or_path: str, quantization: str, dtype: str) -> BasePlan:
+    """Counts the base's parameters without loading its weights.
+
+    Raises:
+        ModelError: no such model.
+    """
+    if Path(name_or_path).is_absolute() and not Path(name_or_path).is_dir():
+        raise ModelError(f"{name_or_path}: no such folder; model.model_name_or_path takes a folder or a hub name")
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name_or_path}: no model could be loaded: {str(error).splitlines()[0]}") from error
+    tokenizer = load_tokenizer(name_or_path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = hardware_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    count = sum(p.numel() for p in model.parameters())
+    embedding = model.get_input_embeddings().weight.numel()
+    per_weight = NF4_BYTES_PER_WEIGHT if quantization == "nf4" else float(chosen.itemsize)
+    size = (count - embedding) * per_weight + embedding * chosen.itemsize
+    text = config.get_text_config()
+    context = int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", 0) or 2**31)
+    return BasePlan(
+        tokenizer,
+        context,
+        count,
+        [
+            f"base        {name_or_path}: {type(model).__name__}, {count / 1e6:.1f} M parameters, context {context}",
+            f"weights     {size / 2**20:.1f} MiB frozen, once for all roles "
+            f"({quantization if quantization != 'none' else str(chosen).removeprefix('torch.')})",
+        ],
+    )
+
+
+def describe_steps(
+    train: Sequence[Example], held_out: Sequence[Example], *, steps: int, minibatch: int
+) -> list[str]:
+    """The data and the optimizer steps, in words."""
+    lengths = sorted(example.num_tokens for example in train)
+    return [
+        f"data        {len(train)} examples, {num_counted(train)} counted tokens; {len(held_out)} held out; "
+        f"tokens per example: median {lengths[len(lengths) // 2]}, longest {lengths[-1]}",
+        f"steps       {steps} optimizer steps of {min(minibatch, len(train))} examples",
+    ]

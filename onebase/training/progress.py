@@ -1,0 +1,60 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere, always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_LINE_SECONDS = 10.0
+"""Where there is no terminal, a line at most this often."""
+
+
+def say(text: str) -> None:
+    """One line to the person, on stderr; results go to stdout."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+class StepProgress:
+    """A progress bar over a known number of steps, with a few figures beside it."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._last_line = 0.0
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(title, total=total, figures="")
+
+    def __enter__(self) -> StepProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, figures: Mapping[str, float] | None = None, steps: int = 1) -> None:
+        self._done += steps
+        text = "  ".join(f"{name.rsplit('/', 1)[-1]} {value:.3g}" for name, value in (figures or {}).items())
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps, figures=text)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= PLAIN_LINE_SECONDS or self._done >= self._total:
+            self._last_line = now
+            say(f"{self._title}  {self._done}/{self._total}  {text}")

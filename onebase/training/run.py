@@ -1,0 +1,96 @@
+"""A run's folder, its seed, its record, and stopping it without losing anything."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy
+import torch
+
+from onebase.errors import ConfigError, Interrupted, Stopped
+from onebase.files import write_atomically
+from onebase.training.metrics import MetricsFile
+
+
+class Run:
+    """`output_dir/` with `config.yaml`, `metrics.jsonl`, `summary.json` and the roles.
+
+    Args:
+        config_text: the resolved configuration, written as `config.yaml`.
+
+    Raises:
+        ConfigError: the folder holds a finished run, or cannot be written.
+    """
+
+    def __init__(self, output_dir: str | Path, *, seed: int, config_text: str) -> None:
+        self.folder = Path(output_dir)
+        if (self.folder / "summary.json").exists():
+            raise ConfigError(
+                f"{self.folder} holds a finished run; choose another --output_dir, or remove that folder first"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / "config.yaml", config_text)
+            self._metrics = MetricsFile(self.folder / "metrics.jsonl")
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise ConfigError(f"{self.folder}: cannot be written ({error.strerror}); choose another --output_dir") from error
+        self.seed = seed
+        self._started = time.monotonic()
+        self._signal: int | None = None
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._metrics.write(step, values)
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._started
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes `summary.json`, which marks the run as complete."""
+        text = json.dumps({**summary, "seconds": round(self.seconds, 1)}, indent=2, ensure_ascii=False)
+        write_atomically(self.folder / "summary.json", text + "\n")
+
+    @contextmanager
+    def stoppable(self, save: Callable[[Path], None]) -> Iterator[Callable[[int], None]]:
+        """Ctrl-C and SIGTERM take effect between steps, after saving; a second Ctrl-C at once.
+
+        Yields a function to call after each step with the number of steps done. On a request to stop it saves to
+        `checkpoint-<step>/` and raises.
+
+        Raises:
+            Interrupted: after Ctrl-C. Stopped: after SIGTERM.
+        """
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self._signal == signal.SIGINT and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._signal = number
+
+        handled = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, note) for number in handled}
+
+        def between_steps(step: int) -> None:
+            if self._signal is None:
+                return
+            folder = self.folder / f"checkpoint-{step}"
+            save(folder)
+            kind = Interrupted if self._signal == signal.SIGINT else Stopped
+            raise kind(f"stopped after step {step}; the roles as they were then are in {folder}")
+
+        try:
+            yield between_steps
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,139 @@
+"""One optimizer step: microbatches, one normaliser, clipping, a check that all is finite, the schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from onebase.data.batches import microbatch_indices
+from onebase.errors import DoesNotFitError, NonFiniteError
+from onebase.models.one_base import OneBase
+from onebase.models.passes import lay_out
+from onebase.records import Example, TreeBatch
+from onebase.training.metrics import Averages
+from onebase.training.progress import say
+
+MAX_REFUSED_IN_A_ROW = 5
+"""Optimizer steps refused one after the other for NaN or infinity before the run stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """Parameters that share a learning rate."""
+
+    parameters: list[nn.Parameter]
+    learning_rate: float
+
+
+LossFunction = Callable[[TreeBatch, list[int], Averages], Iterable[Tensor]]
+"""`(batch, indices of its examples, where to note metrics) -> scalars`, each run backward before the next is asked for.
+
+A scalar is the microbatch's share of the step's loss: divide sums by the count of the *whole* minibatch, so that the
+sum over microbatches does not depend on the split. Yield a loss per role, and only one role's activations are held.
+"""
+
+
+class Update:
+    """AdamW over the roles that train.
+
+    Args:
+        total_steps: optimizer steps of the run, for a schedule that ends at 0.
+        token_budget: padded tokens of a microbatch; halved when the device runs out of memory.
+    """
+
+    def __init__(
+        self,
+        one: OneBase,
+        groups: Sequence[ParameterGroup],
+        *,
+        weight_decay: float,
+        schedule: str,
+        warmup_steps: int,
+        total_steps: int,
+        max_grad_norm: float,
+        token_budget: int,
+    ) -> None:
+        self._one = one
+        self.token_budget = token_budget
+        self._max_grad_norm = max_grad_norm
+        self._parameters = [p for group in groups for p in group.parameters]
+        options = [
+            {"params": [p for p in group.parameters if (p.dim() > 1) == decayed], "lr": group.learning_rate,
+             "weight_decay": weight_decay if decayed else 0.0}
+            for group in groups
+            for decayed in (True, False)
+        ]  # fmt: skip
+        self.optimizer = torch.optim.AdamW([group for group in options if group["params"]], fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: _rate(step, schedule, warmup_steps, total_steps)
+        )
+        self._refused_in_a_row = 0
+
+    def step(self, *parts: tuple[Sequence[Example], LossFunction]) -> dict[str, float]:
+        """One optimizer step on all examples of all parts; returns the metrics noted, the gradient norm and the
+        learning rate. A part is examples and their loss: most steps have one, PPO with PTX has two.
+
+        A step whose loss or gradient is not finite changes nothing and is counted as `train/refused_steps`.
+
+        Raises:
+            NonFiniteError: too many refused in a row.
+            DoesNotFitError: a single example does not fit the device's memory.
+        """
+        metrics, loss = self._accumulate(parts)
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
+        learning_rate = self.schedule.get_last_lr()[0]
+        if math.isfinite(norm) and math.isfinite(loss):
+            self.optimizer.step()
+            self._refused_in_a_row = 0
+        else:
+            self._refused_in_a_row += 1
+            if self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
+                raise NonFiniteError(
+                    f"{MAX_REFUSED_IN_A_ROW} optimizer steps in a row had a loss or gradient that is not finite (loss "
+                    f"{loss}, gradient norm {norm}); the roles are as before them. Lower optimizer.learning_rate, or "
+                    "look at the data and the reward for extreme values"
+                )
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        refused = {"train/refused_steps": 1.0} if self._refused_in_a_row else {}
+        return {**metrics.means(), **refused, "loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
+
+    def _accumulate(self, parts: Sequence[tuple[Sequence[Example], LossFunction]]) -> tuple[Averages, float]:
+        while True:
+            metrics, total = Averages(), 0.0
+            try:
+                for examples, loss_function in parts:
+                    for indices in microbatch_indices(examples, self.token_budget):
+                        batch = lay_out(self._one, [examples[i] for i in indices])
+                        for loss in loss_function(batch, indices, metrics):
+                            loss.backward()
+                            total += float(loss.detach())
+                return metrics, total
+            except torch.OutOfMemoryError as error:
+                # From the start of the step: part of a gradient may have been added already.
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                longest = max(example.num_tokens for examples, _ in parts for example in examples)
+                if self.token_budget <= longest:
+                    raise DoesNotFitError(
+                        f"an example of {longest} tokens alone does not fit the device's memory; lower "
+                        "data.max_prompt_tokens or data.max_completion_tokens, or set model.quantization: nf4"
+                    ) from error
+                self.token_budget = max(longest, self.token_budget // 2)
+                say(f"out of memory: microbatches of {self.token_budget} tokens from here on; the result is the same")
+
+
+def _rate(step: int, schedule: str, warmup_steps: int, total_steps: int) -> float:
+    """The learning rate as a share of its peak."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    if schedule == "linear":
+        return max(0.0, 1.0 - done)
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return 1.0

@@ -1,0 +1,585 @@
+"""Reading files into rows: every layout, every message, and the real files with their known row counts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onebase.data.formats import detect, drop_unusable, read_files, read_rows, split_by_prompt
+from onebase.errors import DataError
+from onebase.records import Message, Row
+
+
+def user(text: str) -> Message:
+    return Message("user", text)
+
+
+def assistant(text: str) -> Message:
+    return Message("assistant", text)
+
+
+def written(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def only(folder: Path, row: dict[str, Any]) -> Row:
+    (read,) = read_rows(written(folder, [row]))
+    return read
+
+
+def refusal(folder: Path, *rows: Any) -> str:
+    """The message for a file of these rows, without the name of the file and the last row."""
+    path = written(folder, list(rows))
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(f"{path}:{len(rows)}: ")
+    return message.removeprefix(f"{path}:{len(rows)}: ")
+
+
+# transcripts
+
+
+def test_transcripts_share_everything_before_the_last_reply(tmp_path: Path) -> None:
+    shared = "\n\nHuman: Hi there\n\nAssistant: Hello.\n\nHuman: How are you?\n\nAssistant:"
+    row = only(tmp_path, {"chosen": shared + " Fine, thanks. ", "rejected": shared + " Go\n\naway"})
+    assert row.messages == (user("Hi there"), assistant("Hello."), user("How are you?"))
+    assert row.answers == ("Fine, thanks.", "Go\n\naway")
+    assert row.grades == (1.0, 0.0) and row.margin is None and row.columns == {}
+
+
+def test_transcripts_that_part_early_keep_the_rest_as_a_transcript(tmp_path: Path) -> None:
+    row = only(
+        tmp_path,
+        {
+            "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
+            "rejected": "\n\nHuman: a\n\nAssistant: x\n\nAssistant: y",
+        },
+    )
+    assert row.messages == (user("a"),)
+    assert row.answers == ("b\n\nHuman: c\n\nAssistant: d", "x\n\nAssistant: y")
+
+
+def test_the_shared_beginning_stops_at_a_user_turn(tmp_path: Path) -> None:
+    shared = "\n\nHuman: a\n\nAssistant: b"
+    row = only(tmp_path, {"chosen": shared + "\n\nAssistant: c", "rejected": shared + "\n\nHuman: d\n\nAssistant: e"})
+    assert row.messages == (user("a"),)
+    assert row.answers == ("b\n\nAssistant: c", "b\n\nHuman: d\n\nAssistant: e")
+
+
+def test_an_answer_that_opens_with_a_user_turn_says_so(tmp_path: Path) -> None:
+    row = only(
+        tmp_path,
+        {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "rejected": "\n\nHuman: a\n\nAssistant: d"},
+    )
+    assert row.messages == (user("a"),)
+    assert row.answers == ("Human: b\n\nAssistant: c", "d")
+
+
+def test_two_lists_of_messages_are_split_like_transcripts(tmp_path: Path) -> None:
+    prompt = {"role": "user", "content": "q"}
+    row = only(tmp_path, {key: [prompt, {"role": "assistant", "content": key}] for key in ("chosen", "rejected")})
+    assert row.messages == (user("q"),) and row.answers == ("chosen", "rejected")
+
+
+def test_bad_transcripts_are_named(tmp_path: Path) -> None:
+    good = "\n\nHuman: a\n\nAssistant: b"
+    assert refusal(tmp_path, {"chosen": "Hello", "rejected": good}).startswith("'chosen' starts with 'Hello'; a transcript")
+    message = refusal(tmp_path, {"chosen": good, "rejected": "\n\nHuman: a"})
+    assert message == "'rejected' ends in a user turn; end it in an assistant turn"
+    message = refusal(tmp_path, {"chosen": good, "rejected": "\n\nHuman: z\n\nAssistant: b"})
+    assert message == "'chosen' and 'rejected' share no user turn; give two answers to one prompt"
+    assert refusal(tmp_path, {"chosen": good}) == "the key 'rejected' is missing among chosen; add it"
+    message = refusal(tmp_path, {"chosen": 3, "rejected": good})
+    assert message == "'chosen' is the number 3; a transcript or a list of messages is needed"
+
+
+# pairs
+
+
+@pytest.mark.parametrize("key", ["prompt", "query", "question"])
+def test_pairs_have_a_prompt_under_three_names(tmp_path: Path, key: str) -> None:
+    row = only(tmp_path, {key: "q", "chosen": "a", "rejected": "b", "margin": 2, "source": "x"})
+    assert row.messages == (user("q"),) and row.answers == ("a", "b")
+    assert row.grades == (1.0, 0.0) and row.margin == 2.0 and row.columns == {"source": "x"}
+    assert row.place.endswith("rows.jsonl:1")
+
+
+def test_a_tie_has_equal_grades(tmp_path: Path) -> None:
+    assert only(tmp_path, {"prompt": "q", "chosen": "a", "rejected": "b", "tie": True}).grades == (0.0, 0.0)
+    assert only(tmp_path, {"prompt": "q", "chosen": "a", "rejected": "b", "tie": False}).grades == (1.0, 0.0)
+
+
+def test_pairs_may_be_messages_with_or_without_the_prompt_in_them(tmp_path: Path) -> None:
+    prompt, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    rows = read_rows(
+        written(
+            tmp_path,
+            [
+                {"prompt": [prompt], "chosen": [answer], "rejected": answer},
+                {"prompt": "q", "chosen": [prompt, answer], "rejected": "a"},
+                {"system": "s", "prompt": "q", "chosen": [prompt, answer], "rejected": "a"},
+            ],
+        )
+    )
+    assert [row.answers for row in rows] == [("a", "a")] * 3
+    assert [row.messages for row in rows] == [(user("q"),), (user("q"),), (Message("system", "s"), user("q"))]
+
+
+def test_an_instruction_may_carry_a_pair(tmp_path: Path) -> None:
+    row = only(tmp_path, {"instruction": "do", "input": "this", "chosen": "a", "rejected": "b"})
+    assert row.messages == (user("do\nthis"),) and row.answers == ("a", "b")
+
+
+def test_bad_pairs_are_named(tmp_path: Path) -> None:
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    needed = "a string or a list of messages is needed"
+    assert refusal(tmp_path, {**pair, "chosen": None}) == f"'chosen' is null; {needed}"
+    assert refusal(tmp_path, {**pair, "prompt": {"a": 1}}) == f"'prompt' is an object; {needed}"
+    assert refusal(tmp_path, {**pair, "rejected": []}) == "'rejected' is an empty list; a list of messages is needed"
+    assert refusal(tmp_path, {**pair, "margin": "big"}) == "'margin' is the string \"big\"; a finite number is needed"
+    assert refusal(tmp_path, {**pair, "margin": float("nan")}).endswith("a finite number is needed")
+    assert refusal(tmp_path, {**pair, "tie": 1}) == "'tie' is the number 1; true or false is needed"
+    assert refusal(tmp_path, {"prompt": "q", "chosen": "a"}) == (
+        "the key 'rejected' is missing among prompt, chosen; add it"
+    )
+    turns = [{"role": "user", "content": "other"}, {"role": "assistant", "content": "a"}]
+    assert refusal(tmp_path, {**pair, "chosen": turns}) == (
+        "'chosen' holds the turns user, assistant; one assistant turn is needed, alone or behind the prompt's own turns"
+    )
+    assert refusal(tmp_path, {**pair, "prompt": turns}) == (
+        "'prompt' ends in an assistant turn; leave that turn to the answer"
+    )
+
+
+# instructions
+
+
+def test_instructions_join_input_and_history(tmp_path: Path) -> None:
+    row = only(
+        tmp_path,
+        {"system": "s", "instruction": "do", "input": "this", "output": "done", "history": [["q", "a"]], "id": 7},
+    )
+    assert row.messages == (Message("system", "s"), user("q"), assistant("a"), user("do\nthis"))
+    assert row.answers == ("done",) and row.grades is None and row.columns == {"id": 7}
+
+
+def test_an_instruction_without_input_stands_alone(tmp_path: Path) -> None:
+    assert only(tmp_path, {"instruction": "do", "input": "", "output": "done"}).messages == (user("do"),)
+    assert only(tmp_path, {"instruction": "do", "input": None, "output": "done"}).messages == (user("do"),)
+    assert only(tmp_path, {"instruction": "do", "output": "done", "history": None}).messages == (user("do"),)
+
+
+def test_a_list_of_outputs_is_ranked_best_first(tmp_path: Path) -> None:
+    row = only(tmp_path, {"instruction": "do", "output": ["best", "middle", "worst"]})
+    assert row.answers == ("best", "middle", "worst") and row.grades == (2.0, 1.0, 0.0)
+
+
+def test_bad_instructions_are_named(tmp_path: Path) -> None:
+    good = {"instruction": "do", "output": "done"}
+    pairs = "a list of [user, assistant] pairs is needed"
+    assert refusal(tmp_path, {**good, "history": "x"}) == f"'history' is the string \"x\"; {pairs}"
+    message = refusal(tmp_path, {**good, "history": [["a", "b"], ["a"]]})
+    assert message == "'history[1]' is a list; a pair [user, assistant] is needed"
+    assert refusal(tmp_path, {**good, "history": [["a", 1]]}) == "'history[0][1]' is the number 1; a string is needed"
+    assert refusal(tmp_path, {**good, "output": []}) == (
+        "'output' is an empty list; a string or a list of strings, best first is needed"
+    )
+    assert refusal(tmp_path, {**good, "output": ["a", None]}) == "'output[1]' is null; a string is needed"
+    assert refusal(tmp_path, {**good, "instruction": True}) == "'instruction' is the boolean true; a string is needed"
+    assert refusal(tmp_path, {**good, "system": 4}) == "'system' is the number 4; a string is needed"
+
+
+# conversations
+
+
+def test_the_last_assistant_message_is_the_answer(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    row = only(tmp_path, {"messages": turns, "label": True})
+    assert row.messages == (Message("system", "s"), user("q")) and row.answers == ("a",)
+    assert row.columns == {"label": True} and row.grades is None
+    assert only(tmp_path, {"messages": turns[:2]}).answers == ()
+
+
+def test_sharegpt_turns_become_messages_and_calls_keep_their_place(tmp_path: Path) -> None:
+    said = [("human", "q"), ("function_call", "f(1)"), ("observation", "2"), ("gpt", "two")]
+    turns = [{"from": who, "value": text} for who, text in said]
+    row = only(tmp_path, {"conversations": turns, "tools": "[]", "system": "s"})
+    assert row.messages == (Message("system", "s"), user("q"), assistant("f(1)"), user("2"))
+    assert row.answers == ("two",) and row.columns == {"tools": "[]"}
+
+
+@pytest.mark.parametrize("key", ["conversations", "messages"])
+def test_a_conversation_may_carry_a_pair(tmp_path: Path, key: str) -> None:
+    pair = {"chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}
+    row = only(tmp_path, {key: [{"from": "human", "value": "q"}], **pair})
+    assert row.messages == (user("q"),) and row.answers == ("a", "b") and row.grades == (1.0, 0.0)
+
+
+def test_bad_conversations_are_named(tmp_path: Path) -> None:
+    def message_of(turns: Any) -> str:
+        return refusal(tmp_path, {"messages": turns})
+
+    assert message_of([]) == "'messages' is an empty list; a list of messages is needed"
+    assert message_of("hi") == "'messages' is the string \"hi\"; a list of messages is needed"
+    needed = "a message {role, content} or {from, value} is needed"
+    assert message_of([{"role": "user"}]) == f"'messages[0]' is an object; {needed}"
+    assert message_of(["hi"]) == f"'messages[0]' is the string \"hi\"; {needed}"
+    message = message_of([{"role": "robot", "content": "x"}])
+    assert message.startswith("'messages[0].role' is the string \"robot\"; one of system, user")
+    message = message_of([{"role": "user", "content": None}])
+    assert message == "'messages[0].content' is null; a string is needed"
+    message = message_of([{"role": "assistant", "content": "x"}])
+    assert message == "'messages' holds the answer alone; put the turn it answers before it"
+    turns = [{"role": "user", "content": "x"}]
+    message = refusal(tmp_path, {"messages": turns, "label": "good"})
+    assert message == "'label' is the string \"good\"; 0, 1, true or false is needed"
+    half = refusal(tmp_path, {"messages": [{"role": "user", "content": "ab\ud83d"}]})
+    assert half == "'messages[0].content' holds half of a surrogate pair, U+D83D at character 2; remove it"
+
+
+# text, prompts, SQuAD
+
+
+def test_text_rows_have_no_messages(tmp_path: Path) -> None:
+    row = only(tmp_path, {"text": "Once.", "id": 1})
+    assert row.messages == () and row.answers == ("Once.",) and row.grades is None and row.columns == {"id": 1}
+
+
+@pytest.mark.parametrize(("label", "grade"), [(1, 1.0), (0, 0.0), (True, 1.0)])
+def test_labelled_text_is_graded(tmp_path: Path, label: int, grade: float) -> None:
+    row = only(tmp_path, {"text": "good", "label": label})
+    assert row.grades == (grade,) and row.columns == {"label": label}
+
+
+def test_a_label_that_is_not_binary_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path, {"text": "x", "label": 2}) == "'label' is the number 2; 0, 1, true or false is needed"
+
+
+def test_paragraphs_of_a_text_file_are_rows(tmp_path: Path) -> None:
+    path = tmp_path / "story.txt"
+    path.write_bytes("\ufeffOne day.\r\nTwo lines.\r\n\r\n \t\r\n\r\n  第二段。\r\n".encode())
+    rows = read_rows(path)
+    assert [row.answers for row in rows] == [("One day.\nTwo lines.",), ("第二段。",)]
+    assert [row.place for row in rows] == [f"{path}:1", f"{path}:2"]
+    assert len(read_rows(path, limit=1)) == 1
+
+
+def test_prompts_may_stand_alone_or_with_an_answer(tmp_path: Path) -> None:
+    row = only(tmp_path, {"prompt": "q", "completion": " a", "label": False, "id": 3})
+    assert row.messages == (user("q"),) and row.answers == (" a",) and row.columns == {"label": False, "id": 3}
+    assert only(tmp_path, {"prompt": "q", "completion": None, "kind": "x"}).answers == ()
+    row = only(tmp_path, {"question": "1+1", "answer": "#### 2"})
+    assert row.answers == ("#### 2",) and row.columns == {"answer": "#### 2"}
+    turns = [{"role": "user", "content": "q"}]
+    row = only(tmp_path, {"prompt": turns, "completion": [{"role": "assistant", "content": "a"}]})
+    assert row.messages == (user("q"),) and row.answers == ("a",)
+
+
+def squad(**question: Any) -> dict[str, Any]:
+    asked = {"id": "1", "question": "Who?", "answers": [{"text": "Ann", "answer_start": 0}], **question}
+    return {"version": "1.1", "data": [{"title": "t", "paragraphs": [{"context": "Ann was.", "qas": [asked]}]}]}
+
+
+def test_squad_questions_are_prompts_with_columns(tmp_path: Path) -> None:
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps(squad()), encoding="utf-8")
+    (row,) = read_rows(path)
+    assert row.messages == (user("Ann was.\n\nWho?"),) and row.answers == () and row.place == f"{path}:1"
+    assert row.columns == {"id": "1", "context": "Ann was.", "question": "Who?", "gold": ["Ann"]}
+
+
+def test_bad_squad_files_are_named_down_to_the_question(tmp_path: Path) -> None:
+    def message_of(whole: dict[str, Any]) -> str:
+        path = tmp_path / "squad.json"
+        path.write_text(json.dumps(whole), encoding="utf-8")
+        with pytest.raises(DataError) as caught:
+            read_rows(path)
+        return str(caught.value).removeprefix(str(path))
+
+    where = ":1: data[0].paragraphs[0].qas[0]"
+    assert message_of(squad(question=None)) == f"{where}: 'question' is null; a string is needed"
+    assert message_of(squad(answers={})) == (
+        f"{where}: 'answers' is an empty object; a list of objects with the key 'text' is needed"
+    )
+    assert message_of(squad(answers=[{"text": 5}])) == f"{where}: 'answers' is the number 5; a string is needed"
+    broken = squad()
+    broken["data"].append({"title": "no paragraphs"})
+    assert message_of(broken).startswith(": data[1]: the key 'paragraphs' is missing among title")
+    broken["data"][1] = "x"
+    assert message_of(broken) == ": data[1] is the string \"x\"; an object is needed"
+
+
+# telling the layout
+
+
+def test_detect_names_the_layout_of_a_row() -> None:
+    assert detect({"chosen": "", "rejected": ""}) == "transcript"
+    assert detect({"prompt": "", "chosen": "", "rejected": ""}) == "pair"
+    assert detect({"instruction": "", "input": "", "output": ""}) == "instruction"
+    assert detect({"conversations": []}) == "sharegpt"
+    assert detect({"conversations": [], "chosen": {}, "rejected": {}}) == "conversation_pair"
+    assert detect({"messages": [], "label": True}) == "messages"
+    assert detect({"text": ""}) == "text"
+    assert detect({"question": "", "answer": ""}) == "prompt"
+
+
+def test_unknown_keys_are_listed_beside_the_known_layouts(tmp_path: Path) -> None:
+    message = refusal(tmp_path, {"context": "", "reward": 1})
+    assert message.startswith("no known layout has the keys context, reward; rename them to one of: ")
+    assert "{messages}" in message and "{prompt | query | question}" in message
+    with pytest.raises(DataError, match=r"the first row: no known layout has the keys \(none\)"):
+        detect({})
+
+
+def test_a_row_of_another_layout_names_the_keys_expected(tmp_path: Path) -> None:
+    assert refusal(tmp_path, {"prompt": "q"}, {"messages": []}) == (
+        "the keys messages do not have the layout of the file's first row, which is {prompt | query | question}; "
+        "complete this row, or move rows of another layout to their own file"
+    )
+    assert "do not have the layout" in refusal(tmp_path, {"prompt": "q"}, {"prompt": "q", "chosen": "", "rejected": ""})
+
+
+# files
+
+
+def test_json_files_hold_a_list_or_an_object_with_one_list(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    for whole in ([{"text": "a"}], {"version": 1, "rows": [{"text": "a"}]}):
+        path.write_text(json.dumps(whole, indent=1), encoding="utf-8-sig")
+        (row,) = read_rows(path)
+        assert row.answers == ("a",) and row.place == f"{path}:1"
+
+
+def test_gzipped_files_are_read_like_plain_ones(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n'))
+    assert read_rows(str(path))[0].answers == ("a",)
+
+
+def test_line_numbers_count_empty_lines_and_strings_may_hold_line_separators(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('{"text": "a\u2028b"}\r\n\r\n{"text": "c"}'.encode())
+    rows = read_rows(path)
+    assert [row.answers[0] for row in rows] == ["a\u2028b", "c"]
+    assert [row.place for row in rows] == [f"{path}:1", f"{path}:3"]
+
+
+def test_a_limit_stops_before_later_rows_are_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b"}\nnot json\n')
+    assert len(read_rows(path, limit=2)) == 2
+    with pytest.raises(AssertionError, match="limit is 0"):
+        read_rows(path, limit=0)
+
+
+def test_several_files_are_read_in_order_up_to_one_limit(tmp_path: Path) -> None:
+    first = written(tmp_path, [{"text": "a"}, {"text": "b"}], "a.jsonl")
+    second = written(tmp_path, [{"prompt": "c"}, {"prompt": "d"}], "b.jsonl")
+    assert [row.place for row in read_files([first, str(second)], limit=3)] == [f"{first}:1", f"{first}:2", f"{second}:1"]
+    assert len(read_files([first, second])) == 4
+    assert len(read_files([first, second], limit=2)) == 2
+
+
+def test_every_fault_of_a_file_is_one_line(tmp_path: Path) -> None:
+    def message_of(name: str, content: bytes | None = None) -> str:
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            read_rows(path)
+        message = str(caught.value)
+        assert message.startswith(str(path)) and "\n" not in message
+        return message.removeprefix(str(path))
+
+    assert message_of("train.json", b"[]") == " holds an empty list; give a file that holds at least one row"
+    assert message_of("trian.json") == " does not exist; did you mean train.json?"
+    assert message_of("zzzz.txt") == f" does not exist; check the path (nothing in {tmp_path} has a name like it)"
+    assert message_of("none/a.json") == f" does not exist, nor does its folder {tmp_path / 'none'}; check the path"
+    assert message_of("") == " is a folder; name a file in it, such as train.json"
+    assert message_of("a.csv", b"a,b").startswith(": this kind of file is not read; give one ending in .json, .jsonl")
+    assert message_of("empty.jsonl", b"\n \n") == " is empty; give a file that holds at least one row"
+    message = message_of("bad.jsonl.gz", b'{"text": "a"}')
+    assert message.startswith(" is not a whole gzip file (Not a gzipped file") and message.endswith("pack it again")
+    assert "is not a whole gzip file" in message_of("cut.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:-9])
+    assert message_of("latin.txt", "caf\u00e9".encode("latin-1")) == " is not UTF-8: byte 3 is 0xe9; save it as UTF-8"
+    message = message_of("bad.jsonl", b'{"text": "a"}\n{"text": }\n')
+    assert message == ":2: invalid JSON at column 10: Expecting value; correct the file there"
+    message = message_of("bad.json", b'[\n{"text": "a"},\n{"text": "b",}]\n')
+    assert message.startswith(": invalid JSON at line 3, column ")
+    message = message_of("lines.json", b'{"text": "a"}\n{"text": "b"}\n')
+    assert message == ": invalid JSON at line 2, column 1: Extra data; one object per line belongs in a file named .jsonl"
+    assert message_of("deep.json", b"[" * 200_000) == ": JSON nested too deeply; flatten it"
+    message = message_of("list.jsonl", b'[{"text": "a"}]\n')
+    assert message == (
+        ":1: the row is a list, an object with keys is needed; one JSON list for the whole file belongs in a file "
+        "named .json"
+    )
+    assert message_of("number.json", b"[1]") == ":1: the row is the number 1, an object with keys is needed"
+    assert message_of("text.json", b'"%s"' % (b"x" * 99)).endswith("...; a list of objects is needed")
+    message = message_of("two.json", b'{"a": [], "b": [], "c": 1}')
+    assert message.startswith(" holds one object with the keys a, b, c, and 2 of them are lists; give a list")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_without_permission_is_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"text": "a"}])
+    path.chmod(0)
+    with pytest.raises(DataError, match="cannot be read: Permission denied; check its permissions"):
+        read_rows(path)
+
+
+def test_a_path_below_a_file_is_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"text": "a"}]) / "a.txt"
+    with pytest.raises(DataError, match="nor does its folder"):
+        read_rows(path)
+
+
+# holding out and leaving out
+
+
+def rows_of(prompts: list[str]) -> list[Row]:
+    return [Row((user(prompt),), (f"a{index}",), place=f"f:{index}") for index, prompt in enumerate(prompts)]
+
+
+def test_rows_with_one_prompt_land_on_one_side() -> None:
+    rows = rows_of([f"p{index % 40}" for index in range(200)])
+    train, held_out = split_by_prompt(rows, 0.25, seed=1)
+    assert len(train) == 150 and len(held_out) == 50
+    assert not {row.messages for row in train} & {row.messages for row in held_out}
+    assert sorted(train + held_out, key=rows.index) == rows
+
+
+def test_the_split_depends_on_the_seed_and_not_on_the_order() -> None:
+    rows = rows_of([f"p{index}" for index in range(100)])
+    sides = [{row.place for row in split_by_prompt(given, 0.2, seed)[1]} for given, seed in
+             ((rows, 0), (rows[::-1], 0), (rows, 1))]  # fmt: skip
+    assert sides[0] == sides[1] != sides[2] and len(sides[0]) == len(sides[2]) == 20
+    assert [row.place for row in split_by_prompt(rows, 0.2, 0)[0]] == [
+        row.place for row in rows if row.place not in sides[0]
+    ]
+
+
+def test_plain_texts_are_their_own_prompts() -> None:
+    rows = [Row((), (f"text {index}",)) for index in range(10)]
+    assert [len(side) for side in split_by_prompt(rows, 0.3, 0)] == [7, 3]
+
+
+def test_both_sides_hold_a_prompt() -> None:
+    assert [len(side) for side in split_by_prompt(rows_of(["a", "b"]), 0.01, 0)] == [1, 1]
+    assert [len(side) for side in split_by_prompt(rows_of(["a", "b"]), 0.99, 0)] == [1, 1]
+    assert [len(side) for side in split_by_prompt(rows_of(["a", "b"]), 0, 0)] == [2, 0]
+
+
+def test_one_prompt_cannot_be_split() -> None:
+    with pytest.raises(DataError, match="f:0: nothing can be held out, the 3 rows have 1 different prompts; give more"):
+        split_by_prompt(rows_of(["a", "a", "a"]), 0.5, 0)
+    with pytest.raises(DataError, match="no rows: nothing can be held out"):
+        split_by_prompt([], 0.5, 0)
+    with pytest.raises(AssertionError, match=r"fraction is 1\.5"):
+        split_by_prompt(rows_of(["a", "b"]), 1.5, 0)
+
+
+def test_unusable_rows_are_left_out_by_reason() -> None:
+    good = Row((user("q"),), ("a", "b"), grades=(1.0, 0.0), place="f:1")
+    bad = [
+        Row((user("q"),), ("a", " "), place="f:2"),
+        Row((user("q"),), ("a", "a "), place="f:3"),
+        Row((user(" "),), ("a",), place="f:4"),
+        Row((), ("",), place="f:5"),
+    ]
+    kept, dropped = drop_unusable([good, *bad], max_share=1)
+    assert kept == [good]
+    assert dropped == {"empty answer": ["f:2", "f:5"], "equal answers": ["f:3"], "empty prompt": ["f:4"]}
+    assert drop_unusable([good, Row((user("q"),))]) == ([good, Row((user("q"),))], {})
+
+
+def test_too_many_unusable_rows_are_an_error() -> None:
+    rows = [Row((), ("" if index < 6 else "a",), place=f"f:{index}") for index in range(100)]
+    with pytest.raises(DataError) as caught:
+        drop_unusable(rows)
+    assert str(caught.value) == (
+        "6 of 100 rows cannot be used, more than the share 0.05 allowed: empty answer: 6 (first f:0, f:1, f:2); "
+        "correct these rows, or allow a larger share"
+    )
+    assert len(drop_unusable(rows[1:] + rows[-1:])[0]) == 95
+
+
+# real files
+
+
+REAL = [
+    ("hh_rlhf/harmless-base-test.jsonl.gz", 2312, {2}),
+    ("oasst1_zh/oaast_rm_zh.json.gz", 775, {2, 3, 4, 5, 6, 8, 10}),
+    ("oasst1_zh/oaast_sft_zh.json.gz", 689, {1}),
+    ("llamafactory_demo/dpo_en_demo.json.gz", 300, {2}),
+    ("llamafactory_demo/dpo_zh_demo.json.gz", 300, {2}),
+    ("llamafactory_demo/kto_en_demo.json.gz", 300, {1}),
+    ("llamafactory_demo/glaive_toolcall_en_demo.json.gz", 300, {1}),
+    ("llamafactory_demo/identity.json", 91, {1}),
+    ("fastchat/dummy_conversation.json.gz", 500, {1}),
+    ("xquad/xquad.en.json.gz", 1190, {0}),
+    ("cmrc2018/cmrc2018_trial.json.gz", 1002, {0}),
+    ("gsm8k/train.jsonl.gz", 7473, {1}),
+    ("gsm8k/test.jsonl.gz", 1319, {1}),
+    ("sentiment/sentence_polarity.jsonl.gz", 10662, {1}),
+    ("text_en/tinystories_sample.txt.gz", 1230, {1}),
+    ("text_en/tinyshakespeare.txt.gz", 7222, {1}),
+    ("text_zh/hongloumeng.txt.gz", 2654, {1}),
+]
+
+
+@pytest.mark.parametrize(("name", "count", "answers"), REAL)
+def test_real_files_are_read_whole(shared: Path, name: str, count: int, answers: set[int]) -> None:
+    rows = read_rows(shared / "data" / name)
+    assert len(rows) == count
+    assert {len(row.answers) for row in rows} == answers
+    assert len({row.place for row in rows}) == count
+    assert all(row.grades is None or len(row.grades) == len(row.answers) for row in rows)
+    assert all(not row.messages or row.messages[-1].role == "user" for row in rows)
+    train, held_out = split_by_prompt(rows, 0.1, 0)
+    assert abs(len(held_out) - count / 10) <= count / 50 and len(train) + len(held_out) == count
+
+
+def test_real_transcripts_part_where_they_are_known_to(shared: Path) -> None:
+    rows = read_rows(shared / "data/hh_rlhf/harmless-base-test.jsonl.gz")
+    kept, dropped = drop_unusable(rows)
+    assert len(kept) == 2308 and [len(places) for places in dropped.values()] == [4]
+    assert all(answer == answer.strip() for row in rows for answer in row.answers)
+    early = {int(row.place.rpartition(":")[2]) for row in rows if any("\n\nAssistant:" in text for text in row.answers)}
+    assert {1255, 1689, 1951, 1953, 2037} <= early and len(early) == EARLY
+    # What was taken apart is the transcript again, but for the blanks around its turns.
+    raw = gzip.open(shared / "data/hh_rlhf/harmless-base-test.jsonl.gz", "rt", encoding="utf-8").read().split("\n")
+    names = {"user": "Human", "assistant": "Assistant"}
+    for row, line in zip(rows, raw, strict=False):
+        prompt = "".join(f"\n\n{names[turn.role]}: {turn.content}" for turn in row.messages)
+        for answer, key in zip(row.answers, ("chosen", "rejected"), strict=True):
+            assert f"{prompt}\n\nAssistant: {answer}".split() == json.loads(line)[key].split()
+
+
+def test_real_rankings_and_labels_are_those_of_the_files(shared: Path) -> None:
+    ranked = read_rows(shared / "data/oasst1_zh/oaast_rm_zh.json.gz")
+    assert sum(len(row.answers) * (len(row.answers) - 1) // 2 for row in ranked) == 1809
+    assert max(len(row.messages) for row in ranked) == 5
+    labels = [row.columns["label"] for row in read_rows(shared / "data/llamafactory_demo/kto_en_demo.json.gz")]
+    assert labels.count(True) == labels.count(False) == 150
+    grades = [row.grades for row in read_rows(shared / "data/sentiment/sentence_polarity.jsonl.gz")]
+    assert grades.count((1.0,)) == grades.count((0.0,)) == 5331
+    systems = [row for row in read_rows(shared / "data/llamafactory_demo/dpo_zh_demo.json.gz")
+               if row.messages[0].role == "system"]  # fmt: skip
+    assert len(systems) == 64
+    for row in read_rows(shared / "data/xquad/xquad.en.json.gz"):
+        assert row.columns["gold"] and all(text in row.columns["context"] for text in row.columns["gold"])
+
+
+@pytest.mark.parametrize("name", ["pandalm/testset-v1.json.gz", "taskmaster_reward/tm4_reward_00.json.gz"])
+def test_real_files_of_other_layouts_are_refused(shared: Path, name: str) -> None:
+    with pytest.raises(DataError, match="no known layout has the keys"):
+        read_rows(shared / "data" / name)

@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from onebase.data import tree as tree_layout
+from onebase.data.tree import build_tree_batch, separate
+from onebase.models import forward
+from onebase.models.forward import completion_scores, hidden_states, logprobs_and_entropy, token_logprobs, token_values
+from onebase.models.one_base import OneBase
+from onebase.records import Example, TreeBatch
+from tests.tiny_models import VOCABULARY, WINDOW, add_adapter_role, random_ids, tiny_base
+
+EXACT = 1e-5
+TREE_ARCHITECTURES = ["llama", "gpt2", "qwen3", "gemma3", "gemma2", "mistral", "neox"]
+
+
+def examples_with(num_completions: int) -> list[Example]:
+    """Three examples: K completions each, all of different lengths, the prompts longer than the sliding window."""
+    lengths = [5, 1, 7, 3]
+    examples = []
+    for e, prompt_length in enumerate([9, 6, 12]):
+        completions = [random_ids(lengths[(k + e) % 4], seed=50 * e + k) for k in range(num_completions)]
+        examples.append(Example(random_ids(prompt_length, seed=1000 + e), completions))
+    assert min(len(example.prompt_ids) for example in examples) > WINDOW
+    return examples
+
+
+def some_counted(examples: list[Example]) -> list[Example]:
+    generator = torch.Generator().manual_seed(7)
+    return [
+        Example(e.prompt_ids, e.completions, [(torch.rand(len(c), generator=generator) < 0.6).tolist() for c in e.completions])
+        for e in examples
+    ]  # fmt: skip
+
+
+def states_of_separate_rows(one: OneBase, examples: list[Example], role: str) -> list[tuple[Tensor, Tensor]]:
+    """Logits and last hidden states of each completion as the model itself gives them, one unpadded row at a time."""
+    rows = []
+    with one.role(role):
+        for example in examples:
+            for completion in example.completions:
+                ids = torch.tensor([[*example.prompt_ids, *completion]])
+                output = one.model(input_ids=ids, output_hidden_states=True, use_cache=False)
+                start = len(example.prompt_ids)
+                rows.append((output.logits[0, start - 1 : -1], output.hidden_states[-1][0, start - 1 :]))
+    return rows
+
+
+def logprobs_of_separate_rows(one: OneBase, examples: list[Example], role: str) -> Tensor:
+    completions = [completion for example in examples for completion in example.completions]
+    counted = [
+        example.counted[k] if example.counted is not None else [True] * len(completion)
+        for example in examples
+        for k, completion in enumerate(example.completions)
+    ]
+    parts = []
+    for (logits, _), completion, mask in zip(states_of_separate_rows(one, examples, role), completions, counted, strict=True):
+        logprobs = logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)]
+        parts.append(logprobs[torch.tensor(mask)])
+    return torch.cat(parts)
+
+
+def random_weights(count: int) -> Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(3)) / 8
+
+
+def gradients(one: OneBase, role: str, weighted: Tensor) -> list[Tensor]:
+    """Of the weighted sum, for every parameter the role owns; each must have one, and not all may be near zero."""
+    found = torch.autograd.grad(weighted, one.parameters(role))
+    assert max(gradient.abs().max().item() for gradient in found) > 0.05
+    return list(found)
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(found) == len(expected) > 0
+    for one_tensor, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one_tensor, other, rtol=0, atol=EXACT)
+
+
+# ---------------------------------------------------------------------------------------------- trees are exact
+
+
+@pytest.mark.parametrize("architecture", TREE_ARCHITECTURES)
+@pytest.mark.parametrize("num_completions", [1, 2, 4])
+def test_a_tree_gives_the_logprobs_and_gradients_of_separate_rows(architecture: str, num_completions: int) -> None:
+    one = tiny_base(architecture, layout="tree")
+    add_adapter_role(one, "policy")
+    examples = examples_with(num_completions)
+    expected = logprobs_of_separate_rows(one, examples, "policy")
+    weights = random_weights(len(expected))
+    expected_gradients = gradients(one, "policy", expected @ weights)
+    for max_row_tokens in (0, 10_000):
+        batch = build_tree_batch(examples, max_row_tokens=max_row_tokens)
+        found = token_logprobs(one, batch, role="policy")
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
+        assert_same(gradients(one, "policy", found @ weights), expected_gradients)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_counted_masks_packed_rows_and_three_completions_are_exact_too(architecture: str, attention: str) -> None:
+    one = tiny_base(architecture, layout="tree", attn_implementation=attention)
+    add_adapter_role(one, "policy")
+    examples = some_counted(examples_with(3))
+    expected = logprobs_of_separate_rows(one, examples, "policy")
+    assert 0 < len(expected) < sum(len(c) for e in examples for c in e.completions)
+    weights = random_weights(len(expected))
+    expected_gradients = gradients(one, "policy", expected @ weights)
+    batch = build_tree_batch(examples, max_row_tokens=60)
+    assert 1 < batch.input_ids.shape[0] < len(examples)  # two trees in one row, and padding
+    found = token_logprobs(one, batch, role="policy")
+    torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
+    assert_same(gradients(one, "policy", found @ weights), expected_gradients)
+
+
+@pytest.mark.parametrize("architecture", TREE_ARCHITECTURES)
+def test_a_mask_that_leaks_between_branches_would_be_seen(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = tiny_base(architecture, layout="tree")
+    add_adapter_role(one, "policy")
+    examples = examples_with(2)
+    batch = build_tree_batch(examples)
+    expected = logprobs_of_separate_rows(one, examples, "policy")
+
+    def leaking_mask(batch: TreeBatch, *, window: int | None = None) -> Tensor:
+        one_branch = torch.zeros_like(batch.branch)
+        columns = torch.arange(batch.tree.shape[1]).expand_as(batch.tree)
+        plain = TreeBatch(**{n: getattr(batch, n) for n in batch.__slots__} | {"branch": one_branch, "position_ids": columns})
+        return tree_layout.attention_mask(plain, window=window)
+
+    monkeypatch.setattr(forward, "attention_mask", leaking_mask)
+    leaked = token_logprobs(one, batch, role="policy")
+    assert (leaked - expected).abs().max() > 100 * EXACT
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gemma3"])
+def test_scores_and_values_of_a_tree_are_those_of_separate_rows(architecture: str) -> None:
+    one = tiny_base(architecture, layout="tree")
+    add_adapter_role(one, "reward", head=True)
+    add_adapter_role(one, "critic", head=True, seed=5)
+    examples = examples_with(3)
+    head = one.roles["reward"].head
+    assert head is not None
+    expected_scores = torch.stack([hidden[-1] @ head.weight[0] for _, hidden in states_of_separate_rows(one, examples, "reward")])
+    expected_means = torch.stack(
+        [(hidden[1:] @ head.weight[0]).mean() for _, hidden in states_of_separate_rows(one, examples, "reward")]
+    )
+    critic_head = one.roles["critic"].head
+    assert critic_head is not None
+    expected_values = torch.cat(
+        [hidden[:-1] @ critic_head.weight[0] for _, hidden in states_of_separate_rows(one, examples, "critic")]
+    )
+    weights, token_weights = random_weights(len(expected_scores)), random_weights(len(expected_values))
+    score_gradients = gradients(one, "reward", expected_scores @ weights)
+    value_gradients = gradients(one, "critic", expected_values @ token_weights)
+    for max_row_tokens in (0, 10_000):
+        batch = build_tree_batch(examples, max_row_tokens=max_row_tokens)
+        one.roles["reward"].pooling = "last"
+        scores = completion_scores(one, batch, role="reward")
+        assert scores.shape == (9,) and scores.dtype == torch.float32
+        torch.testing.assert_close(scores, expected_scores, rtol=0, atol=EXACT)
+        assert_same(gradients(one, "reward", scores @ weights), score_gradients)
+        one.roles["reward"].pooling = "mean"
+        torch.testing.assert_close(completion_scores(one, batch, role="reward"), expected_means, rtol=0, atol=EXACT)
+        values = token_values(one, batch, role="critic")
+        assert values.shape == batch.targets.shape and values.dtype == torch.float32
+        torch.testing.assert_close(values, expected_values, rtol=0, atol=EXACT)
+        assert_same(gradients(one, "critic", values @ token_weights), value_gradients)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_a_score_reads_the_last_token_whether_it_is_counted_or_not(architecture: str) -> None:
+    one = tiny_base(architecture, layout="tree")
+    add_adapter_role(one, "reward", head=True)
+    example = examples_with(2)[0]
+    uncounted = Example(example.prompt_ids, example.completions, [[False] * len(c) for c in example.completions])
+    scores = [completion_scores(one, build_tree_batch([e]), role="reward") for e in (example, uncounted)]
+    torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "bloom"])
+@pytest.mark.parametrize("pad_id", [1, 200, VOCABULARY - 1])
+def test_what_stands_in_the_padding_changes_nothing(architecture: str, pad_id: int) -> None:
+    one = tiny_base(architecture)
+    add_adapter_role(one, "policy", head=True)
+    for num_completions in (1, 3):
+        examples = examples_with(num_completions)
+        examples = examples if one.layout == "tree" else separate(examples)
+        clean, garbage = build_tree_batch(examples), build_tree_batch(examples, pad_id=pad_id)
+        assert (clean.tree < 0).any()
+        ids = torch.randint(0, VOCABULARY, clean.input_ids.shape)
+        noise = TreeBatch(
+            **{name: getattr(clean, name) for name in clean.__slots__}
+            | {"input_ids": torch.where(clean.tree < 0, ids, clean.input_ids)}
+        )
+        for function in (token_logprobs, token_values, completion_scores):
+            expected = function(one, clean, role="policy")
+            for other in (garbage, noise):
+                torch.testing.assert_close(function(one, other, role="policy"), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_what_stands_in_one_branch_or_tree_changes_nothing_in_another(architecture: str) -> None:
+    one = tiny_base(architecture, layout="tree")
+    add_adapter_role(one, "policy")
+    first, second = examples_with(2)[:2]
+    expected = token_logprobs(one, build_tree_batch([first, second], max_row_tokens=1000), role="policy")
+    kept = len(first.completions[0])
+    changed = Example(first.prompt_ids, [first.completions[0], random_ids(len(first.completions[1]), seed=99)])
+    other = Example(random_ids(len(second.prompt_ids), seed=98), second.completions)
+    found = token_logprobs(one, build_tree_batch([changed, other], max_row_tokens=1000), role="policy")
+    assert torch.equal(found[:kept], expected[:kept])
+    assert not torch.equal(found[kept:], expected[kept:])
+
+
+def test_the_separate_layout_gives_a_models_own_logprobs_and_gradients_through_the_same_functions() -> None:
+    one = tiny_base("bloom")
+    assert one.layout == "separate"
+    add_adapter_role(one, "policy")
+    examples = some_counted(examples_with(3))
+    expected = logprobs_of_separate_rows(one, examples, "policy")
+    weights = random_weights(len(expected))
+    found = token_logprobs(one, build_tree_batch(separate(examples)), role="policy")
+    torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
+    assert_same(gradients(one, "policy", found @ weights), gradients(one, "policy", expected @ weights))
+
+
+def test_the_separate_layout_refuses_a_tree() -> None:
+    one = tiny_base("bloom")
+    one.add_role("policy")
+    with pytest.raises(ValueError, match=r"one completion per row: build its batches from `separate\(examples\)`"):
+        token_logprobs(one, build_tree_batch(examples_with(2)), role="policy")
+
+
+def test_llama_in_the_separate_layout_is_llama_in_trees() -> None:
+    trees, rows = tiny_base("llama", layout="tree"), tiny_base("llama", layout="separate")
+    for one in (trees, rows):
+        add_adapter_role(one, "policy")
+    examples = examples_with(3)
+    torch.testing.assert_close(
+        token_logprobs(trees, build_tree_batch(examples), role="policy"),
+        token_logprobs(rows, build_tree_batch(separate(examples)), role="policy"),
+        rtol=0, atol=EXACT,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- logits in chunks
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_temperature_and_entropy_are_those_of_a_direct_computation(temperature: float) -> None:
+    one = tiny_base("llama")
+    add_adapter_role(one, "policy")
+    examples = examples_with(2)
+    logits = torch.cat([logits for logits, _ in states_of_separate_rows(one, examples, "policy")]) / temperature
+    targets = torch.tensor([token for e in examples for c in e.completions for token in c])
+    expected = torch.distributions.Categorical(logits=logits)
+    batch = build_tree_batch(examples)
+    logprobs, entropy = logprobs_and_entropy(one, batch, role="policy", temperature=temperature)
+    torch.testing.assert_close(logprobs, expected.log_prob(targets), rtol=0, atol=EXACT)
+    torch.testing.assert_close(entropy, expected.entropy(), rtol=0, atol=EXACT)
+    torch.testing.assert_close(token_logprobs(one, batch, role="policy", temperature=temperature), logprobs, rtol=0, atol=0)
+
+
+def test_entropy_that_is_not_asked_for_is_zero() -> None:
+    one = tiny_base("llama")
+    one.add_role("policy")
+    _, entropy = logprobs_and_entropy(one, build_tree_batch(examples_with(1)), role="policy", with_entropy=False)
+    assert not entropy.any()
+
+
+@pytest.mark.parametrize(
+    "overrides", [("gemma2", {"final_logit_softcapping": 2.0}), ("llama", {}), ("gpt2", {})], ids=lambda o: o[0]
+)
+def test_the_size_of_a_chunk_changes_neither_values_nor_gradients(
+    overrides: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architecture, options = overrides
+    one = tiny_base(architecture, **options)
+    add_adapter_role(one, "policy")
+    examples = examples_with(3)
+    batch = build_tree_batch(examples)
+    weights = random_weights(len(batch.targets))
+
+    def measure() -> tuple[Tensor, Tensor, list[Tensor]]:
+        logprobs, entropy = logprobs_and_entropy(one, batch, role="policy", temperature=0.7)
+        return logprobs, entropy, gradients(one, "policy", logprobs @ weights + entropy @ weights.flip(0))
+
+    monkeypatch.setattr(forward, "LOGITS_PER_CHUNK", 1 << 30)
+    logprobs, entropy, expected = measure()
+    for tokens in (0, 1, 5, len(weights)):
+        monkeypatch.setattr(forward, "LOGITS_PER_CHUNK", tokens * VOCABULARY)
+        chunked_logprobs, chunked_entropy, found = measure()
+        torch.testing.assert_close(chunked_logprobs, logprobs, rtol=0, atol=1e-6)
+        torch.testing.assert_close(chunked_entropy, entropy, rtol=0, atol=1e-6)
+        assert_same(found, expected)
+
+
+def test_soft_caps_on_the_logits_are_the_models_own() -> None:
+    one = tiny_base("gemma2", layout="tree", final_logit_softcapping=0.5)
+    one.add_role("policy")
+    examples = examples_with(2)
+    found = token_logprobs(one, build_tree_batch(examples), role="policy")
+    torch.testing.assert_close(found, logprobs_of_separate_rows(one, examples, "policy"), rtol=0, atol=EXACT)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Counts the elements of every tensor an operation makes, the views of a model's weights left out."""
+
+    def __init__(self, one: OneBase) -> None:
+        super().__init__()
+        self.weights = {parameter.untyped_storage().data_ptr() for parameter in one.model.parameters()}
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in self.weights:
+                self.largest = max(self.largest, value.numel())
+        return result
+
+
+def test_the_logits_of_a_batch_never_exist_at_once_in_forward_or_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary, tokens_per_chunk = 50_000, 4
+    one = tiny_base("llama", layout="tree", vocab_size=vocabulary, hidden_size=16, intermediate_size=24)
+    add_adapter_role(one, "policy")
+    chunk = vocabulary * tokens_per_chunk
+    monkeypatch.setattr(forward, "LOGITS_PER_CHUNK", chunk)
+    batch = build_tree_batch(examples_with(3))
+    assert len(batch.targets) * vocabulary > 8 * chunk
+    saved = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal saved
+        saved += 0 if tensor.untyped_storage().data_ptr() in counter.weights else tensor.numel()
+        return tensor
+
+    with LargestTensor(one) as counter:
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            logprobs, entropy = logprobs_and_entropy(one, batch, role="policy")
+        assert counter.largest == chunk  # the counter sees the chunks
+        # Nothing the size of a chunk waits for the backward pass, let alone one from each chunk.
+        assert saved < chunk
+        (logprobs.sum() + entropy.sum()).backward()
+    assert counter.largest == chunk
+    with LargestTensor(one) as counter, torch.no_grad():
+        token_logprobs(one, batch, role="policy")
+    assert counter.largest == chunk
+    assert all(parameter.grad is not None for parameter in one.parameters("policy"))
+
+
+def test_a_batch_in_which_nothing_is_counted_gives_empty_logprobs() -> None:
+    one = tiny_base("llama")
+    add_adapter_role(one, "policy", head=True)
+    batch = build_tree_batch([Example([5, 6], [[7, 8]], [[False, False]])])
+    logprobs, entropy = logprobs_and_entropy(one, batch, role="policy")
+    assert logprobs.shape == entropy.shape == token_values(one, batch, role="policy").shape == (0,)
+    logprobs.sum().backward()
+
+
+def test_hidden_states_leave_no_role_in_force() -> None:
+    one = tiny_base("llama")
+    one.add_role("policy")
+    assert hidden_states(one, build_tree_batch(examples_with(1)), role="policy").shape[-1] == one.hidden_size
+    assert one.active is None

@@ -1,0 +1,158 @@
+"""The shape of the code: which way imports point, and how much there is to read."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LAYERS = [
+    {"cli", "__main__"},
+    {"recipes"},
+    {"evaluation"},
+    {"training", "rewards"},
+    {"models", "data"},
+    {"objectives", "records"},
+    {"config", "config_files", "config_groups"},
+    {"errors", "files", "__init__"},
+]
+"""Top to bottom: a part imports from its layer and those below; of two parts in a layer, one may import the other."""
+LAYER_OF = {part: number for number, layer in enumerate(LAYERS) for part in layer}
+
+MAY_IMPORT_RECIPES = {
+    # The demo runs every stage one after the other; to read it is to read which stages there are.
+    "onebase.recipes.demo": {f"onebase.recipes.{verb}" for verb in ("pretrain", "sft", "reward", "ppo", "score")},
+}
+MAX_FUNCTION_LINES = 80
+MAX_REACHABLE_LINES = 4000
+EMPTY_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "managers", "misc"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted((ROOT / "onebase").rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def imports_of(module: str) -> Iterator[str]:
+    """Every module named by an import, inside functions too; the full name where it is one of ours."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} line {node.lineno}: write the import in full, 'from onebase. ...'"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else str(node.module)
+
+
+def own_imports(module: str) -> set[str]:
+    return {name for name in imports_of(module) if name.split(".")[0] == "onebase"}
+
+
+def part_of(module: str) -> str:
+    """`onebase.data.tree` is in part `data`; the package itself in part `__init__`."""
+    return (module.split(".") + ["__init__"])[1]
+
+
+def reachable_from(module: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in MODULES and name not in found:
+            found.add(name)
+            waiting += own_imports(name)
+    return found
+
+
+def test_every_part_of_the_package_has_a_layer() -> None:
+    homeless = {part_of(name) for name in MODULES} - set(LAYER_OF)
+    assert not homeless, f"{homeless}: put them in LAYERS, or in a folder that is there"
+
+
+def test_imports_point_downwards() -> None:
+    upward = [
+        f"{module} imports {name}"
+        for module in MODULES
+        for name in own_imports(module)
+        if LAYER_OF[part_of(name)] < LAYER_OF[part_of(module)]
+    ]
+    assert not upward
+
+
+def test_parts_of_one_layer_do_not_import_each_other() -> None:
+    edges = {(part_of(module), part_of(name)) for module in MODULES for name in own_imports(module)}
+    mutual = {(a, b) for a, b in edges if a < b and (b, a) in edges}
+    assert not mutual
+
+
+def test_objectives_import_torch_alone() -> None:
+    allowed = {"torch", *sys.stdlib_module_names}
+    foreign = [
+        f"{module} imports {name}"
+        for module in MODULES
+        if part_of(module) == "objectives"
+        for name in imports_of(module)
+        if name.split(".")[0] not in allowed and not name.startswith("onebase.objectives")
+    ]
+    assert not foreign
+
+
+def test_nothing_below_the_recipes_sees_a_config() -> None:
+    above = {"cli", "recipes", "config", "config_files", "config_groups"}
+    seeing = [
+        f"{module} imports {name}"
+        for module in MODULES
+        if part_of(module) not in above
+        for name in own_imports(module)
+        if part_of(name).startswith("config")
+    ]
+    assert not seeing
+
+
+def test_recipes_do_not_import_each_other_except_the_demo() -> None:
+    mixed = [
+        f"{module} imports {name}"
+        for module in MODULES
+        if part_of(module) == "recipes"
+        for name in own_imports(module) - {module, "onebase.recipes"}
+        if part_of(name) == "recipes" and name not in MAY_IMPORT_RECIPES.get(module, set())
+    ]
+    assert not mixed
+
+
+def test_no_function_is_over_80_lines() -> None:
+    long = [
+        f"{module}.{node.name}: {(node.end_lineno or node.lineno) - node.lineno + 1} lines"
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or node.lineno) - node.lineno >= MAX_FUNCTION_LINES
+    ]
+    assert not long
+
+
+def test_modules_are_named_for_what_they_do() -> None:
+    nameless = [name for name in MODULES if EMPTY_NAMES & {word for p in name.split(".") for word in p.split("_")}]
+    assert not nameless
+
+
+@pytest.mark.parametrize("recipe", [name for name in MODULES if name.startswith("onebase.recipes.")])
+def test_what_a_recipe_reaches_can_be_read(recipe: str) -> None:
+    lines = {name: len(MODULES[name].read_text(encoding="utf-8").splitlines()) for name in reachable_from(recipe)}
+    longest = sorted(lines, key=lambda name: -lines[name])[:5]
+    assert sum(lines.values()) <= MAX_REACHABLE_LINES, f"{sum(lines.values())} lines; the longest: {longest}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_imports(module: str) -> None:
+    importlib.import_module(module)

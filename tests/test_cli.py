@@ -1,0 +1,232 @@
+"""The command line as a shell sees it: exit codes, messages, streams."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+import onebase
+from onebase import cli
+from onebase.config import VERB_CONFIGS
+from onebase.config_files import config_keys
+from onebase.errors import DataError, DoesNotFitError, Interrupted, Stopped
+from onebase.recipes import doctor
+
+SFT = ["output_dir=runs/x", "model.model_name_or_path=base", "data.train=a.jsonl"]
+
+
+def onebase_command(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "onebase", *words], capture_output=True, text=True, cwd=folder)
+
+
+def fake_recipe(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
+    monkeypatch.setattr(cli, "_recipe", lambda verb: SimpleNamespace(**functions))
+
+
+def failing_with(error: BaseException) -> object:
+    def run(*args: object, **kwargs: object) -> None:
+        raise error
+
+    return run
+
+
+def test_help_does_not_import_torch() -> None:
+    program = (
+        "import sys; from onebase.cli import main\n"
+        "for line in ('--help', '--version', 'ppo --help', 'chat --help', 'sft seed=1'): main(line.split())\n"
+        "heavy = {'torch', 'transformers', 'peft', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_answers_within_a_second() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        assert onebase_command("--help").returncode == 0
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 1  # the quickest: other programs can only slow it down
+
+
+def test_version_is_printed_by_the_module_and_the_script() -> None:
+    assert onebase_command("--version").stdout.strip() == onebase.__version__
+    script = Path(sys.executable).with_name("onebase")
+    if not script.exists():
+        pytest.skip("the package is not installed in this environment")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, onebase.__version__)
+
+
+def test_no_verb_shows_the_help_and_is_a_usage_error() -> None:
+    done = onebase_command()
+    assert done.returncode == 2 and "pretrain" in done.stdout
+
+
+@pytest.mark.parametrize("verb", cli.TRAINING_VERBS)
+def test_the_help_of_a_training_verb_lists_every_key(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"--{key} " in out for key, _ in config_keys(VERB_CONFIGS[verb]))
+    assert cli.TRAINING_VERBS[verb] == VERB_CONFIGS[verb].__doc__
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pppo", "a.yaml"], 'error: Unknown command "pppo". Did you mean "ppo"?'),
+        (["ppo", "ppp.yaml"], "error: no config file 'ppp.yaml'; did you mean 'ppo.yaml'?"),
+        (["ppo", "--config", "ppp.yaml"], "error: no config file 'ppp.yaml'; did you mean 'ppo.yaml'?"),
+        (["ppo", "ppo.yaml"], "error: ppo.yaml: 'ppo.kl_coef' is unknown; did you mean 'ppo.kl_coefficient'?"),
+        (["sft", *SFT, "--lora.r", "x"], "error: command line: 'lora.r' = x: it should be a valid integer"),
+        (["sft", *SFT, "--lora.rr", "1"], "error: command line: 'lora.rr' is unknown; did you mean 'lora.r'?"),
+        (
+            ["score", "role"],
+            "error: Command \"score\" parameter FILE requires an argument. See 'onebase score --help'.",
+        ),
+        (["chat", "a", "--temp", "1"], "error: Unknown option: --temp. Did you mean --temperature?"),
+        (["chat"], "error: chat needs one role folder, or two after --compare; see 'onebase chat --help'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "ppo.yaml").write_text(
+        "output_dir: a\npolicy: b\nmodel: {model_name_or_path: c}\ndata: {train: d}\nreward: {role: e}\n"
+        "ppo: {kl_coef: 0.1}\n"
+    )
+    done = onebase_command(*words, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(message), done.stderr
+
+
+def test_every_problem_of_a_config_is_a_line() -> None:
+    done = onebase_command("sft", "seed=x", "sead=1", "model.model_name_or_path=a", "data.train=b")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: command line: 'sead' is unknown; did you mean 'seed'?",
+        "error: command line: 'output_dir' is missing: folder of the run: resolved config, metrics, checkpoints, roles",
+        "error: command line: 'seed' = x: it should be a valid integer, unable to parse string as an integer",
+    ]
+
+
+def test_dry_run_prints_the_config_to_stdout_and_the_plan_to_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_recipe(monkeypatch, plan=lambda config: f"would train on {config.data.train}")
+    assert cli.main(["sft", "--dry-run", *SFT, "--lora.r=4"]) == 0
+    printed = capsys.readouterr()
+    assert yaml.safe_load(printed.out)["lora"]["r"] == 4
+    assert printed.err == "would train on ['a.jsonl']\n"
+
+
+def test_a_verb_hands_its_config_to_its_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    fake_recipe(monkeypatch, run=seen.append)
+    path = tmp_path / "a=b.yaml"
+    path.write_text("output_dir: a\nmodel: {model_name_or_path: c}\ndata: {train: d}\n")
+    for words in (["sft", str(path), "seed=3"], ["sft", "--seed", "3", "--config", str(path)]):
+        assert cli.main(words) == 0
+    assert [config.seed for config in seen] == [3, 3] and seen[0] == seen[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["score", "r", "f.jsonl", "--rank"], {"role": "r", "file": Path("f.jsonl"), "rank": True, "model": None}),
+        (["chat", "r", "--once", "hi"], {"role": "r", "compare": None, "once": "hi", "max_new_tokens": 128}),
+        (["chat", "--compare", "a", "b", "--temperature", "0"], {"compare": ("a", "b"), "temperature": 0.0}),
+        (["demo", "--seed", "3"], {"output_dir": Path("runs/demo"), "seed": 3}),
+    ],
+)
+def test_options_reach_the_recipe(
+    words: list[str], expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, object] = {}
+    fake_recipe(monkeypatch, run=lambda **options: seen.update(options))
+    assert cli.main(words) == 0
+    assert {key: seen[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (DataError("a.jsonl:3: no prompt"), 3, "error: a.jsonl:3: no prompt\n"),
+        (DoesNotFitError("too big"), 4, "error: too big\n"),
+        (Stopped("stopped at step 3"), 75, "error: stopped at step 3\n"),
+        (Interrupted("saved"), 130, "error: saved\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a"),
+            4,
+            "error: no space left on the disk for 'runs/a'; free some and run the same command again\n",
+        ),
+    ],
+)
+def test_an_expected_failure_is_one_line_with_its_exit_code(
+    error: BaseException,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake_recipe(monkeypatch, run=failing_with(error))
+    assert cli.main(["sft", *SFT]) == code
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), PermissionError(errno.EACCES, "no")])
+def test_an_unexpected_failure_shows_where_and_exits_1(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_recipe(monkeypatch, run=failing_with(error))
+    assert cli.main(["demo"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback") and lines[-1].startswith(f"error: unexpected {type(error).__name__};")
+
+
+def test_a_reader_that_stops_early_is_no_complaint() -> None:
+    # Closing our end before the command writes makes its first write fail.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onebase", "ppo", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    complaint = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), complaint) == (141, "")
+
+
+def test_doctor_finds_what_works_here(tmp_path: Path) -> None:
+    findings = doctor.examine(tmp_path / "runs" / "later")
+    assert findings["problems"] == []
+    assert findings["disk"]["folder"] == str(tmp_path) and findings["disk"]["free_bytes"] > 0
+    assert list(tmp_path.iterdir()) == []
+    cpu = findings["devices"][0]
+    assert (cpu["device"], cpu["float32"]) == ("cpu", "ok")
+    assert cpu["bfloat16"] != "ok" or cpu["bfloat16_speed"] > 0
+    if findings["packages"]["bitsandbytes"] is None:
+        assert "pip install 'onebase[quant]'" in cpu["nf4"]
+
+
+def test_doctor_prints_words_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json", "--output-dir", str(tmp_path)]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert findings["onebase"] == onebase.__version__ and findings["cores"] >= 1
+    doctor.run(output_dir=tmp_path)
+    text = capsys.readouterr().out
+    assert f"torch {findings['packages']['torch']}" in text and "device    cpu" in text
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that no one can write to: /proc")
+def test_doctor_says_when_runs_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--output-dir", "/proc/self"]) == 1
+    assert "error: cannot write to '/proc/self': " in capsys.readouterr().err
