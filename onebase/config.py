@@ -22,6 +22,7 @@ from onebase.config_groups import (
     PPOGroup,
     PPOOptimizerGroup,
     PretrainOptimizerGroup,
+    PromptDataGroup,
     RewardGroup,
     RewardSourceGroup,
     SFTDataGroup,
@@ -111,11 +112,11 @@ class RewardConfig(VerbConfig):
 class PPOConfig(VerbConfig):
     """Train a policy against a reward source by PPO, four roles on one base."""
 
-    policy: str
-    """Folder of the policy role to start from; its frozen copy is the reference."""
+    policy: str | None = None
+    """Folder of the policy role to start from, whose frozen copy is the reference; null = a new role on the base."""
     model: ModelGroup
     lora: LoraGroup = LoraGroup()
-    data: DataGroup
+    data: PromptDataGroup
     reward: RewardSourceGroup
     generation: GenerationGroup = GenerationGroup()
     ppo: PPOGroup = PPOGroup()

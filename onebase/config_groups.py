@@ -97,7 +97,7 @@ class DataGroup(Group):
     """The files, and what of them is used."""
 
     train: Annotated[Strings, Field(min_length=1)]
-    """One file or a list of files (.jsonl, .json, .parquet, .txt; .gz too)."""
+    """One file or a list of files (.jsonl, .json, .txt; .gz too)."""
     eval: Strings = []
     """Files for evaluation; empty = a part of `train` is held out."""
     eval_fraction: Share = 0.1
@@ -107,7 +107,7 @@ class DataGroup(Group):
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
     max_completion_tokens: Count | None = None
-    """Longest completion, in tokens; longer ones are dropped and counted; null = what the model can hold."""
+    """Longest completion, in tokens; longer ones are cut; null = what the model can hold."""
     truncate_prompt: Literal["error", "left"] = "error"
     """A prompt over max_prompt_tokens: stop with its place, or cut its oldest tokens."""
     max_dropped_share: Probability = 0.05
@@ -119,6 +119,13 @@ class SFTDataGroup(DataGroup):
 
     train_on: Literal["completion", "assistant", "all"] = "completion"
     """Tokens that count in the loss: the last answer, every assistant turn, or all of them."""
+
+
+class PromptDataGroup(DataGroup):
+    """The files, and what of them is used."""
+
+    opening_tokens: Count = 16
+    """Where the data is plain text: the policy goes on from the first tokens of each, this many."""
 
 
 class OptimizerGroup(Group):
@@ -184,7 +191,7 @@ class GenerationGroup(Group):
     max_new_tokens: Count = 64
     """Longest completion, in tokens."""
     random_min_new_tokens: Count | None = None
-    """When set, each completion draws its own length limit between this and max_new_tokens."""
+    """When set, each rollout draws its own length limit between this and max_new_tokens."""
     temperature: Positive = 1.0
     """The logits are divided by this."""
     top_k: Annotated[int, Field(ge=0)] = 0
@@ -216,7 +223,7 @@ class RewardSourceGroup(Group):
     model: str | None = None
     """Folder or hub name of a sequence-classification model with one label."""
     normalize: Literal["none", "held_out"] = "none"
-    """held_out = scores get mean 0 and standard deviation 1 on the policy's first completions to held-out prompts."""
+    """held_out = the reward role's scores less the mean of its held-out scores, over their standard deviation."""
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> RewardSourceGroup:
@@ -275,7 +282,7 @@ class PPOGroup(Group):
     max_kl: Positive | None = None
     """End the epochs of a rollout when the approximate KL from the sampling policy passes this, nats per token."""
     kl_budget: Positive | None = None
-    """End training when the held-out KL to the reference passes this, nats per completion."""
+    """End training when a rollout's KL to the reference passes this, nats per completion."""
     score_clip: Positive | None = None
     """Scores are clipped to plus and minus this; null = off."""
     score_baseline: float = 0.0
@@ -324,7 +331,7 @@ class RewardGroup(Group):
     pooling: Literal["last", "mean"] = "last"
     """The score is read at the completion's last token, or from the mean of its hidden states."""
     centering_coefficient: NonNegative = 0.0
-    """Weight of the square of the sum of both scores, which keeps their mean near 0."""
+    """Weight of the mean square of the scores, which keeps them near 0."""
 
 
 class TinyModelGroup(Group):

@@ -23,6 +23,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
+        _clear_leftovers(folder, temporary, replaced)
         temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.rglob("*"):
@@ -38,8 +39,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                 replaced.rename(folder)
             raise
         _sync(folder.parent)
-    except OSError as error:
-        raise _disk_error(error, folder) from error
+    except Exception as error:
+        if not _is_full(error, temporary):
+            raise
+        raise _full(folder) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -58,7 +61,9 @@ def write_atomically(path: Path, text: str) -> None:
         _sync(temporary)
         temporary.rename(path)
     except OSError as error:
-        raise _disk_error(error, path) from error
+        if not _is_full(error, path.parent):
+            raise
+        raise _full(path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -71,7 +76,23 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _disk_error(error: OSError, path: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DoesNotFitError(f"{path}: the disk is full; nothing was half-written. Free some space and run again")
-    return error
+def _clear_leftovers(folder: Path, temporary: Path, replaced: Path) -> None:
+    # Of a killed process with the same number: in a container every run may have it.
+    shutil.rmtree(temporary, ignore_errors=True)
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)  # it was killed between the two renames
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if "No space left on device" in str(error):  # safetensors
+        return True
+    # torch.save names no cause: only that it wrote less than it was given.
+    short_write = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    return short_write and folder.exists() and shutil.disk_usage(folder).free < 1 << 20
+
+
+def _full(path: Path) -> DoesNotFitError:
+    return DoesNotFitError(f"{path}: the disk is full; nothing was half-written. Free some space and run again")

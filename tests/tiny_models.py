@@ -118,7 +118,9 @@ def add_adapter_role(
     Args:
         options: of `lora_config`.
     """
-    one.add_role(name, lora=lora_config(one.model, r=r, alpha=2 * r, **options), head=head, trains=trains)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        one.add_role(name, lora=lora_config(one.model, r=r, alpha=2 * r, **options), head=head, trains=trains)
     disturb(one, name, seed=seed)
 
 
@@ -127,7 +129,7 @@ def disturb(one: OneBase, name: str, *, seed: int = 0, size: float = 0.1) -> Non
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in one.parameters(name):
-            parameter += size * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
 
 
 def random_ids(count: int, *, seed: int) -> list[int]:

@@ -1,1 +1,1 @@
-"""From files to token batches: `formats` reads rows, `chat` turns words into ids, `tree` lays them out, `batches` orders them."""
+"""From files to batches: `formats` reads rows, `chat` makes ids of them, `tree` and `batches` lay those out."""

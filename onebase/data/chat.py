@@ -102,10 +102,7 @@ class ChatFormat:
 
     def encode_prompt(self, messages: Sequence[Message], *, place: str = "") -> list[int]:
         """The ids of `render_prompt`, behind the beginning token where the tokenizer has one and the text does not."""
-        ids = self._with_bos(self._ids(self.render_prompt(messages, place=place)))
-        if not ids:
-            raise DataError(f"{_at(place)}the prompt gives no tokens, its text is empty; write one, or drop the row")
-        return ids
+        return self._prompt_ids(self._ids(self.render_prompt(messages, place=place)), place)
 
     def encode_example(self, row: Row, *, train_on: TrainOn = "completion", add_end: bool = True) -> Example:
         """A row in ids: one prompt, and one completion per answer.
@@ -128,8 +125,9 @@ class ChatFormat:
             prompt_ids, completions, counted = self._encode_turns(row, add_end)
         else:
             text = self.render_prompt(row.messages, place=row.place)
-            prompt_ids, counted = self.encode_prompt(row.messages, place=row.place), None
-            completions = self._encode_answers(row, text, add_end)
+            head = self._ids(text)
+            prompt_ids, counted = self._prompt_ids(head, row.place), None
+            completions = self._encode_answers(row, text, head, add_end)
             if train_on == "all":
                 prompt_ids, completions = prompt_ids[:1], [prompt_ids[1:] + ids for ids in completions]
         if not all(completions):
@@ -142,6 +140,23 @@ class ChatFormat:
         assert isinstance(text, str)
         return text
 
+    def single_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The ids of stop strings.
+
+        Raises:
+            ModelError: one of them is not a single token of this tokenizer.
+        """
+        ids = []
+        for text in texts:
+            found = self._continue("", [], text)
+            if len(found) != 1:
+                raise ModelError(
+                    f"generation.stop: {text!r} is {len(found)} tokens of {_name(self.tokenizer)}, and only a single token "
+                    "can stop a completion; choose another string, or leave it out"
+                )
+            ids += found
+        return ids
+
     def _encode_text(self, row: Row, add_end: bool) -> tuple[list[int], list[list[int]], None]:
         """Plain text: behind the beginning token, or behind its own first token where there is none."""
         if len(row.answers) != 1:
@@ -150,9 +165,9 @@ class ChatFormat:
         ids = self._with_bos(text_ids) + [self._eos] * add_end
         return ids[:1], [ids[1:]], None
 
-    def _encode_answers(self, row: Row, prompt: str, add_end: bool) -> list[list[int]]:
-        """Each answer as the continuation of the rendered prompt."""
-        ending, head = self._ending(row.messages, row.place), self._ids(prompt)
+    def _encode_answers(self, row: Row, prompt: str, head: list[int], add_end: bool) -> list[list[int]]:
+        """Each answer as the continuation of the rendered prompt, whose ids are `head`."""
+        ending = self._ending(row.messages, row.place)
         completions = []
         for answer in row.answers:
             text = self._answer_text(row.messages, prompt, answer, ending, row.place)
@@ -164,8 +179,8 @@ class ChatFormat:
         """Every assistant turn counts, and the prompt stops where the first one begins."""
         turns = [index for index, message in enumerate(row.messages) if message.role == "assistant" and index]
         stops = [*turns, len(row.messages)]
-        prompt_ids = self.encode_prompt(row.messages[: stops[0]], place=row.place)
         text = self.render_prompt(row.messages[: stops[0]], place=row.place)
+        prompt_ids = self._prompt_ids(self._ids(text), row.place)
         ids: list[int] = []
         counted: list[bool] = []
         for turn, stop in zip(turns, stops[1:], strict=True):
@@ -173,7 +188,7 @@ class ChatFormat:
             one = replace(row, messages=earlier, answers=(answer,))
             ending = self._ending(earlier, row.place)
             # Where the template writes no special token, none stands here at inference either.
-            (answer_ids,) = self._encode_answers(one, text, add_end=bool(ending.closing))
+            (answer_ids,) = self._encode_answers(one, text, self._ids(text), add_end=bool(ending.closing))
             text += self._answer_text(earlier, text, answer, ending, row.place) + ending.closing
             later = self.render_prompt(row.messages[:stop], place=row.place)
             if not later.startswith(text):
@@ -185,7 +200,7 @@ class ChatFormat:
             ids += answer_ids + between
             counted += [True] * len(answer_ids) + [False] * len(between)
             text = later
-        answers = self._encode_answers(row, text, add_end)
+        answers = self._encode_answers(row, text, self._ids(text), add_end)
         return prompt_ids, [ids + last for last in answers], [counted + [True] * len(last) for last in answers]
 
     def _answer_text(self, messages: Sequence[Message], prompt: str, answer: str, ending: _Ending, place: str) -> str:
@@ -248,6 +263,12 @@ class ChatFormat:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    def _prompt_ids(self, head: list[int], place: str) -> list[int]:
+        ids = self._with_bos(head)
+        if not ids:
+            raise DataError(f"{_at(place)}the prompt gives no tokens, its text is empty; write one, or drop the row")
+        return ids
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self.tokenizer.bos_token_id

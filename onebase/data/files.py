@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import zlib
 from difflib import get_close_matches
@@ -33,11 +34,12 @@ def suffix_of(path: Path) -> str:
 
 def read_text(path: Path) -> str:
     """The whole file, unpacked and decoded, line ends as `\\n`. Raises DataError where that cannot be done."""
-    if path.is_dir():
+    # os.path and not the methods of Path, which raise for a name too long to be one.
+    if os.path.isdir(path):
         found = sorted(p.name for p in path.iterdir() if p.name.lower().removesuffix(".gz").endswith(SUFFIXES))
         raise DataError(f"{path} is a folder; name a file in it, such as {found[0] if found else 'data.jsonl'}")
     suffix_of(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"{path} does not exist{_nearest(path)}")
     try:
         packed = path.read_bytes()
@@ -45,7 +47,7 @@ def read_text(path: Path) -> str:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a whole gzip file ({error}); fetch or pack it again") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; check its permissions") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}; check the disk and the permissions") from None
     try:
         text = plain.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -135,7 +137,7 @@ def _object(value: Any, place: str) -> dict[str, Any]:
 
 def _nearest(path: Path) -> str:
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f", nor does its folder {folder}; check the path"
     near = get_close_matches(path.name, [p.name for p in folder.iterdir()], n=1)
     return f"; did you mean {near[0]}?" if near else f"; check the path (nothing in {folder} has a name like it)"

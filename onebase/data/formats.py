@@ -224,7 +224,11 @@ def _read_instruction(fields: Fields) -> Row:
         return fields.row(prompt, (fields.text("output"),))
     ranked = fields.items("output", "a string or a list of strings, best first")
     answers = [fields.checked(f"output[{index}]", answer) for index, answer in enumerate(ranked)]
-    return fields.row(prompt, answers, grades=tuple(float(grade) for grade in range(len(answers) - 1, -1, -1)))
+    grades = fields.take("grades", [float(grade) for grade in range(len(answers) - 1, -1, -1)])
+    numbers = isinstance(grades, list) and all(isinstance(grade, int | float) for grade in grades)
+    if not numbers or len(grades) != len(answers):
+        raise fields.wrong("grades", grades, f"a list of {len(answers)} numbers, one per answer, higher is better")
+    return fields.row(prompt, answers, grades=tuple(map(float, grades)))
 
 
 def _read_sharegpt(fields: Fields) -> Row:

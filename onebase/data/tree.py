@@ -54,7 +54,9 @@ def build_tree_batch(examples: Sequence[Example], *, pad_id: int = 0, max_row_to
     tree = torch.full(shape, -1)
     branch = torch.zeros(shape, dtype=torch.long)
     targets, source_row, source_column, token_column, completion_index = [], [], [], [], []
-    last_row, last_column, example_index = [], [], []
+    last_row: list[int] = []
+    last_column: list[int] = []
+    example_index: list[int] = []
 
     for r, row in enumerate(rows):
         column = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +35,14 @@ class HeldOut:
     """Nats per token."""
     length: list[float]
     """Tokens."""
+    judged: dict[str, list[float]]
+    """The mean score per prompt by each other judge."""
     ended: float
     """Share of completions that ended by themselves."""
 
     def row(self) -> dict[str, Interval]:
         """The figures of a table's row, each with its interval."""
-        columns = {"score": self.scores, "kl": self.kl, "entropy": self.entropy, "length": self.length}
+        columns = {**self.judged, "score": self.scores, "kl": self.kl, "entropy": self.entropy, "length": self.length}
         return {name: bootstrap_mean(values) for name, values in columns.items()}
 
 
@@ -56,8 +58,13 @@ def evaluate_role(
     samples_per_prompt: int,
     seed: int,
     token_budget: int,
+    judges: Mapping[str, RewardSource] | None = None,
 ) -> HeldOut:
-    """Samples as `role` with fixed seeds, so that two roles, or two moments of one, are compared on the same numbers."""
+    """Samples as `role` with fixed seeds: two roles, or two moments of one, are compared on the same random numbers.
+
+    Args:
+        judges: other sources that score the same completions, for what the reward source may be missing.
+    """
     seeds = sample_seeds(seed, num_prompts=len(prompts), samples_per_prompt=samples_per_prompt, stream="held-out")
     samples = generate(
         one,
@@ -70,6 +77,7 @@ def evaluate_role(
     examples = trees(prompts, samples)
     request = score_request(chat, examples)
     scores = reward_source.score(request).view(len(prompts), samples_per_prompt)
+    judged = {name: judge.score(request).view(len(prompts), -1).mean(1) for name, judge in (judges or {}).items()}
     temperature = sampling.temperature
     entropies: list[Tensor] = per_example(
         one,
@@ -94,6 +102,7 @@ def evaluate_role(
         kl=[float((own[:, 0] - ref).sum()) / samples_per_prompt for own, ref in zip(pairs, references, strict=True)],
         entropy=[float(own[:, 1].mean()) for own in pairs],
         length=[sum(map(len, e.completions)) / samples_per_prompt for e in examples],
+        judged={name: per_prompt.tolist() for name, per_prompt in judged.items()},
         ended=sum(sample.ended for sample in samples) / len(samples),
     )
 

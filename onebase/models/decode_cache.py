@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 
 class _SlotLayer(CacheLayerMixin):
     """One layer's buffers `[max_rows, kv heads, max_length, head size]`; rows 0..B-1 are in use."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, like_keys: Tensor, like_values: Tensor, max_rows: int, max_length: int) -> None:
         super().__init__()
@@ -25,7 +27,6 @@ class _SlotLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes one new token per row at that row's own column; returns what attention reads."""
-        assert self.keys is not None and self.values is not None
         self.keys[self.rows, :, self.columns] = key_states[:, :, 0]
         self.values[self.rows, :, self.columns] = value_states[:, :, 0]
         num_rows = len(self.rows)
@@ -51,25 +52,26 @@ class SlotCache(Cache):
         like: a filled cache of the model, for the shapes.
     """
 
-    def __init__(self, like: Cache, *, max_rows: int, max_length: int) -> None:
-        super().__init__(layers=[_SlotLayer(layer.keys, layer.values, max_rows, max_length) for layer in like.layers])
-        self.lengths = torch.zeros(0, dtype=torch.long, device=like.layers[0].keys.device)
+    def __init__(self, like: DynamicCache, *, max_rows: int, max_length: int) -> None:
+        self.slots = [_SlotLayer(keys, values, max_rows, max_length) for keys, values in _tensors(like)]
+        super().__init__(layers=list(self.slots))
+        self.lengths = torch.zeros(0, dtype=torch.long, device=self.slots[0].keys.device)
 
-    def admit(self, prefilled: Cache, lengths: Tensor, *, copies: int) -> None:
+    def admit(self, prefilled: DynamicCache, lengths: Tensor, *, copies: int) -> None:
         """Copies each row of `prefilled` (padded on the right, `lengths` real tokens) into `copies` new slots."""
         start, width = len(self.lengths), int(lengths.max())
         stop = start + len(lengths) * copies
-        for layer, source in zip(self.layers, prefilled.layers, strict=True):
-            layer.keys[start:stop, :, :width] = source.keys[:, :, :width].repeat_interleave(copies, dim=0)
-            layer.values[start:stop, :, :width] = source.values[:, :, :width].repeat_interleave(copies, dim=0)
+        for slot, (keys, values) in zip(self.slots, _tensors(prefilled), strict=True):
+            slot.keys[start:stop, :, :width] = keys[:, :, :width].repeat_interleave(copies, dim=0)
+            slot.values[start:stop, :, :width] = values[:, :, :width].repeat_interleave(copies, dim=0)
         self.lengths = torch.cat([self.lengths, lengths.repeat_interleave(copies)])
 
     def begin_step(self) -> Tensor:
         """Prepares one new token per row; returns which columns each row sees, `[B, 1, 1, L]` bool."""
         view_length = int(self.lengths.max()) + 1
         rows = torch.arange(len(self.lengths), device=self.lengths.device)
-        for layer in self.layers:
-            layer.rows, layer.columns, layer.view_length = rows, self.lengths, view_length
+        for slot in self.slots:
+            slot.rows, slot.columns, slot.view_length = rows, self.lengths, view_length
         columns = torch.arange(view_length, device=self.lengths.device)
         return (columns[None, :] <= self.lengths[:, None])[:, None, None, :]
 
@@ -82,7 +84,16 @@ class SlotCache(Cache):
         moved = kept != target
         if bool(moved.any()):
             sources, targets, width = kept[moved], target[moved], int(self.lengths.max())
-            for layer in self.layers:
-                layer.keys[targets, :, :width] = layer.keys[sources, :, :width]
-                layer.values[targets, :, :width] = layer.values[sources, :, :width]
+            for slot in self.slots:
+                slot.keys[targets, :, :width] = slot.keys[sources, :, :width]
+                slot.values[targets, :, :width] = slot.values[sources, :, :width]
         self.lengths = self.lengths[kept]
+
+
+def _tensors(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    pairs = []
+    for layer in cache.layers:
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        assert isinstance(keys, Tensor) and isinstance(values, Tensor), "every layer of this model has keys and values"
+        pairs.append((keys, values))
+    return pairs

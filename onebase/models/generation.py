@@ -98,8 +98,8 @@ def generate(
     for i, prompt in enumerate(prompts):
         if len(prompt) + sampling.max_new_tokens > one.context_length:
             raise PromptTooLongError(
-                f"prompt {i}: {len(prompt)} tokens and {sampling.max_new_tokens} new ones exceed the model's context of "
-                f"{one.context_length}; lower generation.max_new_tokens or data.max_prompt_tokens"
+                f"prompt {i}: {len(prompt)} tokens and {sampling.max_new_tokens} new ones exceed the model's context "
+                f"of {one.context_length}; lower generation.max_new_tokens or data.max_prompt_tokens"
             )
     samples = [Sample(prompt=p) for p in range(len(prompts)) for _ in range(samples_per_prompt)]
     randoms = _random_numbers(seeds, sampling.max_new_tokens).to(one.device)  # [num samples, max_new_tokens]
@@ -176,7 +176,8 @@ def _decode_in_slots(
             entering, waiting = waiting[:room], waiting[room:]
             new_rows = [p * num_samples + k for p in entering for k in range(num_samples)]
             hidden, cache = _prefill(one, [prompts[p] for p in entering], cache, num_samples, max_rows, longest)
-            new_ids = _step(one, hidden, samples, new_rows, randoms, torch.zeros_like(hidden[:, 0], dtype=torch.long), sampling)
+            none_taken = torch.zeros(len(new_rows), dtype=torch.long, device=one.device)
+            new_ids = _step(one, hidden, samples, new_rows, randoms, none_taken, sampling)
             rows, ids = rows + new_rows, torch.cat([ids, new_ids])
             taken = torch.cat([taken, torch.ones_like(new_ids)])
         else:

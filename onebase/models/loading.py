@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -47,9 +53,8 @@ def load_base(
     chosen_dtype = hardware_dtype(chosen_device) if dtype == "auto" else getattr(torch, dtype)
     model = _load_model(model_name_or_path, chosen_dtype, quantization, chosen_device)
     tokenizer = load_tokenizer(model_name_or_path)
-    return wrap_model(
-        model, tokenizer, layout=layout, name_or_path=model_name_or_path, fingerprint=base_fingerprint(model_name_or_path)
-    )
+    fingerprint = base_fingerprint(model_name_or_path)
+    return wrap_model(model, tokenizer, layout=layout, name_or_path=model_name_or_path, fingerprint=fingerprint)
 
 
 def wrap_model(
@@ -61,7 +66,7 @@ def wrap_model(
     fingerprint: str | None = None,
 ) -> OneBase:
     """A `OneBase` around a model that is in memory already."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
     if len(tokenizer) > rows:
         raise ModelError(
             f"the tokenizer of {name_or_path or 'this model'} has {len(tokenizer)} ids and the embedding only {rows} "
@@ -100,7 +105,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{name_or_path}: no tokenizer could be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{name_or_path}: no tokenizer could be loaded: {_one_line(error)}") from error
 
 
 def detect_layout(model: PreTrainedModel) -> str:
@@ -161,21 +166,44 @@ def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.
             raise MissingExtraError('nf4 needs bitsandbytes: pip install "onebase[quant]"') from error
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     transformers_logging.disable_progress_bar()
+    loaded: Any  # the model, and what was missing
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, quantization_config=config, device_map={"": device} if config is not None else None
+        loaded = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            quantization_config=config,
+            device_map={"": device} if config is not None else None,
+            ignore_mismatched_sizes=True,  # reported below
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{name}: no model could be loaded: {_first_line(error)}") from error
-    return model if config is not None else model.to(device)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # safetensors, the configuration's checks and the hub have classes of their own
+        raise ModelError(f"{name}: no model could be loaded: {_one_line(error)}") from error
+    model, report = loaded
+    # transformers would start these from random numbers.
+    absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if absent:
+        raise ModelError(
+            f"{name}: no model could be loaded: {len(absent)} weights are missing or of another shape than config.json "
+            f"says, the first is '{absent[0]}'; is this the complete folder of a causal language model?"
+        )
+    if config is None:
+        return model.to(device)
+    for module in model.modules():
+        # On processors with AVX-512 BF16, bitsandbytes repacks a layer at its first forward without gradients, for a
+        # kernel that has no backward: from then on the gradients through the base would silently be missing.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name.split("/")[0]).is_dir()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 # ------------------------------------------------------------------------------------------------- fingerprints
@@ -184,14 +212,17 @@ def _first_line(error: Exception) -> str:
 def base_fingerprint(name_or_path: str) -> str:
     """Identifies the base's weights as stored: the same for every dtype, device and quantisation it is loaded in.
 
-    Read from the safetensors files: names, shapes, and a sample of each tensor's elements, not all bytes, so that an
+    Read from the weight files: names, shapes, and a sample of each tensor's elements, not all bytes, so that an
     8 B model takes a second. Sharding does not matter.
     """
-    files = _safetensors_files(name_or_path)
+    files = _weight_files(name_or_path)
     if not files:
         return "unknown"
     entries: dict[str, bytes] = {}
     for file in files:
+        if file.suffix == ".bin":
+            entries |= _entries(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
+            continue
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():
                 part = handle.get_slice(name)
@@ -202,18 +233,24 @@ def base_fingerprint(name_or_path: str) -> str:
 
 def tensors_fingerprint(tensors: dict[str, Tensor]) -> str:
     """As `base_fingerprint`, of tensors in memory."""
-    entries = {}
-    for name, tensor in tensors.items():
-        first = tensor[: min(64, tensor.shape[0])] if tensor.dim() else tensor
-        entries[name] = _entry(name, list(tensor.shape), first)
-    return _digest(entries)
+    return _digest(_entries(tensors))
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Identifies the mapping from text to ids."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    return hashlib.sha256(json.dumps([vocabulary, special]).encode()).hexdigest()[:16]
+    # How text is split and normalised is not in the vocabulary: a text that most differences would show in.
+    text = "Don't\u00a0ZÜRICH, naïve ＡＢ 12345  \n\tfoo_bar(x) 东京 🙂"
+    probe = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return hashlib.sha256(json.dumps([vocabulary, special, probe]).encode()).hexdigest()[:16]
+
+
+def _entries(tensors: dict[str, Tensor]) -> dict[str, bytes]:
+    return {
+        name: _entry(name, list(tensor.shape), tensor[:64] if tensor.dim() else tensor)
+        for name, tensor in tensors.items()
+    }
 
 
 def _entry(name: str, shape: list[int], first_rows: Tensor) -> bytes:
@@ -229,12 +266,14 @@ def _digest(entries: dict[str, bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _safetensors_files(name_or_path: str) -> list[Path]:
+def _weight_files(name_or_path: str) -> list[Path]:
+    """The files transformers reads the weights from: safetensors where there are any, else `pytorch_model*.bin`."""
     folder = Path(name_or_path)
     if folder.is_dir():
-        return sorted(folder.glob("*.safetensors"))
-    for entry in ("model.safetensors", "model.safetensors.index.json"):
-        found = cached_file(name_or_path, entry, _raise_exceptions_for_missing_entries=False)
-        if found:
-            return sorted(Path(found).parent.glob("*.safetensors"))
+        return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        for entry in (f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"):
+            found = cached_file(name_or_path, entry, _raise_exceptions_for_missing_entries=False)
+            if found:
+                return sorted(Path(found).parent.glob(f"{stem}*.{suffix}"))
     return []

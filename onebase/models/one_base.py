@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -84,7 +85,7 @@ class OneBase:
 
     @property
     def hidden_size(self) -> int:
-        return self.model.get_input_embeddings().embedding_dim
+        return int(self.model.get_input_embeddings().weight.shape[1])  # type: ignore[index]
 
     @property
     def context_length(self) -> int:
@@ -111,10 +112,10 @@ class OneBase:
             head: give it a scalar head, starting at zero, or at the copied role's where that has one.
 
         Raises:
-            ModelError: the name is taken, or the weights do not fit the adapter's configuration.
+            ModelError: the name is taken, the weights do not fit the adapter's configuration, or the base is itself in
+                training.
         """
-        if name in self.roles:
-            raise ModelError(f"role '{name}' exists already; roles here: {', '.join(self.roles)}")
+        self._check_new(name)
         source = self.roles[copy_of] if copy_of is not None else None
         if source is not None and source.adapter is not None:
             lora, weights = self.lora_config(source.name), self.adapter_weights(source.name)
@@ -128,11 +129,33 @@ class OneBase:
         return self.roles[name]
 
     def share_adapter(self, name: str, *, with_role: str, trains: bool = True) -> Role:
-        """Adds a role that is only a scalar head on another role's adapter: the critic on the policy's trunk."""
+        """Adds a role that is only a scalar head on another role's adapter: the critic on the policy's trunk.
+
+        Raises:
+            ModelError: the name is taken.
+        """
+        if name in self.roles:
+            raise ModelError(f"role '{name}' exists already; roles here: {', '.join(self.roles)}")
         role = Role(name, self.roles[with_role].adapter, ScalarHead(self.hidden_size).to(self.device), trains)
         self.roles[name] = role
         self._apply(self._active)
         return role
+
+    def remove_role(self, name: str) -> None:
+        """Takes a role and its adapter off the base.
+
+        Raises:
+            ModelError: another role's head stands on its adapter, or it has trained the base itself.
+        """
+        if name == self._trained_in_full:
+            raise ModelError(f"role '{name}' has trained the base in full and cannot be taken off it")
+        above = [role.name for role in self.roles.values() if role.adapter == name and role.name != name]
+        if above:
+            raise ModelError(f"role '{name}' cannot go: {', '.join(above)} stands on its adapter")
+        role = self.roles.pop(name)
+        if role.adapter == name and self._peft is not None:
+            self._peft.delete_adapter(name)
+        self._apply(self._active if self._active != name else None)
 
     @contextmanager
     def role(self, name: str) -> Iterator[Role]:
@@ -191,6 +214,15 @@ class OneBase:
 
     # -------------------------------------------------------------------------------------------------- internal
 
+    def _check_new(self, name: str) -> None:
+        if name in self.roles:
+            raise ModelError(f"role '{name}' exists already; roles here: {', '.join(self.roles)}")
+        if self._trained_in_full is not None:
+            raise ModelError(
+                f"role '{name}' would change as '{self._trained_in_full}' trains the base in full; "
+                "train an adapter instead: lora.r >= 1"
+            )
+
     def _add_adapter(self, name: str, lora: LoraConfig, weights: dict[str, Tensor] | None) -> None:
         if self._peft is None:
             self._peft = PeftModel(self.model, lora, adapter_name=name)
@@ -199,13 +231,12 @@ class OneBase:
         self._tuner_layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
         if weights is None:
             return
-        result = set_peft_model_state_dict(self._peft, weights, adapter_name=name)
-        missing = [key for key in result.missing_keys if f".{name}." in key]
-        if missing or result.unexpected_keys:
-            first = (missing or list(result.unexpected_keys))[0]
+        problem = _misfit(self._peft, name, weights)
+        if problem:
+            self._peft.delete_adapter(name)
+            self._apply(self._active)
             raise ModelError(
-                f"the adapter of role '{name}' does not fit this base: {len(missing)} tensors missing and "
-                f"{len(result.unexpected_keys)} unexpected, the first is '{first}'; was it made on another architecture?"
+                f"the adapter of role '{name}' does not fit this base: {problem}; was it made on another architecture?"
             )
 
     def _apply(self, name: str | None) -> None:
@@ -216,8 +247,8 @@ class OneBase:
             # inference_mode: PEFT would make the adapter trainable that it activates.
             layer.set_adapter([adapter] if adapter else [], inference_mode=True)
         for role in self.roles.values():
-            if role.trains and role.adapter is not None:
-                for parameter in self._adapter_parameters(role.adapter):
+            if role.trains and role.adapter == role.name:  # a head on another role's adapter does not train that
+                for parameter in self._adapter_parameters(role.name):
                     parameter.requires_grad_(True)
             if role.head is not None:
                 role.head.requires_grad_(role.trains)
@@ -231,6 +262,19 @@ class OneBase:
                     value = branch[adapter]
                     parameters += [value] if isinstance(value, nn.Parameter) else list(value.parameters())
         return parameters
+
+
+def _misfit(peft: PeftModel, name: str, weights: dict[str, Tensor]) -> str:
+    """Loads an adapter's tensors and says what does not fit, if anything."""
+    try:
+        result: Any = set_peft_model_state_dict(peft, weights, adapter_name=name)
+    except RuntimeError as error:  # a tensor of another shape
+        return str(error).strip().splitlines()[-1].strip().rstrip(".")
+    missing, unexpected = [key for key in result.missing_keys if f".{name}." in key], list(result.unexpected_keys)
+    if not missing and not unexpected:
+        return ""
+    first = (missing or unexpected)[0]
+    return f"{len(missing)} tensors missing and {len(unexpected)} unexpected, the first is '{first}'"
 
 
 def lora_config(
@@ -304,7 +348,7 @@ def _layer_indices(layers: str | Sequence[int], num_layers: int) -> list[int]:
             )
         chosen = list(range(int(first), int(last) + 1))
     else:
-        chosen = list(layers)
+        chosen = sorted(set(layers))
     if not chosen or min(chosen) < 0 or max(chosen) >= num_layers:
-        raise ModelError(f"lora.layers: {layers!r} reaches outside the model's {num_layers} layers (0-{num_layers - 1})")
+        raise ModelError(f"lora.layers: {layers!r} reaches outside the model's layers, 0-{num_layers - 1}")
     return chosen

@@ -157,13 +157,13 @@ def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, 
             f"{folder}: a {card.kind} role without its head: adapter_model.safetensors has no '{SCORE_KEY}'; "
             "its scores would be random. Train it again, or copy the whole folder"
         )
+    if score is not None and score.shape != (1, one.hidden_size):
+        raise RoleMismatchError(
+            f"{folder}: its head has shape {tuple(score.shape)}, this base needs {(1, one.hidden_size)}"
+        )
     role = one.add_role(name, lora=config, weights=weights, head=score is not None, trains=trains)
     role.pooling, role.score_mean, role.score_std = card.pooling, card.score_mean, card.score_std
     if score is not None and role.head is not None:
-        if score.shape != role.head.weight.shape:
-            raise RoleMismatchError(
-                f"{folder}: its head has shape {tuple(score.shape)}, this base needs {tuple(role.head.weight.shape)}"
-            )
         with torch.no_grad():
             role.head.weight.copy_(score)
     return role

@@ -15,18 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebase.config import SFTConfig, dump_config
-from onebase.data.batches import minibatch_indices, num_minibatches
+from onebase.config import SFTConfig
+from onebase.config_files import dump_config
+from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat, chat_format
-from onebase.data.prepare import Limits, dropped_line, encode_rows, read_split
+from onebase.data.prepare import encode_rows
 from onebase.evaluation.plots import plot_run
 from onebase.models.forward import token_logprobs
-from onebase.models.loading import load_base
-from onebase.models.one_base import OneBase, lora_config
+from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted, per_example
 from onebase.models.role_files import load_role, save_base, save_role
+from onebase.recipes.setup import (
+    limits_of,
+    longest_tree,
+    make_update,
+    new_lora,
+    num_steps,
+    open_base,
+    read_rows,
+    token_budget,
+)
 from onebase.records import Example, TreeBatch
-from onebase.training.memory import find_token_budget, peak_memory_mb
+from onebase.training.memory import peak_memory_mb
 from onebase.training.metrics import Averages
 from onebase.training.plan import describe_base, describe_steps
 from onebase.training.progress import StepProgress, say
@@ -37,32 +47,21 @@ from onebase.training.update import ParameterGroup, Update
 def run(config: SFTConfig) -> dict[str, Any]:
     """Trains, evaluates and saves `policy/` (or `model/`) in the run's folder; returns the summary."""
     run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
-    one = load_base(
-        config.model.model_name_or_path,
-        dtype=config.model.dtype,
-        quantization=config.model.quantization,
-        device=config.model.device,
-        layout=config.model.layout,
-    )
+    one = open_base(config.model)
     chat = chat_format(one.tokenizer, config.model.chat_template)
     train, held_out = read_examples(config, chat, one.context_length)
     add_policy(one, config)
-
-    data, optimizer = config.data, config.optimizer
-    total = config.max_steps or optimizer.num_epochs * num_minibatches(len(train), config.batch.minibatch)
-    update = Update(
+    total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    update = make_update(
         one,
-        [ParameterGroup(one.parameters("policy"), optimizer.learning_rate)],
-        weight_decay=optimizer.weight_decay,
-        schedule=optimizer.schedule,
-        warmup_steps=optimizer.warmup_steps,
+        [ParameterGroup(one.parameters("policy"), config.optimizer.learning_rate)],
+        config.optimizer,
         total_steps=total,
-        max_grad_norm=optimizer.max_grad_norm,
-        token_budget=token_budget(one, config.batch.microbatch_tokens, [*train, *held_out]),
+        token_budget=token_budget(one, config.batch, role="policy", longest=longest_tree(train, held_out)),
     )
     before = evaluate(one, held_out, update.token_budget)
     say(f"sft: {len(train)} examples ({num_counted(train)} counted tokens), {len(held_out)} held out, {total} steps, "
-        f"train_on {data.train_on}, layout {one.layout}")  # fmt: skip
+        f"train_on {config.data.train_on}, layout {one.layout}")  # fmt: skip
 
     def save(folder: Path) -> None:
         if config.lora.r == 0:
@@ -119,42 +118,17 @@ def add_policy(one: OneBase, config: SFTConfig) -> None:
         one.add_role("policy")
         one.train_base("policy")
     else:
-        lora = lora_config(
-            one.model,
-            r=config.lora.r,
-            alpha=config.lora.alpha,
-            dropout=config.lora.dropout,
-            target_modules=config.lora.target_modules,
-            layers=config.lora.layers,
-        )
-        one.add_role("policy", lora=lora, trains=True)
+        one.add_role("policy", lora=new_lora(one, config.lora), trains=True)
 
 
 def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples, encoded and within the limits."""
-    data = config.data
-    train, held_out, dropped = read_split(
-        data.train,
-        data.eval,
-        eval_fraction=data.eval_fraction,
-        limit=data.limit,
-        seed=config.seed,
-        max_dropped_share=data.max_dropped_share,
-    )
-    if dropped:
-        say(dropped_line(dropped))
-    limits = Limits(context, data.max_prompt_tokens, data.max_completion_tokens, data.truncate_prompt)
+    train, held_out = read_rows(config.data, config.seed)
+    limits, train_on = limits_of(config.data, context), config.data.train_on
     return (
-        encode_rows(train, chat, limits, train_on=data.train_on),
-        encode_rows(held_out, chat, limits, train_on=data.train_on) if held_out else [],
+        encode_rows(train, chat, limits, train_on=train_on),
+        encode_rows(held_out, chat, limits, train_on=train_on) if held_out else [],
     )
-
-
-def token_budget(one: OneBase, wanted: int | str, examples: Sequence[Example]) -> int:
-    """Padded tokens of a microbatch: as configured, or measured."""
-    if isinstance(wanted, int):
-        return wanted
-    return find_token_budget(one, "policy", longest=max(example.num_tokens for example in examples))
 
 
 def plan(config: SFTConfig) -> str:
@@ -162,7 +136,7 @@ def plan(config: SFTConfig) -> str:
     base = describe_base(config.model.model_name_or_path, config.model.quantization, config.model.dtype)
     chat = chat_format(base.tokenizer, config.model.chat_template)
     train, held_out = read_examples(config, chat, base.context)
-    steps = config.max_steps or config.optimizer.num_epochs * num_minibatches(len(train), config.batch.minibatch)
+    steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
     return "\n".join([
         *base.lines,
         *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),

@@ -75,4 +75,4 @@ def load_function(path: str) -> RewardFunction:
         ) from error
     if not callable(found):
         raise ConfigError(f"reward.callable: {path!r} is a {type(found).__name__}, not a function")
-    return found  # type: ignore[return-value]
+    return found

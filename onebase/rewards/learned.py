@@ -54,7 +54,8 @@ class ClassifierReward:
                 raise ModelError(f"{name_or_path}: reward.model needs a classifier with 1 label; this has {labels}")
             self._model = AutoModelForSequenceClassification.from_pretrained(name_or_path).to(device).eval()
         except (OSError, ValueError) as error:
-            raise ModelError(f"{name_or_path}: no sequence classifier could be loaded: {error}".split("\n")[0]) from error
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"{name_or_path}: no sequence classifier could be loaded: {reason}") from error
         self._tokenizer = load_tokenizer(name_or_path)
         self._tokenizer.padding_side = "right"
         if self._tokenizer.pad_token is None:

@@ -90,7 +90,9 @@ def collect_rollout(
     policy = per_example(
         one,
         examples,
-        lambda batch: torch.stack(logprobs_and_entropy(one, batch, role="policy", temperature=temperature), -1).flatten(),
+        lambda batch: torch.stack(
+            logprobs_and_entropy(one, batch, role="policy", temperature=temperature), dim=-1
+        ).flatten(),
         token_budget=token_budget,
         numbers_per_token=2,
     )

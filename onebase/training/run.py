@@ -41,7 +41,9 @@ class Run:
             write_atomically(self.folder / "config.yaml", config_text)
             self._metrics = MetricsFile(self.folder / "metrics.jsonl")
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            raise ConfigError(f"{self.folder}: cannot be written ({error.strerror}); choose another --output_dir") from error
+            raise ConfigError(
+                f"{self.folder}: cannot be written ({error.strerror}); choose another --output_dir"
+            ) from error
         self.seed = seed
         self._started = time.monotonic()
         self._signal: int | None = None

@@ -100,7 +100,7 @@ class Update:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         refused = {"train/refused_steps": 1.0} if self._refused_in_a_row else {}
-        return {**metrics.means(), **refused, "loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
+        return {**metrics.means(), **refused, "loss": loss, "grad_norm": norm, "learning_rate": float(learning_rate)}
 
     def _accumulate(self, parts: Sequence[tuple[Sequence[Example], LossFunction]]) -> tuple[Averages, float]:
         while True:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,10 +35,8 @@ def examples_with(num_completions: int) -> list[Example]:
 
 def some_counted(examples: list[Example]) -> list[Example]:
     generator = torch.Generator().manual_seed(7)
-    return [
-        Example(e.prompt_ids, e.completions, [(torch.rand(len(c), generator=generator) < 0.6).tolist() for c in e.completions])
-        for e in examples
-    ]  # fmt: skip
+    masks = [[(torch.rand(len(c), generator=generator) < 0.6).tolist() for c in e.completions] for e in examples]
+    return [Example(e.prompt_ids, e.completions, mask) for e, mask in zip(examples, masks, strict=True)]
 
 
 def states_of_separate_rows(one: OneBase, examples: list[Example], role: str) -> list[tuple[Tensor, Tensor]]:
@@ -61,7 +60,8 @@ def logprobs_of_separate_rows(one: OneBase, examples: list[Example], role: str) 
         for k, completion in enumerate(example.completions)
     ]
     parts = []
-    for (logits, _), completion, mask in zip(states_of_separate_rows(one, examples, role), completions, counted, strict=True):
+    rows = states_of_separate_rows(one, examples, role)
+    for (logits, _), completion, mask in zip(rows, completions, counted, strict=True):
         logprobs = logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)]
         parts.append(logprobs[torch.tensor(mask)])
     return torch.cat(parts)
@@ -122,9 +122,7 @@ def test_counted_masks_packed_rows_and_three_completions_are_exact_too(architect
 
 
 @pytest.mark.parametrize("architecture", TREE_ARCHITECTURES)
-def test_a_mask_that_leaks_between_branches_would_be_seen(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mask_that_leaks_between_branches_would_be_seen(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one = tiny_base(architecture, layout="tree")
     add_adapter_role(one, "policy")
     examples = examples_with(2)
@@ -134,7 +132,7 @@ def test_a_mask_that_leaks_between_branches_would_be_seen(
     def leaking_mask(batch: TreeBatch, *, window: int | None = None) -> Tensor:
         one_branch = torch.zeros_like(batch.branch)
         columns = torch.arange(batch.tree.shape[1]).expand_as(batch.tree)
-        plain = TreeBatch(**{n: getattr(batch, n) for n in batch.__slots__} | {"branch": one_branch, "position_ids": columns})
+        plain = replace(batch, branch=one_branch, position_ids=columns)
         return tree_layout.attention_mask(plain, window=window)
 
     monkeypatch.setattr(forward, "attention_mask", leaking_mask)
@@ -150,10 +148,9 @@ def test_scores_and_values_of_a_tree_are_those_of_separate_rows(architecture: st
     examples = examples_with(3)
     head = one.roles["reward"].head
     assert head is not None
-    expected_scores = torch.stack([hidden[-1] @ head.weight[0] for _, hidden in states_of_separate_rows(one, examples, "reward")])
-    expected_means = torch.stack(
-        [(hidden[1:] @ head.weight[0]).mean() for _, hidden in states_of_separate_rows(one, examples, "reward")]
-    )
+    rows = [hidden for _, hidden in states_of_separate_rows(one, examples, "reward")]
+    expected_scores = torch.stack([hidden[-1] @ head.weight[0] for hidden in rows])
+    expected_means = torch.stack([(hidden[1:] @ head.weight[0]).mean() for hidden in rows])
     critic_head = one.roles["critic"].head
     assert critic_head is not None
     expected_values = torch.cat(
@@ -198,10 +195,7 @@ def test_what_stands_in_the_padding_changes_nothing(architecture: str, pad_id: i
         clean, garbage = build_tree_batch(examples), build_tree_batch(examples, pad_id=pad_id)
         assert (clean.tree < 0).any()
         ids = torch.randint(0, VOCABULARY, clean.input_ids.shape)
-        noise = TreeBatch(
-            **{name: getattr(clean, name) for name in clean.__slots__}
-            | {"input_ids": torch.where(clean.tree < 0, ids, clean.input_ids)}
-        )
+        noise = replace(clean, input_ids=torch.where(clean.tree < 0, ids, clean.input_ids))
         for function in (token_logprobs, token_values, completion_scores):
             expected = function(one, clean, role="policy")
             for other in (garbage, noise):
@@ -268,7 +262,7 @@ def test_temperature_and_entropy_are_those_of_a_direct_computation(temperature: 
     logprobs, entropy = logprobs_and_entropy(one, batch, role="policy", temperature=temperature)
     torch.testing.assert_close(logprobs, expected.log_prob(targets), rtol=0, atol=EXACT)
     torch.testing.assert_close(entropy, expected.entropy(), rtol=0, atol=EXACT)
-    torch.testing.assert_close(token_logprobs(one, batch, role="policy", temperature=temperature), logprobs, rtol=0, atol=0)
+    assert torch.equal(token_logprobs(one, batch, role="policy", temperature=temperature), logprobs)
 
 
 def test_entropy_that_is_not_asked_for_is_zero() -> None:

@@ -1,0 +1,79 @@
+"""The table and the samples a run ends with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from onebase.evaluation.held_out import HeldOut, improvement
+from onebase.evaluation.intervals import Interval
+from onebase.files import write_atomically
+
+NUM_SAMPLES = 5
+
+
+TITLES = {"kl": "KL (nats/completion)", "entropy": "entropy (nats/token)", "length": "length (tokens)"}
+
+
+def print_comparison(roles: Sequence[HeldOut], *, names: Sequence[str]) -> None:
+    """Prints a row per role with 95 % intervals, the paired rise from the first to the last, and samples."""
+    console = result_console()
+    console.print(figures_table(roles, names=names))
+    console.print(rise_line("score", improvement(roles[0], roles[-1]), names[0], names[-1]))
+    print_samples(console, roles, names)
+
+
+def result_console() -> Console:
+    """Stdout; where that is no terminal, wide enough for the tables."""
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def figures_table(roles: Sequence[HeldOut], *, names: Sequence[str]) -> Table:
+    """A row per role: its means over the held-out prompts, with their intervals."""
+    table = Table(title=f"{len(roles[0].scores)} held-out prompts, means with 95 % intervals", title_justify="left")
+    figures = [role.row() for role in roles]
+    table.add_column("")
+    for key in figures[0]:
+        table.add_column(TITLES.get(key, key), justify="right")
+    table.add_column("ended", justify="right")
+    for name, role, row in zip(names, roles, figures, strict=True):
+        cells = [f"{value.mean:.2f}\n[{value.low:.2f}, {value.high:.2f}]" for value in row.values()]
+        table.add_row(name, *cells, f"{role.ended:.0%}")
+    return table
+
+
+def rise_line(what: str, rise: Interval, before: str, after: str) -> str:
+    """The paired difference in words."""
+    verdict = "above 0" if rise.low > 0 else "below 0" if rise.high < 0 else "0 is inside"
+    return f"{what}, {after} less {before} on the same prompts: {rise} (95 %, paired bootstrap: {verdict})"
+
+
+def print_samples(console: Console, roles: Sequence[HeldOut], names: Sequence[str]) -> None:
+    """The same prompts answered by each role, with the score under each answer."""
+    table = Table(title="samples: the first held-out prompts", title_justify="left", show_lines=True)
+    table.add_column("prompt", overflow="fold", ratio=2)
+    for name in names:
+        table.add_column(name, overflow="fold", ratio=3)
+    for i in range(min(NUM_SAMPLES, len(roles[0].prompts))):
+        prompt = _shortened(roles[0].prompts[i])
+        table.add_row(prompt, *(f"{r.completions[i].strip()}\n({r.first_scores[i]:.3f})" for r in roles))
+    console.print(table, markup=False)
+
+
+def write_samples(path: Path, roles: Sequence[HeldOut]) -> None:
+    """A JSON line per held-out prompt: the prompt, and each role's first completion with its score."""
+    lines = []
+    for i, prompt in enumerate(roles[0].prompts):
+        answers = {r.role: {"completion": r.completions[i], "score": r.first_scores[i]} for r in roles}
+        lines.append(json.dumps({"prompt": prompt, **answers}, ensure_ascii=False))
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def _shortened(text: str, most: int = 160) -> str:
+    text = text.strip()
+    return text if len(text) <= most else "… " + text[-most:]

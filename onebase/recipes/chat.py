@@ -1,0 +1,110 @@
+"""Talking to a policy in the terminal, or to two of them side by side on one base."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from onebase.data.chat import ChatFormat
+from onebase.data.prepare import with_completions
+from onebase.errors import PromptTooLongError
+from onebase.models.forward import completion_scores
+from onebase.models.generation import Sampling, generate, sample_seeds, stop_ids
+from onebase.models.one_base import OneBase
+from onebase.models.passes import per_example
+from onebase.recipes.saved import open_saved
+from onebase.records import Example, Message
+
+
+def run(
+    *,
+    role: str | None,
+    compare: tuple[str, str] | None,
+    once: str | None,
+    reward: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> None:
+    """Answers `once` and returns, or reads messages until an empty line or the end of input."""
+    folders = {"A": compare[0], "B": compare[1]} if compare else {"A": str(role)}
+    roles = {name: (folder, ("policy",)) for name, folder in folders.items()}
+    if reward is not None:
+        roles["reward"] = (reward, ("reward",))
+    one, chat = open_saved(roles)
+    sampling = Sampling(max_new_tokens, temperature=temperature, stop_ids=stop_ids(one, [chat.end_token_id]))
+    if once is not None:
+        show(answer(one, chat, [Message("user", once)], folders, sampling, seed, scored=reward is not None), folders)
+        return
+    console = Console(stderr=True)
+    console.print("An empty line or Ctrl-D ends the conversation; /new starts another.", style="dim")
+    history: list[Message] = []
+    for turn in range(sys.maxsize):
+        try:
+            said = console.input("[bold]> [/bold]").strip() if sys.stdin.isatty() else sys.stdin.readline().strip()
+        except EOFError:
+            return
+        if not said:
+            return
+        if said == "/new":
+            history = []
+            continue
+        history.append(Message("user", said))
+        try:
+            answers = answer(one, chat, history, folders, sampling, seed + turn, scored=reward is not None)
+        except PromptTooLongError:
+            console.print("the conversation is longer than the model's context; a new one starts", style="yellow")
+            history = []
+            continue
+        show(answers, folders)
+        # Two roles go on from the first one's answer, so that they stay in one conversation.
+        history.append(Message("assistant", answers["A"][0]))
+
+
+def answer(
+    one: OneBase,
+    chat: ChatFormat,
+    messages: list[Message],
+    folders: dict[str, str],
+    sampling: Sampling,
+    seed: int,
+    *,
+    scored: bool,
+) -> dict[str, tuple[str, float | None]]:
+    """Each role's answer to the conversation, and the reward role's score of it."""
+    prompt = Example(chat.encode_prompt(messages), [])
+    answers: dict[str, tuple[str, float | None]] = {}
+    for name in folders:
+        (sample,) = generate(
+            one,
+            [prompt.prompt_ids],
+            role=name,
+            sampling=sampling,
+            seeds=sample_seeds(seed, num_prompts=1, samples_per_prompt=1, stream="chat"),
+        )
+        score = None
+        if scored:
+            tree = with_completions(prompt, [sample.ids])
+            (scores,) = per_example(
+                one, [tree], lambda batch: completion_scores(one, batch, role="reward"),
+                token_budget=tree.num_tokens, per_completion=True,
+            )  # fmt: skip
+            score = float(scores[0])
+        answers[name] = (chat.decode(sample.ids).strip(), score)
+    return answers
+
+
+def show(answers: dict[str, tuple[str, float | None]], folders: dict[str, str]) -> None:
+    """One answer as text; two as columns."""
+    scores = {name: "" if score is None else f"\n(reward {score:.3f})" for name, (_, score) in answers.items()}
+    if len(answers) == 1:
+        print(answers["A"][0] + scores["A"], flush=True)
+        return
+    table = Table(show_lines=True)
+    for name, folder in folders.items():
+        table.add_column(f"{name}: {Path(folder)}", overflow="fold", ratio=1)
+    table.add_row(*(text + scores[name] for name, (text, _) in answers.items()))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, markup=False).print(table)

@@ -1,0 +1,186 @@
+"""The whole way on a laptop: pretraining, SFT, a reward role, PPO, and a table that says what came of it.
+
+A small grammar (`data/grammar.py`) makes all texts, in English and Chinese, and knows the best behaviour: its gold score
+judges the result and is never trained on. Annotators of mixed quality wrote the SFT answers; noisy preferences between
+answers make the reward role; PPO then has to find the behaviour that the preferences only hint at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from onebase.config import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from onebase.config_files import dump_config
+from onebase.data import grammar
+from onebase.data.chat import chat_format
+from onebase.data.formats import read_rows
+from onebase.data.prepare import Limits, encode_prompts
+from onebase.evaluation.held_out import HeldOut, evaluate_role
+from onebase.evaluation.intervals import Interval, paired_bootstrap
+from onebase.evaluation.plots import plot_stages
+from onebase.evaluation.report import figures_table, print_samples, result_console, rise_line
+from onebase.files import write_atomically
+from onebase.models.generation import Sampling, stop_ids
+from onebase.models.loading import load_base
+from onebase.models.role_files import load_role
+from onebase.recipes import ppo, pretrain, reward, sft
+from onebase.records import Row
+from onebase.rewards.functions import FunctionReward
+from onebase.rewards.learned import RoleReward
+from onebase.training.progress import say
+
+TEMPLATE = "hh"
+TOKEN_BUDGET = 4096
+MAX_NEW_TOKENS = 40
+HELD_OUT_SAMPLES = 4
+
+
+def run(*, output_dir: Path, seed: int) -> Interval:
+    """Runs every stage and prints the table; returns the rise of the gold score from SFT to PPO."""
+    folder = free_folder(output_dir)
+    say(f"demo: everything goes to {folder}; about five minutes on four cores")
+    write_data(folder / "data", seed)
+    configs = make_configs(folder, seed)
+    for name, config in configs.items():
+        write_atomically(folder / f"{name}.yaml", dump_config(config))
+    pretrain.run(configs["pretrain"])  # type: ignore[arg-type]
+    sft.run(configs["sft"])  # type: ignore[arg-type]
+    reward.run(configs["reward"])  # type: ignore[arg-type]
+    ppo.train(configs["ppo"])  # type: ignore[arg-type]
+    roles = compare(folder, seed)
+    rise = paired_bootstrap(roles["SFT"].judged["gold"], roles["PPO"].judged["gold"])
+    report(folder, roles, rise)
+    return rise
+
+
+def report(folder: Path, roles: dict[str, HeldOut], rise: Interval) -> None:
+    """The table, samples, pictures, and where to go from here."""
+    plot_stages({name: role.row() for name, role in roles.items()}, folder / "plots" / "stages.png")
+    names, held_out = list(roles), list(roles.values())
+    console = result_console()
+    print_samples(console, held_out, names)
+    console.print(figures_table(held_out, names=names))
+    console.print("gold: the grammar's own score, in [0, 1], never trained on. reward: what PPO saw.")
+    console.print(rise_line("gold", rise, "SFT", "PPO"))
+    console.print(f"run       {folder}")
+    console.print(f"pictures  {folder / 'plots' / 'stages.png'}  {folder / 'ppo' / 'plots' / 'metrics.png'}")
+    question = roles["SFT"].prompts[0].split("Human:")[-1].split("Assistant:")[0].strip()
+    console.print(f"talk to it:\n  onebase chat {folder / 'ppo' / 'policy'}", soft_wrap=True)
+    console.print(
+        f"  onebase chat --compare {folder / 'sft' / 'policy'} {folder / 'ppo' / 'policy'} "
+        f"--reward {folder / 'reward' / 'reward'} --once \"{question}\"",
+        soft_wrap=True,
+    )
+
+
+def compare(folder: Path, seed: int) -> dict[str, HeldOut]:
+    """Base, SFT and PPO on the held-out questions: one base in memory, four roles on it."""
+    one = load_base(str(folder / "pretrain" / "model"), dtype="float32")
+    chat = chat_format(one.tokenizer, TEMPLATE)
+    one.add_role("base")
+    load_role(one, "SFT", folder / "sft" / "policy", kinds=("policy",))
+    load_role(one, "PPO", folder / "ppo" / "policy", kinds=("policy",))
+    load_role(one, "reward", folder / "reward" / "reward", kinds=("reward",))
+    rows = read_rows(folder / "data" / "held_out.jsonl")
+    prompts = encode_prompts(
+        rows, chat, Limits(one.context_length), max_new_tokens=MAX_NEW_TOKENS, opening_tokens=1
+    )
+    sampling = Sampling(MAX_NEW_TOKENS, stop_ids=stop_ids(one))
+    return {
+        name: evaluate_role(
+            one,
+            chat,
+            prompts,
+            RoleReward(one, "reward", token_budget=TOKEN_BUDGET),
+            role=name,
+            reference="SFT",
+            sampling=sampling,
+            samples_per_prompt=HELD_OUT_SAMPLES,
+            seed=seed,
+            token_budget=TOKEN_BUDGET,
+            judges={"gold": FunctionReward("onebase.data.grammar:gold_reward")},
+        )
+        for name in ("base", "SFT", "PPO")
+    }
+
+
+def make_configs(folder: Path, seed: int) -> dict[str, PretrainConfig | SFTConfig | RewardConfig | PPOConfig]:
+    """The configuration of each stage, as a user would write it; they stay in the folder as YAML."""
+    base, data = str(folder / "pretrain" / "model"), folder / "data"
+    model = {"model_name_or_path": base, "dtype": "float32", "chat_template": TEMPLATE}
+    lora = {"r": 16, "alpha": 32}
+    stages = {
+        "pretrain": PretrainConfig.model_validate({
+            "output_dir": str(folder / "pretrain"), "seed": seed,
+            "tiny": {"vocab_size": 768, "hidden_size": 128, "num_layers": 4, "num_heads": 4, "max_length": 160},
+            "data": {"train": [str(data / "pretrain.txt")], "eval_fraction": 0.02},
+            "block_length": 128,
+            "optimizer": {"learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 20, "num_epochs": 4},
+            "batch": {"minibatch": 16, "microbatch_tokens": TOKEN_BUDGET},
+        }),
+        "sft": SFTConfig.model_validate({
+            "output_dir": str(folder / "sft"), "seed": seed, "model": model, "lora": lora,
+            "data": {"train": [str(data / "sft.jsonl")], "eval_fraction": 0.05},
+            "optimizer": {"learning_rate": 2e-3, "schedule": "linear", "num_epochs": 2},
+            "batch": {"minibatch": 32, "microbatch_tokens": TOKEN_BUDGET},
+        }),
+        "reward": RewardConfig.model_validate({
+            "output_dir": str(folder / "reward"), "seed": seed, "model": model, "lora": lora,
+            "start_from": str(folder / "sft" / "policy"),
+            "data": {"train": [str(data / "preferences.jsonl")], "eval_fraction": 0.1},
+            "optimizer": {"learning_rate": 2e-3, "schedule": "linear", "num_epochs": 2},
+            "batch": {"minibatch": 32, "microbatch_tokens": TOKEN_BUDGET},
+        }),
+        "ppo": PPOConfig.model_validate({
+            "output_dir": str(folder / "ppo"), "seed": seed, "model": model,
+            "policy": str(folder / "sft" / "policy"),
+            "reward": {"role": str(folder / "reward" / "reward"), "normalize": "held_out"},
+            "data": {"train": [str(data / "prompts.jsonl")], "eval": [str(data / "held_out.jsonl")]},
+            "generation": {"max_new_tokens": MAX_NEW_TOKENS, "samples_per_prompt": 4},
+            "ppo": {"rollout_prompts": 32, "minibatch_prompts": 8, "num_ppo_epochs": 2, "kl_coefficient": 0.05,
+                    "missing_end_penalty": 1.0, "value_coefficient": 0.5},
+            "optimizer": {"learning_rate": 1e-3},
+            "batch": {"microbatch_tokens": TOKEN_BUDGET},
+            "max_steps": 40,
+        }),
+    }  # fmt: skip
+    return stages
+
+
+def write_data(folder: Path, seed: int) -> None:
+    """The files of the demo, in the layouts that any user's files may have."""
+    texts = grammar.pretraining_texts(seed=seed, count=12_000)
+    write_atomically(folder / "pretrain.txt", "\n\n".join(texts) + "\n")
+    _write_rows(folder / "sft.jsonl", map(_answered, grammar.sft_rows(seed=seed, count=2_500)))
+    _write_rows(folder / "preferences.jsonl", map(_ranked, grammar.preference_rows(seed=seed, count=2_500)))
+    _write_rows(folder / "prompts.jsonl", map(_asked, grammar.prompt_rows(seed=seed, count=1_000, split="train")))
+    held_out = {row.messages[0].content: row for row in grammar.prompt_rows(seed=seed, count=1_000, split="held_out")}
+    _write_rows(folder / "held_out.jsonl", map(_asked, held_out.values()))
+
+
+def free_folder(wanted: Path) -> Path:
+    """The folder wanted, or with a number behind it where that is taken."""
+    number = 2
+    folder = wanted
+    while folder.exists():
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+        number += 1
+    return folder
+
+
+def _asked(row: Row) -> dict[str, object]:
+    return {"prompt": row.messages[0].content, **row.columns}
+
+
+def _answered(row: Row) -> dict[str, object]:
+    return {"prompt": row.messages[0].content, "completion": row.answers[0]}
+
+
+def _ranked(row: Row) -> dict[str, object]:
+    return {"instruction": row.messages[0].content, "input": "", "output": row.answers, "grades": row.grades}
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

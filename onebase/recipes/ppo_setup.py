@@ -1,0 +1,157 @@
+"""Setting up PPO: the four roles on one base, the reward source, the prompts, the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onebase.config import PPOConfig
+from onebase.data.chat import ChatFormat, chat_format
+from onebase.data.formats import drop_unusable, read_files
+from onebase.data.prepare import encode_prompts, encode_rows
+from onebase.models.generation import Sampling, stop_ids
+from onebase.models.one_base import OneBase
+from onebase.models.role_files import load_role
+from onebase.objectives.kl import AdaptiveKL, FixedKL
+from onebase.objectives.moments import RunningMoments
+from onebase.recipes.setup import limits_of, make_update, new_lora, open_base, read_rows, token_budget
+from onebase.records import Example, RewardSource
+from onebase.rewards.functions import FunctionReward
+from onebase.rewards.learned import ClassifierReward, RoleReward
+from onebase.training.plan import describe_base
+from onebase.training.progress import say
+from onebase.training.update import ParameterGroup, Update
+
+
+@dataclass(slots=True)
+class Trainer:
+    """The parts of a PPO run that live from rollout to rollout."""
+
+    config: PPOConfig
+    one: OneBase
+    chat: ChatFormat
+    reward_source: RewardSource
+    prompts: list[Example]
+    ptx: list[Example]
+    update: Update
+    kl: FixedKL | AdaptiveKL
+    moments: RunningMoments
+    sampling: Sampling
+    updates_done: int = 0
+
+
+def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
+    """Loads the base, puts the four roles on it, reads the prompts; returns the trainer and the held-out prompts."""
+    one = open_base(config.model)
+    chat = chat_format(one.tokenizer, config.model.chat_template)
+    prompts, held_out, ptx = read_prompts(config, chat, one.context_length)
+    add_policy_and_reference(one, config)
+    if config.reward.role is not None:
+        load_role(one, "reward", config.reward.role, kinds=("reward",))
+    add_critic(one, config)
+    longest = max(len(p.prompt_ids) for p in [*prompts, *held_out])
+    longest += config.generation.samples_per_prompt * config.generation.max_new_tokens
+    budget = token_budget(one, config.batch, role="policy", longest=longest)
+    ppo, learning_rate = config.ppo, config.optimizer.learning_rate
+    update = make_update(
+        one,
+        [
+            ParameterGroup(one.parameters("policy"), learning_rate),
+            ParameterGroup(one.parameters("critic"), ppo.critic_learning_rate or learning_rate),
+        ],
+        config.optimizer,
+        total_steps=num_rollouts(config, prompts) * ppo.num_ppo_epochs * (ppo.rollout_prompts // ppo.minibatch_prompts),
+        token_budget=budget,
+    )
+    generation = config.generation
+    sampling = Sampling(
+        max_new_tokens=generation.max_new_tokens,
+        temperature=generation.temperature,
+        top_k=generation.top_k,
+        top_p=generation.top_p,
+        stop_ids=stop_ids(one, [chat.end_token_id, *chat.single_tokens(generation.stop)]),
+    )
+    if generation.top_k or generation.top_p < 1:
+        say("ppo: top_k and top_p sample from another distribution than the one that trains; the KL will be biased, and "
+            "can turn negative")  # fmt: skip
+    kl = FixedKL(ppo.kl_coefficient) if ppo.kl_target is None else AdaptiveKL(
+        ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon
+    )  # fmt: skip
+    source = open_reward_source(config, one, budget)
+    return Trainer(config, one, chat, source, prompts, ptx, update, kl, RunningMoments(), sampling), held_out
+
+
+def add_policy_and_reference(one: OneBase, config: PPOConfig) -> None:
+    """The policy goes on from a saved role, and its frozen copy is the reference; a new adapter starts as the base, and
+    the base is the reference."""
+    if config.policy is not None:
+        load_role(one, "policy", config.policy, kinds=("policy",), trains=True)
+        one.add_role("reference", copy_of="policy")
+        return
+    one.add_role("policy", lora=new_lora(one, config.lora), trains=True)
+    one.add_role("reference")
+
+
+def add_critic(one: OneBase, config: PPOConfig) -> None:
+    """The critic: an adapter copied from the reward role or the policy, or a head on the policy's trunk."""
+    if config.ppo.critic == "head":
+        one.share_adapter("critic", with_role="policy")
+    else:
+        one.add_role("critic", copy_of=config.ppo.critic_start, head=True, trains=True)
+
+
+def open_reward_source(config: PPOConfig, one: OneBase, token_budget: int) -> RewardSource:
+    """The reward role, a function, or another model, as configured."""
+    if config.reward.role is not None:
+        normalize = config.reward.normalize == "held_out"
+        return RoleReward(one, "reward", token_budget=token_budget, normalize=normalize)
+    if config.reward.callable is not None:
+        return FunctionReward(config.reward.callable)
+    assert config.reward.model is not None
+    return ClassifierReward(config.reward.model, device=one.device)
+
+
+def read_prompts(
+    config: PPOConfig, chat: ChatFormat, context: int
+) -> tuple[list[Example], list[Example], list[Example]]:
+    """Training prompts, held-out prompts (at most `evaluation.prompts`), and the texts for PTX."""
+    train, held_out = read_rows(config.data, config.seed)
+    limits = limits_of(config.data, context)
+    lengths = {"max_new_tokens": config.generation.max_new_tokens, "opening_tokens": config.data.opening_tokens}
+    ptx: list[Example] = []
+    if config.ppo.ptx_data:
+        rows, _ = drop_unusable(read_files(config.ppo.ptx_data), max_share=config.data.max_dropped_share)
+        ptx = encode_rows(rows, chat, limits)
+    return (
+        encode_prompts(train, chat, limits, **lengths),
+        encode_prompts(held_out[: config.evaluation.prompts], chat, limits, **lengths),
+        ptx,
+    )
+
+
+def num_rollouts(config: PPOConfig, prompts: Sequence[Example]) -> int:
+    """`max_steps`, or as many rollouts as read every prompt once."""
+    return config.max_steps or -(-len(prompts) // config.ppo.rollout_prompts)
+
+
+def plan(config: PPOConfig) -> str:
+    """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
+    base = describe_base(config.model.model_name_or_path, config.model.quantization, config.model.dtype)
+    chat = chat_format(base.tokenizer, config.model.chat_template)
+    prompts, held_out, ptx = read_prompts(config, chat, base.context)
+    ppo, k = config.ppo, config.generation.samples_per_prompt
+    lengths = sorted(len(p.prompt_ids) for p in prompts)
+    steps = ppo.num_ppo_epochs * -(-ppo.rollout_prompts // ppo.minibatch_prompts)
+    critic = "its own adapter" if ppo.critic == "adapter" else "a head on the policy's adapter"
+    return "\n".join([
+        *base.lines,
+        f"roles       policy, reference, reward ({config.reward.role or config.reward.callable or config.reward.model}), "
+        f"critic ({critic})",
+        f"data        {len(prompts)} prompts (median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}), "
+        f"{len(held_out)} held out, {len(ptx)} PTX texts",
+        f"rollouts    {num_rollouts(config, prompts)} of {ppo.rollout_prompts} prompts x {k} completions of at most "
+        f"{config.generation.max_new_tokens} tokens",
+        f"updates     {steps} optimizer steps a rollout: {ppo.num_ppo_epochs} epochs, minibatches of "
+        f"{ppo.minibatch_prompts} prompts ({ppo.minibatch_prompts * k} completions)",
+        f"saves       {config.output_dir}/policy and {config.output_dir}/critic",
+    ])  # fmt: skip

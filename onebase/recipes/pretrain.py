@@ -1,0 +1,175 @@
+"""Pretraining: a language model on plain text, from nothing or further.
+
+    L = -(1 / M) sum log p(token | earlier tokens of its block)
+
+Texts are laid end to end, each behind the beginning token and before the end token, and cut into blocks of equal
+length. Without `model.model_name_or_path` the tokenizer is trained on the same texts and the model is made from the
+`tiny` keys. Every parameter trains; what is saved is a transformers folder, the base of all later stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onebase.config import PretrainConfig
+from onebase.config_files import dump_config
+from onebase.data.batches import minibatch_indices
+from onebase.data.chat import chat_format
+from onebase.data.formats import read_files
+from onebase.errors import DataError
+from onebase.evaluation.plots import plot_run
+from onebase.models.forward import token_logprobs
+from onebase.models.loading import load_base, wrap_model
+from onebase.models.one_base import OneBase
+from onebase.models.passes import num_counted, per_example
+from onebase.models.role_files import save_base
+from onebase.models.tiny import make_llama, train_tokenizer
+from onebase.recipes.setup import longest_tree, make_update, num_steps, read_rows, token_budget
+from onebase.records import Example, Row, TreeBatch
+from onebase.training.memory import peak_memory_mb
+from onebase.training.metrics import Averages
+from onebase.training.plan import describe_base, describe_steps
+from onebase.training.progress import StepProgress, say
+from onebase.training.run import Run
+from onebase.training.update import ParameterGroup
+
+LONGEST_BLOCK = 1024
+
+
+def run(config: PretrainConfig) -> dict[str, Any]:
+    """Trains and saves `model/` in the run's folder; returns the summary."""
+    run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
+    train_rows, held_out_rows = read_rows(config.data, config.seed)
+    one = open_or_make(config, train_rows)
+    train, held_out = to_blocks(one, train_rows, config), to_blocks(one, held_out_rows, config)
+    one.add_role("policy")
+    one.train_base("policy")
+    total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    update = make_update(
+        one,
+        [ParameterGroup(one.parameters("policy"), config.optimizer.learning_rate)],
+        config.optimizer,
+        total_steps=total,
+        token_budget=token_budget(one, config.batch, role="policy", longest=longest_tree(train, held_out)),
+    )
+    before = evaluate(one, held_out, update.token_budget)
+    parameters = sum(p.numel() for p in one.model.parameters())
+    say(f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(one.tokenizer)}, {len(train)} blocks "
+        f"({num_counted(train)} tokens), {len(held_out)} held out, {total} steps")  # fmt: skip
+
+    def save(folder: Path) -> None:
+        save_base(one, folder / "model")
+
+    with run.stoppable(save) as between_steps, StepProgress("pretrain", total) as progress:
+        for step in range(total):
+            chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
+            examples = [train[i] for i in chosen]
+            num_tokens = num_counted(examples)
+
+            def loss(
+                batch: TreeBatch, indices: list[int], metrics: Averages, num_tokens: int = num_tokens
+            ) -> Iterator[Tensor]:
+                yield -token_logprobs(one, batch, role="policy").sum() / num_tokens
+
+            metrics = update.step((examples, loss))
+            if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
+                metrics["eval/loss"] = evaluate(one, held_out, update.token_budget)
+            run.log(step + 1, metrics)
+            progress.advance({"loss": metrics["loss"]})
+            between_steps(step + 1)
+
+    after = evaluate(one, held_out, update.token_budget)
+    save(run.folder)
+    plot_run(run.folder)
+    summary = {"verb": "pretrain", "steps": total, "parameters": parameters, "eval_loss_before": before,
+               "eval_loss_after": after, "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
+    run.finish(summary)
+    return summary
+
+
+def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
+    """The model to go on with, or a new one with a tokenizer trained on the texts."""
+    if config.model.model_name_or_path is not None:
+        # In float32: an update of a bfloat16 weight is often smaller than its last bit.
+        dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
+        return load_base(
+            config.model.model_name_or_path, dtype=dtype, device=config.model.device, layout=config.model.layout
+        )
+    tiny = config.tiny
+    tokenizer = train_tokenizer((row.answers[0] for row in rows if row.answers), vocab_size=tiny.vocab_size)
+    model = make_llama(
+        tokenizer,
+        hidden_size=tiny.hidden_size,
+        num_layers=tiny.num_layers,
+        num_heads=tiny.num_heads,
+        max_length=tiny.max_length,
+        seed=config.seed,
+    )
+    if config.model.device != "auto":
+        model = model.to(config.model.device)  # type: ignore[arg-type]
+    elif torch.cuda.is_available():
+        model = model.to("cuda")  # type: ignore[arg-type]
+    return wrap_model(model, tokenizer, layout="tree", name_or_path="")
+
+
+def to_blocks(one: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list[Example]:
+    """The texts end to end in blocks; the rest that fills no block is a shorter last one.
+
+    Raises:
+        DataError: a row that is not plain text, or no text at all.
+    """
+    chat = chat_format(one.tokenizer)
+    ids: list[int] = []
+    for row in rows:
+        if row.messages or len(row.answers) != 1:
+            raise DataError(
+                f"{row.place}: pretraining reads plain text (.txt, or rows with a 'text' key); conversations are for "
+                "`onebase sft`"
+            )
+        text = chat.encode_example(row)
+        ids += [*text.prompt_ids, *text.completions[0]]
+    length = config.block_length or min(LONGEST_BLOCK, one.context_length)
+    blocks = [ids[start : start + length] for start in range(0, len(ids), length)]
+    examples = [Example(block[:1], [block[1:]]) for block in blocks if len(block) > 1]
+    if rows and not examples:
+        raise DataError(f"{rows[0].place}: the texts are too short to learn from")
+    return examples
+
+
+def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> float:
+    """Mean negative log-likelihood of the held-out tokens, in nats; NaN where nothing is held out."""
+    if not examples:
+        return float("nan")
+    logprobs = per_example(
+        one, examples, lambda batch: token_logprobs(one, batch, role="policy"), token_budget=token_budget
+    )
+    return -float(torch.cat(logprobs).mean())
+
+
+def plan(config: PretrainConfig) -> str:
+    """What `run` would do, in words."""
+    if config.model.model_name_or_path is None:
+        tiny, rows = config.tiny, read_files(config.data.train, limit=config.data.limit)
+        return "\n".join([
+            f"base        new: Llama, {tiny.num_layers} layers, width {tiny.hidden_size}, context {tiny.max_length}, "
+            f"vocabulary of at most {tiny.vocab_size}",
+            f"data        {len(rows)} texts, {sum(len(row.answers[0]) for row in rows if row.answers)} characters",
+            f"saves       {config.output_dir}/model",
+        ])  # fmt: skip
+    base = describe_base(config.model.model_name_or_path, "none", config.model.dtype)
+    train_rows, _ = read_rows(config.data, config.seed)
+    chat = chat_format(base.tokenizer)
+    train = [chat.encode_example(row) for row in train_rows]
+    tokens = num_counted(train)
+    length = config.block_length or min(LONGEST_BLOCK, base.context)
+    steps = num_steps(config.max_steps, config.optimizer, -(-tokens // length), config.batch.minibatch)
+    return "\n".join([
+        *base.lines,
+        *describe_steps(train, [], steps=steps, minibatch=config.batch.minibatch),
+        f"saves       {config.output_dir}/model",
+    ])  # fmt: skip

@@ -1,0 +1,239 @@
+"""A reward role from preferences: pairs, or ranked lists of any length.
+
+    L = -(1 / P) sum over the P comparisons of a list of  log sigmoid(s_better - s_worse - margin)
+
+(Ouyang et al. 2022, eq. 1: all K answers of a question go through the model once, in one tree, and give all C(K, 2)
+comparisons, weighted so that a list counts as much as a pair.) The mean and deviation of the held-out scores are saved
+with the role. Saved so that transformers' sequence classifiers with PEFT give the same scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onebase.config import RewardConfig
+from onebase.config_files import dump_config
+from onebase.data.batches import minibatch_indices
+from onebase.data.chat import ChatFormat, chat_format
+from onebase.data.prepare import encode_rows, pair_labelled
+from onebase.errors import DataError
+from onebase.evaluation.intervals import bootstrap_mean
+from onebase.evaluation.plots import plot_run
+from onebase.models.forward import completion_scores
+from onebase.models.one_base import OneBase
+from onebase.models.passes import per_example
+from onebase.models.role_files import load_role, save_classifier, save_role
+from onebase.objectives.reward import (
+    Comparison,
+    centering_loss,
+    comparison_weights,
+    ranking_accuracy,
+    ranking_loss,
+    ranking_pairs,
+)
+from onebase.recipes.setup import (
+    limits_of,
+    longest_tree,
+    make_update,
+    new_lora,
+    num_steps,
+    open_base,
+    read_rows,
+    token_budget,
+)
+from onebase.records import Example, TreeBatch
+from onebase.training.memory import peak_memory_mb
+from onebase.training.metrics import Averages
+from onebase.training.plan import describe_base, describe_steps
+from onebase.training.progress import StepProgress, say
+from onebase.training.run import Run
+from onebase.training.update import ParameterGroup, Update
+
+
+def run(config: RewardConfig) -> dict[str, Any]:
+    """Trains, evaluates and saves `reward/` (or `model/`) in the run's folder; returns the summary."""
+    run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
+    one = open_base(config.model)
+    chat = chat_format(one.tokenizer, config.model.chat_template)
+    train, held_out = read_examples(config, chat, one.context_length)
+    add_reward(one, config)
+    total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    update = make_update(
+        one,
+        [ParameterGroup(one.parameters("reward"), config.optimizer.learning_rate)],
+        config.optimizer,
+        total_steps=total,
+        token_budget=token_budget(one, config.batch, role="reward", longest=longest_tree(train, held_out)),
+    )
+    say(f"reward: {len(train)} questions with {sum(len(e.completions) for e in train)} answers, {len(held_out)} held "
+        f"out, {total} steps, layout {one.layout}")  # fmt: skip
+
+    def save(folder: Path) -> None:
+        if config.lora.r == 0:
+            save_classifier(one, "reward", folder / "model")
+        else:
+            save_role(one, "reward", folder / "reward", kind="reward", chat_template=config.model.chat_template,
+                      chat_template_fingerprint=chat.fingerprint)  # fmt: skip
+
+    with run.stoppable(save) as between_steps, StepProgress("reward", total) as progress:
+        for step in range(total):
+            chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
+            comparisons = [draw_comparisons(train[i], config, visit=(step, i)) for i in chosen]
+            metrics = train_step(
+                one, [train[i] for i in chosen], comparisons, update, config.reward.centering_coefficient
+            )
+            if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
+                metrics["eval/accuracy"] = evaluate(one, held_out, update.token_budget)["accuracy"]
+            run.log(step + 1, metrics)
+            progress.advance({name: metrics[name] for name in ("loss", "accuracy") if name in metrics})
+            between_steps(step + 1)
+
+    held = evaluate(one, held_out, update.token_budget)
+    role = one.roles["reward"]
+    role.score_mean, role.score_std = held["score_mean"], held["score_std"]
+    save(run.folder)
+    plot_run(run.folder)
+    summary = {"verb": "reward", "steps": total, **{f"eval_{name}": value for name, value in held.items()},
+               "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
+    run.finish(summary)
+    return summary
+
+
+def train_step(
+    one: OneBase,
+    examples: Sequence[Example],
+    comparisons: Sequence[Sequence[Comparison]],
+    update: Update,
+    centering_coefficient: float = 0.0,
+) -> dict[str, float]:
+    """One optimizer step on the mean over the lists of each list's weighted comparisons."""
+
+    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
+        scores = completion_scores(one, batch, role="reward")  # [N], list by list
+        pairs = PairTensors.of([examples[i] for i in indices], [comparisons[i] for i in indices], scores.device)
+        per_pair = ranking_loss(
+            scores, pairs.better, pairs.worse, weight=pairs.weight, tie=pairs.tie, margin=pairs.margin
+        )
+        correct, counted = ranking_accuracy(scores, pairs.better, pairs.worse, pairs.tie)
+        metrics.add("accuracy", correct.float(), counted)
+        metrics.add("margin", scores[pairs.better] - scores[pairs.worse], counted)
+        metrics.add("mean_reward", scores)
+        centering = centering_coefficient * centering_loss(scores).sum() / sum(len(e.completions) for e in examples)
+        yield per_pair.sum() / len(examples) + centering
+
+    return update.step((examples, loss))
+
+
+class PairTensors:
+    """The comparisons of several lists as tensors `[P]` that index the lists' scores laid end to end."""
+
+    def __init__(self, better: Tensor, worse: Tensor, weight: Tensor, tie: Tensor, margin: Tensor) -> None:
+        self.better, self.worse, self.weight, self.tie, self.margin = better, worse, weight, tie, margin
+
+    @staticmethod
+    def of(
+        examples: Sequence[Example], comparisons: Sequence[Sequence[Comparison]], device: torch.device
+    ) -> PairTensors:
+        rows: list[tuple[int, int, float, bool, float]] = []
+        offset = 0
+        for example, pairs in zip(examples, comparisons, strict=True):
+            for pair, weight in zip(pairs, comparison_weights(pairs), strict=True):
+                margin = 0.0 if example.margin is None else example.margin
+                rows.append((offset + pair.better, offset + pair.worse, weight, pair.tie, margin))
+            offset += len(example.completions)
+        better, worse, weights, ties, margins = zip(*rows, strict=True)
+        return PairTensors(
+            torch.tensor(better, device=device),
+            torch.tensor(worse, device=device),
+            torch.tensor(weights, device=device),
+            torch.tensor(ties, device=device),
+            torch.tensor(margins, device=device),
+        )
+
+
+def draw_comparisons(example: Example, config: RewardConfig, *, visit: tuple[int, int]) -> list[Comparison]:
+    """The comparisons of a list: all, or `max_pairs` of them drawn anew at each visit from the run's seed."""
+    assert example.grades is not None
+    name = f"{config.seed}/{visit[0]}/{visit[1]}".encode()
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:7], "big"))
+    return ranking_pairs(example.grades, config.reward.max_pairs, generator)
+
+
+def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> dict[str, Any]:
+    """On held-out lists: the share of comparisons in the right order with its interval over lists, the scores' moments,
+    and their correlation with the length of the answer."""
+    if not examples:
+        return {"accuracy": float("nan"), "score_mean": 0.0, "score_std": 1.0}
+    scores = per_example(
+        one, examples, lambda batch: completion_scores(one, batch, role="reward"),
+        token_budget=token_budget, per_completion=True,
+    )  # fmt: skip
+    per_list = []
+    for example, listed in zip(examples, scores, strict=True):
+        assert example.grades is not None
+        pairs = [p for p in ranking_pairs(example.grades, None, torch.Generator()) if not p.tie]
+        if pairs:
+            per_list.append(sum(float(listed[p.better] > listed[p.worse]) for p in pairs) / len(pairs))
+    everything = torch.cat(scores)
+    lengths = torch.tensor([float(len(ids)) for example in examples for ids in example.completions])
+    interval = bootstrap_mean(per_list) if per_list else None
+    return {
+        "accuracy": interval.mean if interval else float("nan"),
+        "accuracy_interval": [interval.low, interval.high] if interval else None,
+        "score_mean": float(everything.mean()),
+        "score_std": float(everything.std(unbiased=False).clamp(min=1e-6)),
+        "length_correlation": float(torch.corrcoef(torch.stack([everything, lengths]))[0, 1].nan_to_num()),
+    }
+
+
+def add_reward(one: OneBase, config: RewardConfig) -> None:
+    """The reward role: on the adapter of an SFT role, on a new one, or the whole base."""
+    if config.start_from is not None:
+        load_role(one, "start", config.start_from, kinds=("policy", "reward"))
+        one.add_role("reward", copy_of="start", head=True, trains=True)
+        one.remove_role("start")
+    elif config.lora.r == 0:
+        one.add_role("reward", head=True)
+        one.train_base("reward")
+    else:
+        one.add_role("reward", lora=new_lora(one, config.lora), head=True, trains=True)
+    one.roles["reward"].pooling = config.reward.pooling
+
+
+def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
+    """Training and held-out lists, encoded; labelled texts are paired first.
+
+    Raises:
+        DataError: a row that ranks nothing.
+    """
+    train, held_out = read_rows(config.data, config.seed)
+    limits = limits_of(config.data, context)
+    train, held_out = pair_labelled(train, seed=config.seed), pair_labelled(held_out, seed=config.seed)
+    for row in [*train, *held_out]:
+        if row.grades is None or len(row.answers) < 2:
+            raise DataError(
+                f"{row.place}: nothing is compared in this row; a reward role learns from chosen and rejected answers, "
+                "ranked lists, or texts labelled 0 and 1"
+            )
+    return encode_rows(train, chat, limits), encode_rows(held_out, chat, limits) if held_out else []
+
+
+def plan(config: RewardConfig) -> str:
+    """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
+    base = describe_base(config.model.model_name_or_path, config.model.quantization, config.model.dtype)
+    chat = chat_format(base.tokenizer, config.model.chat_template)
+    train, held_out = read_examples(config, chat, base.context)
+    steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    comparisons = sum(len(draw_comparisons(e, config, visit=(0, i))) for i, e in enumerate(train))
+    return "\n".join([
+        *base.lines,
+        *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
+        f"comparisons {comparisons} an epoch, at most {config.reward.max_pairs} of a list",
+        f"saves       {config.output_dir}/{'reward' if config.lora.r else 'model'}",
+    ])  # fmt: skip

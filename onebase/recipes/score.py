@@ -1,0 +1,49 @@
+"""Calling a reward role: a score for every answer in a file, as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from onebase.data.formats import read_rows
+from onebase.data.prepare import Limits, encode_rows
+from onebase.errors import DataError
+from onebase.models.forward import completion_scores
+from onebase.models.passes import per_example
+from onebase.recipes.saved import open_saved
+from onebase.training.memory import find_token_budget
+from onebase.training.progress import say
+
+
+def run(*, role: str, file: Path, rank: bool, model: str | None, microbatch_tokens: int | None) -> None:
+    """Prints a line per row: `score` where it has one answer, `scores` where it has more, and with `rank` the answers
+    from best to worst.
+
+    Raises:
+        DataError: a row without an answer.
+    """
+    rows = read_rows(file)
+    for row in rows:
+        if not row.answers:
+            raise DataError(f"{row.place}: the row has no answer to score; give it 'completion', 'chosen' or 'output'")
+    one, chat = open_saved({"reward": (role, ("reward",))}, model=model)
+    examples = encode_rows(rows, chat, Limits(one.context_length, truncate_prompt="left"))
+    budget = microbatch_tokens or find_token_budget(one, "reward", longest=max(e.num_tokens for e in examples))
+    scores = per_example(
+        one, examples, lambda batch: completion_scores(one, batch, role="reward"),
+        token_budget=budget, per_completion=True,
+    )  # fmt: skip
+    for row, scored in zip(rows, scores, strict=True):
+        numbers = [round(score, 6) for score in scored.tolist()]
+        line: dict[str, object] = {"row": row.place}
+        line |= {"score": numbers[0]} if len(numbers) == 1 else {"scores": numbers}
+        if rank:
+            order = sorted(range(len(numbers)), key=lambda k: -numbers[k])
+            line["ranking"] = [{"answer": k, "score": numbers[k], "text": row.answers[k]} for k in order]
+        print(json.dumps(line, ensure_ascii=False))
+    held_out = one.roles["reward"]
+    every = torch.cat(scores)
+    say(f"{len(every)} answers, mean {every.mean():.3f}; on its held-out data the role had mean {held_out.score_mean:.3f}, "
+        f"deviation {held_out.score_std:.3f}")  # fmt: skip

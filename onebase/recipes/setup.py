@@ -1,0 +1,100 @@
+"""What every recipe sets up the same way: from groups of the configuration to the base, the data and the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peft import LoraConfig
+
+from onebase.config_groups import (
+    DataGroup,
+    EpochsOptimizerGroup,
+    LoraGroup,
+    MicrobatchGroup,
+    ModelGroup,
+    OptimizerGroup,
+)
+from onebase.data.batches import num_minibatches
+from onebase.data.prepare import Limits, dropped_line, read_split
+from onebase.models.loading import load_base
+from onebase.models.one_base import OneBase, lora_config
+from onebase.records import Example, Row
+from onebase.training.memory import find_token_budget
+from onebase.training.progress import say
+from onebase.training.update import ParameterGroup, Update
+
+
+def open_base(model: ModelGroup) -> OneBase:
+    """The frozen base with its tokenizer."""
+    return load_base(
+        model.model_name_or_path,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        device=model.device,
+        layout=model.layout,
+    )
+
+
+def new_lora(one: OneBase, lora: LoraGroup) -> LoraConfig:
+    """The configuration of a new adapter for this base."""
+    return lora_config(
+        one.model,
+        r=lora.r,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        layers=lora.layers,
+    )
+
+
+def read_rows(data: DataGroup, seed: int) -> tuple[list[Row], list[Row]]:
+    """Training and held-out rows; says what was left out."""
+    train, held_out, dropped = read_split(
+        data.train,
+        data.eval,
+        eval_fraction=data.eval_fraction,
+        limit=data.limit,
+        seed=seed,
+        max_dropped_share=data.max_dropped_share,
+    )
+    if dropped:
+        say(dropped_line(dropped))
+    return train, held_out
+
+
+def limits_of(data: DataGroup, context: int) -> Limits:
+    """The limits on lengths that the configuration and the model's context set."""
+    return Limits(context, data.max_prompt_tokens, data.max_completion_tokens, data.truncate_prompt)
+
+
+def token_budget(one: OneBase, batch: MicrobatchGroup, *, role: str, longest: int) -> int:
+    """Padded tokens of a microbatch: as configured, or measured on this machine."""
+    if batch.microbatch_tokens != "auto":
+        return batch.microbatch_tokens
+    return find_token_budget(one, role, longest=longest)
+
+
+def longest_tree(*examples: Sequence[Example]) -> int:
+    """Tokens of the longest tree of several lists."""
+    return max(example.num_tokens for part in examples for example in part)
+
+
+def num_steps(max_steps: int | None, optimizer: EpochsOptimizerGroup, num_examples: int, minibatch: int) -> int:
+    """Optimizer steps of a run: `max_steps`, or those of its epochs."""
+    return max_steps or optimizer.num_epochs * num_minibatches(num_examples, minibatch)
+
+
+def make_update(
+    one: OneBase, groups: list[ParameterGroup], optimizer: OptimizerGroup, *, total_steps: int, token_budget: int
+) -> Update:
+    """The optimizer over the roles that train."""
+    return Update(
+        one,
+        groups,
+        weight_decay=optimizer.weight_decay,
+        schedule=optimizer.schedule,
+        warmup_steps=optimizer.warmup_steps,
+        total_steps=total_steps,
+        max_grad_norm=optimizer.max_grad_norm,
+        token_budget=token_budget,
+    )

@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from onebase.data.tree import build_tree_batch
+from onebase.errors import DoesNotFitError, ModelError, RoleMismatchError
+from onebase.models.forward import completion_scores, token_logprobs, token_values
+from onebase.models.loading import load_base
+from onebase.models.one_base import OneBase, lora_config
+from onebase.models.role_files import SCORE_KEY, load_role, read_card, save_base, save_classifier, save_role
+from onebase.records import Example, TreeBatch
+from tests.tiny_models import PAD, add_adapter_role, disturb, random_ids, save_tiny, tiny_base, tiny_tokenizer
+
+
+def load(folder: Path) -> OneBase:
+    return load_base(str(folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("base"), "llama")
+
+
+@pytest.fixture(scope="module")
+def saved(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's `policy` and `reward`."""
+    one = load(base)
+    add_adapter_role(one, "policy", seed=1)
+    add_adapter_role(one, "reward", seed=2, head=True, layers="upper-half", target_modules=["q_proj", "up_proj"])
+    one.roles["reward"].score_mean, one.roles["reward"].score_std = 0.25, 3.5
+    run = tmp_path_factory.mktemp("run")
+    save_role(one, "policy", run / "policy", kind="policy", chat_template="chatml", chat_template_fingerprint="abc")
+    save_role(one, "reward", run / "reward", kind="reward")
+    return run
+
+
+def examples() -> list[Example]:
+    return [
+        Example(random_ids(6, seed=1), [random_ids(5, seed=2), random_ids(2, seed=3)]),
+        Example(random_ids(3, seed=4), [random_ids(1, seed=5), random_ids(9, seed=6)]),
+    ]
+
+
+def some_batch() -> TreeBatch:
+    return build_tree_batch(examples())
+
+
+def copy_with(saved: Path, tmp_path: Path, **card: object) -> Path:
+    """The saved reward role, with entries of its card changed."""
+    folder = tmp_path / "reward"
+    folder.mkdir()
+    for path in (saved / "reward").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    entries = json.loads((folder / "role.json").read_text())
+    (folder / "role.json").write_text(json.dumps(entries | card))
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------- there and back
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gemma3"])
+def test_a_loaded_role_computes_what_the_saved_one_did(architecture: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "base", architecture)
+    one = load(folder)
+    add_adapter_role(one, "policy", seed=1)
+    add_adapter_role(one, "reward", seed=2, head=True)
+    one.roles["reward"].pooling = "mean"
+    save_role(one, "policy", tmp_path / "policy", kind="policy")
+    save_role(one, "reward", tmp_path / "reward", kind="reward")
+    fresh = load(folder)
+    load_role(fresh, "reward", tmp_path / "reward", kinds=("reward",))
+    load_role(fresh, "policy", tmp_path / "policy", kinds=("policy",), trains=True)
+    load_role(fresh, "critic", tmp_path / "reward", kinds=("critic", "reward"), trains=True)
+    batch = some_batch()
+    assert torch.equal(token_logprobs(fresh, batch, role="policy"), token_logprobs(one, batch, role="policy"))
+    assert torch.equal(completion_scores(fresh, batch, role="reward"), completion_scores(one, batch, role="reward"))
+    assert torch.equal(token_values(fresh, batch, role="critic"), token_values(one, batch, role="reward"))
+    assert fresh.roles["policy"].head is None and fresh.roles["reward"].pooling == "mean"
+    assert [p.requires_grad for p in fresh.parameters("reward")] == [False] * len(fresh.parameters("reward"))
+    assert all(p.requires_grad for name in ("policy", "critic") for p in fresh.parameters(name))
+    token_logprobs(fresh, batch, role="policy").sum().backward()
+    assert all(p.grad is not None for p in fresh.parameters("policy"))
+
+
+def test_a_role_saved_again_after_loading_is_the_same_file(base: Path, saved: Path, tmp_path: Path) -> None:
+    one = load(base)
+    load_role(one, "reward", saved / "reward", kinds=("reward",))
+    save_role(one, "reward", tmp_path / "again", kind="reward")
+    folders = (saved / "reward", tmp_path / "again")
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    configs = [json.loads((f / "adapter_config.json").read_text()) for f in folders]
+    for config in configs:
+        config["target_modules"].sort()
+    assert configs[0] == configs[1]
+    assert read_card(saved / "reward") == read_card(tmp_path / "again")
+
+
+def test_the_card_says_what_the_role_belongs_to(base: Path, saved: Path) -> None:
+    card = read_card(saved / "policy")
+    one = load(base)
+    assert (card.kind, card.base, card.base_fingerprint) == ("policy", str(base.resolve()), one.fingerprint)
+    assert (card.chat_template, card.chat_template_fingerprint) == ("chatml", "abc")
+    reward = load_role(one, "reward", saved / "reward", kinds=("reward",))
+    assert (reward.score_mean, reward.score_std, reward.pooling) == (0.25, 3.5, "last")
+
+
+def test_saving_a_role_changes_nothing_in_memory(base: Path, tmp_path: Path) -> None:
+    one = load(base)
+    add_adapter_role(one, "reward", head=True)
+    before, config = completion_scores(one, some_batch(), role="reward"), one.lora_config("reward").to_dict()
+    save_role(one, "reward", tmp_path / "reward", kind="reward")
+    assert torch.equal(completion_scores(one, some_batch(), role="reward"), before)
+    assert one.lora_config("reward").to_dict() == config
+    assert all(parameter.requires_grad for parameter in one.parameters("reward"))
+
+
+def test_a_critic_on_the_policys_trunk_is_saved_with_a_copy_of_the_adapter(base: Path, tmp_path: Path) -> None:
+    one = load(base)
+    add_adapter_role(one, "policy")
+    one.share_adapter("critic", with_role="policy")
+    disturb(one, "critic")
+    save_role(one, "critic", tmp_path / "critic", kind="critic")
+    alone = load(base)
+    load_role(alone, "critic", tmp_path / "critic", kinds=("critic",))
+    batch = some_batch()
+    assert torch.equal(token_values(alone, batch, role="critic"), token_values(one, batch, role="critic"))
+
+
+def test_a_role_on_a_bfloat16_or_4_bit_base_loads_on_the_same_base_in_float32(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    for dtype, quantization in [("bfloat16", "none"), ("float32", "nf4"), ("bfloat16", "nf4")]:
+        one = load_base(str(base), dtype=dtype, quantization=quantization, device="cpu")
+        add_adapter_role(one, "reward", head=True, seed=3)
+        assert {parameter.dtype for parameter in one.parameters("reward")} == {torch.float32}
+        save_role(one, "reward", tmp_path / f"{dtype}-{quantization}", kind="reward")
+        plain = load(base)
+        load_role(plain, "reward", tmp_path / f"{dtype}-{quantization}", kinds=("reward",))
+        for found, expected in zip(plain.parameters("reward"), one.parameters("reward"), strict=True):
+            assert torch.equal(found, expected)
+
+
+# ------------------------------------------------------------------------------------------ other tools read the same
+
+
+def padded_rows() -> tuple[Tensor, Tensor]:
+    rows = [[*e.prompt_ids, *completion] for e in examples() for completion in e.completions]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    assert (mask == 0).any()
+    return ids, mask
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
+def test_plain_transformers_and_peft_score_with_a_saved_reward_role_as_we_do(architecture: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "base", architecture)
+    one = load(folder)
+    add_adapter_role(one, "other", seed=8)
+    add_adapter_role(one, "reward", seed=2, head=True)
+    save_role(one, "reward", tmp_path / "reward", kind="reward")
+    expected = completion_scores(one, some_batch(), role="reward")
+    assert expected.std() > 0.1
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    plain = PeftModel.from_pretrained(classifier, tmp_path / "reward").eval()
+    ids, mask = padded_rows()
+    scores = plain(input_ids=ids, attention_mask=mask).logits.squeeze(-1)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_plain_transformers_and_peft_read_a_saved_policy(architecture: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "base", architecture)
+    one = load(folder)
+    add_adapter_role(one, "policy", seed=2)
+    save_role(one, "policy", tmp_path / "policy", kind="policy")
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "policy").eval()
+    assert plain.peft_config["default"].inference_mode
+    ids, mask = padded_rows()
+    with one.role("policy"):
+        expected = one.model(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(plain(input_ids=ids, attention_mask=mask).logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_reward_trained_in_full_is_saved_as_a_classifier_that_scores_the_same(
+    architecture: str, tmp_path: Path
+) -> None:
+    one = tiny_base(architecture)
+    one.add_role("reward", head=True)
+    one.train_base("reward")
+    disturb(one, "reward", size=0.05)
+    expected = completion_scores(one, some_batch(), role="reward").detach()
+    save_classifier(one, "reward", tmp_path / "reward")
+    ids, mask = padded_rows()
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
+    scores = plain(input_ids=ids, attention_mask=mask).logits.squeeze(-1)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+
+
+def test_a_base_trained_in_full_is_a_folder_that_loads_and_another_base_than_it_was(base: Path, tmp_path: Path) -> None:
+    one = load(base)
+    one.add_role("policy")
+    one.train_base("policy")
+    disturb(one, "policy", size=0.05)
+    save_base(one, tmp_path / "policy")
+    again = load(tmp_path / "policy")
+    again.add_role("policy")
+    batch = some_batch()
+    assert torch.equal(token_logprobs(again, batch, role="policy"), token_logprobs(one, batch, role="policy"))
+    assert again.fingerprint != one.fingerprint
+
+
+# ---------------------------------------------------------------------------------------------------- what is refused
+
+
+def refused(one: OneBase, folder: Path, message: str, *kinds: str, error: type[ModelError] = RoleMismatchError) -> None:
+    with pytest.raises(error, match=message) as caught:
+        load_role(one, "judge", folder, kinds=kinds or ("reward",))
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    assert "judge" not in one.roles and not any(".judge." in name for name, _ in one.model.named_parameters())
+
+
+def test_a_role_made_on_another_base_is_refused(saved: Path, tmp_path: Path) -> None:
+    other = load(save_tiny(tmp_path, "llama", seed=1))
+    refused(other, saved / "reward", f"reward: made on another base: .*base.* while this is {tmp_path}")
+
+
+def test_a_role_made_with_another_tokenizer_is_refused(base: Path, saved: Path, tmp_path: Path) -> None:
+    one = load(base)
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "a"
+    one.tokenizer = tokenizer
+    refused(one, saved / "reward", "made with another tokenizer .*use the tokenizer it was trained with")
+
+
+def test_a_role_of_another_kind_is_refused(base: Path, saved: Path) -> None:
+    one = load(base)
+    refused(one, saved / "policy", "policy: this is a policy role, and a reward role is needed here")
+    refused(one, saved / "reward", "this is a reward role, and a policy or critic role is needed", "policy", "critic")
+
+
+def test_a_reward_role_without_its_head_is_refused(base: Path, saved: Path, tmp_path: Path) -> None:
+    folder = copy_with(saved, tmp_path)
+    weights = load_file(folder / "adapter_model.safetensors")
+    del weights[SCORE_KEY]
+    save_file(weights, folder / "adapter_model.safetensors")
+    refused(load(base), folder, "a reward role without its head: adapter_model.safetensors has no 'base_model.")
+
+
+def test_a_head_of_another_shape_is_refused(base: Path, saved: Path, tmp_path: Path) -> None:
+    folder = copy_with(saved, tmp_path)
+    weights = load_file(folder / "adapter_model.safetensors") | {SCORE_KEY: torch.zeros(1, 33)}
+    save_file(weights, folder / "adapter_model.safetensors")
+    refused(load(base), folder, r"its head has shape \(1, 33\), this base needs \(1, 32\)")
+
+
+def test_an_adapter_that_does_not_fit_is_refused_and_the_right_one_loads_afterwards(
+    base: Path, saved: Path, tmp_path: Path
+) -> None:
+    folder = copy_with(saved, tmp_path)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 2}))
+    one = load(base)
+    refused(one, folder, "the adapter of role 'judge' does not fit this base: ", error=ModelError)
+    expected = load(base)
+    for each in (one, expected):
+        load_role(each, "judge", saved / "reward", kinds=("reward",))
+    scores = [completion_scores(each, some_batch(), role="judge") for each in (one, expected)]
+    assert torch.equal(scores[0], scores[1])
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1000, -1])
+def test_a_truncated_weights_file_is_refused_in_one_line(base: Path, saved: Path, tmp_path: Path, kept: int) -> None:
+    folder = copy_with(saved, tmp_path)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    refused(load(base), folder, f"{folder}: the adapter cannot be read: ", error=ModelError)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_file_that_is_missing_is_said(base: Path, saved: Path, tmp_path: Path, name: str) -> None:
+    folder = copy_with(saved, tmp_path)
+    (folder / name).unlink()
+    refused(load(base), folder, name, error=ModelError)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "reward", "colour": "red"}', "\x00"])
+def test_a_broken_card_is_refused_in_one_line(base: Path, saved: Path, tmp_path: Path, text: str) -> None:
+    folder = copy_with(saved, tmp_path)
+    (folder / "role.json").write_text(text)
+    refused(load(base), folder, "role.json: cannot be read: ", error=ModelError)
+
+
+def test_a_folder_that_is_no_role_says_which_one_was_meant(base: Path, saved: Path, tmp_path: Path) -> None:
+    one = load(base)
+    refused(one, saved, f"{saved}: no role.json; did you mean {saved / 'policy'}", error=ModelError)
+    refused(one, tmp_path, "no role.json; it is not a role saved by onebase", error=ModelError)
+    refused(one, tmp_path / "gone", "gone: no such folder; a role is the folder `policy` or `reward`", error=ModelError)
+
+
+def test_a_role_that_is_the_base_itself_cannot_be_saved_as_an_adapter(base: Path, tmp_path: Path) -> None:
+    one = load(base)
+    one.add_role("policy")
+    with pytest.raises(ModelError, match="role 'policy' has no adapter: it is the base itself"):
+        save_role(one, "policy", tmp_path / "policy", kind="policy")
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_architecture_without_a_classifier_is_said() -> None:
+    one = tiny_base("llama")
+    one.add_role("reward", head=True)
+    one.model.config.__class__ = type("UnheardOfConfig", (type(one.model.config),), {})
+    with pytest.raises(ModelError, match="LlamaForCausalLM: transformers has no sequence classifier of this kind"):
+        save_classifier(one, "reward", "nowhere")
+
+
+# --------------------------------------------------------------------------------------------------------- a full disk
+
+
+def test_a_full_disk_while_saving_leaves_the_older_role_and_no_temporary(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = load(base)
+    one.add_role("policy", lora=lora_config(one.model, r=2, alpha=4))
+    save_role(one, "policy", tmp_path / "policy", kind="policy")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "policy").iterdir()}
+    disturb(one, "policy")
+
+    def full_disk(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(DoesNotFitError, match="policy: the disk is full; nothing was half-written") as caught:
+        save_role(one, "policy", tmp_path / "policy", kind="policy")
+    assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "policy").iterdir()} == before
+    assert os.listdir(tmp_path) == ["policy"]
