@@ -8,10 +8,12 @@ Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -41,7 +43,17 @@ TRAINING_VERBS = {
 
 def _recipe(verb: str) -> ModuleType:
     """The module of a verb, imported when it is known that the verb is wanted: it brings torch."""
+    _quiet_libraries()
     return import_module(f"onebase.recipes.{verb}")
+
+
+def _quiet_libraries() -> None:
+    """Keeps the libraries' own notices off the terminal: on stderr is what the person can act on."""
+    # bitsandbytes looks for optional kernels and says that they are not installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # transformers 5.23 warns of a name that peft 0.21 still uses.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: bool) -> None:

@@ -43,10 +43,18 @@ class VerbConfig(Group):
     """Seed of the order of the data, of new weights and of sampling."""
 
 
-def _role_problems(model: OptionalModelGroup, lora: LoraGroup) -> list[str]:
+def _role_problems(model: OptionalModelGroup, lora: LoraGroup, start_from: str | None) -> list[str]:
+    problems = []
     if model.quantization == "nf4" and lora.r == 0:
-        return ["'model.quantization' = nf4 cannot be trained in full: set lora.r >= 1, or quantization to none"]
-    return []
+        problems.append(
+            "'model.quantization' = nf4 cannot be trained in full: set lora.r >= 1, or quantization to none"
+        )
+    if start_from is not None and lora.r == 0:
+        problems.append(
+            "'lora.r' = 0 trains the whole base, and 'start_from' an adapter on it: set lora.r >= 1, or leave out "
+            "start_from"
+        )
+    return problems
 
 
 class PretrainConfig(VerbConfig):
@@ -86,7 +94,7 @@ class SFTConfig(VerbConfig):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> SFTConfig:
-        fail_on(_role_problems(self.model, self.lora))
+        fail_on(_role_problems(self.model, self.lora, self.start_from))
         return self
 
 
@@ -105,7 +113,13 @@ class RewardConfig(VerbConfig):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> RewardConfig:
-        fail_on(_role_problems(self.model, self.lora))
+        problems = _role_problems(self.model, self.lora, self.start_from)
+        if self.lora.r == 0 and self.reward.pooling == "mean":
+            problems.append(
+                "'reward.pooling' = mean cannot be saved with 'lora.r' = 0, as a sequence classifier reads the last "
+                "token: set lora.r >= 1, or pooling to last"
+            )
+        fail_on(problems)
         return self
 
 
@@ -135,6 +149,12 @@ class PPOConfig(VerbConfig):
             problems.append(
                 "'ppo.critic_start' = reward needs 'reward.role'; "
                 "with another reward source set ppo.critic_start to policy"
+            )
+        completions = self.ppo.rollout_prompts * self.generation.samples_per_prompt
+        if self.ppo.kl_target is not None and completions >= 5 * self.ppo.kl_horizon:
+            problems.append(
+                f"'ppo.kl_horizon' = {self.ppo.kl_horizon:g} is too short for rollouts of {completions} completions: "
+                f"one could turn the coefficient to 0; set it above {completions / 5:g}"
             )
         fail_on(problems)
         return self

@@ -233,6 +233,11 @@ class RewardSourceGroup(Group):
                 f"'reward' needs exactly one of 'reward.role', 'reward.callable' and 'reward.model'; "
                 f"got {' and '.join(given) or 'none of them'}"
             )
+        if self.normalize == "held_out" and self.role is None:
+            raise ValueError(
+                "'reward.normalize' = held_out needs 'reward.role': other sources have no held-out scores; "
+                "set it to none"
+            )
         if self.callable is not None and not re.fullmatch(r"[\w.]+:[\w.]+", self.callable):
             raise ValueError(f"'reward.callable' = {self.callable!r}: it should be written module:function")
         return self
@@ -316,6 +321,8 @@ class PPOGroup(Group):
             problems.append(
                 "'ppo.kl_placement' = loss needs 'ppo.kl_estimator' = k2 or k3: the gradient of k1 is zero on average"
             )
+        if self.kl_target is not None and self.kl_coefficient == 0:
+            problems.append("'ppo.kl_target' needs 'ppo.kl_coefficient' above 0: adapting multiplies it")
         if bool(self.ptx_data) != (self.ptx_coefficient > 0):
             missing = "ptx_coefficient" if self.ptx_data else "ptx_data"
             problems.append(f"'ppo.ptx_data' and 'ppo.ptx_coefficient' go together; 'ppo.{missing}' is not set")

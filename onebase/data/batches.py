@@ -24,7 +24,7 @@ def minibatch_indices(step: int, *, num_examples: int, size: int, seed: int) -> 
     Every epoch visits each example once, in an order drawn from `(seed, epoch)`.
     """
     epoch, position = divmod(step, num_minibatches(num_examples, size))
-    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    generator = torch.Generator().manual_seed(((seed << 20) + epoch) % (1 << 63))  # torch takes 64 bits
     order = torch.randperm(num_examples, generator=generator)
     return order[position * size : (position + 1) * size].tolist()
 

@@ -158,12 +158,17 @@ class ChatFormat:
         return ids
 
     def _encode_text(self, row: Row, add_end: bool) -> tuple[list[int], list[list[int]], None]:
-        """Plain text: behind the beginning token, or behind its own first token where there is none."""
-        if len(row.answers) != 1:
+        """Plain text: behind the beginning token, or behind its own first token where there is none.
+
+        Texts that are compared share the beginning token, or the end token where there is none.
+        """
+        if len(row.answers) != 1 and row.grades is None:
             raise DataError(f"{_at(row.place)}{len(row.answers)} texts and no prompt; plain text is one text a row")
-        text_ids = _without_end(self._ids(row.answers[0]), self._eos)
-        ids = self._with_bos(text_ids) + [self._eos] * add_end
-        return ids[:1], [ids[1:]], None
+        end = [self._eos] * add_end
+        texts = [self._with_bos(_without_end(self._ids(text), self._eos)) for text in row.answers]
+        if len(texts) > 1 and self.tokenizer.bos_token_id is None:
+            texts = [[self._eos, *ids] for ids in texts]
+        return texts[0][:1] or end, [(ids + end)[1:] for ids in texts], None
 
     def _encode_answers(self, row: Row, prompt: str, head: list[int], add_end: bool) -> list[list[int]]:
         """Each answer as the continuation of the rendered prompt, whose ids are `head`."""

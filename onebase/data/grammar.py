@@ -129,16 +129,21 @@ class _Habits:
     closing: float
     other_language: float
     repeated: float
+    evasive: float = 0.0
+    """How often the question is not answered at all."""
 
 
-_ANNOTATOR = _Habits(right=0.6, opening=0.3, rude=0.3, closing=0.3, other_language=0.2, repeated=0.15)
-# Compared answers are polite more often, or the best answer would almost never be among them.
-_COMPARED = _Habits(right=0.6, opening=0.5, rude=0.25, closing=0.5, other_language=0.15, repeated=0.15)
-# Pretraining is mostly true, yet shows every kind of sentence that answers are made of.
-_TEXTBOOK = _Habits(right=0.92, opening=0.35, rude=0.1, closing=0.35, other_language=0.0, repeated=0.05)
+_ANNOTATOR = _Habits(right=0.7, opening=0.3, rude=0.25, closing=0.3, other_language=0.15, repeated=0.15, evasive=0.05)
+# Compared answers are polite more often, or the best answer would almost never be among them; and more of them say
+# nothing, or the preferences could not tell that an answer is wanted at all.
+_COMPARED = _Habits(right=0.6, opening=0.5, rude=0.2, closing=0.5, other_language=0.15, repeated=0.15, evasive=0.2)
+# What pretraining overhears: mostly true, badly mannered, often beside the point.
+_OVERHEARD = _Habits(right=0.9, opening=0.2, rude=0.35, closing=0.2, other_language=0.25, repeated=0.25, evasive=0.25)
+_TEXTBOOK_RIGHT = 0.95
+"""How often pretraining's plain facts are true."""
 
-PREFERENCE_TEMPERATURE = 0.18
-"""In units of the gold score. Measured: about one pair in six is then labelled against the gold score."""
+PREFERENCE_TEMPERATURE = 0.12
+"""In units of the gold score. Measured: about one pair in ten is then labelled against the gold score."""
 
 
 def _split_of(language: Language, thing: str, attribute: str, phrasing: int) -> Split:
@@ -314,18 +319,21 @@ def _answer(rng: Random, asked: Question, habits: _Habits) -> str:
     value = _value(rng, asked.thing, asked.attribute, habits.right)
     claim = _claim(language, asked.thing, asked.attribute, value, rng.randrange(2))
     sentences = [rng.choice(OPENINGS[language])] if rng.random() < habits.opening else []
-    sentences += [claim] * (2 if rng.random() < habits.repeated else 1)
+    if rng.random() >= habits.evasive:
+        sentences += [claim] * (2 if rng.random() < habits.repeated else 1)
     if rng.random() < habits.rude:
         sentences.append(rng.choice(RUDE_REMARKS[language]))
     if rng.random() < habits.closing:
         sentences.append(rng.choice(CLOSINGS[language]))
-    return _join(sentences, language)
+    # Whoever neither answers nor adds anything at least opens politely: an empty answer is no answer to compare.
+    return _join(sentences or [rng.choice(OPENINGS[language])], language)
 
 
 def pretraining_texts(*, seed: int, count: int) -> list[str]:
     """Short texts of the world, each in one language: facts on one thing, facts of one kind, questions answered.
 
-    Mostly true. Held-out questions are never asked; their facts are stated.
+    Mostly true. Held-out questions are never asked; their facts are stated. Questions and answers stand as in the
+    chat template `hh`, so that the base has seen the shape of a conversation.
     """
     rng = Random(f"pretraining {seed}")
     return [_pretraining_text(rng) for _ in range(count)]
@@ -336,14 +344,14 @@ def _pretraining_text(rng: Random) -> str:
     form = rng.random()
     if form < 0.5:
         asked = rng.choice([q for q in QUESTIONS.values() if q.language == language and q.split == "train"])
-        return f"{asked.text}\n{_answer(rng, asked, _TEXTBOOK)}"
+        return f"\n\nHuman: {asked.text}\n\nAssistant: {_answer(rng, asked, _OVERHEARD)}"
     if form < 0.75:
         thing = rng.choice(list(THINGS))
         subjects = [(thing, attribute) for attribute in rng.sample(list(VALUES), rng.randint(2, 4))]
     else:
         attribute = rng.choice(list(VALUES))
         subjects = [(thing, attribute) for thing in rng.sample(list(THINGS), rng.randint(2, 4))]
-    right = _TEXTBOOK.right
+    right = _TEXTBOOK_RIGHT
     claims = [_claim(language, *subject, _value(rng, *subject, right), rng.randrange(2)) for subject in subjects]
     return _join(claims, language)
 

@@ -82,7 +82,8 @@ def encode_prompts(
             ids = chat.encode_prompt(row.messages, place=row.place)
         else:
             text = chat.encode_example(row)
-            ids = [*text.prompt_ids, *text.completions[0]][: min(opening_tokens, most)]
+            # Without the end token: the policy goes on from here.
+            ids = [*text.prompt_ids, *text.completions[0][:-1]][: min(opening_tokens, most)]
         prompt = Example(ids, [], row=row)
         prompts.append(
             fit_example(
@@ -111,7 +112,7 @@ def pair_labelled(rows: Sequence[Row], *, seed: int) -> list[Row]:
     Raises:
         DataError: all labels are equal.
     """
-    if not all(not row.messages and row.grades is not None and len(row.answers) == 1 for row in rows):
+    if not rows or not all(not row.messages and row.grades is not None and len(row.answers) == 1 for row in rows):
         return list(rows)
     labels = sorted({row.grades[0] for row in rows if row.grades})
     if len(labels) != 2:

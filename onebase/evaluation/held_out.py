@@ -78,7 +78,7 @@ def evaluate_role(
     request = score_request(chat, examples)
     scores = reward_source.score(request).view(len(prompts), samples_per_prompt)
     judged = {name: judge.score(request).view(len(prompts), -1).mean(1) for name, judge in (judges or {}).items()}
-    temperature = sampling.temperature
+    temperature = sampling.temperature or 1.0  # as `draw` has it: 0 takes the most probable token
     entropies: list[Tensor] = per_example(
         one,
         examples,

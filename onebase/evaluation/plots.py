@@ -35,7 +35,10 @@ UNITS = {"kl": "KL (nats per completion)", "entropy": "entropy (nats per token)"
 def plot_run(folder: Path) -> Path | None:
     """Draws `metrics.jsonl` as `plots/metrics.png`; None where there is nothing to draw."""
     rows = read_metrics(folder / "metrics.jsonl")
-    return plot_metrics(rows, folder / "plots" / "metrics.png", title=folder.name) if len(rows) > 1 else None
+    drawn = any(row.get(metric) is not None for row in rows for _, metrics in PANELS for metric in metrics)
+    if len(rows) < 2 or not drawn:
+        return None
+    return plot_metrics(rows, folder / "plots" / "metrics.png", title=folder.name)
 
 
 def plot_metrics(rows: Sequence[Mapping[str, float]], path: Path, *, title: str) -> Path:

@@ -23,14 +23,16 @@ TITLES = {"kl": "KL (nats/completion)", "entropy": "entropy (nats/token)", "leng
 def print_comparison(roles: Sequence[HeldOut], *, names: Sequence[str]) -> None:
     """Prints a row per role with 95 % intervals, the paired rise from the first to the last, and samples."""
     console = result_console()
-    console.print(figures_table(roles, names=names))
-    console.print(rise_line("score", improvement(roles[0], roles[-1]), names[0], names[-1]))
+    console.print(figures_table(roles, names=names), markup=False)  # [nan, nan] is no style
+    console.print(rise_line("score", improvement(roles[0], roles[-1]), names[0], names[-1]), markup=False)
     print_samples(console, roles, names)
 
 
 def result_console() -> Console:
     """Stdout; where that is no terminal, wide enough for the tables."""
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
+    return Console(
+        file=sys.stdout, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120
+    )
 
 
 def figures_table(roles: Sequence[HeldOut], *, names: Sequence[str]) -> Table:

@@ -15,10 +15,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from onebase.errors import PromptTooLongError
+from onebase.errors import DoesNotFitError, PromptTooLongError
 from onebase.models.decode_cache import SlotCache
 from onebase.models.forward import adjust_logits, final_logits, mask_argument, sliding_window
+from onebase.models.hardware import free_memory
 from onebase.models.one_base import OneBase
+
+MOST_ROWS = 256
+"""Rows decoded at once, at most: beyond them a step takes longer in proportion."""
+SHARE_OF_FREE_MEMORY = 0.4
+"""Of what is free, for keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ def generate(
     sampling: Sampling,
     seeds: Sequence[int],
     samples_per_prompt: int = 1,
-    max_rows: int = 256,
+    max_rows: int | None = None,
     on_finished: Callable[[Sample], None] | None = None,
 ) -> list[Sample]:
     """Draws K completions of every prompt with the base run as `role`.
@@ -86,7 +92,7 @@ def generate(
     Args:
         prompts: token ids, at least one each.
         seeds: one per sample, prompt by prompt (`sample_seeds`).
-        max_rows: completions decoded at once; the others wait their turn.
+        max_rows: completions decoded at once; the others wait their turn. None: what a part of the free memory holds.
         on_finished: called as each sample finishes, in the order they do.
 
     Returns:
@@ -94,6 +100,7 @@ def generate(
 
     Raises:
         PromptTooLongError: a prompt and `max_new_tokens` exceed the model's context.
+        DoesNotFitError: the keys and values of one prompt's samples do not fit the free memory.
     """
     for i, prompt in enumerate(prompts):
         if len(prompt) + sampling.max_new_tokens > one.context_length:
@@ -105,9 +112,29 @@ def generate(
     randoms = _random_numbers(seeds, sampling.max_new_tokens).to(one.device)  # [num samples, max_new_tokens]
     decode = _decode_in_slots if one.layout == "tree" else _decode_by_prompt
     with one.role(role):
-        num_slots = max(samples_per_prompt, min(max_rows, len(samples)))
+        longest = max((len(prompt) for prompt in prompts), default=0) + sampling.max_new_tokens
+        wanted = min(len(samples), MOST_ROWS if max_rows is None else max_rows)
+        num_slots = max(samples_per_prompt, wanted)
+        if max_rows is None and one.layout == "tree":
+            num_slots = _rows_that_fit(one, num_slots, samples_per_prompt, longest)
         decode(one, prompts, samples, randoms, sampling, samples_per_prompt, num_slots, on_finished)
     return samples
+
+
+def _rows_that_fit(one: OneBase, wanted: int, samples_per_prompt: int, length: int) -> int:
+    """At most `wanted` rows, fewer where their keys and values would take more than a part of the free memory."""
+    config = one.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    row = 2 * config.num_hidden_layers * heads * head_size * one.model.dtype.itemsize * length
+    free = free_memory(one.device)
+    if row * samples_per_prompt > free:
+        raise DoesNotFitError(
+            f"the keys and values of {samples_per_prompt} completions of {length} tokens need "
+            f"{row * samples_per_prompt / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB are free; lower "
+            "generation.samples_per_prompt, generation.max_new_tokens or data.max_prompt_tokens"
+        )
+    return max(samples_per_prompt, min(wanted, int(free * SHARE_OF_FREE_MEMORY / row)))
 
 
 def draw(logits: Tensor, randoms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

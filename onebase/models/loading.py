@@ -89,7 +89,8 @@ def hardware_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
+        # Older PyTorch does not report them: float32 there.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     else:
         native = False

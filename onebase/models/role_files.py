@@ -18,6 +18,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging as transformers_logging
 
 from onebase.errors import ModelError, RoleMismatchError
 from onebase.files import atomic_folder
@@ -89,6 +90,7 @@ def save_role(
 
 def save_base(one: OneBase, folder: str | Path) -> None:
     """Writes the base and its tokenizer as a transformers folder: what full-parameter training leaves."""
+    transformers_logging.disable_progress_bar()
     with atomic_folder(Path(folder)) as temporary:
         one.model.save_pretrained(temporary)
         one.tokenizer.save_pretrained(temporary)

@@ -114,10 +114,10 @@ def make_configs(folder: Path, seed: int) -> dict[str, PretrainConfig | SFTConfi
     stages = {
         "pretrain": PretrainConfig.model_validate({
             "output_dir": str(folder / "pretrain"), "seed": seed,
-            "tiny": {"vocab_size": 768, "hidden_size": 128, "num_layers": 4, "num_heads": 4, "max_length": 160},
-            "data": {"train": [str(data / "pretrain.txt")], "eval_fraction": 0.02},
+            "tiny": {"vocab_size": 768, "hidden_size": 160, "num_layers": 3, "num_heads": 4, "max_length": 160},
+            "data": {"train": [str(data / "pretrain.jsonl")], "eval_fraction": 0.01},
             "block_length": 128,
-            "optimizer": {"learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 20, "num_epochs": 4},
+            "optimizer": {"learning_rate": 4e-3, "schedule": "cosine", "warmup_steps": 30},
             "batch": {"minibatch": 16, "microbatch_tokens": TOKEN_BUDGET},
         }),
         "sft": SFTConfig.model_validate({
@@ -128,9 +128,8 @@ def make_configs(folder: Path, seed: int) -> dict[str, PretrainConfig | SFTConfi
         }),
         "reward": RewardConfig.model_validate({
             "output_dir": str(folder / "reward"), "seed": seed, "model": model, "lora": lora,
-            "start_from": str(folder / "sft" / "policy"),
             "data": {"train": [str(data / "preferences.jsonl")], "eval_fraction": 0.1},
-            "optimizer": {"learning_rate": 2e-3, "schedule": "linear", "num_epochs": 2},
+            "optimizer": {"learning_rate": 2e-3, "schedule": "linear"},
             "batch": {"minibatch": 32, "microbatch_tokens": TOKEN_BUDGET},
         }),
         "ppo": PPOConfig.model_validate({
@@ -139,11 +138,11 @@ def make_configs(folder: Path, seed: int) -> dict[str, PretrainConfig | SFTConfi
             "reward": {"role": str(folder / "reward" / "reward"), "normalize": "held_out"},
             "data": {"train": [str(data / "prompts.jsonl")], "eval": [str(data / "held_out.jsonl")]},
             "generation": {"max_new_tokens": MAX_NEW_TOKENS, "samples_per_prompt": 4},
-            "ppo": {"rollout_prompts": 32, "minibatch_prompts": 8, "num_ppo_epochs": 2, "kl_coefficient": 0.05,
+            "ppo": {"rollout_prompts": 32, "minibatch_prompts": 8, "num_ppo_epochs": 2, "kl_coefficient": 0.1,
                     "missing_end_penalty": 1.0, "value_coefficient": 0.5},
             "optimizer": {"learning_rate": 1e-3},
             "batch": {"microbatch_tokens": TOKEN_BUDGET},
-            "max_steps": 40,
+            "max_steps": 50,
         }),
     }  # fmt: skip
     return stages
@@ -151,10 +150,10 @@ def make_configs(folder: Path, seed: int) -> dict[str, PretrainConfig | SFTConfi
 
 def write_data(folder: Path, seed: int) -> None:
     """The files of the demo, in the layouts that any user's files may have."""
-    texts = grammar.pretraining_texts(seed=seed, count=12_000)
-    write_atomically(folder / "pretrain.txt", "\n\n".join(texts) + "\n")
+    texts = grammar.pretraining_texts(seed=seed, count=100_000)
+    _write_rows(folder / "pretrain.jsonl", ({"text": text} for text in texts))
     _write_rows(folder / "sft.jsonl", map(_answered, grammar.sft_rows(seed=seed, count=2_500)))
-    _write_rows(folder / "preferences.jsonl", map(_ranked, grammar.preference_rows(seed=seed, count=2_500)))
+    _write_rows(folder / "preferences.jsonl", map(_ranked, grammar.preference_rows(seed=seed, count=14_000)))
     _write_rows(folder / "prompts.jsonl", map(_asked, grammar.prompt_rows(seed=seed, count=1_000, split="train")))
     held_out = {row.messages[0].content: row for row in grammar.prompt_rows(seed=seed, count=1_000, split="held_out")}
     _write_rows(folder / "held_out.jsonl", map(_asked, held_out.values()))

@@ -48,6 +48,7 @@ from onebase.objectives.masked import (
 )
 from onebase.objectives.policy import clipped_policy_loss, clipped_value_loss, policy_statistics, value_clipped
 from onebase.recipes.ppo_setup import Trainer, num_rollouts, plan, set_up
+from onebase.recipes.setup import require_finite
 from onebase.records import Example, TreeBatch
 from onebase.training.memory import peak_memory_mb
 from onebase.training.metrics import Averages
@@ -103,6 +104,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
                     f"over ppo.kl_budget = {config.ppo.kl_budget:g}")  # fmt: skip
                 break
     after = evaluate(trainer, held_out, role="policy")
+    require_finite(after.row()["kl"].mean, "the policy's KL on held-out prompts")
     save(run.folder)
     plot_run(run.folder)
     write_samples(run.folder / "samples.jsonl", [before, after])
@@ -256,9 +258,14 @@ def train_minibatch(
         temperature, with_entropy = config.generation.temperature, ppo.entropy_coefficient > 0
         if shared_trunk:
             states = source_states(hidden_states(one, batch, role="policy"), batch)
+            if only_critic:
+                states = states.detach()  # the trunk is the policy's
             critic = value_loss(one.roles["critic"].head(states))  # type: ignore[misc]
+            if only_critic:
+                yield critic
+                return
             actor = policy_loss(*head_logprobs(one, states, batch, temperature=temperature, with_entropy=with_entropy))
-            yield critic if only_critic else actor + critic
+            yield actor + critic
             return
         if not only_critic:
             yield policy_loss(
@@ -295,7 +302,7 @@ def rollout_sampling(trainer: Trainer, index: int) -> Sampling:
     generation, sampling = trainer.config.generation, trainer.sampling
     if generation.random_min_new_tokens is None:
         return sampling
-    generator = torch.Generator().manual_seed(trainer.config.seed * 1_000_003 + index)
+    generator = torch.Generator().manual_seed((trainer.config.seed * 1_000_003 + index) % (1 << 63))
     limit = torch.randint(generation.random_min_new_tokens, generation.max_new_tokens + 1, (), generator=generator)
     return Sampling(
         max_new_tokens=int(limit), temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,

@@ -29,7 +29,7 @@ from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted, per_example
 from onebase.models.role_files import save_base
 from onebase.models.tiny import make_llama, train_tokenizer
-from onebase.recipes.setup import longest_tree, make_update, num_steps, read_rows, token_budget
+from onebase.recipes.setup import longest_tree, make_update, num_steps, read_rows, require_finite, token_budget
 from onebase.records import Example, Row, TreeBatch
 from onebase.training.memory import peak_memory_mb
 from onebase.training.metrics import Averages
@@ -148,7 +148,7 @@ def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> fl
     logprobs = per_example(
         one, examples, lambda batch: token_logprobs(one, batch, role="policy"), token_budget=token_budget
     )
-    return -float(torch.cat(logprobs).mean())
+    return require_finite(-float(torch.cat(logprobs).mean()), "the loss on held-out data")
 
 
 def plan(config: PretrainConfig) -> str:

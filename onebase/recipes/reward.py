@@ -45,6 +45,7 @@ from onebase.recipes.setup import (
     num_steps,
     open_base,
     read_rows,
+    require_finite,
     token_budget,
 )
 from onebase.records import Example, TreeBatch
@@ -186,8 +187,10 @@ def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> di
     return {
         "accuracy": interval.mean if interval else float("nan"),
         "accuracy_interval": [interval.low, interval.high] if interval else None,
-        "score_mean": float(everything.mean()),
-        "score_std": float(everything.std(unbiased=False).clamp(min=1e-6)),
+        "score_mean": require_finite(float(everything.mean()), "the mean score of held-out answers"),
+        "score_std": require_finite(
+            float(everything.std(unbiased=False).clamp(min=1e-6)), "the deviation of the scores of held-out answers"
+        ),
         "length_correlation": float(torch.corrcoef(torch.stack([everything, lengths]))[0, 1].nan_to_num()),
     }
 

@@ -21,10 +21,17 @@ def open_saved(roles: Mapping[str, tuple[str, tuple[str, ...]]], *, model: str |
         model: the base, where it is not where the roles say.
 
     Raises:
-        ModelError: folders of several models, or the base is not where a role says.
+        ModelError: folders of several models, a model where a reward role is needed, or the base is not where a role
+            says.
     """
     folders = {name: Path(folder) for name, (folder, _) in roles.items()}
     bases = {name: _is_model(folder) for name, folder in folders.items()}
+    for name, (folder, kinds) in roles.items():
+        if bases[name] and "policy" not in kinds:
+            raise ModelError(
+                f"{folder}: this is a model of its own, and a {' or '.join(kinds)} role is needed here; a reward model "
+                "trained with lora.r = 0 is a transformers classifier, for reward.model in ppo"
+            )
     cards = {name: read_card(folder) for name, folder in folders.items() if not bases[name]}
     wanted = model or next((str(folders[name]) for name, is_model in bases.items() if is_model), None)
     if wanted is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from peft import LoraConfig
@@ -16,6 +17,7 @@ from onebase.config_groups import (
 )
 from onebase.data.batches import num_minibatches
 from onebase.data.prepare import Limits, dropped_line, read_split
+from onebase.errors import NonFiniteError
 from onebase.models.loading import load_base
 from onebase.models.one_base import OneBase, lora_config
 from onebase.records import Example, Row
@@ -82,6 +84,20 @@ def longest_tree(*examples: Sequence[Example]) -> int:
 def num_steps(max_steps: int | None, optimizer: EpochsOptimizerGroup, num_examples: int, minibatch: int) -> int:
     """Optimizer steps of a run: `max_steps`, or those of its epochs."""
     return max_steps or optimizer.num_epochs * num_minibatches(num_examples, minibatch)
+
+
+def require_finite(value: float, what: str) -> float:
+    """Returns the value.
+
+    Raises:
+        NonFiniteError: it is NaN or infinite: the role must not be saved as if it were trained.
+    """
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"{what} is not finite ({value}), nothing was saved. Lower optimizer.learning_rate, or look at the data "
+            "for extreme values"
+        )
+    return value
 
 
 def make_update(

@@ -33,6 +33,7 @@ from onebase.recipes.setup import (
     num_steps,
     open_base,
     read_rows,
+    require_finite,
     token_budget,
 )
 from onebase.records import Example, TreeBatch
@@ -107,7 +108,7 @@ def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> fl
     logprobs = per_example(
         one, examples, lambda batch: token_logprobs(one, batch, role="policy"), token_budget=token_budget
     )
-    return -float(torch.cat(logprobs).mean())
+    return require_finite(-float(torch.cat(logprobs).mean()), "the loss on held-out data")
 
 
 def add_policy(one: OneBase, config: SFTConfig) -> None:

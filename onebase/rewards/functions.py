@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from onebase.errors import ConfigError, RewardError
 from onebase.records import ScoreRequest
 
 RewardFunction = Callable[..., Sequence[float]]
+LARGEST_SCORE = torch.finfo(torch.float32).max
 
 
 class FunctionReward:
@@ -39,18 +41,17 @@ class FunctionReward:
         """
         columns = {name: list(values) for name, values in request.columns.items()}
         try:
-            scores = list(
-                self._function(prompts=list(request.prompts), completions=list(request.completions), **columns)
-            )
+            found = self._function(prompts=list(request.prompts), completions=list(request.completions), **columns)
+            scores = list(found.tolist() if isinstance(found, Tensor | numpy.ndarray) else found)
         except Exception as error:
-            place = f"{type(error).__name__}: {error}"
-            raise RewardError(f"reward.callable {self.name} failed: {place}") from error
+            raise RewardError(f"reward.callable {self.name} failed: {_in_one_line(error)}") from error
         if len(scores) != len(request.completions):
             raise RewardError(
                 f"reward.callable {self.name} gave {len(scores)} scores for {len(request.completions)} completions"
             )
         for i, score in enumerate(scores):
-            if not isinstance(score, int | float) or not math.isfinite(score):
+            # Compared, not converted: an integer may be too large for a float.
+            if not isinstance(score, Real) or not abs(score) <= LARGEST_SCORE:
                 raise RewardError(
                     f"reward.callable {self.name} gave {score!r} for the completion {request.completions[i][:60]!r}; a "
                     "finite number is needed"
@@ -59,7 +60,11 @@ class FunctionReward:
 
 
 def load_function(path: str) -> RewardFunction:
-    """The function at `module:function`."""
+    """The function at `module:function`.
+
+    Raises:
+        ConfigError: there is none, or its module fails as it is imported.
+    """
     module_name, _, name = path.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -68,11 +73,15 @@ def load_function(path: str) -> RewardFunction:
         found = importlib.import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise ConfigError(
-            f"reward.callable: {path!r} cannot be imported: {error}; write module:function, with the module in the "
-            "working directory or installed"
+            f"reward.callable: {path!r} cannot be imported: {_in_one_line(error)}; write module:function, with the "
+            "module in the working directory or installed"
         ) from error
     if not callable(found):
         raise ConfigError(f"reward.callable: {path!r} is a {type(found).__name__}, not a function")
     return found
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

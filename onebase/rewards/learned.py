@@ -58,13 +58,14 @@ class ClassifierReward:
             raise ModelError(f"{name_or_path}: no sequence classifier could be loaded: {reason}") from error
         self._tokenizer = load_tokenizer(name_or_path)
         self._tokenizer.padding_side = "right"
+        self._tokenizer.truncation_side = "left"  # the completion is at the end, and it is what is scored
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._model.config.pad_token_id = self._tokenizer.pad_token_id
 
     @torch.no_grad()
     def score(self, request: ScoreRequest) -> Tensor:
-        """`[N]`: the classifier's only logit."""
+        """`[N]`: the classifier's only logit. Of a text longer than its context it reads the last tokens."""
         texts = [prompt + completion for prompt, completion in zip(request.prompts, request.completions, strict=True)]
         most = int(getattr(self._model.config, "max_position_embeddings", 0)) or None
         scores = []

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import resource
 import sys
-from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
 from onebase.data.tree import build_tree_batch
 from onebase.errors import DoesNotFitError
 from onebase.models.forward import token_logprobs
+from onebase.models.hardware import free_memory
 from onebase.models.one_base import OneBase
 from onebase.records import Example
 
@@ -32,14 +31,14 @@ def find_token_budget(one: OneBase, role: str, *, longest: int) -> int:
     Raises:
         DoesNotFitError: the longest tree alone needs more than the free memory.
     """
-    per_token = saved_bytes_per_token(one, role)
+    # The attention mask of a row grows with the square of its length.
+    per_token = saved_bytes_per_token(one, role) + longest * mask_bytes_per_pair(one, role)
     free = free_memory(one.device)
-    # The attention mask of a row grows with the square of its length, a byte per pair of tokens.
-    fits = int(free * SHARE_OF_FREE_MEMORY / (per_token + longest))
-    if longest * (per_token + longest) > free:
+    fits = int(free * SHARE_OF_FREE_MEMORY / per_token)
+    if longest * per_token > free:
         raise DoesNotFitError(
             f"the longest example has {longest} tokens and its backward pass needs about "
-            f"{longest * (per_token + longest) / 2**20:.0f} MiB ({per_token / 2**10:.0f} KiB a token), but only "
+            f"{longest * per_token / 2**20:.0f} MiB ({per_token / 2**10:.0f} KiB a token), but only "
             f"{free / 2**20:.0f} MiB are free; lower data.max_prompt_tokens or data.max_completion_tokens, "
             "or adapt only upper layers (lora.layers: upper-half)"
         )
@@ -47,7 +46,22 @@ def find_token_budget(one: OneBase, role: str, *, longest: int) -> int:
 
 
 def saved_bytes_per_token(one: OneBase, role: str) -> float:
-    """Bytes that autograd keeps for the backward pass per token of a tree, counted tensor by tensor."""
+    """Bytes that autograd keeps for the backward pass per token of a row, its mask apart, counted tensor by tensor."""
+    return max(1.0, _saved_bytes(one, role, num_completions=1) / PROBE_TOKENS)
+
+
+def mask_bytes_per_pair(one: OneBase, role: str) -> float:
+    """Bytes of the attention masks of a tree per pair of tokens of its row.
+
+    One for the mask itself; where attention does not take it as it is, every layer keeps a copy in the model's dtype.
+    """
+    if one.layout != "tree":
+        return 0.0  # one completion a row needs no mask
+    copies = _saved_bytes(one, role, num_completions=2) - _saved_bytes(one, role, num_completions=1)
+    return 1.0 + max(0, copies) / PROBE_TOKENS**2
+
+
+def _saved_bytes(one: OneBase, role: str, *, num_completions: int) -> int:
     parameters = {p.untyped_storage().data_ptr() for p in one.model.parameters()}
     seen: dict[int, int] = {}
 
@@ -58,24 +72,12 @@ def saved_bytes_per_token(one: OneBase, role: str) -> float:
         return tensor
 
     half = PROBE_TOKENS // 2
-    example = Example(prompt_ids=[0] * half, completions=[[0] * half])
+    example = Example([0] * half, [[0] * (half // num_completions)] * num_completions)
     batch = build_tree_batch([example]).to(one.device)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         kept = token_logprobs(one, batch, role=role)
     del kept
-    return max(1.0, sum(seen.values()) / PROBE_TOKENS)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on the device; on CPU, within the limit of the container too."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, int(text) - int(used.read_text()))
-    return max(free, 0)
+    return sum(seen.values())
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -57,4 +57,5 @@ def _plain(value: float) -> float | int | None:
     # JSON has no NaN: a value that is not finite is null.
     if isinstance(value, int):
         return value
-    return round(float(value), 8) if math.isfinite(value) else None
+    # Digits that count, not decimals: a learning rate at the end of its schedule is no zero.
+    return float(f"{float(value):.8g}") if math.isfinite(value) else None

@@ -46,9 +46,11 @@ def describe_base(name_or_path: str, quantization: str, dtype: str) -> BasePlan:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     count = sum(p.numel() for p in model.parameters())
-    embedding = model.get_input_embeddings().weight.numel()
+    # Neither the embedding nor an output layer of its own is quantised.
+    ends = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    kept = sum(ends.values())
     per_weight = NF4_BYTES_PER_WEIGHT if quantization == "nf4" else float(chosen.itemsize)
-    size = (count - embedding) * per_weight + embedding * chosen.itemsize
+    size = (count - kept) * per_weight + kept * chosen.itemsize
     text = config.get_text_config()
     context = int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", 0) or 2**31)
     return BasePlan(

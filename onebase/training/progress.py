@@ -16,7 +16,7 @@ PLAIN_LINE_SECONDS = 10.0
 
 def say(text: str) -> None:
     """One line to the person, on stderr; results go to stdout."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(text, markup=False)
 
 
 class StepProgress:

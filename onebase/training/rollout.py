@@ -86,7 +86,7 @@ def collect_rollout(
     examples = trees(prompts, samples)
     scores = reward_source.score(score_request(chat, examples))
     scored = time.monotonic()
-    temperature = sampling.temperature
+    temperature = sampling.temperature or 1.0  # as `draw` has it: 0 takes the most probable token
     policy = per_example(
         one,
         examples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 import time
@@ -32,15 +33,15 @@ class Run:
 
     def __init__(self, output_dir: str | Path, *, seed: int, config_text: str) -> None:
         self.folder = Path(output_dir)
-        if (self.folder / "summary.json").exists():
-            raise ConfigError(
-                f"{self.folder} holds a finished run; choose another --output_dir, or remove that folder first"
-            )
         try:
+            if (self.folder / "summary.json").exists():
+                raise ConfigError(
+                    f"{self.folder} holds a finished run; choose another --output_dir, or remove that folder first"
+                )
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "config.yaml", config_text)
             self._metrics = MetricsFile(self.folder / "metrics.jsonl")
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        except OSError as error:
             raise ConfigError(
                 f"{self.folder}: cannot be written ({error.strerror}); choose another --output_dir"
             ) from error
@@ -60,8 +61,9 @@ class Run:
         return time.monotonic() - self._started
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes `summary.json`, which marks the run as complete."""
-        text = json.dumps({**summary, "seconds": round(self.seconds, 1)}, indent=2, ensure_ascii=False)
+        """Writes `summary.json`, which marks the run as complete; a number that is not finite is null."""
+        values = _without_nan({**summary, "seconds": round(self.seconds, 1)})
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(self.folder / "summary.json", text + "\n")
 
     @contextmanager
@@ -96,3 +98,12 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _without_nan(value: Any) -> Any:
+    # JSON has no NaN, and other programs read the summary.
+    if isinstance(value, Mapping):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -103,6 +103,7 @@ class Update:
         return {**metrics.means(), **refused, "loss": loss, "grad_norm": norm, "learning_rate": float(learning_rate)}
 
     def _accumulate(self, parts: Sequence[tuple[Sequence[Example], LossFunction]]) -> tuple[Averages, float]:
+        loss: Tensor | None = None
         while True:
             metrics, total = Averages(), 0.0
             try:
@@ -116,6 +117,7 @@ class Update:
             except torch.OutOfMemoryError as error:
                 # From the start of the step: part of a gradient may have been added already.
                 self.optimizer.zero_grad(set_to_none=True)
+                loss = None  # else its graph would be held while the smaller microbatch runs
                 torch.cuda.empty_cache()
                 longest = max(example.num_tokens for examples, _ in parts for example in examples)
                 if self.token_budget <= longest:

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onebase.data.chat import ChatFormat, chat_format
+from onebase.data.prepare import (
+    Limits,
+    dropped_line,
+    encode_prompts,
+    encode_rows,
+    pair_labelled,
+    read_split,
+    with_completions,
+)
+from onebase.errors import DataError, PromptTooLongError
+from onebase.records import Example, Message, Row
+from tests.tiny_models import BOS, EOS, tiny_tokenizer
+
+
+@pytest.fixture
+def chat() -> ChatFormat:
+    """One id per byte; a prompt is the beginning token and the message as it is."""
+    return chat_format(tiny_tokenizer(), "plain")
+
+
+def ids(text: str) -> list[int]:
+    return tiny_tokenizer().encode(text, add_special_tokens=False)
+
+
+def asked(prompt: str, *answers: str, **fields: Any) -> Row:
+    return Row((Message("user", prompt),), answers, place=f"asked.jsonl:{len(prompt)}", **fields)
+
+
+def labelled(text: str, label: float, number: int = 1) -> Row:
+    return Row((), (text,), grades=(label,), place=f"labels.jsonl:{number}")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def split_of(
+    train: list[str], held_out: list[str], **overrides: Any
+) -> tuple[list[Row], list[Row], dict[str, list[str]]]:
+    options: dict[str, Any] = {"eval_fraction": 0.25, "limit": None, "seed": 0, "max_dropped_share": 0.5}
+    return read_split(train, held_out, **(options | overrides))
+
+
+def texts(rows: list[Row]) -> list[str]:
+    return [row.messages[0].content for row in rows]
+
+
+# --------------------------------------------------------------------------------------------------- reading
+
+
+def test_separate_files_are_held_out_whole_and_nothing_of_the_training_rows(tmp_path: Path) -> None:
+    train = [
+        write(tmp_path / f"{name}.jsonl", [{"prompt": f"{name}{i}", "completion": "x"} for i in range(4)])
+        for name in "ab"
+    ]
+    held = write(tmp_path / "held.jsonl", [{"prompt": f"h{i}", "completion": "x"} for i in range(3)])
+    rows, held_out, dropped = split_of(train, [held])
+    assert texts(rows) == [f"a{i}" for i in range(4)] + [f"b{i}" for i in range(4)]
+    assert texts(held_out) == ["h0", "h1", "h2"] and dropped == {}
+    rows, held_out, _ = split_of(train, [held], limit=5)
+    assert texts(rows) == ["a0", "a1", "a2", "a3", "b0"] and len(held_out) == 3  # the limit is of training rows
+
+
+def test_without_held_out_files_a_part_is_split_off_and_prompts_stay_together(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": f"p{i // 2}", "completion": f"x{i}"} for i in range(40)])
+    rows, held_out, _ = split_of([path], [])
+    assert len(rows) + len(held_out) == 40 and 6 <= len(held_out) <= 14
+    assert not set(texts(rows)) & set(texts(held_out))
+    assert split_of([path], [])[1] == held_out != split_of([path], [], seed=1)[1]
+    assert split_of([path], [], eval_fraction=0.0)[1] == []
+
+
+def test_rows_left_out_of_either_side_are_named_with_their_places(tmp_path: Path) -> None:
+    train = write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": c} for c in ("x", " ", "y", "")])
+    pairs = (("p", ""), (" ", "x"), ("q", "y"), ("r", "z"))
+    held = write(tmp_path / "h.jsonl", [{"prompt": p, "completion": c} for p, c in pairs])
+    rows, held_out, dropped = split_of([train], [held])
+    assert [row.answers for row in rows] == [("x",), ("y",)] and texts(held_out) == ["q", "r"]
+    assert dropped == {"empty answer": [f"{train}:2", f"{train}:4", f"{held}:1"], "empty prompt": [f"{held}:2"]}
+    assert dropped_line(dropped) == (
+        f"left out: 3 with empty answer ({train}:2, {train}:4, {held}:1); 1 with empty prompt ({held}:2)"
+    )
+    assert dropped_line({}) == ""
+
+
+def test_too_many_unusable_rows_are_an_error_in_either_file(tmp_path: Path) -> None:
+    good = write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "x"}] * 4)
+    bad = write(tmp_path / "b.jsonl", [{"prompt": "p", "completion": c} for c in ("", "", "x")])
+    for train, held in ((bad, good), (good, bad)):
+        with pytest.raises(DataError, match="2 of 3 rows cannot be used, more than the share 0.5 allowed"):
+            split_of([train], [held])
+
+
+# --------------------------------------------------------------------------------------------------- encoding
+
+
+def test_rows_become_examples_within_the_limits(chat: ChatFormat) -> None:
+    rows = [asked("abc", "12345678", "1"), asked("de", "x")]
+    whole = encode_rows(rows, chat, Limits(context=64))
+    assert whole[0].prompt_ids == [BOS, *ids("abc")] and whole[0].row is rows[0]
+    assert [list(completion) for completion in whole[0].completions] == [[*ids("12345678"), EOS], [*ids("1"), EOS]]
+    cut = encode_rows(rows, chat, Limits(context=64, max_completion=3))
+    assert [list(completion) for completion in cut[0].completions] == [ids("123"), [*ids("1"), EOS]]
+
+
+def test_prompt_and_completion_together_fit_the_context(chat: ChatFormat) -> None:
+    for context in (6, 9, 10, 14):
+        (example,) = encode_rows([asked("abcd", "12345678", "1")], chat, Limits(context=context, max_completion=7))
+        longest = max(map(len, example.completions))
+        assert len(example.prompt_ids) == 5 and longest == min(7, context - 5)
+
+
+def test_a_prompt_that_is_too_long_is_named_by_its_place(chat: ChatFormat) -> None:
+    for limits in (Limits(context=64, max_prompt=4), Limits(context=5)):
+        with pytest.raises(PromptTooLongError) as caught:
+            encode_rows([asked("abc", "x"), asked("abcde", "x")], chat, limits)
+        message = str(caught.value)
+        assert message.startswith("asked.jsonl:5: the prompt has 6 tokens and max_prompt_tokens is 4; ")
+        assert "cut prompts on the left" in message and "\n" not in message and caught.value.exit_code == 3
+
+
+def test_prompts_cut_on_the_left_keep_their_beginning_token_and_room_to_answer(chat: ChatFormat) -> None:
+    limits = Limits(context=64, max_prompt=4, truncate_prompt="left")
+    (example,) = encode_rows([asked("abcdefgh", "xyz")], chat, limits)
+    assert list(example.prompt_ids) == [BOS, *ids("fgh")]
+    (example,) = encode_rows([asked("abcdefgh", "xyz")], chat, Limits(context=5, truncate_prompt="left"))
+    assert list(example.prompt_ids) == [BOS, *ids("fgh")]
+    assert [list(completion) for completion in example.completions] == [ids("x")]
+
+
+def test_rows_that_teach_nothing_are_errors(chat: ChatFormat) -> None:
+    with pytest.raises(DataError, match="no rows are left to train on; look at data.train"):
+        encode_rows([], chat, Limits(context=64))
+    with pytest.raises(DataError, match="asked.jsonl:3: the row has no answer to learn from"):
+        encode_rows([asked("abc")], chat, Limits(context=64))
+
+
+def test_a_conversation_is_cut_together_with_its_mask() -> None:
+    chat = chat_format(tiny_tokenizer(), "chatml")
+    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c" * 40))
+    row = Row(turns, ("d",), place="turns.jsonl:7")
+    (example,) = encode_rows([row], chat, Limits(context=256), train_on="assistant")
+    assert example.counted is not None and any(example.counted[0]) and not all(example.counted[0])
+    (example,) = encode_rows([row], chat, Limits(context=256, max_completion=5), train_on="assistant")
+    assert example.counted is not None and len(example.counted[0]) == len(example.completions[0]) == 5
+
+
+# --------------------------------------------------------------------------------------------------- prompts
+
+
+def prompts_of(rows: list[Row], chat: ChatFormat, limits: Limits | None = None, **overrides: int) -> list[Example]:
+    options = {"max_new_tokens": 8, "opening_tokens": 4} | overrides
+    return encode_prompts(rows, chat, limits or Limits(context=64), **options)
+
+
+def test_a_question_is_a_prompt_without_its_answers(chat: ChatFormat) -> None:
+    row = asked("abc", "the answer", columns={"gold": 1})
+    (prompt,) = prompts_of([row], chat)
+    assert list(prompt.prompt_ids) == [BOS, *ids("abc")] and list(prompt.completions) == [] and prompt.row is row
+
+
+def test_a_text_gives_its_first_tokens_and_never_an_end(chat: ChatFormat) -> None:
+    (opening,) = prompts_of([Row((), ("abcdefgh",))], chat)
+    assert list(opening.prompt_ids) == [BOS, *ids("abc")]
+    for text in ("abc", "ab", "a"):  # shorter than the opening, or just as long
+        (short,) = prompts_of([Row((), (text,))], chat)
+        assert list(short.prompt_ids) == [BOS, *ids(text)]
+    (long,) = prompts_of([Row((), ("a" * 90,))], chat, opening_tokens=80)
+    assert len(long.prompt_ids) == 64 - 8  # what the context leaves
+
+
+def test_prompts_leave_room_for_what_is_generated(chat: ChatFormat) -> None:
+    row = asked("a" * 20, "x")
+    assert len(prompts_of([row], chat, Limits(context=29))[0].prompt_ids) == 21
+    with pytest.raises(PromptTooLongError) as caught:
+        prompts_of([row], chat, Limits(context=28))
+    assert str(caught.value).startswith("asked.jsonl:20: the prompt has 21 tokens and max_prompt_tokens is 20; ")
+    with pytest.raises(PromptTooLongError, match="the prompt has 21 tokens and max_prompt_tokens is 10"):
+        prompts_of([row], chat, Limits(context=64, max_prompt=10))
+    (cut,) = prompts_of([row], chat, Limits(context=18, truncate_prompt="left"))
+    assert list(cut.prompt_ids) == [BOS, *ids("a" * 9)]
+
+
+@pytest.mark.parametrize("max_new_tokens", [64, 65, 1000])
+def test_a_generation_that_fills_the_context_is_refused(chat: ChatFormat, max_new_tokens: int) -> None:
+    with pytest.raises(DataError) as caught:
+        prompts_of([asked("a")], chat, max_new_tokens=max_new_tokens)
+    message = str(caught.value)
+    assert message == (
+        f"generation.max_new_tokens = {max_new_tokens} leaves no room for a prompt in the model's context of 64; "
+        "lower it"
+    )
+
+
+def test_no_prompts_are_an_error(chat: ChatFormat) -> None:
+    with pytest.raises(DataError, match="no prompts are left to sample from; look at data.train"):
+        prompts_of([], chat)
+
+
+def test_completions_replace_those_of_the_prompt_and_what_was_known_of_them() -> None:
+    row = asked("abc", "x")
+    prompt = Example([1, 2], [[3, 4]], [[True, False]], grades=[1.0], row=row)
+    tree = with_completions(prompt, ([5], [6, 7]))
+    assert tree == Example([1, 2], [[5], [6, 7]], None, None, None, row)
+    assert prompt.completions == [[3, 4]] and tree.num_tokens == 5
+
+
+# --------------------------------------------------------------------------------------------------- labels
+
+
+def test_labelled_texts_are_paired_better_against_worse_and_used_once() -> None:
+    rows = [labelled(f"text {i}", float(i % 3 == 0), i) for i in range(30)]
+    pairs = pair_labelled(rows, seed=0)
+    assert len(pairs) == 10
+    good, bad = {row.answers[0] for row in rows[::3]}, {row.answers[0] for row in rows if row.grades == (0.0,)}
+    assert {pair.answers[0] for pair in pairs} == good  # the smaller side whole
+    losers = [pair.answers[1] for pair in pairs]
+    assert len(set(losers)) == 10 and set(losers) <= bad
+    assert set(losers) != {pair.answers[1] for pair in pair_labelled(rows, seed=1)}  # the surplus is drawn, not cut
+    by_text = {row.answers[0]: row.place for row in rows}
+    for pair in pairs:
+        assert pair.messages == () and pair.grades == (1.0, 0.0)
+        assert pair.place == " and ".join(by_text[answer] for answer in pair.answers)
+
+
+def test_the_pairing_depends_on_the_seed_alone() -> None:
+    rows = [labelled(f"text {i}", float(i % 2), i) for i in range(20)]
+    assert pair_labelled(rows, seed=3) == pair_labelled(list(rows), seed=3) != pair_labelled(rows, seed=4)
+
+
+def test_the_higher_label_is_better_whatever_the_labels() -> None:
+    (pair,) = pair_labelled([labelled("better", 5.0), labelled("worse", -2.5)], seed=0)
+    assert pair.answers == ("better", "worse")
+
+
+@pytest.mark.parametrize(("labels", "found"), [([1.0, 1.0], "1"), ([0.0], "0"), ([0.0, 1.0, 2.5], "0, 1, 2.5")])
+def test_other_than_two_labels_cannot_be_paired(labels: list[float], found: str) -> None:
+    with pytest.raises(DataError) as caught:
+        pair_labelled([labelled(f"t{i}", label, i + 1) for i, label in enumerate(labels)], seed=0)
+    message = str(caught.value)
+    assert message.startswith("labels.jsonl:1: labelled texts are paired") and message.endswith(f"found {found}")
+
+
+def test_rows_that_are_no_labelled_texts_come_back_as_they_are() -> None:
+    pairs = [asked("q", "good", "bad", grades=(1.0, 0.0)), asked("r", "good", "bad", grades=(1.0, 0.0))]
+    assert pair_labelled(pairs, seed=0) == pairs
+    plain = [Row((), ("text",)), labelled("other", 1.0)]
+    assert pair_labelled(plain, seed=0) == plain
+    assert pair_labelled([], seed=0) == []

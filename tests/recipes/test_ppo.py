@@ -1,0 +1,486 @@
+"""PPO: every option in a short run, and one whole update against plain loops over separate rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from onebase.config import PPOConfig
+from onebase.errors import ConfigError, DataError
+from onebase.models.generation import sample_seeds
+from onebase.models.one_base import OneBase
+from onebase.models.tiny import train_tokenizer
+from onebase.recipes import ppo
+from onebase.recipes.ppo_setup import set_up
+from onebase.training.rollout import Rollout, collect_rollout, score_request
+from tests.recipes.conftest import (
+    ANIMALS,
+    SENTENCES,
+    Options,
+    leftovers,
+    metric_rows,
+    small_ppo,
+    write_rows,
+)
+
+OPTIONS: dict[str, Options] = {
+    "defaults": {},
+    "critic head": {"ppo.critic": "head"},
+    "k2 in the reward": {"ppo.kl_estimator": "k2"},
+    "k3 in the reward": {"ppo.kl_estimator": "k3"},
+    "k2 in the loss": {"ppo.kl_estimator": "k2", "ppo.kl_placement": "loss"},
+    "k3 in the loss": {"ppo.kl_estimator": "k3", "ppo.kl_placement": "loss"},
+    "adaptive kl": {"ppo.kl_target": 0.1, "ppo.kl_horizon": 50},
+    "dual clip": {"ppo.dual_clip": 3.0},
+    "asymmetric clip": {"ppo.clip_low": 0.1, "ppo.clip_high": 0.3},
+    "score clip": {"ppo.score_clip": 0.2},
+    "score baseline": {"ppo.score_baseline": 1.0},
+    "running scaling": {"ppo.score_scaling": "running"},
+    "penalties": {"ppo.missing_end_penalty": 1.0, "ppo.length_penalty": 0.05},
+    "entropy bonus": {"ppo.entropy_coefficient": 0.01},
+    "entropy bonus with a critic head": {"ppo.entropy_coefficient": 0.01, "ppo.critic": "head"},
+    "whitened rewards": {"ppo.whiten_rewards": True},
+    "raw advantages": {"ppo.whiten_advantages": False},
+    "no value clip": {"ppo.value_clip": None},
+    "discount": {"ppo.gamma": 0.9, "ppo.lam": 0.5},
+    "no kl": {"ppo.kl_coefficient": 0},
+    "random length": {"generation.random_min_new_tokens": 1},
+    "truncated sampling": {"generation.top_k": 20, "generation.top_p": 0.9},
+    "cold sampling": {"generation.temperature": 0.5},
+    "a stop string": {"generation.stop": ["."]},
+    "upper half": {"lora.layers": "upper-half"},
+    "separate layout": {"model.layout": "separate"},
+    "evaluation on the way": {"evaluation.every_steps": 1, "evaluation.samples_per_prompt": 2},
+    "one sample of one token": {"generation.samples_per_prompt": 1, "generation.max_new_tokens": 1},
+    "measured microbatches": {"batch.microbatch_tokens": "auto"},
+    "learning rate of the critic": {"ppo.critic_learning_rate": 1e-2, "optimizer.weight_decay": 0.1},
+    "schedule": {"optimizer.schedule": "cosine", "optimizer.warmup_steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_trains(name: str, base: Path, prompts: Path, tmp_path: Path) -> None:
+    summary = ppo.run(small_ppo(base, tmp_path / "run", prompts, OPTIONS[name]))
+    rows = metric_rows(tmp_path / "run")
+    assert summary["rollouts"] == len(rows) == 2
+    assert all(math.isfinite(row[key]) for row in rows for key in ("loss", "grad_norm", "objective/kl"))
+    assert all(row["train/optimizer_steps"] == 4 and "train/refused_steps" not in row for row in rows)
+    assert {"policy", "critic", "samples.jsonl", "summary.json"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("critic_start", ["reward", "policy"])
+@pytest.mark.parametrize("normalize", ["none", "held_out"])
+def test_a_reward_role_scores_and_starts_the_critic(
+    critic_start: str, normalize: str, base: Path, sft_role: Path, reward_role: Path, prompts: Path, tmp_path: Path
+) -> None:
+    more: Options = {
+        "policy": str(sft_role), "reward.role": str(reward_role), "reward.callable": None,
+        "ppo.critic_start": critic_start, "reward.normalize": normalize,
+    }  # fmt: skip
+    assert ppo.run(small_ppo(base, tmp_path / "run", prompts, more))["rollouts"] == 2
+
+
+def test_a_reward_of_length_gives_what_the_penalties_take(base: Path, prompts: Path, tmp_path: Path) -> None:
+    more: Options = {"ppo.score_baseline": 0.5, "ppo.score_clip": 0.3, "ppo.missing_end_penalty": 0.7,
+                     "ppo.length_penalty": 0.1}  # fmt: skip
+    trainer, _ = set_up(small_ppo(base, tmp_path / "run", prompts, more))
+    rollout = collected(trainer)
+    shaped = ppo.shape_scores(rollout, trainer)
+    for i, sample in enumerate(rollout.samples):
+        score = max(-0.3, min(0.3, float(rollout.scores[i]) - 0.5)) - 0.7 * (not sample.ended) - 0.1 * len(sample.ids)
+        assert float(shaped[i]) == pytest.approx(score, abs=1e-6)
+
+
+def test_running_scaling_divides_by_the_deviation_of_all_scores_so_far(
+    base: Path, prompts: Path, tmp_path: Path
+) -> None:
+    trainer, _ = set_up(small_ppo(base, tmp_path / "run", prompts, {"ppo.score_scaling": "running"}))
+    first, second = collected(trainer, 0), collected(trainer, 1)
+    ppo.shape_scores(first, trainer)
+    expected = second.scores / torch.cat([first.scores, second.scores]).std(unbiased=False)
+    torch.testing.assert_close(ppo.shape_scores(second, trainer), expected)
+
+
+def test_adaptive_kl_moves_the_coefficient(base: Path, prompts: Path, tmp_path: Path) -> None:
+    more: Options = {"ppo.kl_target": 5.0, "ppo.kl_horizon": 16, "ppo.kl_coefficient": 0.1, "max_steps": 3}
+    ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
+    coefficients = [row["objective/kl_coef"] for row in metric_rows(tmp_path / "run")]
+    # Far below the target: every rollout of 8 completions takes 0.2 * 8 / 16.
+    assert coefficients == pytest.approx([0.1, 0.09, 0.081], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"ppo.kl_target": 1.0, "ppo.kl_coefficient": 0}, "'ppo.kl_target' .*'ppo.kl_coefficient' above 0"),
+        ({"ppo.kl_target": 1.0, "ppo.kl_horizon": 1}, "'ppo.kl_horizon' = 1 .*8 completions"),
+        ({"reward.normalize": "held_out"}, "'reward.normalize' = held_out needs 'reward.role'"),
+    ],
+)
+def test_settings_that_could_not_work_are_refused_before_the_run(
+    more: Options, message: str, base: Path, prompts: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small_ppo(base, tmp_path / "run", prompts, more)
+
+
+def test_ptx_mixes_in_texts(base: Path, prompts: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n\n".join(SENTENCES))
+    more: Options = {"ppo.ptx_data": [str(texts)], "ppo.ptx_coefficient": 0.5, "max_steps": 3}
+    ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
+    losses = [row["loss/ptx"] for row in metric_rows(tmp_path / "run")]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("critic", ["adapter", "head"])
+def test_in_the_warm_up_the_critic_alone_trains(critic: str, base: Path, prompts: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n\n".join(SENTENCES))
+    more: Options = {"ppo.critic": critic, "ppo.critic_warmup_rollouts": 2, "max_steps": 3,
+                     "ppo.ptx_data": [str(texts)], "ppo.ptx_coefficient": 0.5}  # fmt: skip
+    trainer, _ = set_up(small_ppo(base, tmp_path / "run", prompts, more))
+
+    def state(role: str) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in trainer.one.parameters(role)]
+
+    policy, head = state("policy"), state("critic")
+    for index in range(2):
+        ppo.train_rollout(trainer, index)
+    assert all(torch.equal(a, b) for a, b in zip(policy, state("policy"), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(head, state("critic"), strict=True))
+    ppo.train_rollout(trainer, 2)
+    assert not all(torch.equal(a, b) for a, b in zip(policy, state("policy"), strict=True))
+
+
+def test_max_kl_ends_the_epochs_of_a_rollout(base: Path, prompts: Path, tmp_path: Path) -> None:
+    more: Options = {"ppo.max_kl": 1e-4, "ppo.num_ppo_epochs": 8, "optimizer.learning_rate": 2e-2}
+    ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
+    assert all(row["train/optimizer_steps"] < 16 for row in metric_rows(tmp_path / "run"))
+
+
+def test_the_kl_budget_ends_the_run(base: Path, prompts: Path, tmp_path: Path) -> None:
+    more: Options = {"ppo.kl_budget": 0.2, "ppo.kl_coefficient": 0, "optimizer.learning_rate": 2e-2, "max_steps": 30}
+    summary = ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
+    kl = [row["objective/kl"] for row in metric_rows(tmp_path / "run")]
+    assert summary["rollouts"] == len(kl) < 30 and summary["kl_budget"] == 0.2
+    assert kl[-1] > 0.2 and all(value <= 0.2 for value in kl[:-1])
+
+
+def test_random_lengths_stay_between_their_ends_and_differ(base: Path, prompts: Path, tmp_path: Path) -> None:
+    more: Options = {"generation.random_min_new_tokens": 2, "generation.max_new_tokens": 9, "max_steps": 6}
+    config = small_ppo(base, tmp_path / "run", prompts, more)
+    trainer, _ = set_up(config)
+    limits = [ppo.rollout_sampling(trainer, index).max_new_tokens for index in range(40)]
+    assert set(limits) == set(range(2, 10))
+    assert limits == [ppo.rollout_sampling(trainer, index).max_new_tokens for index in range(40)]
+
+
+def test_the_upper_half_alone_gets_adapters(base: Path, prompts: Path, tmp_path: Path) -> None:
+    ppo.run(small_ppo(base, tmp_path / "run", prompts, {"lora.layers": "upper-half"}))
+    for role in ("policy", "critic"):
+        weights = load_file(tmp_path / "run" / role / "adapter_model.safetensors")
+        assert all(".layers.1." in name for name in weights if "score" not in name)
+
+
+def test_without_a_number_of_steps_every_prompt_is_read_once(base: Path, prompts: Path, tmp_path: Path) -> None:
+    more: Options = {"max_steps": None, "generation.samples_per_prompt": 1, "generation.max_new_tokens": 1}
+    assert ppo.run(small_ppo(base, tmp_path / "run", prompts, more))["rollouts"] == 4
+    rows = metric_rows(tmp_path / "run")
+    # 13 prompts: the last rollout has one, and one optimizer step an epoch.
+    assert [row["train/optimizer_steps"] for row in rows] == [4, 4, 4, 2]
+    assert all(row["loss"] is not None and "train/refused_steps" not in row for row in rows)
+
+
+@pytest.mark.parametrize("seed", [20261121, 2**31, 2**40])
+def test_a_date_or_a_hash_will_do_as_seed(seed: int, base: Path, prompts: Path, tmp_path: Path) -> None:
+    more: Options = {"seed": seed, "max_steps": 1, "generation.random_min_new_tokens": 2}
+    assert ppo.run(small_ppo(base, tmp_path / "run", prompts, more))["rollouts"] == 1
+
+
+def test_without_held_out_prompts_the_message_names_the_key(base: Path, prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.eval_fraction"):
+        ppo.run(small_ppo(base, tmp_path / "run", prompts, {"data.eval_fraction": 0}))
+
+
+# ------------------------------------------------------------------------------------------------- reward sources
+
+
+def test_a_function_is_given_the_columns_of_the_rows(base: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "p.jsonl", [{"prompt": f"Is it {a}?", "gold": a} for a in ANIMALS])
+    more: Options = {"reward.callable": "tests.recipes.test_ppo:reward_by_column", "max_steps": 1}
+    SEEN.clear()
+    ppo.run(small_ppo(base, tmp_path / "run", rows, more))
+    assert SEEN and all(f"Is it {gold}?" in prompt for prompt, gold in SEEN)
+
+
+SEEN: list[tuple[str, str]] = []
+
+
+def reward_by_column(prompts: list[str], completions: list[str], gold: list[str]) -> list[float]:
+    SEEN.extend(zip(prompts, gold, strict=True))
+    return [float(len(text)) for text in completions]
+
+
+def test_a_classifier_scores_with_its_own_tokenizer(base: Path, prompts: Path, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["quite other words than the base has read"], vocab_size=280)
+    folder = tmp_path / "classifier"
+    sizes: Options = dict(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_labels=1, pad_token_id=tokenizer.pad_token_id, initializer_range=0.5,
+    )  # fmt: skip
+    classifier = LlamaForSequenceClassification(LlamaConfig(**sizes)).eval()
+    classifier.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    more: Options = {"reward.callable": None, "reward.model": str(folder)}
+    trainer, _ = set_up(small_ppo(base, tmp_path / "run", prompts, more))
+    rollout = collected(trainer)
+    request = ppo_request(trainer, rollout)
+    for i, (prompt, completion) in enumerate(zip(request.prompts, request.completions, strict=True)):
+        with torch.no_grad():
+            expected = float(classifier(**tokenizer(prompt + completion, return_tensors="pt")).logits[0, 0])
+        assert float(rollout.scores[i]) == pytest.approx(expected, abs=1e-4)
+    assert ppo.run(small_ppo(base, tmp_path / "run", prompts, more))["rollouts"] == 2
+
+
+def ppo_request(trainer: Any, rollout: Rollout) -> Any:
+    return score_request(trainer.chat, rollout.examples)
+
+
+# ------------------------------------------------------------------------------------------------- layouts
+
+
+def test_both_layouts_give_the_same_first_rollout(base: Path, sft_role: Path, prompts: Path, tmp_path: Path) -> None:
+    rows = []
+    for layout in ("tree", "separate"):
+        more: Options = {"model.layout": layout, "policy": str(sft_role), "max_steps": 1,
+                         "ppo.entropy_coefficient": 0.01}  # fmt: skip
+        ppo.run(small_ppo(base, tmp_path / layout, prompts, more))
+        rows += metric_rows(tmp_path / layout)
+    compared = [name for name in rows[0] if not name.startswith("perf/") and name != "sampling/logp_difference"]
+    for name in compared:
+        assert rows[1][name] == pytest.approx(rows[0][name], abs=1e-4), name
+
+
+def test_microbatches_change_nothing(base: Path, sft_role: Path, prompts: Path, tmp_path: Path) -> None:
+    rows = []
+    for tokens in (48, 4096):
+        more: Options = {"batch.microbatch_tokens": tokens, "policy": str(sft_role), "max_steps": 1}
+        ppo.run(small_ppo(base, tmp_path / str(tokens), prompts, more))
+        rows += metric_rows(tmp_path / str(tokens))
+    for name in (name for name in rows[0] if not name.startswith("perf/")):
+        assert rows[1][name] == pytest.approx(rows[0][name], abs=1e-4), name
+
+
+# --------------------------------------------------------------------------------------- one update, literally
+
+REFERENCE_CASES: dict[str, Options] = {
+    "kl in the reward": {"ppo.kl_coefficient": 0.3, "ppo.gamma": 0.95, "ppo.lam": 0.9, "ppo.missing_end_penalty": 0.2},
+    "kl in the loss": {
+        "ppo.kl_estimator": "k3", "ppo.kl_placement": "loss", "ppo.kl_coefficient": 0.2, "ppo.dual_clip": 1.5,
+        "ppo.entropy_coefficient": 0.02, "ppo.clip_low": 0.02, "ppo.clip_high": 0.05, "ppo.value_clip": 0.01,
+        "generation.temperature": 0.7,
+    },
+    "critic head": {"ppo.critic": "head", "ppo.whiten_advantages": False, "ppo.value_clip": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFERENCE_CASES)
+def test_a_whole_update_is_what_plain_loops_give(
+    name: str,
+    base: Path,
+    sft_role: Path,
+    reward_role: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    more: Options = {
+        "policy": str(sft_role), "reward.role": str(reward_role), "reward.callable": None, "ppo.critic_start": "reward",
+        "generation.samples_per_prompt": 3, "ppo.value_coefficient": 0.5, "optimizer.max_grad_norm": 100.0,
+    } | REFERENCE_CASES[name]  # fmt: skip
+    config = small_ppo(base, tmp_path / "run", prompts, more)
+    trainer, _ = set_up(config)
+    literal, _ = set_up(config)
+    disturb_policy(trainer.one)
+    disturb_policy(literal.one)
+
+    seen: list[tuple[Rollout, Sequence[int], dict[str, float]]] = []
+    train_minibatch = ppo.train_minibatch
+
+    def watched(rollout: Rollout, targets: Any, chosen: Sequence[int], *rest: Any, **named: Any) -> dict[str, float]:
+        metrics = train_minibatch(rollout, targets, chosen, *rest, **named)
+        seen.append((rollout, chosen, metrics))
+        return metrics
+
+    monkeypatch.setattr(ppo, "train_minibatch", watched)
+    metrics = ppo.train_rollout(trainer, 0)
+    assert len(seen) == 4
+    if name == "kl in the loss":
+        assert metrics["policy/clipfrac"] > 0 and metrics["val/clipfrac"] > 0, "the clips are not put to the test"
+    update = LiteralUpdate(literal.one, config, seen[0][0])
+    assert metrics["objective/kl"] == pytest.approx(update.mean_kl(), abs=1e-4)
+    for step, (_, chosen, found) in enumerate(seen):
+        loss, norm = update.step(list(chosen))
+        assert found["loss"] == pytest.approx(loss, abs=1e-4), f"loss of step {step}"
+        # Adam's first steps have the size of the learning rate whatever the gradient: rounding grows from there on.
+        assert found["grad_norm"] == pytest.approx(norm, rel=1e-4 if step == 0 else 1e-2), f"gradient of step {step}"
+
+
+def disturb_policy(one: OneBase) -> None:
+    """Moves the policy away from its reference, so that there is a KL."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in one.parameters("policy"):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+class LiteralUpdate:
+    """PPO on a rollout with a loop over completions, a loop over tokens, and separate rows."""
+
+    def __init__(self, one: OneBase, config: PPOConfig, rollout: Rollout) -> None:
+        self.one, self.config = one, config
+        self.rows = [
+            (i, list(example.prompt_ids), list(ids))
+            for i, example in enumerate(rollout.examples)
+            for ids in example.completions
+        ]
+        ended = [sample.ended for sample in rollout.samples]
+        with torch.no_grad():
+            self.old = [self.logprobs("policy", p, c)[0] for _, p, c in self.rows]
+            self.reference = [self.logprobs("reference", p, c)[0] for _, p, c in self.rows]
+            self.old_values = [self.values(p, c) for _, p, c in self.rows]
+            scores = [self.score(p, c) for _, p, c in self.rows]
+        ppo = config.ppo
+        self.advantages: list[list[float]] = []
+        self.returns: list[list[float]] = []
+        for n, score in enumerate(scores):
+            final = score - (0 if ended[n] else ppo.missing_end_penalty)
+            rewards = [-self.beta_in_reward * float(self.kl(self.old[n][t], self.reference[n][t]))
+                       for t in range(len(self.old[n]))]  # fmt: skip
+            rewards[-1] += final
+            advantages = gae_as_a_double_sum(rewards, self.old_values[n].tolist(), ppo.gamma, ppo.lam)
+            self.advantages.append(advantages)
+            self.returns.append([a + float(v) for a, v in zip(advantages, self.old_values[n], strict=True)])
+        if ppo.whiten_advantages:
+            every = [a for row in self.advantages for a in row]
+            mean = sum(every) / len(every)
+            deviation = math.sqrt(sum((a - mean) ** 2 for a in every) / len(every))
+            self.advantages = [[(a - mean) / deviation for a in row] for row in self.advantages]
+        self.parameters: list[nn.Parameter] = [*one.parameters("policy"), *one.parameters("critic")]
+        rate = config.optimizer.learning_rate
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=0, foreach=False)
+
+    @property
+    def beta_in_reward(self) -> float:
+        return self.config.ppo.kl_coefficient if self.config.ppo.kl_placement == "reward" else 0.0
+
+    def kl(self, logprob: Tensor, reference: Tensor) -> Tensor:
+        d = logprob - reference
+        return {"k1": d, "k2": d * d / 2, "k3": torch.exp(-d) - 1 + d}[self.config.ppo.kl_estimator]
+
+    def logprobs(self, role: str, prompt: list[int], completion: list[int]) -> tuple[Tensor, Tensor]:
+        with self.one.role(role):
+            logits = self.one.model(torch.tensor([prompt + completion])).logits[0] / self.config.generation.temperature
+        table = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+        chosen = torch.stack([table[t, token] for t, token in enumerate(completion)])
+        return chosen, -(table.exp() * table).sum(-1)
+
+    def states(self, role: str, ids: list[int]) -> Tensor:
+        with self.one.role(role):
+            return self.one.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+
+    def values(self, prompt: list[int], completion: list[int]) -> Tensor:
+        head = self.one.roles["critic"].head
+        assert head is not None
+        return self.states("critic", prompt + completion)[len(prompt) - 1 : -1] @ head.weight[0]
+
+    def score(self, prompt: list[int], completion: list[int]) -> float:
+        head = self.one.roles["reward"].head
+        assert head is not None
+        return float(self.states("reward", prompt + completion)[-1] @ head.weight[0])
+
+    def mean_kl(self) -> float:
+        sums = [float((a - b).sum()) for a, b in zip(self.old, self.reference, strict=True)]
+        return sum(sums) / len(sums)
+
+    def step(self, chosen: list[int]) -> tuple[float, float]:
+        ppo = self.config.ppo
+        terms = []
+        for n, (i, prompt, completion) in enumerate(self.rows):
+            if i not in chosen:
+                continue
+            logprobs, entropy = self.logprobs("policy", prompt, completion)
+            values = self.values(prompt, completion)
+            for t in range(len(completion)):
+                advantage, old_value, target = self.advantages[n][t], self.old_values[n][t], self.returns[n][t]
+                ratio = torch.exp(logprobs[t] - self.old[n][t])
+                clipped = torch.clamp(ratio, 1 - ppo.clip_low, 1 + ppo.clip_high)
+                objective = torch.minimum(ratio * advantage, clipped * advantage)
+                if ppo.dual_clip is not None and advantage < 0:
+                    objective = torch.maximum(objective, torch.tensor(ppo.dual_clip * advantage))
+                error = (values[t] - target) ** 2
+                if ppo.value_clip is not None:
+                    near = old_value + torch.clamp(values[t] - old_value, -ppo.value_clip, ppo.value_clip)
+                    error = torch.maximum(error, (near - target) ** 2)
+                term = -objective + ppo.value_coefficient * error / 2 - ppo.entropy_coefficient * entropy[t]
+                if ppo.kl_placement == "loss":
+                    term = term + ppo.kl_coefficient * self.kl(logprobs[t], self.reference[n][t])
+                terms.append(term)
+        loss = torch.stack(terms).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in self.parameters if p.grad is not None))
+        self.optimizer.step()
+        return float(loss.detach()), norm
+
+
+def gae_as_a_double_sum(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+    """A_t = sum_l (gamma lam)^l (r_{t+l} + gamma V_{t+l+1} - V_{t+l})."""
+    later = [*values[1:], 0.0]
+    deltas = [r + gamma * after - now for r, now, after in zip(rewards, values, later, strict=True)]
+    return [
+        sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))
+    ]
+
+
+def collected(trainer: Any, index: int = 0) -> Rollout:
+    """A rollout of the trainer's first prompts, as `train_rollout` collects it."""
+    samples = trainer.config.generation.samples_per_prompt
+    return collect_rollout(
+        trainer.one,
+        trainer.chat,
+        trainer.prompts[:4],
+        trainer.reward_source,
+        sampling=trainer.sampling,
+        seeds=sample_seeds(0, num_prompts=4, samples_per_prompt=samples, stream=str(index)),
+        samples_per_prompt=samples,
+        token_budget=2048,
+        critic="critic",
+    )
+
+
+def test_the_plan_trains_nothing(base: Path, prompts: Path, tmp_path: Path) -> None:
+    text = ppo.plan(small_ppo(base, tmp_path / "run", prompts))
+    assert "2 of 4 prompts x 2 completions of at most 6 tokens" in text and "4 optimizer steps a rollout" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_and_the_table_are_readable(
+    base: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ppo.run(small_ppo(base, tmp_path / "run", prompts))
+    out = capsys.readouterr().out
+    assert "before" in out and "after" in out and "paired bootstrap" in out
+    lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert lines and set(lines[0]) == {"prompt", "reference", "policy"}

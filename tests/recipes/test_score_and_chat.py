@@ -1,0 +1,233 @@
+"""Calling what was trained: scores as JSON lines, answers in the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from onebase import cli
+from onebase.config import RewardConfig, SFTConfig
+from onebase.data.chat import chat_format
+from onebase.models.loading import load_tokenizer
+from onebase.recipes import reward, sft
+from onebase.recipes.chat import show
+from onebase.records import Message, Row
+from tests.recipes.conftest import answered_rows, common, load, make_base, pair_rows, write_rows
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> tuple[str, str]:
+    capsys.readouterr()
+    found = cli.main(words)
+    printed = capsys.readouterr()
+    assert found == code, printed.err
+    return printed.out, printed.err
+
+
+def one_error(err: str) -> str:
+    """The only error line, without its prefix."""
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in err, err
+    return errors[0].removeprefix("error: ")
+
+
+# ------------------------------------------------------------------------------------------------- score
+
+
+def test_score_prints_what_transformers_and_peft_would(
+    base: Path,
+    reward_role: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("onebase.models.loading.hardware_dtype", lambda device: torch.float32)
+    rows = write_rows(tmp_path / "pairs.jsonl", pair_rows(5))
+    out, err = said(capsys, "score", str(reward_role), str(rows))
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["row"] for line in lines] == [f"{rows}:{i}" for i in range(1, 6)]
+    classifier: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model = PeftModel.from_pretrained(classifier, reward_role).eval()
+    chat = chat_format(load_tokenizer(str(base)), "hh")
+    for line, row in zip(lines, pair_rows(5), strict=True):
+        example = chat.encode_example(Row((Message("user", row["prompt"]),), (row["chosen"], row["rejected"])))
+        for score, completion in zip(line["scores"], example.completions, strict=True):
+            with torch.no_grad():
+                expected = model(torch.tensor([[*example.prompt_ids, *completion]])).logits[0, 0]
+            assert score == pytest.approx(float(expected), abs=1e-4)
+    assert "10 answers, mean" in err
+
+
+def test_rank_lists_the_answers_best_first(
+    reward_role: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"instruction": "Say.", "output": ["The cat is bad.", "The cat is good.", "猫"]}
+    out, _ = said(capsys, "score", str(reward_role), str(write_rows(tmp_path / "l.jsonl", [row])), "--rank")
+    (line,) = map(json.loads, out.splitlines())
+    ranking = line["ranking"]
+    assert [place["score"] for place in ranking] == sorted(line["scores"], reverse=True)
+    assert [place["text"] for place in ranking] == [row["output"][place["answer"]] for place in ranking]
+
+
+def test_one_answer_has_one_score_and_the_budget_changes_nothing(
+    reward_role: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "a.jsonl", answered_rows(6))
+    outs = [said(capsys, "score", str(reward_role), str(rows), f"--microbatch-tokens={n}")[0] for n in (30, 4000)]
+    few, many = ([json.loads(line)["score"] for line in out.splitlines()] for out in outs)
+    assert few == pytest.approx(many, abs=1e-5)
+
+
+@pytest.mark.parametrize("command", ["score", "chat"])
+def test_a_model_is_no_reward_role(
+    command: str, base: Path, sft_role: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "pairs.jsonl", pair_rows(8))
+    more = {"lora.r": 0, "max_steps": 1}
+    reward.run(load(RewardConfig, common(base, tmp_path / "run", rows), more))
+    model = str(tmp_path / "run" / "model")
+    words = ["score", model, str(rows)] if command == "score" else ["chat", str(base), "--once", "a", "--reward", model]
+    _, err = said(capsys, *words, code=2)
+    assert "reward.model" in one_error(err)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda role: shutil.rmtree(role), "no such folder; a role is the folder"),
+        (lambda role: (role / "role.json").unlink(), "no role.json; it is not a role saved by onebase"),
+        (lambda role: (role / "role.json").write_text("{"), "role.json: cannot be read"),
+        (lambda role: (role / "adapter_model.safetensors").unlink(), "adapter_model.safetensors: missing"),
+        (lambda role: (role / "adapter_model.safetensors").write_bytes(b"x" * 40), "the adapter cannot be read"),
+        (lambda role: drop_head(role), "a reward role without its head"),
+        (lambda role: change_card(role, base="/gone/away"), "/gone/away: the base of .* is no longer there; .*--model"),
+        (lambda role: change_card(role, kind="policy"), "this is a policy role, and a reward role is needed here"),
+    ],
+)
+def test_a_role_that_cannot_score_is_one_line_and_exit_2(
+    prepare: Any, message: str, reward_role: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    role = Path(shutil.copytree(reward_role, tmp_path / "role"))
+    prepare(role)
+    rows = write_rows(tmp_path / "a.jsonl", answered_rows(2))
+    out, err = said(capsys, "score", str(role), str(rows), code=2)
+    assert out == "" and re.search(message, one_error(err)), err
+
+
+def drop_head(role: Path) -> None:
+    path = role / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if "score" not in name}, path)
+
+
+def change_card(role: Path, **changes: str) -> None:
+    card = json.loads((role / "role.json").read_text())
+    (role / "role.json").write_text(json.dumps(card | changes))
+
+
+def test_the_base_may_have_moved(
+    base: Path, reward_role: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    role = Path(shutil.copytree(reward_role, tmp_path / "role"))
+    change_card(role, base="/gone/away")
+    rows = write_rows(tmp_path / "a.jsonl", answered_rows(2))
+    out, _ = said(capsys, "score", str(role), str(rows), "--model", str(base))
+    assert len(out.splitlines()) == 2
+
+
+def test_a_row_without_answer_cannot_be_scored(
+    reward_role: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "c"}])
+    _, err = said(capsys, "score", str(reward_role), str(rows), code=3)
+    assert one_error(err).startswith(f"{rows}:2: the row has no answer to score")
+
+
+# ------------------------------------------------------------------------------------------------- chat
+
+
+def test_once_answers_on_stdout_alone(
+    base: Path, sft_role: Path, reward_role: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--once", "Is the cat good?", "--max-new-tokens", "5", "--seed", "1"]
+    first, _ = said(capsys, "chat", str(sft_role), *words)
+    assert first == said(capsys, "chat", str(sft_role), *words)[0]
+    scored, _ = said(capsys, "chat", str(sft_role), *words, "--reward", str(reward_role))
+    assert "(reward " in scored and scored.startswith(first.rstrip("\n"))
+    said(capsys, "chat", str(base), *words, "--temperature", "0")
+
+
+def test_compare_shows_two_roles_of_one_base(
+    base: Path, sft_role: Path, reward_role: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--once", "Is the cat good?", "--max-new-tokens", "5", "--reward", str(reward_role)]
+    out, _ = said(capsys, "chat", "--compare", str(base), str(sft_role), *words)
+    assert "A: " in out and "B: " in out and out.count("(reward ") == 2
+
+
+def test_markup_in_an_answer_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"A": ("[/red] [bold]a", 1.0), "B": ("[link=x]b", None)}, {"A": "[x]", "B": "y"})
+    out = capsys.readouterr().out
+    assert "[/red] [bold]a" in out and "[link=x]b" in out and "A: [x]" in out
+
+
+def test_two_models_cannot_be_compared(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = make_base(tmp_path / "other", seed=5)
+    _, err = said(capsys, "chat", "--compare", str(base), str(other), "--once", "a", code=2)
+    assert "are two models" in one_error(err)
+
+
+def test_a_role_of_another_base_is_refused(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sft_role: Path
+) -> None:
+    other = make_base(tmp_path / "other", seed=5)
+    _, err = said(capsys, "chat", "--compare", str(other), str(sft_role), "--once", "a", code=2)
+    assert "made on another base" in one_error(err)
+
+
+def test_a_conversation_goes_on_until_an_empty_line(
+    sft_role: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Is the cat good?\n/new\nIs it bad?\nAnd now?\n\nnever read\n"))
+    out, _ = said(capsys, "chat", str(sft_role), "--max-new-tokens", "3")
+    assert len(out.splitlines()) >= 3
+
+
+def test_a_conversation_over_the_context_starts_anew(
+    sft_role: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Is the cat good? " * 30 + "\nIs it?\n"))
+    _, err = said(capsys, "chat", str(sft_role), "--max-new-tokens", "3")
+    assert "longer than the model's context" in err
+
+
+def test_a_message_over_the_context_is_one_line(sft_role: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, err = said(capsys, "chat", str(sft_role), "--once", "Is the cat good? " * 30, code=3)
+    assert "context" in one_error(err)
+
+
+def test_a_base_without_template_goes_on_from_the_text(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = said(capsys, "chat", str(base), "--once", "The cat is", "--max-new-tokens", "4", "--temperature", "0")
+    assert out.endswith("\n")
+
+
+def test_what_full_training_left_chats_with_its_template(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full-parameter model answers a question in the template it was trained with."""
+    rows = write_rows(tmp_path / "sft.jsonl", answered_rows())
+    more = {"lora.r": 0, "max_steps": 60, "optimizer.learning_rate": 1e-2}
+    sft.run(load(SFTConfig, common(base, tmp_path / "run", rows), more))
+    words = ["--once", "Is the cat number 0?", "--max-new-tokens", "20", "--temperature", "0"]
+    out, _ = said(capsys, "chat", str(tmp_path / "run" / "model"), *words)
+    assert out.strip().endswith("is good.") and "Human" not in out

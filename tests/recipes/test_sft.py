@@ -1,0 +1,181 @@
+"""Supervised fine-tuning: adapters and full parameters, which tokens count, and what the roles become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from onebase.config import SFTConfig
+from onebase.data.batches import minibatch_indices
+from onebase.data.chat import chat_format
+from onebase.errors import ConfigError
+from onebase.models.loading import load_base, load_tokenizer
+from onebase.recipes import chat, ppo, sft
+from onebase.records import Example
+from tests.recipes.conftest import (
+    Options,
+    answered_rows,
+    common,
+    file_bytes,
+    leftovers,
+    load,
+    make_base,
+    metric_rows,
+    small_ppo,
+    write_rows,
+)
+
+CONVERSATION = {
+    "messages": [
+        {"role": "user", "content": "Is the cat good?"},
+        {"role": "assistant", "content": "The cat is good."},
+        {"role": "user", "content": "Is the dog bad?"},
+        {"role": "assistant", "content": "The dog is big."},
+    ]
+}
+
+
+@pytest.fixture
+def answered(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "sft.jsonl", answered_rows())
+
+
+def literal_loss(model: torch.nn.Module, examples: Sequence[Example]) -> float:
+    """Mean negative log-likelihood of the counted tokens, each completion in a row of its own."""
+    losses = []
+    for example in examples:
+        for k, completion in enumerate(example.completions):
+            ids = [*example.prompt_ids, *completion]
+            with torch.no_grad():
+                logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            for c, token in enumerate(completion):
+                if example.counted is None or example.counted[k][c]:
+                    losses.append(-float(logprobs[len(example.prompt_ids) + c - 1, token]))
+    return sum(losses) / len(losses)
+
+
+def first_minibatch(config: SFTConfig, base: Path) -> list[Example]:
+    train, _ = sft.read_examples(config, chat_format(load_tokenizer(str(base)), config.model.chat_template), 96)
+    size = config.batch.minibatch
+    return [train[i] for i in minibatch_indices(0, num_examples=len(train), size=size, seed=config.seed)]
+
+
+def test_an_adapter_learns_and_the_base_stays(base: Path, answered: Path, tmp_path: Path) -> None:
+    before = file_bytes(base)
+    more: Options = {"optimizer.learning_rate": 5e-3, "max_steps": 12}
+    summary = sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), more))
+    assert summary["eval_loss_after"] < summary["eval_loss_before"] - 0.2
+    assert sorted(path.name for path in (tmp_path / "run" / "policy").iterdir() if path.suffix != ".md") == [
+        "adapter_config.json", "adapter_model.safetensors", "role.json"
+    ]  # fmt: skip
+    assert file_bytes(base) == before and not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("train_on", ["completion", "assistant", "all"])
+def test_the_loss_is_the_mean_over_exactly_the_tokens_that_count(
+    train_on: str, base: Path, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "a.jsonl", [CONVERSATION, *answered_rows(7)])
+    rows.write_text(rows.read_text().splitlines()[0] + "\n")
+    more: Options = {"data.train_on": train_on, "data.eval_fraction": 0, "max_steps": 1}
+    config = load(SFTConfig, common(base, tmp_path / "run", rows), more)
+    (example,) = first_minibatch(config, base)
+    sft.run(config)
+    (row,) = metric_rows(tmp_path / "run")
+    # The tokens that should count, by the texts alone.
+    tokenizer = load_tokenizer(str(base))
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    prompt = "\n\nHuman: Is the cat good?\n\nAssistant: The cat is good.\n\nHuman: Is the dog bad?\n\nAssistant:"
+    expected = {
+        "completion": count(" The dog is big.") + 1,
+        "assistant": count(" The cat is good.") + count(" The dog is big.") + 1,
+        "all": count(prompt) + count(" The dog is big.") + 1,
+    }
+    assert row["num_tokens"] == expected[train_on]
+    model = AutoModelForCausalLM.from_pretrained(base)
+    assert row["loss"] == pytest.approx(literal_loss(model, [example]), abs=1e-5)
+
+
+def test_the_last_token_that_counts_is_the_end_token(base: Path, answered: Path, tmp_path: Path) -> None:
+    config = load(SFTConfig, common(base, tmp_path / "run", answered))
+    end = load_tokenizer(str(base)).eos_token_id
+    for example in first_minibatch(config, base):
+        assert example.completions[0][-1] == end and example.completions[0].count(end) == 1 and example.counted is None
+
+
+def test_the_split_into_microbatches_changes_nothing(base: Path, answered: Path, tmp_path: Path) -> None:
+    rows = []
+    for tokens in (40, 4096):
+        folder = tmp_path / str(tokens)
+        more: Options = {"batch.microbatch_tokens": tokens, "max_steps": 3}
+        sft.run(load(SFTConfig, common(base, folder, answered), more))
+        rows.append(metric_rows(folder))
+    for small, large in zip(*rows, strict=True):
+        assert small["loss"] == pytest.approx(large["loss"], abs=1e-5)
+        assert small["grad_norm"] == pytest.approx(large["grad_norm"], rel=1e-4)
+
+
+def test_a_role_is_trained_further_from_where_it_was(base: Path, answered: Path, tmp_path: Path) -> None:
+    first = sft.run(load(SFTConfig, common(base, tmp_path / "a", answered), {"max_steps": 3}))
+    more: Options = {"start_from": str(tmp_path / "a" / "policy"), "max_steps": 3}
+    second = sft.run(load(SFTConfig, common(base, tmp_path / "b", answered), more))
+    assert second["eval_loss_before"] == pytest.approx(first["eval_loss_after"], abs=1e-6)
+    assert second["eval_loss_after"] < first["eval_loss_after"]
+
+
+def test_full_parameters_leave_a_model_that_chats_and_is_a_base(
+    base: Path, answered: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = file_bytes(base)
+    more: Options = {"lora.r": 0, "max_steps": 25, "optimizer.learning_rate": 5e-3}
+    summary = sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), more))
+    model = tmp_path / "run" / "model"
+    assert file_bytes(base) == before and not (tmp_path / "run" / "policy").exists()
+    assert summary["eval_loss_after"] < summary["eval_loss_before"] - 1
+    config = load(SFTConfig, common(model, tmp_path / "again", answered))
+    _, held_out = sft.read_examples(config, chat_format(load_tokenizer(str(model)), "hh"), 96)
+    loss = literal_loss(AutoModelForCausalLM.from_pretrained(model), held_out)
+    assert loss == pytest.approx(summary["eval_loss_after"], abs=1e-4)
+    capsys.readouterr()
+    asked = {"once": "Is the cat good?", "max_new_tokens": 8, "temperature": 0, "seed": 0}
+    chat.run(role=str(model), compare=None, reward=None, **asked)  # type: ignore[arg-type]
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert ppo.run(small_ppo(model, tmp_path / "ppo", prompts))["rollouts"] == 2
+
+
+def test_full_parameters_do_not_go_on_from_a_role(base: Path, sft_role: Path, answered: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'lora.r' = 0 .*'start_from'"):
+        load(SFTConfig, common(base, tmp_path / "run", answered), {"lora.r": 0, "start_from": str(sft_role)})
+
+
+def test_an_adapter_of_the_upper_half_has_no_weights_below(base: Path, answered: Path, tmp_path: Path) -> None:
+    more: Options = {"lora.layers": "upper-half", "max_steps": 2}
+    sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), more))
+    weights = load_file(tmp_path / "run" / "policy" / "adapter_model.safetensors")
+    assert weights and all(".layers.1." in name for name in weights)
+
+
+def test_padding_with_the_end_token_still_learns_to_end(answered: Path, tmp_path: Path) -> None:
+    folder = make_base(tmp_path / "base", pad_is_end=True)
+    more: Options = {"lora.r": 0, "max_steps": 40, "optimizer.learning_rate": 1e-2, "data.eval_fraction": 0.1}
+    sft.run(load(SFTConfig, common(folder, tmp_path / "run", answered), more))
+    one = load_base(str(tmp_path / "run" / "model"))
+    assert one.tokenizer.pad_token_id == one.tokenizer.eos_token_id
+    config = load(SFTConfig, common(folder, tmp_path / "again", answered))
+    for example in first_minibatch(config, folder):
+        with torch.no_grad():
+            logits = one.model(torch.tensor([[*example.prompt_ids, *example.completions[0][:-1]]])).logits[0, -1]
+        assert float(logits.softmax(-1)[one.tokenizer.eos_token_id]) > 0.9
+
+
+def test_the_plan_trains_nothing(base: Path, answered: Path, tmp_path: Path) -> None:
+    text = sft.plan(load(SFTConfig, common(base, tmp_path / "run", answered)))
+    assert "LlamaForCausalLM" in text and "policy" in text and not (tmp_path / "run").exists()

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from onebase.data.tree import build_tree_batch
+from onebase.errors import ModelError, RewardError
+from onebase.models.forward import completion_scores
+from onebase.models.one_base import OneBase
+from onebase.models.tiny import train_tokenizer
+from onebase.records import Example, ScoreRequest
+from onebase.rewards.learned import ClassifierReward, RoleReward
+from tests.tiny_models import add_adapter_role, random_ids, tiny_base
+
+CPU = torch.device("cpu")
+
+
+def base_with_reward(layout: str = "tree", pooling: str = "last") -> OneBase:
+    one = tiny_base("llama", layout=layout)
+    add_adapter_role(one, "reward", head=True)
+    one.roles["reward"].pooling = pooling
+    return one
+
+
+def request() -> ScoreRequest:
+    examples = [
+        Example(
+            random_ids(4 + 5 * (e % 3), seed=e), [random_ids(1 + (2 * e + k) % 7, seed=9 * e + k) for k in range(3)]
+        )
+        for e in range(5)
+    ]
+    return ScoreRequest(examples, ["no"] * 15, ["text"] * 15)
+
+
+@pytest.mark.parametrize("layout", ["tree", "separate"])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("token_budget", [1, 60, 4096])
+def test_a_role_scores_every_completion_as_if_it_stood_alone(layout: str, pooling: str, token_budget: int) -> None:
+    one, asked = base_with_reward(layout, pooling), request()
+    found = RoleReward(one, "reward", token_budget=token_budget).score(asked)
+    rows = [Example(e.prompt_ids, [completion]) for e in asked.examples for completion in e.completions]
+    expected = torch.cat([completion_scores(one, build_tree_batch([row]), role="reward") for row in rows]).detach()
+    assert found.dtype == torch.float32 and found.shape == (15,) and not found.requires_grad
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert one.active is None
+
+
+def test_normalised_scores_are_deviations_from_the_held_out_mean() -> None:
+    one, asked = base_with_reward(), request()
+    one.roles["reward"].score_mean, one.roles["reward"].score_std = 1.5, 0.25
+    plain = RoleReward(one, "reward", token_budget=64)
+    assert plain.name == "reward"
+    scores = plain.score(asked)
+    normalised = RoleReward(one, "reward", token_budget=64, normalize=True).score(asked)
+    torch.testing.assert_close(normalised, (scores - 1.5) / 0.25)
+
+
+# ----------------------------------------------------------------------------------------------- a classifier
+
+PROMPTS = ["the cat sat on and on " * 2, "the cat sat on and on " * 2, "a dog. ", "狗 "]
+COMPLETIONS = ["the mat", "the log and then on the mat again", "it barks", "叫"]
+
+
+def own_tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(PROMPTS + COMPLETIONS, vocab_size=265)
+
+
+def save_classifier(
+    folder: Path, *, num_labels: int = 1, pad: bool = True, max_length: int = 96, scale: float = 1.0
+) -> Path:
+    tokenizer = own_tokenizer()
+    if not pad:
+        tokenizer.pad_token = None
+    tokenizer.save_pretrained(str(folder))
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=max_length, initializer_range=0.3, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    config.num_labels = num_labels
+    model = LlamaForSequenceClassification(config)
+    with torch.no_grad():
+        model.score.weight.mul_(scale)
+    model.save_pretrained(folder)
+    return folder
+
+
+def direct(folder: Path, text: str, *, most: int = 96) -> float:
+    """The model's own answer to one text alone, without padding."""
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    ids = own_tokenizer()(text)["input_ids"][-most:]
+    with torch.no_grad():
+        hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state
+        return float(model.score(hidden)[0, -1, 0])
+
+
+def text_request() -> ScoreRequest:
+    return ScoreRequest([Example([1], [[2]]) for _ in PROMPTS], PROMPTS, COMPLETIONS)
+
+
+@pytest.mark.parametrize("pad", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_a_classifier_reads_the_text_with_its_own_tokenizer(tmp_path: Path, pad: bool, batch_size: int) -> None:
+    folder = save_classifier(tmp_path / "judge", pad=pad)
+    source = ClassifierReward(str(folder), device=CPU, batch_size=batch_size)
+    scores = source.score(text_request())
+    expected = [direct(folder, prompt + completion) for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
+    assert source.name == "judge" and scores.dtype == torch.float32 and not scores.requires_grad
+    assert max(expected) - min(expected) > 0.1
+    torch.testing.assert_close(scores, torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_of_a_text_longer_than_its_context_a_classifier_reads_the_end(tmp_path: Path) -> None:
+    folder = save_classifier(tmp_path, max_length=8)
+    scores = ClassifierReward(str(folder), device=CPU).score(text_request())
+    expected = [
+        direct(folder, prompt + completion, most=8) for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)
+    ]
+    torch.testing.assert_close(scores, torch.tensor(expected), rtol=0, atol=1e-5)
+    assert scores[0] != scores[1]  # one prompt, longer than the context, and two completions
+
+
+def test_a_classifier_of_two_labels_is_refused(tmp_path: Path) -> None:
+    folder = save_classifier(tmp_path, num_labels=2)
+    with pytest.raises(ModelError) as caught:
+        ClassifierReward(str(folder), device=CPU)
+    assert str(caught.value) == f"{folder}: reward.model needs a classifier with 1 label; this has 2"
+    assert caught.value.exit_code == 2
+
+
+def test_a_folder_without_a_classifier_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        ClassifierReward(str(tmp_path), device=CPU)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}: no sequence classifier could be loaded: ") and "\n" not in message
+
+
+def test_a_score_that_is_not_finite_is_said(tmp_path: Path) -> None:
+    folder = save_classifier(tmp_path / "broken", scale=float("inf"))
+    with pytest.raises(RewardError) as caught:
+        ClassifierReward(str(folder), device=CPU).score(text_request())
+    assert str(caught.value) == "reward.model broken: a score is not finite"

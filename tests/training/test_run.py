@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from onebase.errors import ConfigError, DoesNotFitError, Interrupted, Stopped
+from onebase.training import run as run_module
+from onebase.training.run import Run
+from tests.training.test_metrics import strictly
+
+
+def new_run(folder: Path, *, seed: int = 0) -> Run:
+    return Run(folder, seed=seed, config_text="seed: 0\n")
+
+
+def save(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "weights").write_text("all of them")
+
+
+def one_line(caught: pytest.ExceptionInfo[ConfigError]) -> str:
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --------------------------------------------------------------------------------------------------- the folder
+
+
+def test_a_run_makes_its_folder_and_writes_its_configuration(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "runs" / "first")
+    run.log(1, {"loss": 2.0})
+    assert run.folder == tmp_path / "runs" / "first"
+    assert (run.folder / "config.yaml").read_text() == "seed: 0\n"
+    assert strictly((run.folder / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_a_finished_run_is_never_written_over(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "done")
+    run.log(1, {"loss": 2.0})
+    run.finish({"verb": "sft"})
+    with pytest.raises(ConfigError) as caught:
+        Run(tmp_path / "done", seed=1, config_text="other")
+    message = one_line(caught)
+    assert str(tmp_path / "done") in message and "holds a finished run" in message and "--output_dir" in message
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "done" / "config.yaml").read_text() == "seed: 0\n"
+    assert (tmp_path / "done" / "metrics.jsonl").read_text() != ""
+
+
+def test_a_run_that_did_not_finish_can_be_started_again(tmp_path: Path) -> None:
+    new_run(tmp_path / "cut").log(1, {"loss": 2.0})
+    assert new_run(tmp_path / "cut").folder.is_dir()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError) as caught:
+        new_run(tmp_path / place)
+    assert f"{tmp_path / place}: cannot be written" in one_line(caught)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENAMETOOLONG])
+def test_a_place_that_cannot_be_written_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    # As root, which tests may run as, no folder of this machine refuses.
+    def refuse(path: Path, *args: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ConfigError) as caught:
+        new_run(tmp_path / "run")
+    message = one_line(caught)
+    assert f"cannot be written ({os.strerror(number)}); choose another --output_dir" in message
+    assert caught.value.exit_code == 2
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be written"):
+        new_run(tmp_path / ("x" * 300))
+
+
+def test_a_full_disk_keeps_its_own_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise DoesNotFitError(f"{path}: the disk is full")
+
+    monkeypatch.setattr(run_module, "write_atomically", full)
+    with pytest.raises(DoesNotFitError, match="the disk is full"):
+        new_run(tmp_path / "run")
+
+
+def test_the_seed_fixes_every_source_of_random_numbers(tmp_path: Path) -> None:
+    def draws(name: str, seed: int) -> tuple[float, float, float]:
+        new_run(tmp_path / name, seed=seed)
+        return random.random(), float(numpy.random.rand()), float(torch.rand(()))
+
+    first, again, other = draws("a", 7), draws("b", 7), draws("c", 2**40 + 8)
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+# --------------------------------------------------------------------------------------------------- the summary
+
+
+def test_the_summary_marks_the_end_and_says_how_long_it_took(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    run.finish({"verb": "sft", "name": "漢字"})
+    text = (run.folder / "summary.json").read_text(encoding="utf-8")
+    summary = strictly(text)
+    assert summary["verb"] == "sft" and summary["name"] == "漢字" and "漢字" in text
+    seconds = summary["seconds"]
+    assert seconds is not None and 0 <= seconds <= run.seconds + 0.1
+
+
+def test_the_summary_is_json_though_a_figure_is_not_finite(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    run.finish({"eval_loss": float("nan"), "rise": [0.5, float("inf"), -1], "deep": {"x": float("-inf"), "y": (1, 2)}})
+    summary = strictly((run.folder / "summary.json").read_text())
+    assert summary["eval_loss"] is None and summary["rise"] == [0.5, None, -1]
+    assert summary["deep"] == {"x": None, "y": [1, 2]}
+
+
+def test_a_summary_that_fails_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_run(tmp_path / "run")
+    with pytest.raises(TypeError):
+        run.finish({"verb": object()})
+
+    def cut(path: Path, target: Path) -> Path:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", cut)
+        with pytest.raises(OSError, match="Input/output error"):
+            run.finish({"verb": "sft"})
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "metrics.jsonl"]
+    run.finish({"verb": "sft"})
+    assert json.loads((run.folder / "summary.json").read_text())["verb"] == "sft"
+
+
+# --------------------------------------------------------------------------------------------------- being stopped
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def steps_until_stopped(run: Run, number: int, *, at: int, done: list[int]) -> None:
+    """Five steps; the signal comes in the middle of step `at`."""
+    with run.stoppable(save) as between_steps:
+        for step in range(1, 6):
+            if step == at:
+                os.kill(os.getpid(), number)
+            done.append(step)
+            between_steps(step)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "exit_code"), [(signal.SIGINT, Interrupted, 130), (signal.SIGTERM, Stopped, 75)]
+)
+def test_a_signal_takes_effect_after_the_step_and_after_saving(
+    tmp_path: Path, number: int, kind: type[Interrupted | Stopped], exit_code: int
+) -> None:
+    run, done, before = new_run(tmp_path / "run"), [], handlers()  # type: tuple[Run, list[int], list[object]]
+    with pytest.raises(kind) as caught:
+        steps_until_stopped(run, number, at=3, done=done)
+    assert done == [1, 2, 3]
+    assert caught.value.exit_code == exit_code
+    checkpoint = run.folder / "checkpoint-3"
+    assert (checkpoint / "weights").read_text() == "all of them"
+    message = str(caught.value)
+    assert message == f"stopped after step 3; the roles as they were then are in {checkpoint}"
+    assert handlers() == before
+    assert not (run.folder / "summary.json").exists()
+
+
+def test_a_second_ctrl_c_takes_effect_at_once(tmp_path: Path) -> None:
+    run, before = new_run(tmp_path / "run"), handlers()
+    reached = []
+    with pytest.raises(KeyboardInterrupt), run.stoppable(save):
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("after the first")
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("after the second")
+    assert reached == ["after the first"]
+    assert handlers() == before
+    assert not list(run.folder.glob("checkpoint-*"))
+
+
+def test_ctrl_c_after_sigterm_still_saves(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    with pytest.raises(Interrupted), run.stoppable(save) as between_steps:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        between_steps(1)
+    assert (run.folder / "checkpoint-1").is_dir()
+
+
+def test_nothing_is_saved_and_the_handlers_go_back_where_nobody_stops_it(tmp_path: Path) -> None:
+    run, before = new_run(tmp_path / "run"), handlers()
+    with run.stoppable(save) as between_steps:
+        assert handlers() != before
+        between_steps(1)
+    assert handlers() == before
+    with pytest.raises(ValueError, match="the step failed"), run.stoppable(save):
+        raise ValueError("the step failed")
+    assert handlers() == before
+    assert not list(run.folder.glob("checkpoint-*"))
+
+
+def test_a_save_that_fails_is_said_rather_than_the_stop(tmp_path: Path) -> None:
+    run, before = new_run(tmp_path / "run"), handlers()
+
+    def fail(folder: Path) -> None:
+        raise DoesNotFitError(f"{folder}: the disk is full")
+
+    with pytest.raises(DoesNotFitError, match="checkpoint-2: the disk is full"), run.stoppable(fail) as between_steps:
+        os.kill(os.getpid(), signal.SIGTERM)
+        between_steps(2)
+    assert handlers() == before
