@@ -136,6 +136,7 @@ def chat(
     compare: tuple[str, str] | None = None,
     once: str | None = None,
     reward: str | None = None,
+    model: str | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.8,
     seed: int = 0,
@@ -147,6 +148,7 @@ def chat(
         compare: Two folders whose answers are shown side by side.
         once: Answer this one message and stop.
         reward: Folder of a reward role whose score is shown under each answer.
+        model: Folder of the base model, when it is not where the roles say.
         max_new_tokens: Longest answer, in tokens.
         temperature: The logits are divided by this; 0 takes the likeliest token.
         seed: Seed of sampling.
@@ -158,6 +160,7 @@ def chat(
         compare=compare,
         once=once,
         reward=reward,
+        model=model,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,

@@ -5,7 +5,9 @@ A key is written `group.key`, in the YAML file as nested mappings. The line unde
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from onebase.config_groups import (
     BatchGroup,
@@ -39,7 +41,7 @@ class VerbConfig(Group):
     """Folder of the run: resolved config, metrics, checkpoints, roles."""
     max_steps: Count | None = None
     """Stop after this many steps (in ppo: rollouts); null = until the data has been read."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the order of the data, of new weights and of sampling."""
 
 

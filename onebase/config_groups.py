@@ -287,7 +287,7 @@ class PPOGroup(Group):
     max_kl: Positive | None = None
     """End the epochs of a rollout when the approximate KL from the sampling policy passes this, nats per token."""
     kl_budget: Positive | None = None
-    """End training when a rollout's KL to the reference passes this, nats per completion."""
+    """End training when a rollout's KL to the reference passes this, nats per completion; the policy before is kept."""
     score_clip: Positive | None = None
     """Scores are clipped to plus and minus this; null = off."""
     score_baseline: float = 0.0

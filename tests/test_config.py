@@ -161,7 +161,7 @@ def test_a_missing_key_is_told_with_its_meaning() -> None:
     assert messages(SFTConfig, "seed=1") == [
         "command line: 'output_dir' is missing: folder of the run: resolved config, metrics, checkpoints, roles",
         "command line: 'model.model_name_or_path' is missing: folder or hub name of the base model",
-        "command line: 'data.train' is missing: one file or a list of files (.jsonl, .json, .parquet, .txt; .gz too)",
+        "command line: 'data.train' is missing: one file or a list of files (.jsonl, .json, .txt; .gz too)",
     ]
 
 

@@ -29,18 +29,29 @@ def minibatch_indices(step: int, *, num_examples: int, size: int, seed: int) -> 
     return order[position * size : (position + 1) * size].tolist()
 
 
-def microbatch_indices(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:
+def microbatch_indices(examples: Sequence[Example], max_tokens: int, *, layout: str = "tree") -> list[list[int]]:
     """Splits examples into batches of at most `max_tokens` padded tokens (rows times the longest row).
 
     Sorted by length, so that a row's neighbours are about as long as it is and little is padding. An example longer
     than the budget gets a batch of its own.
     """
-    order = sorted(range(len(examples)), key=lambda i: (-examples[i].num_tokens, i))
+    shapes = [row_shape(example, layout) for example in examples]
+    order = sorted(range(len(examples)), key=lambda i: (-shapes[i][1], i))
     batches: list[list[int]] = []
+    rows = width = 0
     for i in order:
-        # The first of a batch is its longest, and sets the width of every row.
-        if batches and (len(batches[-1]) + 1) * examples[batches[-1][0]].num_tokens <= max_tokens:
+        # The first of a batch has the longest row, and sets the width of all.
+        if batches and (rows + shapes[i][0]) * width <= max_tokens:
             batches[-1].append(i)
+            rows += shapes[i][0]
         else:
             batches.append([i])
+            rows, width = shapes[i]
     return batches
+
+
+def row_shape(example: Example, layout: str) -> tuple[int, int]:
+    """Rows an example takes and the tokens of its longest: one tree, or a row per completion."""
+    if layout == "tree":
+        return 1, example.num_tokens
+    return len(example.completions), len(example.prompt_ids) + max(map(len, example.completions))

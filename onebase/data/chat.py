@@ -42,7 +42,7 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None = None)
     """
     check_tokenizer(tokenizer)
     if template is not None:
-        return ChatFormat(tokenizer, template_text(template))
+        return ChatFormat(tokenizer, template_text(template), template)
     if not tokenizer.chat_template:
         return ChatFormat(tokenizer, None)
     try:
@@ -85,6 +85,8 @@ class ChatFormat:
     tokenizer: PreTrainedTokenizerBase
     template: str | None
     """Jinja text; None where the tokenizer has none, which is enough for plain text."""
+    name: str | None = None
+    """As configured: a built-in name or a path; None for the tokenizer's own."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -148,11 +150,11 @@ class ChatFormat:
         """
         ids = []
         for text in texts:
-            found = self._continue("", [], text)
+            found = self._continue("\n", self._ids("\n"), text)
             if len(found) != 1:
                 raise ModelError(
-                    f"generation.stop: {text!r} is {len(found)} tokens of {_name(self.tokenizer)}, and only a single token "
-                    "can stop a completion; choose another string, or leave it out"
+                    f"generation.stop: {text!r} is {len(found)} tokens of {_name(self.tokenizer)}, and only a single "
+                    "token can stop a completion; choose another string, or leave it out"
                 )
             ids += found
         return ids

@@ -49,12 +49,26 @@ def load_base(
         ModelError: no such model, no tokenizer, or ids beyond the embedding.
         MissingExtraError: nf4 without bitsandbytes.
     """
-    chosen_device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    chosen_device = choose_device(device)
     chosen_dtype = hardware_dtype(chosen_device) if dtype == "auto" else getattr(torch, dtype)
     model = _load_model(model_name_or_path, chosen_dtype, quantization, chosen_device)
     tokenizer = load_tokenizer(model_name_or_path)
     fingerprint = base_fingerprint(model_name_or_path)
     return wrap_model(model, tokenizer, layout=layout, name_or_path=model_name_or_path, fingerprint=fingerprint)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`: the first GPU, else the CPU.
+
+    Raises:
+        ModelError: no such device on this machine.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"model.device: {name!r} is not to be had: {_one_line(error)}; try auto or cpu") from error
+    return device
 
 
 def wrap_model(
@@ -90,7 +104,7 @@ def hardware_dtype(device: torch.device) -> torch.dtype:
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":
         # Older PyTorch does not report them: float32 there.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     else:
         native = False

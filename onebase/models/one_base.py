@@ -212,6 +212,12 @@ class OneBase:
         state = get_peft_model_state_dict(self._peft, adapter_name=role.adapter)
         return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in state.items()}
 
+    def set_adapter_weights(self, name: str, weights: dict[str, Tensor]) -> None:
+        """Puts back what `adapter_weights` gave, in place: an optimizer keeps its parameters."""
+        adapter = self.roles[name].adapter
+        assert adapter is not None and self._peft is not None, f"role '{name}' has no adapter"
+        set_peft_model_state_dict(self._peft, weights, adapter_name=adapter)
+
     # -------------------------------------------------------------------------------------------------- internal
 
     def _check_new(self, name: str) -> None:

@@ -44,7 +44,7 @@ def per_example(
         One tensor per example on CPU: its counted tokens' numbers, completion by completion, or one per completion.
     """
     results: list[Tensor] = [torch.zeros(0)] * len(examples)
-    for indices in microbatch_indices(examples, token_budget):
+    for indices in microbatch_indices(examples, token_budget, layout=one.layout):
         chosen = [examples[i] for i in indices]
         flat = function(lay_out(one, chosen)).float().cpu()
         sizes = [len(e.completions) if per_completion else num_counted([e]) * numbers_per_token for e in chosen]

@@ -20,12 +20,14 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
+from onebase.data.chat import ChatFormat
 from onebase.errors import ModelError, RoleMismatchError
 from onebase.files import atomic_folder
 from onebase.models.loading import tokenizer_fingerprint
 from onebase.models.one_base import OneBase, Role
 
 SCORE_KEY = "base_model.model.score.weight"
+TEMPLATE_FILE = "chat_template.jinja"
 SCALAR_KINDS = ("reward", "critic")
 
 
@@ -39,8 +41,11 @@ class RoleCard:
     """Folder or hub name of the base."""
     base_fingerprint: str
     tokenizer_fingerprint: str
+    dtype: str = "float32"
+    """Of the base when the role was trained: loaded in another one its scores differ in the third digit."""
+    quantization: str = "none"
     chat_template: str | None = None
-    """The template as given in the configuration; None: the tokenizer's own."""
+    """The template as configured, its text beside this in `chat_template.jinja`; None: the tokenizer's own."""
     chat_template_fingerprint: str = ""
     pooling: str = "last"
     score_mean: float = 0.0
@@ -53,8 +58,7 @@ def save_role(
     folder: str | Path,
     *,
     kind: str,
-    chat_template: str | None = None,
-    chat_template_fingerprint: str = "",
+    chat: ChatFormat | None = None,
 ) -> RoleCard:
     """Writes a role, whole or not at all.
 
@@ -75,8 +79,10 @@ def save_role(
         base=config.base_model_name_or_path,
         base_fingerprint=one.fingerprint,
         tokenizer_fingerprint=tokenizer_fingerprint(one.tokenizer),
-        chat_template=chat_template,
-        chat_template_fingerprint=chat_template_fingerprint,
+        dtype=str(one.model.dtype).removeprefix("torch."),
+        quantization="nf4" if getattr(one.model, "is_quantized", False) else "none",
+        chat_template=chat.name if chat else None,
+        chat_template_fingerprint=chat.fingerprint if chat else "",
         pooling=role.pooling,
         score_mean=role.score_mean,
         score_std=role.score_std,
@@ -84,16 +90,24 @@ def save_role(
     with atomic_folder(Path(folder)) as temporary:
         config.save_pretrained(str(temporary))
         save_file(weights, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        if chat is not None and chat.name is not None and chat.template is not None:
+            (temporary / TEMPLATE_FILE).write_text(chat.template, encoding="utf-8")
         (temporary / "role.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
     return card
 
 
-def save_base(one: OneBase, folder: str | Path) -> None:
-    """Writes the base and its tokenizer as a transformers folder: what full-parameter training leaves."""
+def save_base(one: OneBase, folder: str | Path, *, chat: ChatFormat | None = None) -> None:
+    """Writes the base and its tokenizer as a transformers folder: what full-parameter training leaves.
+
+    The template it was trained with becomes the tokenizer's own.
+    """
     transformers_logging.disable_progress_bar()
     with atomic_folder(Path(folder)) as temporary:
         one.model.save_pretrained(temporary)
-        one.tokenizer.save_pretrained(temporary)
+        tokenizer = copy.deepcopy(one.tokenizer)
+        if chat is not None and chat.name is not None:
+            tokenizer.chat_template = chat.template
+        tokenizer.save_pretrained(temporary)
 
 
 def save_classifier(one: OneBase, name: str, folder: str | Path) -> None:

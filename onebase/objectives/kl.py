@@ -28,8 +28,9 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: KLEstim
         k2 = d^2 / 2                biased (exact to second order in the distance), never negative, low variance
         k3 = exp(-d) - 1 + d        unbiased, never negative, low variance while the policies are close
 
-    As a reward or a metric the value counts: k1 or k3. As a loss term the expected gradient counts, and it is not the
-    gradient of the expected value, since the sampling depends on the policy too:
+    As a metric the value counts: k1 or k3. In the reward, k1: k2 and k3 there have another optimum than score less KL,
+    since they change with the policy they are averaged under. As a loss term the expected gradient counts, and it is
+    not the gradient of the expected value, since the sampling depends on the policy too:
 
         k1: E[grad log policy] = 0: no signal at all, only noise
         k2: E[d grad log policy] = grad KL(policy || reference): the divergence above

@@ -25,6 +25,7 @@ def run(
     compare: tuple[str, str] | None,
     once: str | None,
     reward: str | None,
+    model: str | None,
     max_new_tokens: int,
     temperature: float,
     seed: int,
@@ -34,7 +35,7 @@ def run(
     roles = {name: (folder, ("policy",)) for name, folder in folders.items()}
     if reward is not None:
         roles["reward"] = (reward, ("reward",))
-    one, chat = open_saved(roles)
+    one, chat = open_saved(roles, model=model)
     sampling = Sampling(max_new_tokens, temperature=temperature, stop_ids=stop_ids(one, [chat.end_token_id]))
     if once is not None:
         show(answer(one, chat, [Message("user", once)], folders, sampling, seed, scored=reward is not None), folders)

@@ -1,8 +1,8 @@
 """The whole way on a laptop: pretraining, SFT, a reward role, PPO, and a table that says what came of it.
 
-A small grammar (`data/grammar.py`) makes all texts, in English and Chinese, and knows the best behaviour: its gold score
-judges the result and is never trained on. Annotators of mixed quality wrote the SFT answers; noisy preferences between
-answers make the reward role; PPO then has to find the behaviour that the preferences only hint at.
+A small grammar (`data/grammar.py`) makes all texts, in English and Chinese, and knows the best behaviour: its gold
+score judges the result and is never trained on. Annotators of mixed quality wrote the SFT answers; noisy preferences
+between answers make the reward role; PPO then has to find the behaviour that the preferences only hint at.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def report(folder: Path, roles: dict[str, HeldOut], rise: Interval) -> None:
     names, held_out = list(roles), list(roles.values())
     console = result_console()
     print_samples(console, held_out, names)
-    console.print(figures_table(held_out, names=names))
+    console.print(figures_table(held_out, names=names), markup=False)
     console.print("gold: the grammar's own score, in [0, 1], never trained on. reward: what PPO saw.")
     console.print(rise_line("gold", rise, "SFT", "PPO"))
     console.print(f"run       {folder}")
@@ -145,7 +145,7 @@ def make_configs(folder: Path, seed: int) -> dict[str, PretrainConfig | SFTConfi
             "max_steps": 50,
         }),
     }  # fmt: skip
-    return stages
+    return stages  # type: ignore[return-value]
 
 
 def write_data(folder: Path, seed: int) -> None:

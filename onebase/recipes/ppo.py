@@ -85,8 +85,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
 
     def save(folder: Path) -> None:
         for role in ("policy", "critic"):
-            save_role(one, role, folder / role, kind=role, chat_template=config.model.chat_template,
-                      chat_template_fingerprint=trainer.chat.fingerprint)  # fmt: skip
+            save_role(one, role, folder / role, kind=role, chat=trainer.chat)
 
     before = evaluate(trainer, held_out, role="reference")
     with run.stoppable(save) as between_steps, StepProgress("ppo", total) as progress:
@@ -99,9 +98,9 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
             run.log(index + 1, metrics)
             progress.advance({name: metrics[name] for name in ("objective/scores", "objective/kl")})
             between_steps(index + 1)
-            if config.ppo.kl_budget is not None and metrics["objective/kl"] > config.ppo.kl_budget:
-                say(f"ppo: stopped after rollout {index + 1}: KL {metrics['objective/kl']:.2f} nats per completion is "
-                    f"over ppo.kl_budget = {config.ppo.kl_budget:g}")  # fmt: skip
+            if "train/over_kl_budget" in metrics:
+                say(f"ppo: stopped at rollout {index + 1}: KL {metrics['objective/kl']:.2f} nats per completion is over"
+                    f" ppo.kl_budget = {config.ppo.kl_budget:g}; the policy is the one before, within it")  # fmt: skip
                 break
     after = evaluate(trainer, held_out, role="policy")
     require_finite(after.row()["kl"].mean, "the policy's KL on held-out prompts")
@@ -147,6 +146,11 @@ def train_rollout(trainer: Trainer, index: int) -> dict[str, float]:
         critic="critic",
     )
     targets, metrics = estimate_advantages(rollout, trainer)
+    if config.ppo.kl_budget is not None:
+        if metrics["objective/kl"] > config.ppo.kl_budget:
+            trainer.one.set_adapter_weights("policy", trainer.within_kl_budget)
+            return {**metrics, "train/over_kl_budget": 1.0}
+        trainer.within_kl_budget = trainer.one.adapter_weights("policy")
     metrics |= update_on(rollout, targets, trainer, index)
     trainer.kl.update(metrics["objective/kl"], len(rollout.samples))
     return metrics

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from onebase.config import PPOConfig
 from onebase.data.chat import ChatFormat, chat_format
 from onebase.data.formats import drop_unusable, read_files
 from onebase.data.prepare import encode_prompts, encode_rows
+from onebase.errors import DataError
 from onebase.models.generation import Sampling, stop_ids
 from onebase.models.one_base import OneBase
 from onebase.models.role_files import load_role
 from onebase.objectives.kl import AdaptiveKL, FixedKL
 from onebase.objectives.moments import RunningMoments
+from onebase.recipes.saved import warn_of_template
 from onebase.recipes.setup import limits_of, make_update, new_lora, open_base, read_rows, token_budget
 from onebase.records import Example, RewardSource
 from onebase.rewards.functions import FunctionReward
@@ -38,21 +42,27 @@ class Trainer:
     moments: RunningMoments
     sampling: Sampling
     updates_done: int = 0
+    within_kl_budget: dict[str, Tensor] = field(default_factory=dict)
+    """The last policy adapter whose KL was measured and is within `ppo.kl_budget`."""
 
 
 def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
     """Loads the base, puts the four roles on it, reads the prompts; returns the trainer and the held-out prompts."""
     one = open_base(config.model)
-    chat = chat_format(one.tokenizer, config.model.chat_template)
+    ppo, chat = config.ppo, chat_format(one.tokenizer, config.model.chat_template)
     prompts, held_out, ptx = read_prompts(config, chat, one.context_length)
     add_policy_and_reference(one, config)
     if config.reward.role is not None:
         load_role(one, "reward", config.reward.role, kinds=("reward",))
+    if any(prompt.row and prompt.row.messages for prompt in prompts):
+        for folder in filter(None, (config.policy, config.reward.role)):
+            warn_of_template(folder, chat)
+    if ppo.kl_placement == "reward" and ppo.kl_estimator != "k1":
+        say(f"ppo: {ppo.kl_estimator} in the reward does not lead to the optimum of score less KL, as k1 does")
     add_critic(one, config)
-    longest = max(len(p.prompt_ids) for p in [*prompts, *held_out])
-    longest += config.generation.samples_per_prompt * config.generation.max_new_tokens
+    longest = longest_rollout_tree(one, config, [*prompts, *held_out])
     budget = token_budget(one, config.batch, role="policy", longest=longest)
-    ppo, learning_rate = config.ppo, config.optimizer.learning_rate
+    learning_rate = config.optimizer.learning_rate
     update = make_update(
         one,
         [
@@ -72,13 +82,20 @@ def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
         stop_ids=stop_ids(one, [chat.end_token_id, *chat.single_tokens(generation.stop)]),
     )
     if generation.top_k or generation.top_p < 1:
-        say("ppo: top_k and top_p sample from another distribution than the one that trains; the KL will be biased, and "
-            "can turn negative")  # fmt: skip
+        say("ppo: top_k and top_p sample from another distribution than the one that trains; the KL will be biased, "
+            "and can turn negative")  # fmt: skip
     kl = FixedKL(ppo.kl_coefficient) if ppo.kl_target is None else AdaptiveKL(
         ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon
     )  # fmt: skip
     source = open_reward_source(config, one, budget)
     return Trainer(config, one, chat, source, prompts, ptx, update, kl, RunningMoments(), sampling), held_out
+
+
+def longest_rollout_tree(one: OneBase, config: PPOConfig, prompts: Sequence[Example]) -> int:
+    """Padded tokens of the longest prompt with all its completions at their longest."""
+    prompt, count = max(len(p.prompt_ids) for p in prompts), config.generation.samples_per_prompt
+    completion = config.generation.max_new_tokens
+    return prompt + count * completion if one.layout == "tree" else count * (prompt + completion)
 
 
 def add_policy_and_reference(one: OneBase, config: PPOConfig) -> None:
@@ -116,6 +133,11 @@ def read_prompts(
 ) -> tuple[list[Example], list[Example], list[Example]]:
     """Training prompts, held-out prompts (at most `evaluation.prompts`), and the texts for PTX."""
     train, held_out = read_rows(config.data, config.seed)
+    if not held_out:
+        raise DataError(
+            "ppo compares policy and reference on held-out prompts, and none are left; set data.eval, or "
+            "data.eval_fraction above 0"
+        )
     limits = limits_of(config.data, context)
     lengths = {"max_new_tokens": config.generation.max_new_tokens, "opening_tokens": config.data.opening_tokens}
     ptx: list[Example] = []
@@ -142,11 +164,11 @@ def plan(config: PPOConfig) -> str:
     ppo, k = config.ppo, config.generation.samples_per_prompt
     lengths = sorted(len(p.prompt_ids) for p in prompts)
     steps = ppo.num_ppo_epochs * -(-ppo.rollout_prompts // ppo.minibatch_prompts)
+    source = config.reward.role or config.reward.callable or config.reward.model
     critic = "its own adapter" if ppo.critic == "adapter" else "a head on the policy's adapter"
     return "\n".join([
         *base.lines,
-        f"roles       policy, reference, reward ({config.reward.role or config.reward.callable or config.reward.model}), "
-        f"critic ({critic})",
+        f"roles       policy, reference, reward ({source}), critic ({critic})",
         f"data        {len(prompts)} prompts (median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}), "
         f"{len(held_out)} held out, {len(ptx)} PTX texts",
         f"rollouts    {num_rollouts(config, prompts)} of {ppo.rollout_prompts} prompts x {k} completions of at most "

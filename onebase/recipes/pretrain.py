@@ -29,7 +29,7 @@ from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted, per_example
 from onebase.models.role_files import save_base
 from onebase.models.tiny import make_llama, train_tokenizer
-from onebase.recipes.setup import longest_tree, make_update, num_steps, read_rows, require_finite, token_budget
+from onebase.recipes.setup import largest_example, make_update, num_steps, read_rows, require_finite, token_budget
 from onebase.records import Example, Row, TreeBatch
 from onebase.training.memory import peak_memory_mb
 from onebase.training.metrics import Averages
@@ -55,7 +55,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         [ParameterGroup(one.parameters("policy"), config.optimizer.learning_rate)],
         config.optimizer,
         total_steps=total,
-        token_budget=token_budget(one, config.batch, role="policy", longest=longest_tree(train, held_out)),
+        token_budget=token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out)),
     )
     before = evaluate(one, held_out, update.token_budget)
     parameters = sum(p.numel() for p in one.model.parameters())

@@ -38,8 +38,8 @@ from onebase.objectives.reward import (
     ranking_pairs,
 )
 from onebase.recipes.setup import (
+    largest_example,
     limits_of,
-    longest_tree,
     make_update,
     new_lora,
     num_steps,
@@ -70,7 +70,7 @@ def run(config: RewardConfig) -> dict[str, Any]:
         [ParameterGroup(one.parameters("reward"), config.optimizer.learning_rate)],
         config.optimizer,
         total_steps=total,
-        token_budget=token_budget(one, config.batch, role="reward", longest=longest_tree(train, held_out)),
+        token_budget=token_budget(one, config.batch, role="reward", longest=largest_example(one, train, held_out)),
     )
     say(f"reward: {len(train)} questions with {sum(len(e.completions) for e in train)} answers, {len(held_out)} held "
         f"out, {total} steps, layout {one.layout}")  # fmt: skip
@@ -79,8 +79,7 @@ def run(config: RewardConfig) -> dict[str, Any]:
         if config.lora.r == 0:
             save_classifier(one, "reward", folder / "model")
         else:
-            save_role(one, "reward", folder / "reward", kind="reward", chat_template=config.model.chat_template,
-                      chat_template_fingerprint=chat.fingerprint)  # fmt: skip
+            save_role(one, "reward", folder / "reward", kind="reward", chat=chat)
 
     with run.stoppable(save) as between_steps, StepProgress("reward", total) as progress:
         for step in range(total):

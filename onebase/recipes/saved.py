@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,11 +10,17 @@ from onebase.data.chat import ChatFormat, chat_format
 from onebase.errors import ModelError
 from onebase.models.loading import load_base
 from onebase.models.one_base import OneBase
-from onebase.models.role_files import load_role, read_card
+from onebase.models.role_files import TEMPLATE_FILE, load_role, read_card
+from onebase.training.progress import say
+
+NO_TEMPLATE = hashlib.sha256(b"").hexdigest()
+"""The fingerprint where there was none: plain text needs none."""
 
 
-def open_saved(roles: Mapping[str, tuple[str, tuple[str, ...]]], *, model: str | None = None) -> tuple[OneBase, ChatFormat]:
-    """Loads the base that these folders need, once, and puts them on it.
+def open_saved(
+    roles: Mapping[str, tuple[str, tuple[str, ...]]], *, model: str | None = None
+) -> tuple[OneBase, ChatFormat]:
+    """Loads the base that these folders need, once and as they were trained on it, and puts them on it.
 
     Args:
         roles: name on the base -> (folder, kinds of role it may be). A folder that is a model of its own (a base, or
@@ -38,8 +45,11 @@ def open_saved(roles: Mapping[str, tuple[str, tuple[str, ...]]], *, model: str |
         card = next(iter(cards.values()))
         wanted = card.base
         if Path(wanted).is_absolute() and not Path(wanted).is_dir():
-            raise ModelError(f"{wanted}: the base of {next(iter(folders.values()))} is no longer there; name it by --model")
-    one = load_base(wanted)
+            raise ModelError(
+                f"{wanted}: the base of {next(iter(folders.values()))} is no longer there; name it by --model"
+            )
+    first = next(iter(cards.values()), None)
+    one = load_base(wanted, dtype=first.dtype, quantization=first.quantization) if first else load_base(wanted)
     for name, (folder, kinds) in roles.items():
         if bases[name]:
             if Path(folder).resolve() != Path(wanted).resolve():
@@ -47,10 +57,24 @@ def open_saved(roles: Mapping[str, tuple[str, tuple[str, ...]]], *, model: str |
             one.add_role(name)
         else:
             load_role(one, name, folder, kinds=kinds)
-    template = next((card.chat_template for card in cards.values()), None)
+    template = next((str(folders[n] / TEMPLATE_FILE) for n, card in cards.items() if card.chat_template), None)
     if not cards and one.tokenizer.chat_template is None:
         template = "plain"  # a base model that was never told a template goes on from the text as it is
-    return one, chat_format(one.tokenizer, template)
+    chat = chat_format(one.tokenizer, template)
+    for name in cards:
+        warn_of_template(folders[name], chat)
+    return one, chat
+
+
+def warn_of_template(folder: str | Path, chat: ChatFormat) -> None:
+    """Says so where a role was trained with another chat template than the one in use: it knows other turn marks."""
+    card = read_card(folder)
+    if chat.template is not None and card.chat_template_fingerprint not in ("", chat.fingerprint, NO_TEMPLATE):
+        own = "the tokenizer's own"
+        say(
+            f"warning: {folder} was trained with another chat template ({card.chat_template or own}) than the one in "
+            f"use ({chat.name or own})"
+        )
 
 
 def _is_model(folder: Path) -> bool:

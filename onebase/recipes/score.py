@@ -45,5 +45,5 @@ def run(*, role: str, file: Path, rank: bool, model: str | None, microbatch_toke
         print(json.dumps(line, ensure_ascii=False))
     held_out = one.roles["reward"]
     every = torch.cat(scores)
-    say(f"{len(every)} answers, mean {every.mean():.3f}; on its held-out data the role had mean {held_out.score_mean:.3f}, "
-        f"deviation {held_out.score_std:.3f}")  # fmt: skip
+    say(f"{len(every)} answers, mean {every.mean():.3f}; on its held-out data the role had mean "
+        f"{held_out.score_mean:.3f}, deviation {held_out.score_std:.3f}")  # fmt: skip

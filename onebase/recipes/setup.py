@@ -15,7 +15,7 @@ from onebase.config_groups import (
     ModelGroup,
     OptimizerGroup,
 )
-from onebase.data.batches import num_minibatches
+from onebase.data.batches import num_minibatches, row_shape
 from onebase.data.prepare import Limits, dropped_line, read_split
 from onebase.errors import NonFiniteError
 from onebase.models.loading import load_base
@@ -76,9 +76,9 @@ def token_budget(one: OneBase, batch: MicrobatchGroup, *, role: str, longest: in
     return find_token_budget(one, role, longest=longest)
 
 
-def longest_tree(*examples: Sequence[Example]) -> int:
-    """Tokens of the longest tree of several lists."""
-    return max(example.num_tokens for part in examples for example in part)
+def largest_example(one: OneBase, *examples: Sequence[Example]) -> int:
+    """Padded tokens of the example, of several lists, that takes the most room: it is never split."""
+    return max(rows * width for part in examples for rows, width in (row_shape(e, one.layout) for e in part))
 
 
 def num_steps(max_steps: int | None, optimizer: EpochsOptimizerGroup, num_examples: int, minibatch: int) -> int:

@@ -26,8 +26,8 @@ from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted, per_example
 from onebase.models.role_files import load_role, save_base, save_role
 from onebase.recipes.setup import (
+    largest_example,
     limits_of,
-    longest_tree,
     make_update,
     new_lora,
     num_steps,
@@ -58,7 +58,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
         [ParameterGroup(one.parameters("policy"), config.optimizer.learning_rate)],
         config.optimizer,
         total_steps=total,
-        token_budget=token_budget(one, config.batch, role="policy", longest=longest_tree(train, held_out)),
+        token_budget=token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out)),
     )
     before = evaluate(one, held_out, update.token_budget)
     say(f"sft: {len(train)} examples ({num_counted(train)} counted tokens), {len(held_out)} held out, {total} steps, "
@@ -66,10 +66,9 @@ def run(config: SFTConfig) -> dict[str, Any]:
 
     def save(folder: Path) -> None:
         if config.lora.r == 0:
-            save_base(one, folder / "model")
+            save_base(one, folder / "model", chat=chat)
         else:
-            save_role(one, "policy", folder / "policy", kind="policy", chat_template=config.model.chat_template,
-                      chat_template_fingerprint=chat.fingerprint)  # fmt: skip
+            save_role(one, "policy", folder / "policy", kind="policy", chat=chat)
 
     with run.stoppable(save) as between_steps, StepProgress("sft", total) as progress:
         for step in range(total):

@@ -34,6 +34,8 @@ class RoleReward:
             per_completion=True,
         )
         scores = torch.cat(per_prompt)
+        if not bool(torch.isfinite(scores).all()):
+            raise RewardError(f"reward role {self._role}: a score is not finite; train it again, more slowly")
         role = self._one.roles[self._role]
         return (scores - role.score_mean) / role.score_std if self._normalize else scores
 
@@ -52,10 +54,16 @@ class ClassifierReward:
             labels = AutoConfig.from_pretrained(name_or_path).num_labels
             if labels != 1:
                 raise ModelError(f"{name_or_path}: reward.model needs a classifier with 1 label; this has {labels}")
-            self._model = AutoModelForSequenceClassification.from_pretrained(name_or_path).to(device).eval()
+            model, report = AutoModelForSequenceClassification.from_pretrained(name_or_path, output_loading_info=True)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ModelError(f"{name_or_path}: no sequence classifier could be loaded: {reason}") from error
+        if report["missing_keys"]:
+            raise ModelError(
+                f"{name_or_path}: no trained reward model: {sorted(report['missing_keys'])[0]!r} is not in its weights "
+                "and would be random"
+            )
+        self._model = model.to(device).eval()
         self._tokenizer = load_tokenizer(name_or_path)
         self._tokenizer.padding_side = "right"
         self._tokenizer.truncation_side = "left"  # the completion is at the end, and it is what is scored

@@ -108,7 +108,7 @@ class Update:
             metrics, total = Averages(), 0.0
             try:
                 for examples, loss_function in parts:
-                    for indices in microbatch_indices(examples, self.token_budget):
+                    for indices in microbatch_indices(examples, self.token_budget, layout=self._one.layout):
                         batch = lay_out(self._one, [examples[i] for i in indices])
                         for loss in loss_function(batch, indices, metrics):
                             loss.backward()

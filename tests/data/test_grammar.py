@@ -245,8 +245,10 @@ def test_pretraining_texts_are_many_short_and_half_in_each_language() -> None:
     texts = pretraining_texts(seed=0, count=3000)
     assert len(set(texts)) >= 2000
     chinese = [text for text in texts if re.search(r"[\u3400-\u9fff]", text)]
-    assert 0.45 < len(chinese) / len(texts) < 0.55
-    assert not [text for text in chinese if re.search("[A-Za-z]", text)]
+    assert 0.45 < len(chinese) / len(texts) < 0.65, "a dialogue may answer in the other language"
+    facts = [text for text in texts if "Human:" not in text]
+    assert 0.4 < len(facts) / len(texts) < 0.6
+    assert not [text for text in facts if re.search(r"[\u3400-\u9fff]", text) and re.search("[A-Za-z]", text)]
 
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     byte_level = tokenizers.pre_tokenizers.ByteLevel
@@ -255,16 +257,16 @@ def test_pretraining_texts_are_many_short_and_half_in_each_language() -> None:
         vocab_size=512, initial_alphabet=byte_level.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    assert max(len(tokenizer.encode(text).ids) for text in texts) <= 60
+    assert max(len(tokenizer.encode(text).ids) for text in texts) <= 64
 
 
 def test_pretraining_is_mostly_true() -> None:
-    stated = [
-        (text, answer)
-        for text, _, answer in (whole.partition("\n") for whole in pretraining_texts(seed=1, count=2000))
-        if text in QUESTIONS
-    ]
-    assert mean(gold_score(text, answer) >= 0.5 for text, answer in stated) > 0.8
+    texts = pretraining_texts(seed=1, count=2000)
+    dialogues = [re.fullmatch(r"\n\nHuman: (.*)\n\nAssistant: (.*)", text) for text in texts]
+    stated = [(found[1], found[2]) for found in dialogues if found]
+    assert len(stated) > 800 and all(question in QUESTIONS for question, _ in stated)
+    # A quarter says nothing on the matter; of the rest nine in ten are right.
+    assert 0.5 < mean(gold_score(question, answer) >= 0.3 for question, answer in stated) < 0.8
 
 
 def test_annotators_are_of_mixed_quality() -> None:
@@ -304,7 +306,7 @@ def test_preferences_disagree_with_gold_at_a_known_rate_and_tie_only_equals(num_
     assert len(rows) == 1500
     pairs = graded_pairs(rows)
     assert all((gold == 0) == (grade == 0) for gold, grade in pairs)
-    assert 0.1 < mean(gold * grade < 0 for gold, grade in pairs if gold) < 0.25
+    assert 0.06 < mean(gold * grade < 0 for gold, grade in pairs if gold) < 0.15
     assert all(grade >= 0 for _, grade in pairs), "answers stand best first"
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from onebase.data.chat import chat_format
 from onebase.data.tree import build_tree_batch
 from onebase.errors import DoesNotFitError, ModelError, RoleMismatchError
 from onebase.models.forward import completion_scores, token_logprobs, token_values
@@ -39,7 +40,7 @@ def saved(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_adapter_role(one, "reward", seed=2, head=True, layers="upper-half", target_modules=["q_proj", "up_proj"])
     one.roles["reward"].score_mean, one.roles["reward"].score_std = 0.25, 3.5
     run = tmp_path_factory.mktemp("run")
-    save_role(one, "policy", run / "policy", kind="policy", chat_template="chatml", chat_template_fingerprint="abc")
+    save_role(one, "policy", run / "policy", kind="policy", chat=chat_format(one.tokenizer, "chatml"))
     save_role(one, "reward", run / "reward", kind="reward")
     return run
 
@@ -111,7 +112,9 @@ def test_the_card_says_what_the_role_belongs_to(base: Path, saved: Path) -> None
     card = read_card(saved / "policy")
     one = load(base)
     assert (card.kind, card.base, card.base_fingerprint) == ("policy", str(base.resolve()), one.fingerprint)
-    assert (card.chat_template, card.chat_template_fingerprint) == ("chatml", "abc")
+    assert card.chat_template == "chatml"
+    assert card.chat_template_fingerprint == chat_format(one.tokenizer, "chatml").fingerprint
+    assert (saved / "policy" / "chat_template.jinja").read_text() == chat_format(one.tokenizer, "chatml").template
     reward = load_role(one, "reward", saved / "reward", kinds=("reward",))
     assert (reward.score_mean, reward.score_std, reward.pooling) == (0.25, 3.5, "last")
 

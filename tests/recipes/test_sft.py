@@ -71,7 +71,7 @@ def test_an_adapter_learns_and_the_base_stays(base: Path, answered: Path, tmp_pa
     summary = sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), more))
     assert summary["eval_loss_after"] < summary["eval_loss_before"] - 0.2
     assert sorted(path.name for path in (tmp_path / "run" / "policy").iterdir() if path.suffix != ".md") == [
-        "adapter_config.json", "adapter_model.safetensors", "role.json"
+        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "role.json"
     ]  # fmt: skip
     assert file_bytes(base) == before and not leftovers(tmp_path)
 
@@ -146,7 +146,7 @@ def test_full_parameters_leave_a_model_that_chats_and_is_a_base(
     assert loss == pytest.approx(summary["eval_loss_after"], abs=1e-4)
     capsys.readouterr()
     asked = {"once": "Is the cat good?", "max_new_tokens": 8, "temperature": 0, "seed": 0}
-    chat.run(role=str(model), compare=None, reward=None, **asked)  # type: ignore[arg-type]
+    chat.run(role=str(model), compare=None, reward=None, model=None, **asked)  # type: ignore[arg-type]
     assert len(capsys.readouterr().out.splitlines()) == 1
     assert ppo.run(small_ppo(model, tmp_path / "ppo", prompts))["rollouts"] == 2
 
