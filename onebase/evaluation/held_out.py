@@ -17,6 +17,14 @@ from onebase.models.passes import per_example
 from onebase.records import Example, RewardSource
 from onebase.training.rollout import score_request, trees
 
+TITLES = {
+    "score": "reward score",
+    "kl": "KL (nats/completion)",
+    "entropy": "entropy (nats/token)",
+    "length": "length (tokens)",
+}
+"""The figures of `HeldOut.row` with their units, for tables and plots; a judge's name stands as it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
+from onebase.evaluation.held_out import TITLES  # noqa: E402
 from onebase.evaluation.intervals import Interval  # noqa: E402
 from onebase.training.metrics import read_metrics  # noqa: E402
 
@@ -29,7 +30,6 @@ PANELS = (
     ("gradient norm", ("grad_norm",)),
 )
 """Panels in order: a title with its unit, and the metrics drawn in it. A panel without data is left out."""
-UNITS = {"kl": "KL (nats per completion)", "entropy": "entropy (nats per token)", "length": "length (tokens)"}
 
 
 def plot_run(folder: Path) -> Path | None:
@@ -92,7 +92,7 @@ def plot_stages(stages: Mapping[str, Mapping[str, Interval]], path: Path) -> Pat
         means = [row.mean for row in rows]
         errors = [[row.mean - row.low for row in rows], [row.high - row.mean for row in rows]]
         axis.bar(list(stages), means, yerr=errors, capsize=4, color=["tab:gray", "tab:blue", "tab:orange"][: len(rows)])
-        axis.set_title(UNITS.get(name, name), fontsize=10)
+        axis.set_title(TITLES.get(name, name), fontsize=10)
         axis.axhline(0, color="black", linewidth=0.6)
         axis.grid(axis="y", alpha=0.25)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,14 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from onebase.evaluation.held_out import HeldOut, improvement
+from onebase.evaluation.held_out import TITLES, HeldOut, improvement
 from onebase.evaluation.intervals import Interval
 from onebase.files import write_atomically
 
 NUM_SAMPLES = 5
-
-
-TITLES = {"kl": "KL (nats/completion)", "entropy": "entropy (nats/token)", "length": "length (tokens)"}
 
 
 def print_comparison(roles: Sequence[HeldOut], *, names: Sequence[str]) -> None:
