@@ -1,7 +1,7 @@
 """The command line: a verb, its config, one function. Nothing here imports torch; the verb's recipe does.
 
 Exit codes: 0 ok, 1 unexpected, 2 usage or config, 3 bad data, 4 will not fit (memory or disk), 5 a quality gate failed,
-6 a missing extra, 75 stopped and resumable, 130 interrupted. 141 = whoever read our output stopped reading.
+6 a missing extra, 75 stopped after saving, 130 interrupted. 141 = whoever read our output stopped reading.
 Results go to stdout, everything else to stderr.
 """
 
@@ -23,7 +23,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from onebase import __version__
-from onebase.errors import ConfigError, OnebaseError
+from onebase.errors import ConfigError, DoesNotFitError, OnebaseError
 
 app = App(
     name="onebase",
@@ -120,7 +120,7 @@ def score(
 
     Args:
         role: Folder of a reward role.
-        file: Rows with a prompt and one or more completions.
+        file: Rows with an answer: completion, chosen and rejected, or output with one answer or a list.
         rank: Also print each row's completions from best to worst.
         model: Folder of the base model, when it is not where the role says.
         microbatch_tokens: Tokens in one forward pass; found by trying when not given.
@@ -217,6 +217,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"no space left on the disk{where}; free some and run the same command again")
         return 4
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            _say("out of memory on the device; lower batch.microbatch_tokens or generation.samples_per_prompt")
+            return DoesNotFitError.exit_code
         return _unexpected(error)
 
 

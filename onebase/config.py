@@ -15,6 +15,7 @@ from onebase.config_groups import (
     DataGroup,
     EpochsOptimizerGroup,
     EvaluationGroup,
+    FilesGroup,
     GenerationGroup,
     Group,
     LoraGroup,
@@ -25,6 +26,7 @@ from onebase.config_groups import (
     PPOOptimizerGroup,
     PretrainOptimizerGroup,
     PromptDataGroup,
+    PromptEvaluationGroup,
     RewardGroup,
     RewardSourceGroup,
     SFTDataGroup,
@@ -40,7 +42,7 @@ class VerbConfig(Group):
     output_dir: str
     """Folder of the run: resolved config, metrics, checkpoints, roles."""
     max_steps: Count | None = None
-    """Stop after this many steps (in ppo: rollouts); null = until the data has been read."""
+    """This many steps (in ppo: rollouts), whatever the epochs; null = until the data has been read."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the order of the data, of new weights and of sampling."""
 
@@ -64,7 +66,7 @@ class PretrainConfig(VerbConfig):
 
     model: OptionalModelGroup = OptionalModelGroup()
     tiny: TinyModelGroup = TinyModelGroup()
-    data: DataGroup
+    data: FilesGroup
     optimizer: PretrainOptimizerGroup = PretrainOptimizerGroup()
     batch: BatchGroup = BatchGroup()
     evaluation: EvaluationGroup = EvaluationGroup()
@@ -138,11 +140,13 @@ class PPOConfig(VerbConfig):
     ppo: PPOGroup = PPOGroup()
     optimizer: PPOOptimizerGroup = PPOOptimizerGroup()
     batch: MicrobatchGroup = MicrobatchGroup()
-    evaluation: EvaluationGroup = EvaluationGroup()
+    evaluation: PromptEvaluationGroup = PromptEvaluationGroup()
 
     @model_validator(mode="after")
     def _keys_agree(self) -> PPOConfig:
         problems = []
+        if self.lora.dropout > 0:
+            problems.append("'lora.dropout' above 0 would make noise of PPO's probability ratios; leave it at 0")
         if self.lora.r == 0:
             problems.append(
                 "ppo trains adapters: with 'lora.r' = 0 the base would change under the other roles; set lora.r >= 1"

@@ -55,7 +55,7 @@ class OptionalModelGroup(Group):
     quantization: Literal["none", "nf4"] = "none"
     """nf4 keeps the frozen base in 4 bits (needs bitsandbytes)."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps; auto = the first accelerator, else cpu."""
+    """auto, cpu, cuda, cuda:1; auto = the first GPU, else cpu."""
     chat_template: str | None = None
     """A built-in name (plain, hh, chatml), a path to a Jinja file, or null for the tokenizer's own."""
     layout: Literal["auto", "tree", "separate"] = "auto"
@@ -70,7 +70,7 @@ class ModelGroup(OptionalModelGroup):
 
 
 class LoraGroup(Group):
-    """The adapter of the role that trains."""
+    """The adapter of a new role; a role that goes on from a saved one keeps its adapter's."""
 
     r: Annotated[int, Field(ge=0)] = 16
     """Rank of the adapter matrices; 0 = full-parameter training, no adapter."""
@@ -93,7 +93,7 @@ class LoraGroup(Group):
         return value
 
 
-class DataGroup(Group):
+class FilesGroup(Group):
     """The files, and what of them is used."""
 
     train: Annotated[Strings, Field(min_length=1)]
@@ -104,14 +104,19 @@ class DataGroup(Group):
     """Part of `train` held out when `eval` is empty, by content, so it stays the same from run to run."""
     limit: Count | None = None
     """Read at most this many rows of `train`."""
+    max_dropped_share: Probability = 0.05
+    """Stop when more than this share of the rows cannot be used."""
+
+
+class DataGroup(FilesGroup):
+    """The files, and what of them is used."""
+
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
     max_completion_tokens: Count | None = None
     """Longest completion, in tokens; longer ones are cut; null = what the model can hold."""
     truncate_prompt: Literal["error", "left"] = "error"
-    """A prompt over max_prompt_tokens: stop with its place, or cut its oldest tokens."""
-    max_dropped_share: Probability = 0.05
-    """Stop when more than this share of the rows cannot be used."""
+    """A prompt that is too long: stop with its place, or cut its oldest tokens."""
 
 
 class SFTDataGroup(DataGroup):
@@ -121,8 +126,13 @@ class SFTDataGroup(DataGroup):
     """Tokens that count in the loss: the last answer, every assistant turn, or all of them."""
 
 
-class PromptDataGroup(DataGroup):
+class PromptDataGroup(FilesGroup):
     """The files, and what of them is used."""
+
+    max_prompt_tokens: Count | None = None
+    """Longest prompt, in tokens; null = what the model can hold."""
+    truncate_prompt: Literal["error", "left"] = "error"
+    """A prompt that is too long: stop with its place, or cut its oldest tokens."""
 
     opening_tokens: Count = 16
     """Where the data is plain text: the policy goes on from the first tokens of each, this many."""
@@ -268,8 +278,8 @@ class PPOGroup(Group):
     """Weight of the value loss."""
     critic: Literal["adapter", "head"] = "adapter"
     """adapter = the critic has its own adapter; head = a value head on the policy's own hidden states."""
-    critic_start: Literal["reward", "policy"] = "reward"
-    """Role the critic's adapter is copied from."""
+    critic_start: Literal["auto", "reward", "policy"] = "auto"
+    """Role the critic's adapter is copied from; auto = the reward role where there is one, else the policy."""
     critic_learning_rate: Positive | None = None
     """Learning rate of the critic; null = optimizer.learning_rate."""
     critic_warmup_rollouts: Annotated[int, Field(ge=0)] = 0
@@ -299,7 +309,7 @@ class PPOGroup(Group):
     length_penalty: NonNegative = 0.0
     """Taken from the score per completion token."""
     whiten_rewards: bool = False
-    """Divide the rewards per token by their standard deviation over the rollout."""
+    """Scale the rewards per token to standard deviation 1 over the rollout, their mean kept."""
     whiten_advantages: bool = True
     """Advantages get mean 0 and standard deviation 1 over the rollout."""
     entropy_coefficient: NonNegative = 0.0
@@ -334,7 +344,7 @@ class RewardGroup(Group):
     """The reward model's loss."""
 
     max_pairs: Count = 10
-    """Pairs taken from one ranked list, at most."""
+    """Comparisons taken from one ranked list at a visit, at most; the C(K, 2) of 5 answers are 10."""
     pooling: Literal["last", "mean"] = "last"
     """The score is read at the completion's last token, or from the mean of its hidden states."""
     centering_coefficient: NonNegative = 0.0
@@ -370,7 +380,12 @@ class EvaluationGroup(Group):
 
     every_steps: Count | None = None
     """Steps between evaluations; null = at the start and the end."""
+
+
+class PromptEvaluationGroup(EvaluationGroup):
+    """What is measured on held-out data."""
+
     prompts: Count = 64
-    """Held-out examples used, at most."""
+    """Held-out prompts used, at most."""
     samples_per_prompt: Count = 1
     """Completions sampled per held-out prompt, where the verb samples."""

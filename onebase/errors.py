@@ -11,7 +11,7 @@
     ├── MissingExtraError       6   an optional package is not installed
     ├── NonFiniteError          1   training produced NaN or infinity too often
     ├── RewardError             1   a reward source failed, or gave something that is not a score
-    ├── Stopped                75   stopped on request, can be resumed
+    ├── Stopped                75   stopped on request, after saving
     └── Interrupted           130   Ctrl-C, after saving
 
 A message says what happened, the offending value and its place (file, row, key), and what to do.

@@ -26,16 +26,19 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         _clear_leftovers(folder, temporary, replaced)
         temporary.mkdir(parents=True)
         yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
         for path in temporary.rglob("*"):
             if path.is_file():
+                path.chmod(0o666 & ~umask)  # safetensors leaves its files to their owner alone
                 _sync(path)
         _sync(temporary)
         if folder.exists():
             folder.rename(replaced)
         try:
             temporary.rename(folder)
-        except OSError:
-            if replaced.exists():
+        except BaseException:  # Ctrl-C too
+            if replaced.exists() and not folder.exists():
                 replaced.rename(folder)
             raise
         _sync(folder.parent)

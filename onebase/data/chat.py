@@ -160,17 +160,14 @@ class ChatFormat:
         return ids
 
     def _encode_text(self, row: Row, add_end: bool) -> tuple[list[int], list[list[int]], None]:
-        """Plain text: behind the beginning token, or behind its own first token where there is none.
-
-        Texts that are compared share the beginning token, or the end token where there is none.
-        """
+        """Plain text: behind the beginning token, or behind the end token (of the text before) where there is none."""
         if len(row.answers) != 1 and row.grades is None:
             raise DataError(f"{_at(row.place)}{len(row.answers)} texts and no prompt; plain text is one text a row")
         end = [self._eos] * add_end
         texts = [self._with_bos(_without_end(self._ids(text), self._eos)) for text in row.answers]
-        if len(texts) > 1 and self.tokenizer.bos_token_id is None:
+        if self.tokenizer.bos_token_id is None:
             texts = [[self._eos, *ids] for ids in texts]
-        return texts[0][:1] or end, [(ids + end)[1:] for ids in texts], None
+        return texts[0][:1], [(ids + end)[1:] for ids in texts], None
 
     def _encode_answers(self, row: Row, prompt: str, head: list[int], add_end: bool) -> list[list[int]]:
         """Each answer as the continuation of the rendered prompt, whose ids are `head`."""
@@ -321,7 +318,7 @@ def fit_example(
         if truncate_prompt == "error":
             raise PromptTooLongError(
                 f"{_at(_place(example))}the prompt has {length} tokens and max_prompt_tokens is {max_prompt_tokens}; "
-                "allow more, cut prompts on the left, or drop the row"
+                "allow more, cut prompts on the left (data.truncate_prompt: left), or drop the row"
             )
         keeps_bos = bos_token_id is not None and prompt[0] == bos_token_id and max_prompt_tokens > 1
         prompt = [*prompt[:keeps_bos], *prompt[length - max_prompt_tokens + keeps_bos :]]

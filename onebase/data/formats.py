@@ -23,6 +23,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def split_by_prompt(rows: Sequence[Row], fraction: float, seed: int) -> tuple[li
     if len(sizes) < 2:
         raise DataError(
             f"{rows[0].place if rows else 'no rows'}: nothing can be held out, the {len(rows)} rows have {len(sizes)} "
-            "different prompts; give more data, or a separate file to evaluate on"
+            "different prompts (texts of a .txt file are separated by blank lines); give more data, or data.eval"
         )
     held_out: set[str] = set()
     count, wanted = 0, fraction * len(rows)
@@ -136,7 +137,7 @@ def drop_unusable(rows: Sequence[Row], *, max_share: float = 0.05) -> tuple[list
         counts = ", ".join(f"{reason}: {len(at)} (first {', '.join(at[:3])})" for reason, at in dropped.items())
         raise DataError(
             f"{gone} of {len(rows)} rows cannot be used, more than the share {max_share:g} allowed: {counts}; "
-            "correct these rows, or allow a larger share"
+            "correct these rows, or allow a larger share (data.max_dropped_share)"
         )
     return kept, dropped
 
@@ -225,7 +226,7 @@ def _read_instruction(fields: Fields) -> Row:
     ranked = fields.items("output", "a string or a list of strings, best first")
     answers = [fields.checked(f"output[{index}]", answer) for index, answer in enumerate(ranked)]
     grades = fields.take("grades", [float(grade) for grade in range(len(answers) - 1, -1, -1)])
-    numbers = isinstance(grades, list) and all(isinstance(grade, int | float) for grade in grades)
+    numbers = isinstance(grades, list) and all(type(grade) in (int, float) and isfinite(grade) for grade in grades)
     if not numbers or len(grades) != len(answers):
         raise fields.wrong("grades", grades, f"a list of {len(answers)} numbers, one per answer, higher is better")
     return fields.row(prompt, answers, grades=tuple(map(float, grades)))

@@ -104,6 +104,13 @@ def with_completions(prompt: Example, completions: Sequence[Sequence[int]]) -> E
     return replace(prompt, completions=list(completions), counted=None, grades=None)
 
 
+def best_answer(row: Row) -> Row:
+    """Of a row that compares answers, the first of the best: what SFT learns from preferences."""
+    if row.grades is None or len(row.answers) < 2:
+        return row
+    return replace(row, answers=(row.answers[row.grades.index(max(row.grades))],), grades=None, margin=None)
+
+
 def pair_labelled(rows: Sequence[Row], *, seed: int) -> list[Row]:
     """Labelled texts as pairs without a prompt: every text of the higher label against one of the lower.
 
@@ -137,10 +144,24 @@ def dropped_line(dropped: dict[str, list[str]]) -> str:
     return f"left out: {'; '.join(parts)}" if parts else ""
 
 
+def drop_equal_cuts(examples: Sequence[Example]) -> tuple[list[Example], list[str]]:
+    """Leaves out compared examples whose completions were cut to the same tokens; returns the others and the places."""
+    kept: list[Example] = []
+    places: list[str] = []
+    for example in examples:
+        if len(example.completions) > 1 and len({tuple(ids) for ids in example.completions}) == 1:
+            places.append(example.row.place if example.row else "")
+        else:
+            kept.append(example)
+    return kept, places
+
+
 def _fit(example: Example, chat: ChatFormat, limits: Limits) -> Example:
+    # The prompt gives way to the completions down to half of the context, or nothing would be left of them.
+    longest = min(max(map(len, example.completions)), limits.max_completion or limits.context, limits.context // 2)
     fitted = fit_example(
         example,
-        max_prompt_tokens=min(limits.max_prompt or limits.context, limits.context - 1),
+        max_prompt_tokens=min(limits.max_prompt or limits.context, limits.context - max(1, longest)),
         max_completion_tokens=limits.max_completion,
         truncate_prompt=limits.truncate_prompt,
         bos_token_id=chat.tokenizer.bos_token_id,

@@ -103,7 +103,7 @@ def evaluate_role(
     pairs = [part.view(-1, 2) for part in entropies]
     return HeldOut(
         role=role,
-        prompts=list(request.prompts[::samples_per_prompt]),
+        prompts=[_shown(prompt, chat) for prompt in prompts],
         completions=list(request.completions[::samples_per_prompt]),
         scores=scores.mean(1).tolist(),
         first_scores=scores[:, 0].tolist(),
@@ -113,6 +113,12 @@ def evaluate_role(
         judged={name: per_prompt.tolist() for name, per_prompt in judged.items()},
         ended=sum(sample.ended for sample in samples) / len(samples),
     )
+
+
+def _shown(prompt: Example, chat: ChatFormat) -> str:
+    """What was asked last; of plain text, its opening."""
+    row = prompt.row
+    return row.messages[-1].content if row is not None and row.messages else chat.decode(prompt.prompt_ids)
 
 
 def improvement(before: HeldOut, after: HeldOut) -> Interval:

@@ -19,7 +19,12 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return self.text(3)
+
+    def text(self, digits: int, between: str = " ") -> str:
+        """The mean and its interval in brackets, no zero with a minus."""
+        mean, low, high = (round(value, digits) + 0.0 for value in (self.mean, self.low, self.high))
+        return f"{mean:.{digits}f}{between}[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval:

@@ -45,8 +45,11 @@ def plot_metrics(rows: Sequence[Mapping[str, float]], path: Path, *, title: str)
     """One panel per group of metrics, three in a row: the steps faintly, their running mean on top."""
     panels = [(name, [m for m in metrics if any(row.get(m) is not None for row in rows)]) for name, metrics in PANELS]
     panels = [(name, metrics) for name, metrics in panels if metrics]
-    num_rows = -(-len(panels) // 3)
-    figure, axes = plt.subplots(num_rows, 3, figsize=(12, 2.8 * num_rows), squeeze=False, layout="constrained")
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure, axes = plt.subplots(
+        num_rows, num_columns, figsize=(4 * num_columns, 2.8 * num_rows), squeeze=False, layout="constrained"
+    )
     for axis, (name, metrics) in zip(axes.flat, panels, strict=False):
         for color, metric in zip(("tab:blue", "tab:orange"), metrics, strict=False):
             steps = [row["step"] for row in rows if row.get(metric) is not None]
@@ -65,15 +68,15 @@ def plot_metrics(rows: Sequence[Mapping[str, float]], path: Path, *, title: str)
         axis.set_visible(False)
     for axis in axes[-1]:
         axis.set_xlabel("step", fontsize=8)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(f"{title} (pale: each step, dark: running mean)", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
 
 
-def _running_mean(values: Sequence[float], share: float = 0.1) -> list[float]:
-    """Exponential mean that looks back about a tenth of the run; its start is corrected for having seen little."""
+def _running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
+    """Exponential mean that looks back about a twentieth of the run; its start is corrected for having seen little."""
     keep = 1 - 1 / max(1.0, share * len(values))
     total = weight = 0.0
     means = []

@@ -41,7 +41,7 @@ def figures_table(roles: Sequence[HeldOut], *, names: Sequence[str]) -> Table:
         table.add_column(TITLES.get(key, key), justify="right")
     table.add_column("ended", justify="right")
     for name, role, row in zip(names, roles, figures, strict=True):
-        cells = [f"{value.mean:.2f}\n[{value.low:.2f}, {value.high:.2f}]" for value in row.values()]
+        cells = [value.text(2, between="\n") for value in row.values()]
         table.add_row(name, *cells, f"{role.ended:.0%}")
     return table
 

@@ -23,6 +23,8 @@ from onebase.models.one_base import OneBase
 
 MOST_ROWS = 256
 """Rows decoded at once, at most: beyond them a step takes longer in proportion."""
+PREFILL_TOKENS = 16384
+"""Prompt tokens run at once, at most."""
 SHARE_OF_FREE_MEMORY = 0.4
 """Of what is free, for keys and values."""
 
@@ -127,6 +129,7 @@ def _rows_that_fit(one: OneBase, wanted: int, samples_per_prompt: int, length: i
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     row = 2 * config.num_hidden_layers * heads * head_size * one.model.dtype.itemsize * length
+    row += 32 * config.vocab_size  # a row's logits, their log-probs in float32, and the distribution in float64
     free = free_memory(one.device)
     if row * samples_per_prompt > free:
         raise DoesNotFitError(
@@ -200,7 +203,9 @@ def _decode_in_slots(
         room = (max_rows - len(rows)) // num_samples
         # A prefill interrupts everybody: wait until a quarter of the rows is free, unless nobody is decoding.
         if waiting and room and (not rows or room * num_samples * 4 >= max_rows or room >= len(waiting)):
-            entering, waiting = waiting[:room], waiting[room:]
+            # In parts: the activations of all prompts at once could be more than their keys and values.
+            count = min(room, max(1, PREFILL_TOKENS // len(prompts[waiting[0]])))
+            entering, waiting = waiting[:count], waiting[count:]
             new_rows = [p * num_samples + k for p in entering for k in range(num_samples)]
             hidden, cache = _prefill(one, [prompts[p] for p in entering], cache, num_samples, max_rows, longest)
             none_taken = torch.zeros(len(new_rows), dtype=torch.long, device=one.device)

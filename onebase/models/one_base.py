@@ -38,9 +38,9 @@ class Role:
     trains: bool
     pooling: str = "last"
     """For a reward role: `last` scores the last token, `mean` the mean over the completion's tokens."""
-    score_mean: float = 0.0
-    score_std: float = 1.0
-    """Moments of the held-out scores, to normalise by."""
+    score_mean: float | None = None
+    score_std: float | None = None
+    """Moments of the held-out scores, to normalise by; None until they are measured."""
 
 
 class OneBase:
@@ -169,6 +169,21 @@ class OneBase:
         finally:
             self._apply(before)
 
+    def _tuner_modules(self) -> list[nn.Module]:
+        return [layer for layer in self._tuner_layers if isinstance(layer, nn.Module)]
+
+    @contextmanager
+    def dropout(self) -> Iterator[None]:
+        """Turns adapter dropout on for a training pass; everywhere else it is off."""
+        layers = [m for layer in self._tuner_modules() for m in layer.modules() if isinstance(m, nn.Dropout)]
+        for layer in layers:
+            layer.train()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.eval()
+
     def parameters(self, name: str) -> list[nn.Parameter]:
         """What the optimizer gets for a role: its adapter and head, or the whole base in full-parameter training.
 
@@ -235,6 +250,7 @@ class OneBase:
         else:
             self._peft.add_adapter(name, lora)
         self._tuner_layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        self.model.eval()  # PEFT's new dropout layers are in training mode, whatever the model is in
         if weights is None:
             return
         problem = _misfit(self._peft, name, weights)
@@ -347,8 +363,9 @@ def _layer_indices(layers: str | Sequence[int], num_layers: int) -> list[int]:
     if layers == "upper-quarter":
         return everything[num_layers - max(1, num_layers // 4) :]
     if isinstance(layers, str):
-        first, dash, last = layers.partition("-")
-        if not (dash and first.isdigit() and last.isdigit()):
+        first, _, last = layers.partition("-")
+        last = last or first
+        if not (first.isdigit() and last.isdigit()):
             raise ModelError(
                 f"lora.layers: {layers!r} is not all, upper-half, upper-quarter, a range such as 8-15, or a list"
             )

@@ -17,7 +17,6 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from onebase.data.chat import ChatFormat
@@ -48,8 +47,9 @@ class RoleCard:
     """The template as configured, its text beside this in `chat_template.jinja`; None: the tokenizer's own."""
     chat_template_fingerprint: str = ""
     pooling: str = "last"
-    score_mean: float = 0.0
-    score_std: float = 1.0
+    score_mean: float | None = None
+    score_std: float | None = None
+    """Of the held-out scores; null where none were measured."""
 
 
 def save_role(
@@ -70,8 +70,9 @@ def save_role(
     weights = one.adapter_weights(name)
     if role.head is not None:
         weights[SCORE_KEY] = role.head.weight.detach().to("cpu", torch.float32, copy=True)
-        config.task_type = "SEQ_CLS"
-        config.modules_to_save = ["score"]
+        # A classifier scores the last token: a role that takes the mean over tokens is not one, and does not say so.
+        config.task_type = "SEQ_CLS" if role.pooling == "last" else "FEATURE_EXTRACTION"
+        config.modules_to_save = ["score"] if role.pooling == "last" else None
     local = Path(one.name_or_path)
     config.base_model_name_or_path = str(local.resolve()) if local.is_dir() else one.name_or_path
     card = RoleCard(
@@ -110,32 +111,6 @@ def save_base(one: OneBase, folder: str | Path, *, chat: ChatFormat | None = Non
         tokenizer.save_pretrained(temporary)
 
 
-def save_classifier(one: OneBase, name: str, folder: str | Path) -> None:
-    """Writes the base with the role's head as a transformers sequence classifier with one label.
-
-    For a reward role trained in full: it is a model of its own then, and no role on the base it came from.
-
-    Raises:
-        ModelError: transformers has no sequence classifier for this architecture.
-    """
-    head = one.roles[name].head
-    assert head is not None, f"role '{name}' has no scalar head"
-    config = copy.deepcopy(one.model.config)
-    config.num_labels = 1
-    # The classifier finds the last token of a row as the last that is not padding.
-    config.pad_token_id = one.tokenizer.pad_token_id
-    try:
-        classifier = AutoModelForSequenceClassification.from_config(config)
-    except ValueError as error:
-        raise ModelError(f"{type(one.model).__name__}: transformers has no sequence classifier of this kind") from error
-    classifier.base_model.load_state_dict(one.model.base_model.state_dict())
-    with torch.no_grad():
-        classifier.score.weight.copy_(head.weight)
-    with atomic_folder(Path(folder)) as temporary:
-        classifier.to(one.model.dtype).save_pretrained(temporary)
-        one.tokenizer.save_pretrained(temporary)
-
-
 def read_card(folder: str | Path) -> RoleCard:
     """Reads `role.json`.
 
@@ -147,6 +122,11 @@ def read_card(folder: str | Path) -> RoleCard:
         raise ModelError(f"{folder}: no such folder; a role is the folder `policy` or `reward` inside a run")
     if not path.is_file():
         inside = sorted(child.name for child in Path(folder).iterdir() if (child / "role.json").is_file())
+        if (Path(folder) / "config.json").is_file():
+            raise ModelError(
+                f"{folder}: this is a model of its own and no role; give it as model.model_name_or_path, or a "
+                "classifier as reward.model"
+            )
         hint = f"did you mean {Path(folder) / inside[0]}?" if inside else "it is not a role saved by onebase"
         raise ModelError(f"{folder}: no role.json; {hint}")
     try:

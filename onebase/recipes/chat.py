@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +12,7 @@ from rich.table import Table
 
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import with_completions
-from onebase.errors import PromptTooLongError
+from onebase.errors import ConfigError, PromptTooLongError
 from onebase.models.forward import completion_scores
 from onebase.models.generation import Sampling, generate, sample_seeds, stop_ids
 from onebase.models.one_base import OneBase
@@ -30,7 +32,15 @@ def run(
     temperature: float,
     seed: int,
 ) -> None:
-    """Answers `once` and returns, or reads messages until an empty line or the end of input."""
+    """Answers `once` and returns, or reads messages until an empty line or the end of input.
+
+    Raises:
+        ConfigError: a length or a temperature that cannot be.
+    """
+    if max_new_tokens < 1:
+        raise ConfigError(f"--max-new-tokens is {max_new_tokens}; at least 1 is needed")
+    if not 0 <= temperature < math.inf:
+        raise ConfigError(f"--temperature is {temperature}; 0 or more is needed")
     folders = {"A": compare[0], "B": compare[1]} if compare else {"A": str(role)}
     roles = {name: (folder, ("policy",)) for name, folder in folders.items()}
     if reward is not None:
@@ -54,12 +64,7 @@ def run(
             history = []
             continue
         history.append(Message("user", said))
-        try:
-            answers = answer(one, chat, history, folders, sampling, seed + turn, scored=reward is not None)
-        except PromptTooLongError:
-            console.print("the conversation is longer than the model's context; a new one starts", style="yellow")
-            history = []
-            continue
+        answers = answer(one, chat, history, folders, sampling, seed + turn, scored=reward is not None)
         show(answers, folders)
         # Two roles go on from the first one's answer, so that they stay in one conversation.
         history.append(Message("assistant", answers["A"][0]))
@@ -75,8 +80,23 @@ def answer(
     *,
     scored: bool,
 ) -> dict[str, tuple[str, float | None]]:
-    """Each role's answer to the conversation, and the reward role's score of it."""
+    """Each role's answer to the conversation, and the reward role's score of it.
+
+    Of a conversation that leaves no room for an answer in the context, the oldest turns are left out.
+
+    Raises:
+        PromptTooLongError: the last message alone is too long.
+    """
+    while len(chat.encode_prompt(messages)) > one.context_length - 1 and len(messages) > 1:
+        messages = messages[2:]
     prompt = Example(chat.encode_prompt(messages), [])
+    room = one.context_length - len(prompt.prompt_ids)
+    if room < 1:
+        raise PromptTooLongError(
+            f"the message has {len(prompt.prompt_ids)} tokens, and the model's context only {one.context_length}; "
+            "shorten it"
+        )
+    sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
     answers: dict[str, tuple[str, float | None]] = {}
     for name in folders:
         (sample,) = generate(

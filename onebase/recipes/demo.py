@@ -66,7 +66,7 @@ def report(folder: Path, roles: dict[str, HeldOut], rise: Interval) -> None:
     console.print(rise_line("gold", rise, "SFT", "PPO"))
     console.print(f"run       {folder}")
     console.print(f"pictures  {folder / 'plots' / 'stages.png'}  {folder / 'ppo' / 'plots' / 'metrics.png'}")
-    question = roles["SFT"].prompts[0].split("Human:")[-1].split("Assistant:")[0].strip()
+    question = roles["SFT"].prompts[0]
     console.print(f"talk to it:\n  onebase chat {folder / 'ppo' / 'policy'}", soft_wrap=True)
     console.print(
         f"  onebase chat --compare {folder / 'sft' / 'policy'} {folder / 'ppo' / 'policy'} "

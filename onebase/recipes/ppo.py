@@ -14,7 +14,8 @@ A rollout, from top to bottom of `train_rollout` (Ziegler et al. 2019; Ouyang et
        (+ entropy bonus, KL in the loss, PTX), one optimizer step; stop early on KL
 
 Deviations from the papers: the score may be shifted, scaled, clipped and penalised before it is given; `1` measures the
-log-probs of the policy again in the forward pass that trains it, so that the ratio of the first minibatch is exactly 1.
+log-probs of the policy again in the forward pass that trains it, so that the ratio of the first minibatch is 1, but for
+rounding.
 """
 
 from __future__ import annotations
@@ -48,10 +49,9 @@ from onebase.objectives.masked import (
 )
 from onebase.objectives.policy import clipped_policy_loss, clipped_value_loss, policy_statistics, value_clipped
 from onebase.recipes.ppo_setup import Trainer, num_rollouts, plan, set_up
-from onebase.recipes.setup import require_finite
 from onebase.records import Example, TreeBatch
 from onebase.training.memory import peak_memory_mb
-from onebase.training.metrics import Averages
+from onebase.training.metrics import Averages, require_finite
 from onebase.training.progress import StepProgress, say
 from onebase.training.rollout import Rollout, collect_rollout
 from onebase.training.run import Run
@@ -102,7 +102,12 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
                 say(f"ppo: stopped at rollout {index + 1}: KL {metrics['objective/kl']:.2f} nats per completion is over"
                     f" ppo.kl_budget = {config.ppo.kl_budget:g}; the policy is the one before, within it")  # fmt: skip
                 break
-    after = evaluate(trainer, held_out, role="policy")
+        after = evaluate(trainer, held_out, role="policy")
+        budget, kl = config.ppo.kl_budget, after.row()["kl"].mean
+        if budget is not None and not kl <= budget:
+            say(f"ppo: held-out KL {kl:.2f} is over ppo.kl_budget = {budget:g}; back to the policy one rollout before")
+            one.set_adapter_weights("policy", trainer.within_kl_budget)
+            after = evaluate(trainer, held_out, role="policy")
     require_finite(after.row()["kl"].mean, "the policy's KL on held-out prompts")
     save(run.folder)
     plot_run(run.folder)
@@ -120,6 +125,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         "peak_memory_mb": round(peak_memory_mb(one.device)),
     }
     run.finish(summary)
+    say(f"ppo: saved {run.folder / 'policy'} and {run.folder / 'critic'}, curves in {run.folder / 'plots'}")
     return summary, before, after
 
 
@@ -147,12 +153,13 @@ def train_rollout(trainer: Trainer, index: int) -> dict[str, float]:
     )
     targets, metrics = estimate_advantages(rollout, trainer)
     if config.ppo.kl_budget is not None:
-        if metrics["objective/kl"] > config.ppo.kl_budget:
+        if not metrics["objective/kl"] <= config.ppo.kl_budget:  # NaN is over it too
             trainer.one.set_adapter_weights("policy", trainer.within_kl_budget)
             return {**metrics, "train/over_kl_budget": 1.0}
         trainer.within_kl_budget = trainer.one.adapter_weights("policy")
     metrics |= update_on(rollout, targets, trainer, index)
-    trainer.kl.update(metrics["objective/kl"], len(rollout.samples))
+    if index >= config.ppo.critic_warmup_rollouts:  # before, the policy stands still and its KL says nothing
+        trainer.kl.update(metrics["objective/kl"], len(rollout.samples))
     return metrics
 
 

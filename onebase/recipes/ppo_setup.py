@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from onebase.config import PPOConfig
-from onebase.data.chat import ChatFormat, chat_format
+from onebase.data.batches import num_minibatches
+from onebase.data.chat import ChatFormat
 from onebase.data.formats import drop_unusable, read_files
-from onebase.data.prepare import encode_prompts, encode_rows
+from onebase.data.prepare import Limits, encode_prompts, encode_rows
 from onebase.errors import DataError
 from onebase.models.generation import Sampling, stop_ids
 from onebase.models.one_base import OneBase
@@ -18,7 +20,7 @@ from onebase.models.role_files import load_role
 from onebase.objectives.kl import AdaptiveKL, FixedKL
 from onebase.objectives.moments import RunningMoments
 from onebase.recipes.saved import warn_of_template
-from onebase.recipes.setup import limits_of, make_update, new_lora, open_base, read_rows, token_budget
+from onebase.recipes.setup import make_update, new_lora, open_base, open_chat, read_rows, token_budget
 from onebase.records import Example, RewardSource
 from onebase.rewards.functions import FunctionReward
 from onebase.rewards.learned import ClassifierReward, RoleReward
@@ -49,7 +51,7 @@ class Trainer:
 def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
     """Loads the base, puts the four roles on it, reads the prompts; returns the trainer and the held-out prompts."""
     one = open_base(config.model)
-    ppo, chat = config.ppo, chat_format(one.tokenizer, config.model.chat_template)
+    ppo, chat = config.ppo, open_chat(one.tokenizer, config.model)
     prompts, held_out, ptx = read_prompts(config, chat, one.context_length)
     add_policy_and_reference(one, config)
     if config.reward.role is not None:
@@ -70,7 +72,7 @@ def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
             ParameterGroup(one.parameters("critic"), ppo.critic_learning_rate or learning_rate),
         ],
         config.optimizer,
-        total_steps=num_rollouts(config, prompts) * ppo.num_ppo_epochs * (ppo.rollout_prompts // ppo.minibatch_prompts),
+        total_steps=num_updates(config, prompts),
         token_budget=budget,
     )
     generation = config.generation
@@ -114,7 +116,14 @@ def add_critic(one: OneBase, config: PPOConfig) -> None:
     if config.ppo.critic == "head":
         one.share_adapter("critic", with_role="policy")
     else:
-        one.add_role("critic", copy_of=config.ppo.critic_start, head=True, trains=True)
+        start = config.ppo.critic_start
+        if start == "auto":
+            start = "reward" if config.reward.role is not None else "policy"
+        critic = one.add_role("critic", copy_of=start, head=True, trains=True)
+        if config.reward.normalize == "held_out" and start == "reward" and critic.head is not None:
+            # Its values are in units of raw scores, the returns in deviations of them.
+            with torch.no_grad():
+                critic.head.weight.div_(one.roles["reward"].score_std or 1.0)
 
 
 def open_reward_source(config: PPOConfig, one: OneBase, token_budget: int) -> RewardSource:
@@ -138,7 +147,7 @@ def read_prompts(
             "ppo compares policy and reference on held-out prompts, and none are left; set data.eval, or "
             "data.eval_fraction above 0"
         )
-    limits = limits_of(config.data, context)
+    limits = Limits(context, config.data.max_prompt_tokens, truncate_prompt=config.data.truncate_prompt)
     lengths = {"max_new_tokens": config.generation.max_new_tokens, "opening_tokens": config.data.opening_tokens}
     ptx: list[Example] = []
     if config.ppo.ptx_data:
@@ -156,10 +165,20 @@ def num_rollouts(config: PPOConfig, prompts: Sequence[Example]) -> int:
     return config.max_steps or -(-len(prompts) // config.ppo.rollout_prompts)
 
 
+def num_updates(config: PPOConfig, prompts: Sequence[Example]) -> int:
+    """Optimizer steps of the run, if no rollout stops early; the last rollout of an epoch may be smaller."""
+    ppo, count = config.ppo, len(prompts)
+    starts = range(0, count, ppo.rollout_prompts)
+    sizes = [min(ppo.rollout_prompts, count - starts[i % len(starts)]) for i in range(num_rollouts(config, prompts))]
+    return ppo.num_ppo_epochs * sum(num_minibatches(size, ppo.minibatch_prompts) for size in sizes)
+
+
 def plan(config: PPOConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(config.model.model_name_or_path, config.model.quantization, config.model.dtype)
-    chat = chat_format(base.tokenizer, config.model.chat_template)
+    base = describe_base(
+        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
+    )
+    chat = open_chat(base.tokenizer, config.model)
     prompts, held_out, ptx = read_prompts(config, chat, base.context)
     ppo, k = config.ppo, config.generation.samples_per_prompt
     lengths = sorted(len(p.prompt_ids) for p in prompts)

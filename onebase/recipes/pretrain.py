@@ -9,30 +9,28 @@ length. Without `model.model_name_or_path` the tokenizer is trained on the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from onebase.config import PretrainConfig
 from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import chat_format
 from onebase.data.formats import read_files
-from onebase.errors import DataError
+from onebase.errors import DataError, ModelError
 from onebase.evaluation.plots import plot_run
-from onebase.models.forward import token_logprobs
 from onebase.models.loading import load_base, wrap_model
 from onebase.models.one_base import OneBase
-from onebase.models.passes import num_counted, per_example
+from onebase.models.passes import num_counted
 from onebase.models.role_files import save_base
 from onebase.models.tiny import make_llama, train_tokenizer
-from onebase.recipes.setup import largest_example, make_update, num_steps, read_rows, require_finite, token_budget
-from onebase.records import Example, Row, TreeBatch
+from onebase.recipes.setup import largest_example, make_update, num_steps, read_rows, token_budget
+from onebase.records import Example, Row
+from onebase.training.language import language_step, mean_nll
 from onebase.training.memory import peak_memory_mb
-from onebase.training.metrics import Averages
 from onebase.training.plan import describe_base, describe_steps
 from onebase.training.progress import StepProgress, say
 from onebase.training.run import Run
@@ -57,7 +55,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         total_steps=total,
         token_budget=token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out)),
     )
-    before = evaluate(one, held_out, update.token_budget)
+    before = mean_nll(one, held_out, token_budget=update.token_budget)
     parameters = sum(p.numel() for p in one.model.parameters())
     say(f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(one.tokenizer)}, {len(train)} blocks "
         f"({num_counted(train)} tokens), {len(held_out)} held out, {total} steps")  # fmt: skip
@@ -68,27 +66,20 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     with run.stoppable(save) as between_steps, StepProgress("pretrain", total) as progress:
         for step in range(total):
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
-            examples = [train[i] for i in chosen]
-            num_tokens = num_counted(examples)
-
-            def loss(
-                batch: TreeBatch, indices: list[int], metrics: Averages, num_tokens: int = num_tokens
-            ) -> Iterator[Tensor]:
-                yield -token_logprobs(one, batch, role="policy").sum() / num_tokens
-
-            metrics = update.step((examples, loss))
+            metrics = language_step(one, [train[i] for i in chosen], update)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
-                metrics["eval/loss"] = evaluate(one, held_out, update.token_budget)
+                metrics["eval/loss"] = mean_nll(one, held_out, token_budget=update.token_budget)
             run.log(step + 1, metrics)
             progress.advance({"loss": metrics["loss"]})
             between_steps(step + 1)
-
-    after = evaluate(one, held_out, update.token_budget)
+        after = mean_nll(one, held_out, token_budget=update.token_budget)
     save(run.folder)
     plot_run(run.folder)
     summary = {"verb": "pretrain", "steps": total, "parameters": parameters, "eval_loss_before": before,
                "eval_loss_after": after, "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
     run.finish(summary)
+    say(f"pretrain: held-out loss {before:.3f} -> {after:.3f}; saved {run.folder / 'model'}, "
+        f"curves in {run.folder / 'plots'}")  # fmt: skip
     return summary
 
 
@@ -132,23 +123,17 @@ def to_blocks(one: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list
                 "`onebase sft`"
             )
         text = chat.encode_example(row)
-        ids += [*text.prompt_ids, *text.completions[0]]
+        # Without a beginning token a text starts behind the end token of the one before.
+        start = [] if ids and text.prompt_ids[0] == ids[-1] else text.prompt_ids
+        ids += [*start, *text.completions[0]]
     length = config.block_length or min(LONGEST_BLOCK, one.context_length)
+    if length > one.context_length:
+        raise ModelError(f"block_length = {length} exceeds the model's context of {one.context_length}; lower it")
     blocks = [ids[start : start + length] for start in range(0, len(ids), length)]
     examples = [Example(block[:1], [block[1:]]) for block in blocks if len(block) > 1]
     if rows and not examples:
         raise DataError(f"{rows[0].place}: the texts are too short to learn from")
     return examples
-
-
-def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> float:
-    """Mean negative log-likelihood of the held-out tokens, in nats; NaN where nothing is held out."""
-    if not examples:
-        return float("nan")
-    logprobs = per_example(
-        one, examples, lambda batch: token_logprobs(one, batch, role="policy"), token_budget=token_budget
-    )
-    return require_finite(-float(torch.cat(logprobs).mean()), "the loss on held-out data")
 
 
 def plan(config: PretrainConfig) -> str:

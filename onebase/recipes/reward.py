@@ -10,6 +10,7 @@ with the role. Saved so that transformers' sequence classifiers with PEFT give t
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ from torch import Tensor
 from onebase.config import RewardConfig
 from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
-from onebase.data.chat import ChatFormat, chat_format
-from onebase.data.prepare import encode_rows, pair_labelled
+from onebase.data.chat import ChatFormat
+from onebase.data.prepare import drop_equal_cuts, encode_rows, pair_labelled
 from onebase.errors import DataError
 from onebase.evaluation.intervals import bootstrap_mean
 from onebase.evaluation.plots import plot_run
+from onebase.models.classifier import check_classifier, save_classifier
 from onebase.models.forward import completion_scores
 from onebase.models.one_base import OneBase
 from onebase.models.passes import per_example
-from onebase.models.role_files import load_role, save_classifier, save_role
+from onebase.models.role_files import load_role, save_role
 from onebase.objectives.reward import (
     Comparison,
     centering_loss,
@@ -44,13 +46,13 @@ from onebase.recipes.setup import (
     new_lora,
     num_steps,
     open_base,
+    open_chat,
     read_rows,
-    require_finite,
     token_budget,
 )
 from onebase.records import Example, TreeBatch
 from onebase.training.memory import peak_memory_mb
-from onebase.training.metrics import Averages
+from onebase.training.metrics import Averages, require_finite
 from onebase.training.plan import describe_base, describe_steps
 from onebase.training.progress import StepProgress, say
 from onebase.training.run import Run
@@ -60,8 +62,8 @@ from onebase.training.update import ParameterGroup, Update
 def run(config: RewardConfig) -> dict[str, Any]:
     """Trains, evaluates and saves `reward/` (or `model/`) in the run's folder; returns the summary."""
     run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
-    one = open_base(config.model)
-    chat = chat_format(one.tokenizer, config.model.chat_template)
+    one = open_base(config.model, trained_in_full=config.lora.r == 0)
+    chat = open_chat(one.tokenizer, config.model)
     train, held_out = read_examples(config, chat, one.context_length)
     add_reward(one, config)
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
@@ -70,6 +72,7 @@ def run(config: RewardConfig) -> dict[str, Any]:
         [ParameterGroup(one.parameters("reward"), config.optimizer.learning_rate)],
         config.optimizer,
         total_steps=total,
+        dropout=config.lora.dropout > 0,
         token_budget=token_budget(one, config.batch, role="reward", longest=largest_example(one, train, held_out)),
     )
     say(f"reward: {len(train)} questions with {sum(len(e.completions) for e in train)} answers, {len(held_out)} held "
@@ -93,8 +96,7 @@ def run(config: RewardConfig) -> dict[str, Any]:
             run.log(step + 1, metrics)
             progress.advance({name: metrics[name] for name in ("loss", "accuracy") if name in metrics})
             between_steps(step + 1)
-
-    held = evaluate(one, held_out, update.token_budget)
+        held = evaluate(one, held_out, update.token_budget)
     role = one.roles["reward"]
     role.score_mean, role.score_std = held["score_mean"], held["score_std"]
     save(run.folder)
@@ -102,6 +104,9 @@ def run(config: RewardConfig) -> dict[str, Any]:
     summary = {"verb": "reward", "steps": total, **{f"eval_{name}": value for name, value in held.items()},
                "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
     run.finish(summary)
+    saved = run.folder / ("reward" if config.lora.r else "model")
+    say(f"reward: held-out accuracy {held['accuracy']:.3f} {held.get('accuracy_interval') or ''}, correlation of score "
+        f"and length {held.get('length_correlation', math.nan):.2f}; saved {saved}")  # fmt: skip
     return summary
 
 
@@ -169,7 +174,7 @@ def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> di
     """On held-out lists: the share of comparisons in the right order with its interval over lists, the scores' moments,
     and their correlation with the length of the answer."""
     if not examples:
-        return {"accuracy": float("nan"), "score_mean": 0.0, "score_std": 1.0}
+        return {"accuracy": float("nan"), "score_mean": None, "score_std": None}
     scores = per_example(
         one, examples, lambda batch: completion_scores(one, batch, role="reward"),
         token_budget=token_budget, per_completion=True,
@@ -185,7 +190,7 @@ def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> di
     interval = bootstrap_mean(per_list) if per_list else None
     return {
         "accuracy": interval.mean if interval else float("nan"),
-        "accuracy_interval": [interval.low, interval.high] if interval else None,
+        "accuracy_interval": [round(interval.low, 3), round(interval.high, 3)] if interval else None,
         "score_mean": require_finite(float(everything.mean()), "the mean score of held-out answers"),
         "score_std": require_finite(
             float(everything.std(unbiased=False).clamp(min=1e-6)), "the deviation of the scores of held-out answers"
@@ -201,6 +206,7 @@ def add_reward(one: OneBase, config: RewardConfig) -> None:
         one.add_role("reward", copy_of="start", head=True, trains=True)
         one.remove_role("start")
     elif config.lora.r == 0:
+        check_classifier(one)
         one.add_role("reward", head=True)
         one.train_base("reward")
     else:
@@ -223,13 +229,24 @@ def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple
                 f"{row.place}: nothing is compared in this row; a reward role learns from chosen and rejected answers, "
                 "ranked lists, or texts labelled 0 and 1"
             )
-    return encode_rows(train, chat, limits), encode_rows(held_out, chat, limits) if held_out else []
+    encoded = encode_rows(train, chat, limits), encode_rows(held_out, chat, limits) if held_out else []
+    (train_lists, cut), (held_out_lists, also_cut) = drop_equal_cuts(encoded[0]), drop_equal_cuts(encoded[1])
+    if cut or also_cut:
+        places = ", ".join((cut + also_cut)[:3])
+        say(f"left out: {len(cut + also_cut)} whose answers were cut to the same tokens ({places})")
+    if not train_lists:
+        raise DataError(
+            "every list was cut to equal answers; raise data.max_completion_tokens, or lower data.max_prompt_tokens"
+        )
+    return train_lists, held_out_lists
 
 
 def plan(config: RewardConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(config.model.model_name_or_path, config.model.quantization, config.model.dtype)
-    chat = chat_format(base.tokenizer, config.model.chat_template)
+    base = describe_base(
+        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
+    )
+    chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
     comparisons = sum(len(draw_comparisons(e, config, visit=(0, i))) for i, e in enumerate(train))

@@ -27,7 +27,10 @@ def run(*, role: str, file: Path, rank: bool, model: str | None, microbatch_toke
     rows = read_rows(file)
     for row in rows:
         if not row.answers:
-            raise DataError(f"{row.place}: the row has no answer to score; give it 'completion', 'chosen' or 'output'")
+            raise DataError(
+                f"{row.place}: the row has no answer to score; give it 'completion', 'chosen' and "
+                "'rejected', or 'output' with one answer or a list"
+            )
     one, chat = open_saved({"reward": (role, ("reward",))}, model=model)
     examples = encode_rows(rows, chat, Limits(one.context_length, truncate_prompt="left"))
     budget = microbatch_tokens or find_token_budget(one, "reward", longest=max(e.num_tokens for e in examples))
@@ -43,7 +46,8 @@ def run(*, role: str, file: Path, rank: bool, model: str | None, microbatch_toke
             order = sorted(range(len(numbers)), key=lambda k: -numbers[k])
             line["ranking"] = [{"answer": k, "score": numbers[k], "text": row.answers[k]} for k in order]
         print(json.dumps(line, ensure_ascii=False))
-    held_out = one.roles["reward"]
-    every = torch.cat(scores)
+    reward, every = one.roles["reward"], torch.cat(scores)
+    if reward.score_mean is None:
+        return
     say(f"{len(every)} answers, mean {every.mean():.3f}; on its held-out data the role had mean "
-        f"{held_out.score_mean:.3f}, deviation {held_out.score_std:.3f}")  # fmt: skip
+        f"{reward.score_mean:.3f}, deviation {reward.score_std:.3f}")  # fmt: skip

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Sequence
 
 from peft import LoraConfig
+from transformers import PreTrainedTokenizerBase
 
 from onebase.config_groups import (
     DataGroup,
     EpochsOptimizerGroup,
+    FilesGroup,
     LoraGroup,
     MicrobatchGroup,
     ModelGroup,
     OptimizerGroup,
+    OptionalModelGroup,
 )
 from onebase.data.batches import num_minibatches, row_shape
+from onebase.data.chat import ChatFormat, chat_format
 from onebase.data.prepare import Limits, dropped_line, read_split
-from onebase.errors import NonFiniteError
 from onebase.models.loading import load_base
 from onebase.models.one_base import OneBase, lora_config
 from onebase.records import Example, Row
@@ -26,15 +29,29 @@ from onebase.training.progress import say
 from onebase.training.update import ParameterGroup, Update
 
 
-def open_base(model: ModelGroup) -> OneBase:
-    """The frozen base with its tokenizer."""
+def open_base(model: ModelGroup, *, trained_in_full: bool = False) -> OneBase:
+    """The base with its tokenizer; frozen, but in full-parameter training.
+
+    Then in float32 unless another dtype is named: an update of a bfloat16 weight is often smaller than its last bit.
+    """
     return load_base(
         model.model_name_or_path,
-        dtype=model.dtype,
+        dtype="float32" if trained_in_full and model.dtype == "auto" else model.dtype,
         quantization=model.quantization,
         device=model.device,
         layout=model.layout,
     )
+
+
+def open_chat(tokenizer: PreTrainedTokenizerBase, model: OptionalModelGroup) -> ChatFormat:
+    """The chat template in use; says so where its turn marks are not tokens of this tokenizer."""
+    chat = chat_format(tokenizer, model.chat_template)
+    spelled = [mark for mark in sorted(set(re.findall(r"<\|\w+\|>", chat.template or "")))
+               if mark not in tokenizer.get_vocab()]  # fmt: skip
+    if spelled:
+        say(f"warning: {', '.join(spelled)} of the chat template {model.chat_template} are no tokens of this tokenizer "
+            "and are spelled out in many; model.chat_template: hh or plain suit it better")  # fmt: skip
+    return chat
 
 
 def new_lora(one: OneBase, lora: LoraGroup) -> LoraConfig:
@@ -49,7 +66,7 @@ def new_lora(one: OneBase, lora: LoraGroup) -> LoraConfig:
     )
 
 
-def read_rows(data: DataGroup, seed: int) -> tuple[list[Row], list[Row]]:
+def read_rows(data: FilesGroup, seed: int) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows; says what was left out."""
     train, held_out, dropped = read_split(
         data.train,
@@ -86,27 +103,20 @@ def num_steps(max_steps: int | None, optimizer: EpochsOptimizerGroup, num_exampl
     return max_steps or optimizer.num_epochs * num_minibatches(num_examples, minibatch)
 
 
-def require_finite(value: float, what: str) -> float:
-    """Returns the value.
-
-    Raises:
-        NonFiniteError: it is NaN or infinite: the role must not be saved as if it were trained.
-    """
-    if not math.isfinite(value):
-        raise NonFiniteError(
-            f"{what} is not finite ({value}), nothing was saved. Lower optimizer.learning_rate, or look at the data "
-            "for extreme values"
-        )
-    return value
-
-
 def make_update(
-    one: OneBase, groups: list[ParameterGroup], optimizer: OptimizerGroup, *, total_steps: int, token_budget: int
+    one: OneBase,
+    groups: list[ParameterGroup],
+    optimizer: OptimizerGroup,
+    *,
+    total_steps: int,
+    token_budget: int,
+    dropout: bool = False,
 ) -> Update:
-    """The optimizer over the roles that train."""
+    """The optimizer over the roles that train; `dropout` turns adapter dropout on in the passes that train."""
     return Update(
         one,
         groups,
+        dropout=dropout,
         weight_decay=optimizer.weight_decay,
         schedule=optimizer.schedule,
         warmup_steps=optimizer.warmup_steps,

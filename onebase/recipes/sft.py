@@ -8,22 +8,17 @@ over the M counted completion tokens of the whole minibatch, however it is split
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from onebase.config import SFTConfig
 from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
-from onebase.data.chat import ChatFormat, chat_format
-from onebase.data.prepare import encode_rows
+from onebase.data.chat import ChatFormat
+from onebase.data.prepare import best_answer, encode_rows
 from onebase.evaluation.plots import plot_run
-from onebase.models.forward import token_logprobs
 from onebase.models.one_base import OneBase
-from onebase.models.passes import num_counted, per_example
+from onebase.models.passes import num_counted
 from onebase.models.role_files import load_role, save_base, save_role
 from onebase.recipes.setup import (
     largest_example,
@@ -32,24 +27,24 @@ from onebase.recipes.setup import (
     new_lora,
     num_steps,
     open_base,
+    open_chat,
     read_rows,
-    require_finite,
     token_budget,
 )
-from onebase.records import Example, TreeBatch
+from onebase.records import Example
+from onebase.training.language import language_step, mean_nll
 from onebase.training.memory import peak_memory_mb
-from onebase.training.metrics import Averages
 from onebase.training.plan import describe_base, describe_steps
 from onebase.training.progress import StepProgress, say
 from onebase.training.run import Run
-from onebase.training.update import ParameterGroup, Update
+from onebase.training.update import ParameterGroup
 
 
 def run(config: SFTConfig) -> dict[str, Any]:
     """Trains, evaluates and saves `policy/` (or `model/`) in the run's folder; returns the summary."""
     run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
-    one = open_base(config.model)
-    chat = chat_format(one.tokenizer, config.model.chat_template)
+    one = open_base(config.model, trained_in_full=config.lora.r == 0)
+    chat = open_chat(one.tokenizer, config.model)
     train, held_out = read_examples(config, chat, one.context_length)
     add_policy(one, config)
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
@@ -58,9 +53,10 @@ def run(config: SFTConfig) -> dict[str, Any]:
         [ParameterGroup(one.parameters("policy"), config.optimizer.learning_rate)],
         config.optimizer,
         total_steps=total,
+        dropout=config.lora.dropout > 0,
         token_budget=token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out)),
     )
-    before = evaluate(one, held_out, update.token_budget)
+    before = mean_nll(one, held_out, token_budget=update.token_budget)
     say(f"sft: {len(train)} examples ({num_counted(train)} counted tokens), {len(held_out)} held out, {total} steps, "
         f"train_on {config.data.train_on}, layout {one.layout}")  # fmt: skip
 
@@ -73,41 +69,22 @@ def run(config: SFTConfig) -> dict[str, Any]:
     with run.stoppable(save) as between_steps, StepProgress("sft", total) as progress:
         for step in range(total):
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
-            metrics = train_step(one, [train[i] for i in chosen], update)
+            metrics = language_step(one, [train[i] for i in chosen], update)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
-                metrics["eval/loss"] = evaluate(one, held_out, update.token_budget)
+                metrics["eval/loss"] = mean_nll(one, held_out, token_budget=update.token_budget)
             run.log(step + 1, metrics)
             progress.advance({"loss": metrics["loss"]})
             between_steps(step + 1)
-
-    after = evaluate(one, held_out, update.token_budget)
+        after = mean_nll(one, held_out, token_budget=update.token_budget)
     save(run.folder)
     plot_run(run.folder)
     summary = {"verb": "sft", "steps": total, "eval_loss_before": before, "eval_loss_after": after,
                "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
     run.finish(summary)
+    saved = run.folder / ("policy" if config.lora.r else "model")
+    say(f"sft: held-out loss {before:.3f} -> {after:.3f}; saved {saved}, "
+        f"curves in {run.folder / 'plots'}")  # fmt: skip
     return summary
-
-
-def train_step(one: OneBase, examples: Sequence[Example], update: Update) -> dict[str, float]:
-    """One optimizer step on the mean negative log-likelihood of the counted tokens."""
-    total = num_counted(examples)
-
-    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
-        logprobs = token_logprobs(one, batch, role="policy")
-        yield -logprobs.sum() / total
-
-    return {**update.step((examples, loss)), "num_tokens": float(total)}
-
-
-def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> float:
-    """Mean negative log-likelihood of the held-out counted tokens, in nats; NaN where nothing is held out."""
-    if not examples:
-        return float("nan")
-    logprobs = per_example(
-        one, examples, lambda batch: token_logprobs(one, batch, role="policy"), token_budget=token_budget
-    )
-    return require_finite(-float(torch.cat(logprobs).mean()), "the loss on held-out data")
 
 
 def add_policy(one: OneBase, config: SFTConfig) -> None:
@@ -123,7 +100,7 @@ def add_policy(one: OneBase, config: SFTConfig) -> None:
 
 def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples, encoded and within the limits."""
-    train, held_out = read_rows(config.data, config.seed)
+    train, held_out = ([best_answer(row) for row in rows] for rows in read_rows(config.data, config.seed))
     limits, train_on = limits_of(config.data, context), config.data.train_on
     return (
         encode_rows(train, chat, limits, train_on=train_on),
@@ -133,8 +110,10 @@ def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[li
 
 def plan(config: SFTConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(config.model.model_name_or_path, config.model.quantization, config.model.dtype)
-    chat = chat_format(base.tokenizer, config.model.chat_template)
+    base = describe_base(
+        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
+    )
+    chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
     return "\n".join([

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
@@ -44,7 +45,9 @@ class FunctionReward:
             found = self._function(prompts=list(request.prompts), completions=list(request.completions), **columns)
             scores = list(found.tolist() if isinstance(found, Tensor | numpy.ndarray) else found)
         except Exception as error:
-            raise RewardError(f"reward.callable {self.name} failed: {_in_one_line(error)}") from error
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f" at {last.filename}:{last.lineno}"
+            raise RewardError(f"reward.callable {self.name} failed{place}: {_in_one_line(error)}") from error
         if len(scores) != len(request.completions):
             raise RewardError(
                 f"reward.callable {self.name} gave {len(scores)} scores for {len(request.completions)} completions"

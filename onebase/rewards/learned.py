@@ -37,11 +37,21 @@ class RoleReward:
         if not bool(torch.isfinite(scores).all()):
             raise RewardError(f"reward role {self._role}: a score is not finite; train it again, more slowly")
         role = self._one.roles[self._role]
-        return (scores - role.score_mean) / role.score_std if self._normalize else scores
+        if not self._normalize:
+            return scores
+        if role.score_mean is None or role.score_std is None:
+            raise ModelError(
+                "reward.normalize: held_out needs the moments of held-out scores, and this reward role was saved "
+                "without them; train it to the end with held-out data, or set reward.normalize: none"
+            )
+        return (scores - role.score_mean) / role.score_std
 
 
 class ClassifierReward:
-    """A sequence-classification model with one label, reading the text of prompt and completion with its own tokenizer.
+    """A sequence-classification model with one label, reading prompt and completion with its own tokenizer.
+
+    Where that has a chat template, conversations are rendered by it; else the classifier reads the text of the
+    policy's prompt and the completion, without special tokens.
 
     Raises:
         ModelError: no such model, or more labels than one.
@@ -74,8 +84,8 @@ class ClassifierReward:
     @torch.no_grad()
     def score(self, request: ScoreRequest) -> Tensor:
         """`[N]`: the classifier's only logit. Of a text longer than its context it reads the last tokens."""
-        texts = [prompt + completion for prompt, completion in zip(request.prompts, request.completions, strict=True)]
-        most = int(getattr(self._model.config, "max_position_embeddings", 0)) or None
+        texts = self._texts(request)
+        most = self._max_length()
         scores = []
         for start in range(0, len(texts), self._batch_size):
             inputs = self._tokenizer(
@@ -87,3 +97,21 @@ class ClassifierReward:
         if not bool(torch.isfinite(result).all()):
             raise RewardError(f"reward.model {self.name}: a score is not finite")
         return result
+
+    def _texts(self, request: ScoreRequest) -> list[str]:
+        texts = [prompt + completion for prompt, completion in zip(request.prompts, request.completions, strict=True)]
+        rows = [example.row for example in request.examples for _ in example.completions]
+        if self._tokenizer.chat_template:
+            for i, (row, completion) in enumerate(zip(rows, request.completions, strict=True)):
+                if row is not None and row.messages:
+                    turns = [{"role": message.role, "content": message.content} for message in row.messages]
+                    turns.append({"role": "assistant", "content": completion.strip()})
+                    texts[i] = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
+        return texts
+
+    def _max_length(self) -> int | None:
+        config = self._model.config
+        positions = int(getattr(config, "max_position_embeddings", 0))
+        if "roberta" in config.model_type:
+            positions -= int(config.pad_token_id) + 1  # its positions begin behind the padding id
+        return min(positions or 2**31, self._tokenizer.model_max_length) if positions else None

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from onebase.errors import NonFiniteError
+
 
 class Averages:
     """Means over all values added, whatever the microbatches they came in."""
@@ -59,3 +61,17 @@ def _plain(value: float) -> float | int | None:
         return value
     # Digits that count, not decimals: a learning rate at the end of its schedule is no zero.
     return float(f"{float(value):.8g}") if math.isfinite(value) else None
+
+
+def require_finite(value: float, what: str) -> float:
+    """Returns the value.
+
+    Raises:
+        NonFiniteError: it is NaN or infinite: the role must not be saved as if it were trained.
+    """
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"{what} is not finite ({value}), nothing was saved. Lower optimizer.learning_rate, or look at the data "
+            "for extreme values"
+        )
+    return value

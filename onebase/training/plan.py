@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from onebase.errors import ModelError
-from onebase.models.loading import hardware_dtype, load_tokenizer
+from onebase.models.loading import choose_device, hardware_dtype, load_tokenizer
 from onebase.models.passes import num_counted
 from onebase.records import Example
 
@@ -28,7 +28,7 @@ class BasePlan:
     lines: list[str]
 
 
-def describe_base(name_or_path: str, quantization: str, dtype: str) -> BasePlan:
+def describe_base(name_or_path: str, quantization: str, dtype: str, device_name: str = "auto") -> BasePlan:
     """Counts the base's parameters without loading its weights.
 
     Raises:
@@ -38,13 +38,14 @@ def describe_base(name_or_path: str, quantization: str, dtype: str) -> BasePlan:
         raise ModelError(f"{name_or_path}: no such folder; model.model_name_or_path takes a folder or a hub name")
     try:
         config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name_or_path}: no model could be loaded: {str(error).splitlines()[0]}") from error
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ModelError(f"{name_or_path}: no causal language model could be loaded: {reason}") from error
     tokenizer = load_tokenizer(name_or_path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device_name)
     chosen = hardware_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     count = sum(p.numel() for p in model.parameters())
     # Neither the embedding nor an output layer of its own is quantised.
     ends = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings())}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import random
 import signal
 import time
@@ -16,7 +18,7 @@ from typing import Any
 import numpy
 import torch
 
-from onebase.errors import ConfigError, Interrupted, Stopped
+from onebase.errors import ConfigError, Interrupted, NonFiniteError, Stopped
 from onebase.files import write_atomically
 from onebase.training.metrics import MetricsFile
 
@@ -38,14 +40,21 @@ class Run:
                 raise ConfigError(
                     f"{self.folder} holds a finished run; choose another --output_dir, or remove that folder first"
                 )
+            stopped = sorted(path.name for path in self.folder.glob("checkpoint-*"))
+            if stopped:
+                raise ConfigError(
+                    f"{self.folder} holds a run that was stopped, with its roles in {stopped[-1]}; choose another "
+                    "--output_dir, or remove that folder first"
+                )
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "config.yaml", config_text)
-            self._metrics = MetricsFile(self.folder / "metrics.jsonl")
+            if not os.access(self.folder, os.W_OK):
+                raise PermissionError(errno.EACCES, "Permission denied")
         except OSError as error:
             raise ConfigError(
                 f"{self.folder}: cannot be written ({error.strerror}); choose another --output_dir"
             ) from error
-        self.seed = seed
+        self._config_text = config_text
+        self._metrics: MetricsFile | None = None
         self._started = time.monotonic()
         self._signal: int | None = None
         random.seed(seed)
@@ -53,6 +62,10 @@ class Run:
         torch.manual_seed(seed)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a line to `metrics.jsonl`; the first opens the record, so that a failed start leaves an older one."""
+        if self._metrics is None:
+            write_atomically(self.folder / "config.yaml", self._config_text)
+            self._metrics = MetricsFile(self.folder / "metrics.jsonl")
         self._metrics.write(step, values)
 
     @property
@@ -71,7 +84,7 @@ class Run:
         """Ctrl-C and SIGTERM take effect between steps, after saving; a second Ctrl-C at once.
 
         Yields a function to call after each step with the number of steps done. On a request to stop it saves to
-        `checkpoint-<step>/` and raises.
+        `checkpoint-<step>/` and raises. It saves there too when a step fails, after the last one that did not.
 
         Raises:
             Interrupted: after Ctrl-C. Stopped: after SIGTERM.
@@ -85,7 +98,11 @@ class Run:
         handled = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, note) for number in handled}
 
+        done = 0
+
         def between_steps(step: int) -> None:
+            nonlocal done
+            done = step
             if self._signal is None:
                 return
             folder = self.folder / f"checkpoint-{step}"
@@ -95,6 +112,12 @@ class Run:
 
         try:
             yield between_steps
+        except (Interrupted, Stopped, NonFiniteError):  # saved already, or not worth it
+            raise
+        except Exception:
+            if done:  # what was trained so far is worth keeping, whatever went wrong
+                save(self.folder / f"checkpoint-{done}")
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

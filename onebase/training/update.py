@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,7 @@ class Update:
     """AdamW over the roles that train.
 
     Args:
+        dropout: whether adapter dropout is on in the passes that train. Not for PPO: its ratios would be noise.
         total_steps: optimizer steps of the run, for a schedule that ends at 0.
         token_budget: padded tokens of a microbatch; halved when the device runs out of memory.
     """
@@ -50,6 +52,7 @@ class Update:
         one: OneBase,
         groups: Sequence[ParameterGroup],
         *,
+        dropout: bool = False,
         weight_decay: float,
         schedule: str,
         warmup_steps: int,
@@ -58,6 +61,7 @@ class Update:
         token_budget: int,
     ) -> None:
         self._one = one
+        self._dropout = dropout
         self.token_budget = token_budget
         self._max_grad_norm = max_grad_norm
         self._parameters = [p for group in groups for p in group.parameters]
@@ -110,9 +114,10 @@ class Update:
                 for examples, loss_function in parts:
                     for indices in microbatch_indices(examples, self.token_budget, layout=self._one.layout):
                         batch = lay_out(self._one, [examples[i] for i in indices])
-                        for loss in loss_function(batch, indices, metrics):
-                            loss.backward()
-                            total += float(loss.detach())
+                        with self._one.dropout() if self._dropout else nullcontext():
+                            for loss in loss_function(batch, indices, metrics):
+                                loss.backward()
+                                total += float(loss.detach())
                 return metrics, total
             except torch.OutOfMemoryError as error:
                 # From the start of the step: part of a gradient may have been added already.
