@@ -37,6 +37,7 @@ TRAINING_VERBS = {
     "pretrain": "Train a language model on plain text, from scratch or further.",
     "sft": "Train a policy on answers written by people or models.",
     "reward": "Train a reward role on preferences: pairs or ranked lists.",
+    "dpo": "Train a policy on preferences directly: DPO and its family.",
     "ppo": "Train a policy against a reward source by PPO, four roles on one base.",
 }
 

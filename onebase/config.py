@@ -5,11 +5,14 @@ A key is written `group.key`, in the YAML file as nested mappings. The line unde
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from onebase.config_groups import (
+    LOSSES,
     BatchGroup,
     Count,
     DataGroup,
@@ -24,6 +27,7 @@ from onebase.config_groups import (
     OptionalModelGroup,
     PPOGroup,
     PPOOptimizerGroup,
+    PreferenceGroup,
     PretrainOptimizerGroup,
     PromptDataGroup,
     PromptEvaluationGroup,
@@ -127,6 +131,48 @@ class RewardConfig(VerbConfig):
         return self
 
 
+class DPOConfig(VerbConfig):
+    """Train a policy on preferences directly: DPO and its family."""
+
+    loss: str = "sigmoid"
+    """sigmoid, robust, hinge, ipo, cpo, simpo, orpo, kto, rrhf, plackett_luce, or a mixture: sigmoid + 0.1 nll."""
+    start_from: str | None = None
+    """Folder of the policy role to start from, whose frozen copy is the reference; null = a new role on the base."""
+    model: ModelGroup
+    lora: LoraGroup = LoraGroup()
+    data: DataGroup
+    preference: PreferenceGroup = PreferenceGroup()
+    optimizer: EpochsOptimizerGroup = EpochsOptimizerGroup()
+    batch: BatchGroup = BatchGroup()
+    evaluation: EvaluationGroup = EvaluationGroup()
+
+    def loss_weights(self) -> dict[str, float]:
+        """The losses that are added up, with their weights, as they are written."""
+        weights: dict[str, float] = {}
+        for term in self.loss.split("+"):
+            weight, _, name = term.strip().rpartition(" ")
+            number = weight.strip().rstrip("*").strip()
+            known = re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", number)
+            weights[name if known or not number else term.strip()] = float(number) if known else 1.0
+        return weights
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> DPOConfig:
+        problems = []
+        names = list(self.loss_weights())
+        for name in names:
+            if name not in LOSSES:
+                near = get_close_matches(name, LOSSES, n=1)
+                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(LOSSES)}; mixed: a + 0.1 b"
+                problems.append(f"'loss' = {name} is unknown; {meant}")
+        if "kto" in names and set(names) - {"kto"}:
+            problems.append("'loss': kto learns from single answers, and is not mixed with losses over pairs or lists")
+        if self.lora.r == 0:
+            problems.append("'lora.r' = 0 would change the base that is the reference too; set lora.r >= 1")
+        fail_on(problems)
+        return self
+
+
 class PPOConfig(VerbConfig):
     """Train a policy against a reward source by PPO, four roles on one base."""
 
@@ -170,6 +216,7 @@ VERB_CONFIGS: dict[str, type[VerbConfig]] = {
     "pretrain": PretrainConfig,
     "sft": SFTConfig,
     "reward": RewardConfig,
+    "dpo": DPOConfig,
     "ppo": PPOConfig,
 }
 """The model of each training verb."""

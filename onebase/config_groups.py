@@ -351,6 +351,29 @@ class RewardGroup(Group):
     """Weight of the mean square of the scores, which keeps them near 0."""
 
 
+LOSSES = ("sigmoid", "robust", "hinge", "ipo", "cpo", "simpo", "orpo", "kto", "rrhf", "plackett_luce", "nll")
+"""Names of preference losses, as the papers have them; nll is the language-model loss of the best answer."""
+
+
+class PreferenceGroup(Group):
+    """Preference optimisation without a reward model."""
+
+    beta: Positive | None = None
+    """Strength of the pull to the reference, or inverse temperature; null = the loss's own (0.1; simpo 2)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels taken to be wrong, for sigmoid (conservative), robust and cpo."""
+    gamma: NonNegative = 1.0
+    """Margin of simpo, in units of beta times nats per token."""
+    desirable_weight: Positive = 1.0
+    """Weight of good rows in kto."""
+    undesirable_weight: Positive = 1.0
+    """Weight of bad rows in kto."""
+    max_pairs: Count = 10
+    """Comparisons taken from one ranked list at a visit, at most, by losses over pairs."""
+    reference: Literal["live", "cached"] = "cached"
+    """Log-probs of the reference: in every step, or once before the first and kept beside the run."""
+
+
 class TinyModelGroup(Group):
     """A new model, made from scratch when model.model_name_or_path is null, and its tokenizer."""
 

@@ -32,7 +32,7 @@ MAY_IMPORT_RECIPES = {
     "onebase.recipes.demo": {f"onebase.recipes.{verb}" for verb in ("pretrain", "sft", "reward", "ppo", "score")},
 }
 MAX_FUNCTION_LINES = 80
-MAX_REACHABLE_LINES = 4600
+MAX_REACHABLE_LINES = 4700
 """Lines of code: blank lines, comments and docstrings make a file longer, not harder to read."""
 EMPTY_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "managers", "misc"}
 

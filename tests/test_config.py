@@ -14,7 +14,7 @@ from onebase.errors import ConfigError
 
 SFT = ["output_dir=runs/x", "model.model_name_or_path=base", "data.train=a.jsonl"]
 PPO = [*SFT, "policy=runs/sft/policy", "reward.role=runs/reward/reward"]
-REQUIRED = {"pretrain": [SFT[0], SFT[2]], "sft": SFT, "reward": SFT, "ppo": PPO}
+REQUIRED = {"pretrain": [SFT[0], SFT[2]], "sft": SFT, "reward": SFT, "dpo": SFT, "ppo": PPO}
 
 
 def messages(model_class: type, *words: str, path: Path | None = None) -> list[str]:
@@ -257,7 +257,11 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         ),
         (["reward.role=null"], "'reward.role', 'reward.callable' and 'reward.model'; got none of them"),
         (["reward.role=null", "reward.callable=ab"], "'reward.callable' = 'ab': it should be written module:function"),
-        (["reward.role=null", "reward.model=m"], "'ppo.critic_start' = reward needs 'reward.role'"),
+        (
+            ["reward.role=null", "reward.model=m", "ppo.critic_start=reward"],
+            "'ppo.critic_start' = reward needs 'reward.role'",
+        ),
+        (["lora.dropout=0.1"], "'lora.dropout' above 0 would make noise of PPO's probability ratios; leave it at 0"),
         (["lora.layers=9-2"], "'lora.layers' = 9-2: it should be all, upper-half, upper-quarter, a range like 8-15"),
         (["data.train=[]"], "'data.train' = []: it should have at least 1 item"),
     ],

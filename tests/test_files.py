@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from onebase.errors import DoesNotFitError
 from onebase.files import atomic_folder, write_atomically
@@ -149,3 +151,19 @@ def test_a_file_that_cannot_be_written_for_another_reason_says_that_reason(tmp_p
     (tmp_path / "plain").write_text("a file, no folder")
     with pytest.raises(OSError, match="plain"):
         write_atomically(tmp_path / "plain" / "summary.json", "new")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_may_be_read_by_whom_the_umask_lets(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "policy") as temporary:
+            save_file({"a": torch.zeros(1)}, temporary / "a.safetensors")
+            (temporary / "b.txt").write_text("b")
+            (temporary / "b.txt").chmod(0o600)
+        write_atomically(tmp_path / "c.txt", "c")
+        assert os.umask(umask) == umask, "the umask of the process was changed"
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 3 and {path.stat().st_mode & 0o777 for path in files} == {mode}

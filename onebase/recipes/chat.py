@@ -64,7 +64,12 @@ def run(
             history = []
             continue
         history.append(Message("user", said))
-        answers = answer(one, chat, history, folders, sampling, seed + turn, scored=reward is not None)
+        try:
+            answers = answer(one, chat, history, folders, sampling, seed + turn, scored=reward is not None)
+        except PromptTooLongError as error:
+            console.print(str(error), style="yellow", markup=False)
+            history.pop()
+            continue
         show(answers, folders)
         # Two roles go on from the first one's answer, so that they stay in one conversation.
         history.append(Message("assistant", answers["A"][0]))

@@ -103,10 +103,10 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
                     f" ppo.kl_budget = {config.ppo.kl_budget:g}; the policy is the one before, within it")  # fmt: skip
                 break
         after = evaluate(trainer, held_out, role="policy")
-        budget, kl = config.ppo.kl_budget, after.row()["kl"].mean
-        if budget is not None and not kl <= budget:
-            say(f"ppo: held-out KL {kl:.2f} is over ppo.kl_budget = {budget:g}; back to the policy one rollout before")
-            one.set_adapter_weights("policy", trainer.within_kl_budget)
+        budget = config.ppo.kl_budget
+        while budget is not None and not (kl := after.row()["kl"].mean) <= budget and trainer.within_kl_budget:
+            say(f"ppo: held-out KL {kl:.2f} is over ppo.kl_budget = {budget:g}; back to an earlier policy")
+            one.set_adapter_weights("policy", trainer.within_kl_budget.pop())
             after = evaluate(trainer, held_out, role="policy")
     require_finite(after.row()["kl"].mean, "the policy's KL on held-out prompts")
     save(run.folder)
@@ -154,9 +154,10 @@ def train_rollout(trainer: Trainer, index: int) -> dict[str, float]:
     targets, metrics = estimate_advantages(rollout, trainer)
     if config.ppo.kl_budget is not None:
         if not metrics["objective/kl"] <= config.ppo.kl_budget:  # NaN is over it too
-            trainer.one.set_adapter_weights("policy", trainer.within_kl_budget)
+            if trainer.within_kl_budget:
+                trainer.one.set_adapter_weights("policy", trainer.within_kl_budget.pop())
             return {**metrics, "train/over_kl_budget": 1.0}
-        trainer.within_kl_budget = trainer.one.adapter_weights("policy")
+        trainer.keep_policy()
     metrics |= update_on(rollout, targets, trainer, index)
     if index >= config.ppo.critic_warmup_rollouts:  # before, the policy stands still and its KL says nothing
         trainer.kl.update(metrics["objective/kl"], len(rollout.samples))

@@ -44,8 +44,14 @@ class Trainer:
     moments: RunningMoments
     sampling: Sampling
     updates_done: int = 0
-    within_kl_budget: dict[str, Tensor] = field(default_factory=dict)
-    """The last policy adapter whose KL was measured and is within `ppo.kl_budget`."""
+    within_kl_budget: list[dict[str, Tensor]] = field(default_factory=list)
+    """The first policy adapter and the last few whose KL over a rollout was within `ppo.kl_budget`."""
+
+    def keep_policy(self) -> None:
+        """Remembers the policy as it is, to go back to."""
+        self.within_kl_budget.append(self.one.adapter_weights("policy"))
+        if len(self.within_kl_budget) > 5:
+            del self.within_kl_budget[1]
 
 
 def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:

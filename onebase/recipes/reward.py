@@ -9,7 +9,6 @@ with the role. Saved so that transformers' sequence classifiers with PEFT give t
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +33,6 @@ from onebase.models.role_files import load_role, save_role
 from onebase.objectives.reward import (
     Comparison,
     centering_loss,
-    comparison_weights,
     ranking_accuracy,
     ranking_loss,
     ranking_pairs,
@@ -51,6 +49,7 @@ from onebase.recipes.setup import (
     token_budget,
 )
 from onebase.records import Example, TreeBatch
+from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.memory import peak_memory_mb
 from onebase.training.metrics import Averages, require_finite
 from onebase.training.plan import describe_base, describe_steps
@@ -87,7 +86,10 @@ def run(config: RewardConfig) -> dict[str, Any]:
     with run.stoppable(save) as between_steps, StepProgress("reward", total) as progress:
         for step in range(total):
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
-            comparisons = [draw_comparisons(train[i], config, visit=(step, i)) for i in chosen]
+            comparisons = [
+                draw_comparisons(train[i], max_pairs=config.reward.max_pairs, seed=config.seed, visit=(step, i))
+                for i in chosen
+            ]
             metrics = train_step(
                 one, [train[i] for i in chosen], comparisons, update, config.reward.centering_coefficient
             )
@@ -133,41 +135,6 @@ def train_step(
         yield per_pair.sum() / len(examples) + centering
 
     return update.step((examples, loss))
-
-
-class PairTensors:
-    """The comparisons of several lists as tensors `[P]` that index the lists' scores laid end to end."""
-
-    def __init__(self, better: Tensor, worse: Tensor, weight: Tensor, tie: Tensor, margin: Tensor) -> None:
-        self.better, self.worse, self.weight, self.tie, self.margin = better, worse, weight, tie, margin
-
-    @staticmethod
-    def of(
-        examples: Sequence[Example], comparisons: Sequence[Sequence[Comparison]], device: torch.device
-    ) -> PairTensors:
-        rows: list[tuple[int, int, float, bool, float]] = []
-        offset = 0
-        for example, pairs in zip(examples, comparisons, strict=True):
-            for pair, weight in zip(pairs, comparison_weights(pairs), strict=True):
-                margin = 0.0 if example.margin is None else example.margin
-                rows.append((offset + pair.better, offset + pair.worse, weight, pair.tie, margin))
-            offset += len(example.completions)
-        better, worse, weights, ties, margins = zip(*rows, strict=True)
-        return PairTensors(
-            torch.tensor(better, device=device),
-            torch.tensor(worse, device=device),
-            torch.tensor(weights, device=device),
-            torch.tensor(ties, device=device),
-            torch.tensor(margins, device=device),
-        )
-
-
-def draw_comparisons(example: Example, config: RewardConfig, *, visit: tuple[int, int]) -> list[Comparison]:
-    """The comparisons of a list: all, or `max_pairs` of them drawn anew at each visit from the run's seed."""
-    assert example.grades is not None
-    name = f"{config.seed}/{visit[0]}/{visit[1]}".encode()
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:7], "big"))
-    return ranking_pairs(example.grades, config.reward.max_pairs, generator)
 
 
 def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> dict[str, Any]:
@@ -249,7 +216,8 @@ def plan(config: RewardConfig) -> str:
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
-    comparisons = sum(len(draw_comparisons(e, config, visit=(0, i))) for i, e in enumerate(train))
+    drawn = [draw_comparisons(e, max_pairs=config.reward.max_pairs, seed=0, visit=(0, 0)) for e in train]
+    comparisons = sum(map(len, drawn))
     return "\n".join([
         *base.lines,
         *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),

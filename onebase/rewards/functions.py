@@ -45,8 +45,10 @@ class FunctionReward:
             found = self._function(prompts=list(request.prompts), completions=list(request.completions), **columns)
             scores = list(found.tolist() if isinstance(found, Tensor | numpy.ndarray) else found)
         except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            place = f" at {last.filename}:{last.lineno}"
+            # The user's own line, not the library's that it called; there is none where the call itself failed.
+            below = traceback.extract_tb(error.__traceback__)[1:]
+            own = [frame for frame in below if frame.filename == below[0].filename]
+            place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
             raise RewardError(f"reward.callable {self.name} failed{place}: {_in_one_line(error)}") from error
         if len(scores) != len(request.completions):
             raise RewardError(

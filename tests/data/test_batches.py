@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from onebase.data.batches import microbatch_indices, minibatch_indices, num_minibatches
+from onebase.data.batches import microbatch_indices, minibatch_indices, num_minibatches, row_shape
 from onebase.data.tree import build_tree_batch
 from onebase.models.forward import token_logprobs
 from onebase.records import Example
@@ -101,3 +101,13 @@ def test_a_microbatch_split_changes_neither_the_loss_nor_the_gradients() -> None
         assert loss == pytest.approx(expected_loss, abs=1e-5)
         for gradient, wanted in zip(gradients, expected, strict=True):
             torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-5)
+
+
+def test_rows_of_the_separate_layout_are_counted_with_a_prompt_each() -> None:
+    examples = [Example([1] * 10, [[2] * 3, [2] * 5]), Example([1] * 4, [[2]] * 3)]
+    assert [row_shape(example, "separate") for example in examples] == [(2, 15), (3, 5)]
+    assert [row_shape(example, "tree") for example in examples] == [(1, 18), (1, 7)]
+    # 5 rows as wide as the widest; as trees, 2 rows.
+    for layout, needed in (("separate", 5 * 15), ("tree", 2 * 18)):
+        assert microbatch_indices(examples, needed, layout=layout) == [[0, 1]]
+        assert microbatch_indices(examples, needed - 1, layout=layout) == [[0], [1]]

@@ -308,14 +308,15 @@ def test_a_conversation_that_opens_with_the_assistant_is_prompted_by_it() -> Non
     assert form.decode(example.prompt_ids) == "\n\nAssistant: hi\n\nHuman: q\n\nAssistant:"
 
 
-def test_plain_text_follows_the_beginning_token_or_its_own_first_token(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_plain_text_follows_the_beginning_token_or_the_end_token(tokenizer: PreTrainedTokenizerBase) -> None:
     form = chat_format(tokenizer)
     ids = tokenizer.encode("once upon a time", add_special_tokens=False)
     example = form.encode_example(Row((), ("once upon a time",), (1.0,)))
-    if tokenizer.bos_token_id is not None:
-        ids = [tokenizer.bos_token_id, *ids]
-    assert [*example.prompt_ids, *example.completions[0]] == [*ids, tokenizer.eos_token_id]
-    assert len(example.prompt_ids) == 1 and example.counted is None and example.grades == (1.0,)
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    assert list(example.prompt_ids) == [first] and list(example.completions[0]) == [*ids, tokenizer.eos_token_id]
+    assert example.counted is None and example.grades == (1.0,)
+    compared = form.encode_example(Row((), ("once upon a time", "hello"), (1.0, 0.0)))
+    assert list(compared.prompt_ids) == [first] and compared.completions[0] == example.completions[0]
 
 
 # refusals
@@ -401,7 +402,7 @@ def test_rows_that_train_nothing_are_refused() -> None:
     with pytest.raises(DataError, match="2 texts and no prompt; plain text is one text a row"):
         form.encode_example(Row((), ("a", "b")))
     with pytest.raises(DataError, match="an answer gives no token"):
-        without.encode_example(Row((), ("",)))
+        without.encode_example(Row((), ("",)), add_end=False)
 
 
 class _Merging(PreTrainedTokenizerFast):
@@ -444,7 +445,8 @@ def test_long_prompts_are_refused_or_cut_on_the_left() -> None:
     with pytest.raises(PromptTooLongError) as caught:
         fit_example(EXAMPLE, max_prompt_tokens=3, max_completion_tokens=None)
     assert str(caught.value) == (
-        "f:1: the prompt has 4 tokens and max_prompt_tokens is 3; allow more, cut prompts on the left, or drop the row"
+        "f:1: the prompt has 4 tokens and max_prompt_tokens is 3; allow more, cut prompts on the left "
+        "(data.truncate_prompt: left), or drop the row"
     )
     assert (cut(3), cut(2), cut(1)) == ([5, 6, 7], [6, 7], [7])
     assert (cut(3, bos=0), cut(2, bos=0), cut(1, bos=0)) == ([0, 6, 7], [0, 7], [7])

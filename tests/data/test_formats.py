@@ -499,9 +499,20 @@ def test_both_sides_hold_a_prompt() -> None:
     assert [len(side) for side in split_by_prompt(rows_of(["a", "b"]), 0, 0)] == [2, 0]
 
 
+@pytest.mark.parametrize("grade", [float("nan"), float("inf"), True, "2", None])
+def test_grades_are_finite_numbers(tmp_path: Path, grade: object) -> None:
+    ranked = {"instruction": "q", "output": ["a", "b"], "grades": [grade, 1.0]}
+    message = refusal(tmp_path, ranked)
+    assert message.startswith("'grades' is ") and "a list of 2 numbers, one per answer" in message
+
+
 def test_one_prompt_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="f:0: nothing can be held out, the 3 rows have 1 different prompts; give more"):
+    with pytest.raises(DataError) as caught:
         split_by_prompt(rows_of(["a", "a", "a"]), 0.5, 0)
+    assert str(caught.value) == (
+        "f:0: nothing can be held out, the 3 rows have 1 different prompts (texts of a .txt file are separated by "
+        "blank lines); give more data, or data.eval"
+    )
     with pytest.raises(DataError, match="no rows: nothing can be held out"):
         split_by_prompt([], 0.5, 0)
     with pytest.raises(AssertionError, match=r"fraction is 1\.5"):
@@ -528,7 +539,7 @@ def test_too_many_unusable_rows_are_an_error() -> None:
         drop_unusable(rows)
     assert str(caught.value) == (
         "6 of 100 rows cannot be used, more than the share 0.05 allowed: empty answer: 6 (first f:0, f:1, f:2); "
-        "correct these rows, or allow a larger share"
+        "correct these rows, or allow a larger share (data.max_dropped_share)"
     )
     assert len(drop_unusable(rows[1:] + rows[-1:])[0]) == 95
 

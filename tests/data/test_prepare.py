@@ -9,6 +9,8 @@ import pytest
 from onebase.data.chat import ChatFormat, chat_format
 from onebase.data.prepare import (
     Limits,
+    best_answer,
+    drop_equal_cuts,
     dropped_line,
     encode_prompts,
     encode_rows,
@@ -114,19 +116,36 @@ def test_rows_become_examples_within_the_limits(chat: ChatFormat) -> None:
 
 
 def test_prompt_and_completion_together_fit_the_context(chat: ChatFormat) -> None:
-    for context in (6, 9, 10, 14):
+    for context in (10, 11, 12, 14):
         (example,) = encode_rows([asked("abcd", "12345678", "1")], chat, Limits(context=context, max_completion=7))
         longest = max(map(len, example.completions))
         assert len(example.prompt_ids) == 5 and longest == min(7, context - 5)
 
 
+@pytest.mark.parametrize(("prompt", "answer", "kept"), [(30, 8, (11, 9)), (30, 40, (10, 10)), (6, 40, (7, 13))])
+def test_the_prompt_gives_way_to_the_completions_down_to_half_of_the_context(
+    chat: ChatFormat, prompt: int, answer: int, kept: tuple[int, int]
+) -> None:
+    row = asked("p" * prompt, "x" * answer, "x")
+    (example,) = encode_rows([row], chat, Limits(context=20, truncate_prompt="left"))
+    assert (len(example.prompt_ids), max(map(len, example.completions))) == kept
+    assert [*example.prompt_ids] == [BOS, *ids("p" * (kept[0] - 1))] and [*example.completions[1]] == [*ids("x"), EOS]
+    if kept[0] == 1 + prompt:
+        assert encode_rows([row], chat, Limits(context=20)) == [example]
+    else:
+        message = f"the prompt has {1 + prompt} tokens and max_prompt_tokens is {kept[0]}"
+        with pytest.raises(PromptTooLongError, match=message):
+            encode_rows([row], chat, Limits(context=20))
+
+
 def test_a_prompt_that_is_too_long_is_named_by_its_place(chat: ChatFormat) -> None:
-    for limits in (Limits(context=64, max_prompt=4), Limits(context=5)):
+    for limits in (Limits(context=64, max_prompt=4), Limits(context=6)):  # of a context of 6, 2 are the answer's
         with pytest.raises(PromptTooLongError) as caught:
             encode_rows([asked("abc", "x"), asked("abcde", "x")], chat, limits)
         message = str(caught.value)
         assert message.startswith("asked.jsonl:5: the prompt has 6 tokens and max_prompt_tokens is 4; ")
-        assert "cut prompts on the left" in message and "\n" not in message and caught.value.exit_code == 3
+        assert "cut prompts on the left (data.truncate_prompt: left)" in message
+        assert "\n" not in message and caught.value.exit_code == 3
 
 
 def test_prompts_cut_on_the_left_keep_their_beginning_token_and_room_to_answer(chat: ChatFormat) -> None:
@@ -134,8 +153,25 @@ def test_prompts_cut_on_the_left_keep_their_beginning_token_and_room_to_answer(c
     (example,) = encode_rows([asked("abcdefgh", "xyz")], chat, limits)
     assert list(example.prompt_ids) == [BOS, *ids("fgh")]
     (example,) = encode_rows([asked("abcdefgh", "xyz")], chat, Limits(context=5, truncate_prompt="left"))
-    assert list(example.prompt_ids) == [BOS, *ids("fgh")]
-    assert [list(completion) for completion in example.completions] == [ids("x")]
+    assert list(example.prompt_ids) == [BOS, *ids("gh")]
+    assert [list(completion) for completion in example.completions] == [ids("xy")]
+    (example,) = encode_rows([asked("abcdefgh", "xyz")], chat, Limits(context=2, truncate_prompt="left"))
+    assert len(example.prompt_ids) == len(example.completions[0]) == 1
+
+
+def test_lists_that_were_cut_to_equal_answers_are_left_out_with_their_places(chat: ChatFormat) -> None:
+    same, other, alone = asked("abc", "xyzA", "xyzB"), asked("abcd", "xyzA", "xyzB", "aaa"), asked("abcde", "xyz")
+    whole = encode_rows([same, other, alone], chat, Limits(context=64))
+    assert drop_equal_cuts(whole) == (whole, [])
+    cut = encode_rows([same, other, alone], chat, Limits(context=64, max_completion=3))
+    assert drop_equal_cuts(cut) == (cut[1:], ["asked.jsonl:3"])
+
+
+def test_of_answers_that_are_compared_the_first_of_the_best_is_taken() -> None:
+    row = asked("q", "bad", "good", "as good", grades=(0.0, 2.0, 2.0), margin=1.0)
+    assert best_answer(row) == asked("q", "good")
+    for plain in (asked("q", "a"), asked("q", "a", "b"), labelled("text", 1.0)):
+        assert best_answer(plain) is plain
 
 
 def test_rows_that_teach_nothing_are_errors(chat: ChatFormat) -> None:

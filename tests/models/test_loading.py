@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import normalizers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPTNeoConfig,
+    MptConfig,
+    PreTrainedConfig,
+)
 
 from onebase.data.tree import build_tree_batch
 from onebase.errors import ModelError
@@ -47,6 +53,25 @@ def test_a_tree_is_used_where_it_is_exact(architecture: str, layout: str, initia
 @pytest.mark.parametrize(("architecture", "layout"), [("llama", "tree"), ("bloom", "separate")])
 def test_the_layout_is_found_in_bfloat16_too(architecture: str, layout: str) -> None:
     assert detect_layout(tiny_model(architecture).bfloat16()) == layout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "config",
+    [
+        # A window longer than the tree that is tried, counted in columns.
+        GPTNeoConfig(
+            vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, window_size=64,
+            attention_types=[[["global", "local"], 1]], max_position_embeddings=128,
+        ),
+        # ALiBi: the positions are the columns.
+        MptConfig(vocab_size=VOCABULARY, d_model=32, n_heads=2, n_layers=2, max_seq_len=128),
+    ],
+    ids=["gpt_neo", "mpt"],
+)  # fmt: skip
+def test_models_that_count_columns_get_separate_rows(config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    assert detect_layout(model) == "separate"
 
 
 def test_a_model_whose_own_logits_are_not_reproduced_is_refused() -> None:

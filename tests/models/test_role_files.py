@@ -330,6 +330,27 @@ def test_an_architecture_without_a_classifier_is_said() -> None:
         save_classifier(one, "reward", "nowhere")
 
 
+@pytest.mark.parametrize(("pooling", "task"), [("last", "SEQ_CLS"), ("mean", "FEATURE_EXTRACTION")])
+def test_only_a_role_that_scores_the_last_token_is_saved_as_a_classifier(
+    base: Path, tmp_path: Path, pooling: str, task: str
+) -> None:
+    one = load(base)
+    add_adapter_role(one, "reward", head=True)
+    one.roles["reward"].pooling = pooling
+    save_role(one, "reward", tmp_path / "reward", kind="reward")
+    config = json.loads((tmp_path / "reward" / "adapter_config.json").read_text())
+    assert config["task_type"] == task and (config["modules_to_save"] == ["score"]) == (pooling == "last")
+    assert one.lora_config("reward").task_type == "CAUSAL_LM"
+
+
+def test_scores_that_were_never_measured_have_no_moments(base: Path, tmp_path: Path) -> None:
+    one = load(base)
+    add_adapter_role(one, "reward", head=True)
+    save_role(one, "reward", tmp_path / "reward", kind="reward")
+    card, role = read_card(tmp_path / "reward"), load_role(load(base), "reward", tmp_path / "reward", kinds=("reward",))
+    assert (card.score_mean, card.score_std, role.score_mean, role.score_std) == (None, None, None, None)
+
+
 # --------------------------------------------------------------------------------------------------------- a full disk
 
 

@@ -177,6 +177,51 @@ def test_the_kl_budget_ends_the_run(base: Path, prompts: Path, tmp_path: Path) -
     assert kl[-1] > 0.2 and all(value <= 0.2 for value in kl[:-1])
 
 
+def test_the_policy_that_is_saved_is_within_the_kl_budget(base: Path, prompts: Path, tmp_path: Path) -> None:
+    more: Options = {"ppo.kl_budget": 1e-6, "ppo.kl_coefficient": 0, "optimizer.learning_rate": 2e-2, "max_steps": 1}
+    summary = ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
+    assert summary["rollouts"] == 1 and summary["kl"] <= 1e-6
+    weights = load_file(tmp_path / "run" / "policy" / "adapter_model.safetensors")
+    moved = [tensor for name, tensor in weights.items() if "lora_B" in name]
+    assert moved and not any(tensor.any() for tensor in moved)  # back to the start, where an adapter changes nothing
+
+
+def test_a_kl_that_is_no_number_is_over_the_budget(
+    base: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = set_up(small_ppo(base, tmp_path / "run", prompts, {"ppo.kl_budget": 5.0}))
+    estimate = ppo.estimate_advantages
+
+    def without_a_kl(*args: Any) -> tuple[ppo.Targets, dict[str, float]]:
+        targets, metrics = estimate(*args)
+        return targets, metrics | {"objective/kl": math.nan}
+
+    monkeypatch.setattr(ppo, "estimate_advantages", without_a_kl)
+    metrics = ppo.train_rollout(trainer, 0)
+    assert metrics["train/over_kl_budget"] == 1.0 and "loss" not in metrics
+
+
+def test_the_warm_up_of_the_critic_leaves_the_kl_coefficient(base: Path, prompts: Path, tmp_path: Path) -> None:
+    more: Options = {"ppo.kl_target": 5.0, "ppo.kl_horizon": 16, "ppo.kl_coefficient": 0.1, "max_steps": 4,
+                     "ppo.critic_warmup_rollouts": 2}  # fmt: skip
+    ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
+    coefficients = [row["objective/kl_coef"] for row in metric_rows(tmp_path / "run")]
+    assert coefficients == pytest.approx([0.1, 0.1, 0.1, 0.09], rel=1e-5)
+
+
+def test_the_critic_starts_from_the_reward_role_where_there_is_one(
+    base: Path, sft_role: Path, reward_role: Path, prompts: Path, tmp_path: Path
+) -> None:
+    scored: Options = {"reward.callable": None, "reward.role": str(reward_role)}
+    for more, start in ((scored, "reward"), ({}, "policy")):
+        options: Options = {"policy": str(sft_role), "ppo.critic_start": None} | more
+        one = set_up(small_ppo(base, tmp_path / "run", prompts, options))[0].one
+        critic, source = one.adapter_weights("critic"), one.adapter_weights(start)
+        assert critic.keys() == source.keys() and all(torch.equal(critic[name], source[name]) for name in critic)
+        if start == "reward":
+            assert not all(torch.equal(critic[k], v) for k, v in one.adapter_weights("policy").items() if k in critic)
+
+
 def test_random_lengths_stay_between_their_ends_and_differ(base: Path, prompts: Path, tmp_path: Path) -> None:
     more: Options = {"generation.random_min_new_tokens": 2, "generation.max_new_tokens": 9, "max_steps": 6}
     config = small_ppo(base, tmp_path / "run", prompts, more)
@@ -484,3 +529,12 @@ def test_samples_and_the_table_are_readable(
     assert "before" in out and "after" in out and "paired bootstrap" in out
     lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert lines and set(lines[0]) == {"prompt", "reference", "policy"}
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.5])
+def test_the_saved_policy_is_within_its_kl_budget_however_fast_it_moves(
+    budget: float, base: Path, prompts: Path, tmp_path: Path
+) -> None:
+    more: Options = {"ppo.kl_budget": budget, "ppo.kl_coefficient": 0, "optimizer.learning_rate": 1e-2, "max_steps": 12}
+    summary = ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
+    assert summary["kl"] <= budget and summary["rollouts"] < 12

@@ -10,9 +10,19 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from onebase.config import PretrainConfig
-from onebase.errors import DataError
+from onebase.errors import DataError, ModelError
 from onebase.recipes import pretrain
-from tests.recipes.conftest import SENTENCES, Options, file_bytes, leftovers, load, metric_rows, words, write_rows
+from tests.recipes.conftest import (
+    CONTEXT,
+    SENTENCES,
+    Options,
+    file_bytes,
+    leftovers,
+    load,
+    metric_rows,
+    words,
+    write_rows,
+)
 
 TINY: Options = {
     "tiny.vocab_size": 300,
@@ -85,6 +95,29 @@ def test_every_token_but_the_first_of_a_block_counts_once(texts: tuple[Path, Pat
         whole += [one.tokenizer.bos_token_id, *text, one.tokenizer.eos_token_id]
     assert ids == whole[: len(ids)] and len(whole) - len(ids) <= 1
     assert {block.num_tokens for block in blocks[:-1]} == {16}
+
+
+def test_without_a_beginning_token_one_end_token_stands_between_texts(
+    texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config = load(PretrainConfig, options(texts, tmp_path / "run", max_steps=1, block_length=16))
+    rows, _ = pretrain.read_rows(config.data, config.seed)
+    one = pretrain.open_or_make(config, rows)
+    one.tokenizer.bos_token = None
+    ids = [t for block in pretrain.to_blocks(one, rows, config) for t in [*block.prompt_ids, *block.completions[0]]]
+    end = one.tokenizer.eos_token_id
+    whole = [end]
+    for row in rows:
+        whole += [*one.tokenizer(row.answers[0], add_special_tokens=False)["input_ids"], end]
+    assert ids == whole[: len(ids)] and len(whole) - len(ids) <= 1
+
+
+def test_blocks_longer_than_the_context_are_refused(base: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    more = {"model.model_name_or_path": str(base), "block_length": CONTEXT + 1, "max_steps": 1}
+    with pytest.raises(ModelError) as caught:
+        pretrain.run(load(PretrainConfig, options(texts, tmp_path / "run"), more))
+    message = f"block_length = {CONTEXT + 1} exceeds the model's context of {CONTEXT}; lower it"
+    assert str(caught.value) == message and caught.value.exit_code == 2
 
 
 def test_the_held_out_loss_is_measured_on_the_way(texts: tuple[Path, Path], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from onebase.models.loading import load_tokenizer
 from onebase.models.role_files import read_card
 from onebase.recipes import reward
 from onebase.records import Example
+from onebase.training.comparisons import draw_comparisons
 from tests.recipes.conftest import Options, common, file_bytes, load, metric_rows, pair_rows, write_rows
 
 LISTS: list[Options] = [
@@ -122,7 +123,10 @@ def test_no_more_than_max_pairs_of_a_list_are_compared(base: Path, tmp_path: Pat
     rows = write_rows(tmp_path / "lists.jsonl", LISTS)
     config = load(RewardConfig, common(base, tmp_path / "run", rows), {"reward.max_pairs": 3, "max_steps": 3})
     train, _ = examples_of(config, base)
-    drawn = [[reward.draw_comparisons(train[0], config, visit=(step, 0)) for step in range(6)] for _ in range(2)]
+    drawn = [
+        [draw_comparisons(train[0], max_pairs=3, seed=config.seed, visit=(n, 0)) for n in range(6)]
+        for _ in range(2)
+    ]
     assert drawn[0] == drawn[1] and all(len(pairs) == 3 for pairs in drawn[0])
     assert len({str(pairs) for pairs in drawn[0]}) > 1, "every visit draws the same comparisons"
     reward.run(config)
@@ -190,7 +194,7 @@ def test_nothing_held_out_is_fine(base: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "pairs.jsonl", pair_rows(4))
     reward.run(load(RewardConfig, common(base, tmp_path / "run", rows), {"data.eval_fraction": 0, "max_steps": 1}))
     card = read_card(tmp_path / "run" / "reward")
-    assert (card.score_mean, card.score_std) == (0.0, 1.0)
+    assert (card.score_mean, card.score_std) == (None, None)
 
 
 @pytest.mark.parametrize("with_beginning", [True, False])
@@ -209,6 +213,24 @@ def test_labelled_texts_are_paired(with_beginning: bool, base: Path, tmp_path: P
     first = tokenizer.bos_token_id if with_beginning else tokenizer.eos_token_id
     assert all(list(example.prompt_ids) == [first] and len(example.completions) == 2 for example in train)
     assert reward.run(config)["eval_accuracy"] > 0.8
+
+
+def test_lists_that_were_cut_to_equal_answers_are_left_out(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = {"prompt": "Which?", "chosen": "The cat is good.", "rejected": "The cat is bad."}
+    rows = write_rows(
+        tmp_path / "pairs.jsonl",
+        [same, *({"prompt": f"Number {i}?", "chosen": "good", "rejected": "bad"} for i in range(7))],
+    )
+    more: Options = {"data.max_completion_tokens": 2, "data.eval_fraction": 0}
+    config = load(RewardConfig, common(base, tmp_path / "run", rows), more)
+    train, _ = examples_of(config, base)
+    assert len(train) == 7
+    assert f"left out: 1 whose answers were cut to the same tokens ({rows}:1)" in capsys.readouterr().err
+    write_rows(rows, [same, same | {"prompt": "Which one?"}])
+    with pytest.raises(DataError, match="every list was cut to equal answers; raise data.max_completion_tokens"):
+        examples_of(config, base)
 
 
 def test_a_row_that_compares_nothing_is_refused(base: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from transformers import AutoModelForSequenceClassification
 from onebase import cli
 from onebase.config import RewardConfig, SFTConfig
 from onebase.data.chat import chat_format
+from onebase.models.generation import Sample, Sampling, generate
 from onebase.models.loading import load_tokenizer
+from onebase.models.one_base import OneBase
 from onebase.recipes import reward, sft
 from onebase.recipes.chat import show
 from onebase.records import Message, Row
-from tests.recipes.conftest import answered_rows, common, load, make_base, pair_rows, write_rows
+from tests.recipes.conftest import CONTEXT, answered_rows, common, load, make_base, pair_rows, write_rows
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> tuple[str, str]:
@@ -201,12 +204,41 @@ def test_a_conversation_goes_on_until_an_empty_line(
     assert len(out.splitlines()) >= 3
 
 
-def test_a_conversation_over_the_context_starts_anew(
+def test_of_a_conversation_over_the_context_the_oldest_turns_are_left_out(
     sft_role: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("Is the cat good? " * 30 + "\nIs it?\n"))
-    _, err = said(capsys, "chat", str(sft_role), "--max-new-tokens", "3")
-    assert "longer than the model's context" in err
+    asked: list[int] = []
+
+    def watched(one: OneBase, prompts: list[list[int]], *, sampling: Sampling, **named: Any) -> list[Sample]:
+        asked.append(len(prompts[0]))
+        assert len(prompts[0]) + sampling.max_new_tokens <= CONTEXT and 1 <= sampling.max_new_tokens <= 8
+        return generate(one, prompts, sampling=sampling, **named)
+
+    monkeypatch.setattr("onebase.recipes.chat.generate", watched)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Is the cat number 3 good?\n" * 12))
+    said(capsys, "chat", str(sft_role), "--max-new-tokens", "8")
+    assert len(asked) == 12 and asked[1] > asked[0] and any(after < before for before, after in pairwise(asked))
+
+
+def test_an_answer_ends_where_the_context_does(sft_role: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "chat", str(sft_role), "--once", "Is the cat good?", "--max-new-tokens", "5000")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--max-new-tokens", "0", "--max-new-tokens is 0; at least 1 is needed"),
+        ("--max-new-tokens", "-3", "--max-new-tokens is -3; at least 1 is needed"),
+        ("--temperature", "-0.5", "--temperature is -0.5; 0 or more is needed"),
+        ("--temperature", "nan", "--temperature is nan; 0 or more is needed"),
+        ("--temperature", "inf", "--temperature is inf; 0 or more is needed"),
+    ],
+)
+def test_lengths_and_temperatures_that_cannot_be_are_refused(
+    option: str, value: str, message: str, sft_role: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = said(capsys, "chat", str(sft_role), "--once", "a", f"{option}={value}", code=2)
+    assert out == "" and one_error(err) == message
 
 
 def test_a_message_over_the_context_is_one_line(sft_role: Path, capsys: pytest.CaptureFixture[str]) -> None:

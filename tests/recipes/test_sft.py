@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from onebase.config import SFTConfig
+from onebase.config import RewardConfig, SFTConfig
 from onebase.data.batches import minibatch_indices
-from onebase.data.chat import chat_format
+from onebase.data.chat import ChatFormat, chat_format
 from onebase.errors import ConfigError
 from onebase.models.loading import load_base, load_tokenizer
-from onebase.recipes import chat, ppo, sft
+from onebase.models.one_base import OneBase
+from onebase.recipes import chat, ppo, reward, sft
 from onebase.records import Example
 from tests.recipes.conftest import (
     Options,
@@ -26,6 +29,7 @@ from tests.recipes.conftest import (
     load,
     make_base,
     metric_rows,
+    pair_rows,
     small_ppo,
     write_rows,
 )
@@ -43,6 +47,10 @@ CONVERSATION = {
 @pytest.fixture
 def answered(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "sft.jsonl", answered_rows())
+
+
+def hh(base: Path) -> ChatFormat:
+    return chat_format(load_tokenizer(str(base)), "hh")
 
 
 def literal_loss(model: torch.nn.Module, examples: Sequence[Example]) -> float:
@@ -174,6 +182,45 @@ def test_padding_with_the_end_token_still_learns_to_end(answered: Path, tmp_path
         with torch.no_grad():
             logits = one.model(torch.tensor([[*example.prompt_ids, *example.completions[0][:-1]]])).logits[0, -1]
         assert float(logits.softmax(-1)[one.tokenizer.eos_token_id]) > 0.9
+
+
+def test_of_compared_answers_the_best_one_alone_is_learned(base: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "pairs.jsonl", pair_rows(6))
+    train, _ = sft.read_examples(load(SFTConfig, common(base, tmp_path / "run", rows)), hh(base), 96)
+    assert all(len(example.completions) == 1 and example.grades is None for example in train)
+    assert all(hh(base).decode(example.completions[0]).endswith(" is good.") for example in train)
+
+
+@pytest.mark.parametrize(("more", "dtype"), [
+    ({}, torch.float32), ({"model.dtype": "bfloat16"}, torch.bfloat16), ({"lora.r": 4}, torch.bfloat16),
+])  # fmt: skip
+@pytest.mark.parametrize("verb", [sft, reward])
+def test_full_parameters_are_trained_in_float32_unless_another_type_is_named(
+    verb: ModuleType, more: Options, dtype: torch.dtype, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[torch.dtype] = []
+    open_base = verb.open_base
+
+    def watched(*args: Any, **named: Any) -> OneBase:
+        one = open_base(*args, **named)
+        opened.append(one.model.dtype)
+        return one
+
+    monkeypatch.setattr(verb, "open_base", watched)
+    monkeypatch.setattr("onebase.models.loading.hardware_dtype", lambda device: torch.bfloat16)
+    rows = write_rows(tmp_path / "pairs.jsonl", pair_rows(6))
+    options = common(base, tmp_path / "run", rows) | {"model.dtype": "auto", "lora.r": 0, "max_steps": 1} | more
+    verb.run(load(SFTConfig if verb is sft else RewardConfig, options))
+    assert opened == [dtype]
+
+
+def test_dropout_trains_and_leaves_the_held_out_loss_alone(base: Path, answered: Path, tmp_path: Path) -> None:
+    more: Options = {"optimizer.learning_rate": 5e-3, "max_steps": 12, "lora.dropout": 0.3,
+                     "evaluation.every_steps": 12}  # fmt: skip
+    summary = sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), more))
+    assert metric_rows(tmp_path / "run")[-1]["eval/loss"] == pytest.approx(summary["eval_loss_after"], abs=1e-6)
+    plain = sft.run(load(SFTConfig, common(base, tmp_path / "plain", answered), more, {"lora.dropout": 0}))
+    assert plain["eval_loss_after"] != summary["eval_loss_after"] < summary["eval_loss_before"] - 0.1
 
 
 def test_the_plan_trains_nothing(base: Path, answered: Path, tmp_path: Path) -> None:

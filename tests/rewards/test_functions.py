@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -120,9 +121,16 @@ def test_what_is_no_finite_number_is_shown_with_its_completion(write: Write, giv
 
 
 def test_an_exception_inside_is_named_in_one_line(write: Write) -> None:
-    assert "failed: KeyError: 'gold'" in failure(write, "return columns['gold']")
-    assert "failed: ValueError: first second" in failure(write, "raise ValueError('first\\nsecond')")
-    assert "failed: TypeError: 'NoneType' object is not iterable" in failure(write, "return None")
+    assert re.search(r"failed at .*/rewards_\d+\.py:4: KeyError: 'gold'$", failure(write, "return columns['gold']"))
+    message = failure(write, "raise ValueError('first\\nsecond')")
+    assert re.search(r"failed at .*/rewards_\d+\.py:4: ValueError: first second$", message)
+
+
+def test_the_line_that_is_named_is_the_users_own(write: Write) -> None:
+    deep = failure(write, "import json; return json.loads('{')")
+    assert re.search(r"failed at .*/rewards_\d+\.py:4: JSONDecodeError: ", deep), deep
+    # What fails outside the function has no line of it.
+    assert "score failed: TypeError: 'NoneType' object is not iterable" in failure(write, "return None")
 
 
 def test_a_column_the_function_does_not_take_is_said(write: Write) -> None:

@@ -148,3 +148,13 @@ def test_a_score_that_is_not_finite_is_said(tmp_path: Path) -> None:
     with pytest.raises(RewardError) as caught:
         ClassifierReward(str(folder), device=CPU).score(text_request())
     assert str(caught.value) == "reward.model broken: a score is not finite"
+
+
+def test_without_measured_moments_scores_cannot_be_normalised() -> None:
+    one = base_with_reward()
+    assert RoleReward(one, "reward", token_budget=64).score(request()).shape == (15,)
+    with pytest.raises(ModelError) as caught:
+        RoleReward(one, "reward", token_budget=64, normalize=True).score(request())
+    message = str(caught.value)
+    assert message.startswith("reward.normalize: held_out needs the moments of held-out scores") and "\n" not in message
+    assert "set reward.normalize: none" in message

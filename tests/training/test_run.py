@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 
-from onebase.errors import ConfigError, DoesNotFitError, Interrupted, Stopped
+from onebase.errors import ConfigError, DoesNotFitError, Interrupted, NonFiniteError, Stopped
 from onebase.training import run as run_module
 from onebase.training.run import Run
 from tests.training.test_metrics import strictly
@@ -37,6 +37,7 @@ def one_line(caught: pytest.ExceptionInfo[ConfigError]) -> str:
 
 def test_a_run_makes_its_folder_and_writes_its_configuration(tmp_path: Path) -> None:
     run = new_run(tmp_path / "runs" / "first")
+    assert run.folder.is_dir() and not list(run.folder.iterdir())
     run.log(1, {"loss": 2.0})
     assert run.folder == tmp_path / "runs" / "first"
     assert (run.folder / "config.yaml").read_text() == "seed: 0\n"
@@ -59,7 +60,29 @@ def test_a_finished_run_is_never_written_over(tmp_path: Path) -> None:
 
 def test_a_run_that_did_not_finish_can_be_started_again(tmp_path: Path) -> None:
     new_run(tmp_path / "cut").log(1, {"loss": 2.0})
-    assert new_run(tmp_path / "cut").folder.is_dir()
+    again = Run(tmp_path / "cut", seed=1, config_text="seed: 1\n")
+    assert (again.folder / "config.yaml").read_text() == "seed: 0\n", "a start that may still fail took the record away"
+    again.log(1, {"loss": 3.0})
+    assert (again.folder / "config.yaml").read_text() == "seed: 1\n"
+    assert strictly((again.folder / "metrics.jsonl").read_text()) == {"step": 1, "loss": 3.0}
+
+
+def test_a_run_that_was_stopped_is_never_written_over(tmp_path: Path) -> None:
+    save(tmp_path / "checkpoint-4")
+    with pytest.raises(ConfigError) as caught:
+        new_run(tmp_path)
+    assert one_line(caught) == (
+        f"{tmp_path} holds a run that was stopped, with its roles in checkpoint-4; choose another --output_dir, or "
+        "remove that folder first"
+    )
+
+
+def test_a_folder_that_refuses_files_is_refused_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\); choose another --output_dir"):
+        new_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
@@ -98,7 +121,7 @@ def test_a_full_disk_keeps_its_own_exit_code(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(run_module, "write_atomically", full)
     with pytest.raises(DoesNotFitError, match="the disk is full"):
-        new_run(tmp_path / "run")
+        new_run(tmp_path / "run").log(1, {"loss": 2.0})
 
 
 def test_the_seed_fixes_every_source_of_random_numbers(tmp_path: Path) -> None:
@@ -134,6 +157,7 @@ def test_the_summary_is_json_though_a_figure_is_not_finite(tmp_path: Path) -> No
 
 def test_a_summary_that_fails_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = new_run(tmp_path / "run")
+    run.log(1, {"loss": 2.0})
     with pytest.raises(TypeError):
         run.finish({"verb": object()})
 
@@ -217,6 +241,23 @@ def test_nothing_is_saved_and_the_handlers_go_back_where_nobody_stops_it(tmp_pat
         raise ValueError("the step failed")
     assert handlers() == before
     assert not list(run.folder.glob("checkpoint-*"))
+
+
+def test_a_step_that_fails_leaves_the_roles_of_the_last_one_that_did_not(tmp_path: Path) -> None:
+    run, before = new_run(tmp_path / "run"), handlers()
+    with pytest.raises(ValueError, match="the step failed"), run.stoppable(save) as between_steps:
+        between_steps(1)
+        between_steps(2)
+        raise ValueError("the step failed")
+    assert [path.name for path in run.folder.iterdir()] == ["checkpoint-2"] and handlers() == before
+
+
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    with pytest.raises(NonFiniteError, match="NaN"), run.stoppable(save) as between_steps:
+        between_steps(1)
+        raise NonFiniteError("NaN")
+    assert not list(run.folder.iterdir())
 
 
 def test_a_save_that_fails_is_said_rather_than_the_stop(tmp_path: Path) -> None:

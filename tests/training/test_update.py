@@ -407,3 +407,40 @@ def test_what_ran_out_of_memory_is_let_go_before_the_smaller_microbatch_runs() -
     update.step((examples, loss))
     assert len(OutOfMemoryInBackward.failures) == 1 and len(alive) >= 2
     assert alive[1] == 0
+
+
+# --------------------------------------------------------------------------------------------------- dropout
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_dropout_is_on_in_the_passes_that_train_and_nowhere_else(dropout: bool) -> None:
+    one, examples, seen = tiny_base("llama"), some_examples(), []
+    add_adapter_role(one, "policy", dropout=0.5)
+    layers = [m for m in one.model.modules() if isinstance(m, nn.Dropout) and m.p == 0.5]
+    loss = policy_loss(one, num_counted(examples))
+    batch = build_tree_batch(examples)
+
+    def watched(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
+        seen.append({layer.training for layer in layers})
+        yield from loss(batch, indices, metrics)
+
+    def measured() -> Tensor:
+        with torch.no_grad():
+            return token_logprobs(one, batch, role="policy")
+
+    update = new_update(one, dropout=dropout)
+    assert layers and torch.equal(measured(), measured())
+    update.step((examples, watched))
+    assert seen == [{dropout}] and not any(layer.training for layer in layers)
+    assert torch.equal(measured(), measured())
+    with one.dropout():
+        assert not torch.equal(measured(), measured())
+
+
+def test_dropout_goes_off_where_a_step_fails() -> None:
+    one = tiny_base("llama")
+    add_adapter_role(one, "policy", dropout=0.5)
+    add_adapter_role(one, "critic", dropout=0.5)
+    with pytest.raises(ValueError, match="no"), one.dropout():
+        raise ValueError("no")
+    assert not any(module.training for module in one.model.modules() if isinstance(module, nn.Dropout))

@@ -1,0 +1,406 @@
+"""Preference optimisation without a reward model: DPO and its family, all on one forward pass.
+
+    sigmoid, robust, hinge, ipo    pairs, against the reference          objectives/preference.py
+    cpo, simpo, orpo               pairs, without a reference            objectives/reference_free.py
+    plackett_luce, rrhf            ranked lists, one tree a list         objectives/ranked.py
+    kto                            single answers, good or bad           objectives/unpaired.py
+    nll                            the best answer, to mix in            objectives/preference.py
+
+Every loss is a small function of the completions' summed log-probs; which data they read is the only other difference.
+Losses over pairs take all comparisons of a ranked list, weighted so that a list counts as much as a pair. Step-DPO is
+`sigmoid` on rows whose prompt is the shared correct prefix and whose answers are the next step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onebase.config import DPOConfig
+from onebase.config_files import dump_config
+from onebase.data.batches import minibatch_indices
+from onebase.data.chat import ChatFormat
+from onebase.data.prepare import drop_equal_cuts, encode_rows, with_completions
+from onebase.errors import DataError
+from onebase.evaluation.intervals import bootstrap_mean
+from onebase.evaluation.plots import plot_run
+from onebase.models.forward import token_logprobs
+from onebase.models.one_base import OneBase
+from onebase.models.passes import per_example
+from onebase.models.role_files import load_role, save_role
+from onebase.objectives.masked import completion_sum
+from onebase.objectives.preference import (
+    hinge_loss,
+    implicit_rewards,
+    ipo_loss,
+    mean_logprobs,
+    nll_loss,
+    robust_loss,
+    sigmoid_loss,
+)
+from onebase.objectives.ranked import plackett_luce_loss, rrhf_loss
+from onebase.objectives.reference_free import cpo_loss, orpo_loss, simpo_loss
+from onebase.objectives.unpaired import kto_kl, kto_loss
+from onebase.recipes.setup import (
+    largest_example,
+    limits_of,
+    make_update,
+    new_lora,
+    num_steps,
+    open_base,
+    open_chat,
+    read_rows,
+    token_budget,
+)
+from onebase.records import Example, Row, TreeBatch
+from onebase.training.comparisons import PairTensors, draw_comparisons
+from onebase.training.memory import peak_memory_mb
+from onebase.training.metrics import Averages, require_finite
+from onebase.training.plan import describe_base, describe_steps
+from onebase.training.progress import StepProgress, say
+from onebase.training.run import Run
+from onebase.training.update import ParameterGroup, Update
+
+PAPER_MIXTURES = {
+    "orpo": {"nll": 1.0, "orpo": 0.1},
+    "cpo": {"cpo": 1.0, "nll": 1.0},
+    "rrhf": {"rrhf": 1.0, "nll": 1.0},
+}
+"""What the papers train when they name one of these losses alone; a mixture in the configuration is taken as it is."""
+DEFAULT_BETA = {"simpo": 2.0}
+REFERENCE_FREE = {"cpo", "simpo", "orpo", "rrhf", "nll"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """What the losses see of several lists, laid end to end: `[N]` each, and their comparisons."""
+
+    logprobs: Tensor
+    """Sums over the counted tokens, under the policy."""
+    reference: Tensor
+    """The same under the reference; zeros where no loss needs it."""
+    lengths: Tensor
+    grades: Tensor
+    list_index: Tensor
+    best: Tensor
+    """bool, the first of the best answers of each list."""
+    pairs: PairTensors
+
+
+def run(config: DPOConfig) -> dict[str, Any]:
+    """Trains, measures the implicit reward on held-out rows, and saves `policy/`; returns the summary."""
+    run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
+    one = open_base(config.model)
+    chat = open_chat(one.tokenizer, config.model)
+    train, held_out = read_examples(config, chat, one.context_length)
+    add_policy_and_reference(one, config)
+    total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    budget = token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out))
+    update = make_update(
+        one,
+        [ParameterGroup(one.parameters("policy"), config.optimizer.learning_rate)],
+        config.optimizer,
+        total_steps=total,
+        dropout=config.lora.dropout > 0,
+        token_budget=budget,
+    )
+    weights = loss_weights(config)
+    cached = None
+    if set(weights) - REFERENCE_FREE and "kto" not in weights and config.preference.reference == "cached":
+        cached = completion_logprobs(one, train, role="reference", token_budget=budget)
+    say(f"dpo: {' + '.join(f'{w:g} {name}' for name, w in weights.items())}; {len(train)} rows, {len(held_out)} held "
+        f"out, {total} steps, layout {one.layout}")  # fmt: skip
+
+    def save(folder: Path) -> None:
+        save_role(one, "policy", folder / "policy", kind="policy", chat=chat)
+
+    fallen = 0
+    with run.stoppable(save) as between_steps, StepProgress("dpo", total) as progress:
+        for step in range(total):
+            chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
+            examples = [train[i] for i in chosen]
+            if "kto" in weights:
+                metrics = kto_step(one, examples, update, config)
+            else:
+                references = [cached[i] for i in chosen] if cached is not None else None
+                metrics = preference_step(one, examples, references, update, config, visit=step)
+            run.log(step + 1, metrics)
+            progress.advance({n: metrics[n] for n in ("loss", "rewards/accuracies", "rewards/margins") if n in metrics})
+            fallen += metrics.get("rewards/chosen", 0) < 0 and metrics.get("rewards/rejected", 0) < 0
+            between_steps(step + 1)
+        after = evaluate(one, held_out, update.token_budget, beta=beta_of(config, "sigmoid"))
+    save(run.folder)
+    plot_run(run.folder)
+    summary = {"verb": "dpo", "loss": weights, "steps": total, **{f"eval_{k}": v for k, v in after.items()},
+               "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
+    run.finish(summary)
+    if fallen > total / 2:
+        say("warning: the log-probs of chosen and rejected answers both fell below the reference's in most steps; mix "
+            "in nll (loss: sigmoid + 0.1 nll), or raise preference.beta")  # fmt: skip
+    say(f"dpo: held-out implicit reward accuracy {after['accuracy']:.3f} {after['accuracy_interval'] or ''}; saved "
+        f"{run.folder / 'policy'}, curves in {run.folder / 'plots'}")  # fmt: skip
+    return summary
+
+
+def preference_step(
+    one: OneBase,
+    examples: Sequence[Example],
+    references: Sequence[Tensor] | None,
+    update: Update,
+    config: DPOConfig,
+    *,
+    visit: int,
+) -> dict[str, float]:
+    """One optimizer step on the mean over the rows of each row's weighted losses."""
+    weights, group = loss_weights(config), config.preference
+    comparisons = [
+        draw_comparisons(example, max_pairs=group.max_pairs, seed=config.seed, visit=(visit, i))
+        for i, example in enumerate(examples)
+    ]
+    if references is None and set(weights) - REFERENCE_FREE:
+        references = completion_logprobs(one, examples, role="reference", token_budget=update.token_budget)
+
+    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
+        lists = lay_lists(one, batch, [examples[i] for i in indices], [comparisons[i] for i in indices],
+                          None if references is None else [references[i] for i in indices])  # fmt: skip
+        note_metrics(lists, metrics, beta_of(config, "sigmoid"), has_reference=references is not None)
+        yield sum(
+            (weight * list_loss(name, lists, config) for name, weight in weights.items()), start=torch.zeros(())
+        ) / len(examples)
+
+    return update.step((examples, loss))
+
+
+def list_loss(name: str, lists: Lists, config: DPOConfig) -> Tensor:
+    """The sum over the lists of one loss: comparisons weighted 1/P, or a number per list."""
+    beta, smoothing, pairs = beta_of(config, name), config.preference.label_smoothing, lists.pairs
+    if name == "nll":
+        return nll_loss(lists.logprobs[lists.best], lists.lengths[lists.best]).sum()
+    if name == "rrhf":
+        means = mean_logprobs(lists.logprobs, lists.lengths)
+        return rrhf_loss(means, lists.grades, lists.list_index, int(lists.list_index[-1]) + 1).sum()
+    if name == "plackett_luce":
+        rewards = implicit_rewards(lists.logprobs, lists.reference, beta=beta)
+        return plackett_luce_loss(rewards, lists.grades, lists.list_index, int(lists.list_index[-1]) + 1).sum()
+    both = [(values[pairs.better], values[pairs.worse]) for values in (lists.logprobs, lists.reference, lists.lengths)]
+    (chosen, rejected), reference, lengths = both
+    match name:
+        case "sigmoid":
+            per_pair = sigmoid_loss(chosen, rejected, *reference, beta=beta, label_smoothing=smoothing)
+        case "robust":
+            per_pair = robust_loss(chosen, rejected, *reference, beta=beta, label_smoothing=smoothing)
+        case "hinge":
+            per_pair = hinge_loss(chosen, rejected, *reference, beta=beta)
+        case "ipo":
+            per_pair = ipo_loss(chosen, rejected, *reference, *lengths, beta=beta)
+        case "cpo":
+            per_pair = cpo_loss(chosen, rejected, beta=beta, label_smoothing=smoothing)
+        case "simpo":
+            per_pair = simpo_loss(chosen, rejected, *lengths, beta=beta, gamma=config.preference.gamma)
+        case "orpo":
+            per_pair = orpo_loss(chosen, rejected, *lengths)
+        case _:
+            raise ValueError(f"{name!r} is not a loss over pairs or lists")
+    # A tie says nothing about which of two is better.
+    return (per_pair * pairs.weight * ~pairs.tie).sum()
+
+
+def kto_step(one: OneBase, examples: Sequence[Example], update: Update, config: DPOConfig) -> dict[str, float]:
+    """One optimizer step on single answers; the KL is that of answers to other prompts (Ethayarajh et al. 2024)."""
+    group, budget, beta = config.preference, update.token_budget, beta_of(config, "kto")
+    others = [examples[(i + 1) % len(examples)].completions for i in range(len(examples))]
+    mismatched = [with_completions(example, other) for example, other in zip(examples, others, strict=True)]
+    policy, reference = (
+        torch.cat(completion_logprobs(one, mismatched, role=role, token_budget=budget))
+        for role in ("policy", "reference")
+    )
+    kl = kto_kl(policy, reference).to(one.device)
+    references = completion_logprobs(one, examples, role="reference", token_budget=budget)
+    good = torch.tensor([bool(example.row and example.row.columns["label"]) for example in examples])
+
+    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
+        logprobs = summed_logprobs(one, batch, role="policy")
+        own = torch.cat([references[i] for i in indices]).to(one.device)
+        desirable = good[indices].to(one.device)
+        rewards = implicit_rewards(logprobs, own, beta=beta)
+        for name, mask in (("chosen", desirable), ("rejected", ~desirable)):
+            metrics.add(f"rewards/{name}", rewards, mask)
+            metrics.add(f"logps/{name}", logprobs, mask)
+        per_row = kto_loss(
+            logprobs, own, desirable, kl, beta=beta,
+            desirable_weight=group.desirable_weight, undesirable_weight=group.undesirable_weight,
+        )  # fmt: skip
+        yield per_row.sum() / len(examples)
+
+    return {**update.step((examples, loss)), "kl": float(kl)}
+
+
+def lay_lists(
+    one: OneBase,
+    batch: TreeBatch,
+    examples: Sequence[Example],
+    comparisons: Sequence[Sequence[Any]],
+    references: Sequence[Tensor] | None,
+) -> Lists:
+    """The policy's log-probs of a microbatch and all that the losses compare them with."""
+    logprobs = summed_logprobs(one, batch, role="policy")
+    device, count = logprobs.device, batch.num_completions
+    lengths = torch.bincount(batch.completion_index, minlength=count)
+    sizes = [len(example.completions) for example in examples]
+    best = [k == list(e.grades or ()).index(max(e.grades or ())) for e in examples for k in range(len(e.completions))]
+    return Lists(
+        logprobs=logprobs,
+        reference=torch.cat(list(references)).to(device) if references is not None else torch.zeros_like(logprobs),
+        lengths=lengths,
+        grades=torch.tensor([grade for e in examples for grade in e.grades or ()], device=device),
+        list_index=torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device)),
+        best=torch.tensor(best, device=device),
+        pairs=PairTensors.of(examples, comparisons, device),
+    )
+
+
+def note_metrics(lists: Lists, metrics: Averages, beta: float, *, has_reference: bool) -> None:
+    """The metrics of the field, chosen and rejected apart: both falling is DPO's known failure."""
+    pairs, counted = lists.pairs, ~lists.pairs.tie
+    metrics.add("logps/chosen", lists.logprobs[pairs.better], counted)
+    metrics.add("logps/rejected", lists.logprobs[pairs.worse], counted)
+    rewards = implicit_rewards(lists.logprobs.detach(), lists.reference, beta=beta)
+    if not has_reference:
+        rewards = beta * mean_logprobs(lists.logprobs.detach(), lists.lengths)
+    chosen, rejected = rewards[pairs.better], rewards[pairs.worse]
+    metrics.add("rewards/margins", chosen - rejected, counted)
+    metrics.add("rewards/accuracies", (chosen > rejected).float(), counted)
+    if has_reference:
+        metrics.add("rewards/chosen", chosen, counted)
+        metrics.add("rewards/rejected", rejected, counted)
+
+
+def summed_logprobs(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
+    """log p of each completion given its prompt, over its counted tokens: `[N]`."""
+    return completion_sum(token_logprobs(one, batch, role=role), batch.completion_index, batch.num_completions)
+
+
+def completion_logprobs(
+    one: OneBase, examples: Sequence[Example], *, role: str, token_budget: int
+) -> list[Tensor]:
+    """`summed_logprobs` of any number of examples without gradient: a tensor `[K]` each."""
+    return per_example(
+        one, examples, lambda batch: summed_logprobs(one, batch, role=role),
+        token_budget=token_budget, per_completion=True,
+    )  # fmt: skip
+
+
+def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int, *, beta: float) -> dict[str, Any]:
+    """On held-out rows: the share of comparisons that the implicit reward orders rightly, and its mean margin.
+
+    For single answers: how often a good one has a positive implicit reward and a bad one a negative.
+    """
+    if not examples:
+        return {"accuracy": math.nan, "accuracy_interval": None, "margin": math.nan}
+    policy, reference = (
+        completion_logprobs(one, examples, role=role, token_budget=token_budget) for role in ("policy", "reference")
+    )
+    accuracies, margins = [], []
+    for example, own, other in zip(examples, policy, reference, strict=True):
+        rewards = implicit_rewards(own, other, beta=beta)
+        if example.grades is None:
+            sign = 1 if example.row and example.row.columns["label"] else -1
+            accuracies.append(float(sign * rewards[0] > 0))
+            margins.append(float(sign * rewards[0]))
+            continue
+        pairs = [p for p in draw_comparisons(example, max_pairs=1 << 30, seed=0, visit=(0, 0)) if not p.tie]
+        if pairs:
+            differences = [float(rewards[p.better] - rewards[p.worse]) for p in pairs]
+            accuracies.append(sum(d > 0 for d in differences) / len(pairs))
+            margins.append(sum(differences) / len(pairs))
+    interval = bootstrap_mean(accuracies)
+    return {
+        "accuracy": interval.mean,
+        "accuracy_interval": [round(interval.low, 3), round(interval.high, 3)],
+        "margin": require_finite(sum(margins) / len(margins), "the margin on held-out rows"),
+    }
+
+
+def loss_weights(config: DPOConfig) -> dict[str, float]:
+    """The losses that are added up, with their weights."""
+    return PAPER_MIXTURES.get(config.loss.strip()) or config.loss_weights()
+
+
+def beta_of(config: DPOConfig, loss: str) -> float:
+    """The configured beta, or the one usual for this loss."""
+    return config.preference.beta or DEFAULT_BETA.get(loss, 0.1)
+
+
+def add_policy_and_reference(one: OneBase, config: DPOConfig) -> None:
+    """The policy goes on from a saved role, whose frozen copy is the reference; a new adapter starts as the base."""
+    if config.start_from is not None:
+        load_role(one, "policy", config.start_from, kinds=("policy",), trains=True)
+        one.add_role("reference", copy_of="policy")
+    else:
+        one.add_role("policy", lora=new_lora(one, config.lora), trains=True)
+        one.add_role("reference")
+
+
+def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
+    """Training and held-out rows, encoded: graded answers, or for kto single answers with a label.
+
+    Raises:
+        DataError: a row that the loss cannot learn from.
+    """
+    unpaired = "kto" in loss_weights(config)
+    sides = []
+    for rows in read_rows(config.data, config.seed):
+        chosen = [single for row in rows for single in labelled(row)] if unpaired else rows
+        for row in chosen:
+            if not unpaired and (row.grades is None or len(row.answers) < 2):
+                raise DataError(
+                    f"{row.place}: nothing is compared in this row; this loss learns from chosen and rejected answers "
+                    "or ranked lists. For answers labelled good or bad there is --loss kto"
+                )
+        examples = encode_rows(chosen, chat, limits_of(config.data, context)) if chosen else []
+        kept, cut = drop_equal_cuts(examples)
+        if cut:
+            say(f"left out: {len(cut)} whose answers were cut to the same tokens ({', '.join(cut[:3])})")
+        sides.append(kept)
+    if not sides[0]:
+        raise DataError("no rows are left to train on; look at data.train and the limits on lengths")
+    return sides[0], sides[1]
+
+
+def labelled(row: Row) -> list[Row]:
+    """A row for kto: as it is where it has a label; a pair as one good and one bad answer.
+
+    Raises:
+        DataError: neither.
+    """
+    label = row.columns.get("label")
+    if len(row.answers) == 1 and isinstance(label, bool | int | float):
+        return [row]
+    if row.grades is not None and len(row.answers) == 2 and row.grades[0] != row.grades[1]:
+        better = row.grades.index(max(row.grades))
+        return [
+            Row(row.messages, (answer,), columns={**row.columns, "label": k == better}, place=row.place)
+            for k, answer in enumerate(row.answers)
+        ]
+    raise DataError(f"{row.place}: kto learns from one answer with 'label' true or false, or from a pair; add a label")
+
+
+def plan(config: DPOConfig) -> str:
+    """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
+    base = describe_base(
+        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
+    )
+    train, held_out = read_examples(config, open_chat(base.tokenizer, config.model), base.context)
+    steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    return "\n".join([
+        *base.lines,
+        f"loss        {' + '.join(f'{weight:g} {name}' for name, weight in loss_weights(config).items())}",
+        *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
+        f"saves       {config.output_dir}/policy",
+    ])  # fmt: skip

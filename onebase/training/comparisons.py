@@ -1,0 +1,53 @@
+"""The comparisons of ranked lists, drawn and laid out as tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onebase.objectives.reward import Comparison, comparison_weights, ranking_pairs
+from onebase.records import Example
+
+
+@dataclass(frozen=True, slots=True)
+class PairTensors:
+    """The comparisons of several lists, each `[P]`; `better` and `worse` index the lists' completions end to end."""
+
+    better: Tensor
+    worse: Tensor
+    weight: Tensor
+    """1 / comparisons of the list, so that every list counts as much as a pair."""
+    tie: Tensor
+    margin: Tensor
+
+    @staticmethod
+    def of(
+        examples: Sequence[Example], comparisons: Sequence[Sequence[Comparison]], device: torch.device
+    ) -> PairTensors:
+        rows: list[tuple[int, int, float, bool, float]] = []
+        offset = 0
+        for example, pairs in zip(examples, comparisons, strict=True):
+            for pair, weight in zip(pairs, comparison_weights(pairs), strict=True):
+                margin = 0.0 if example.margin is None else example.margin
+                rows.append((offset + pair.better, offset + pair.worse, weight, pair.tie, margin))
+            offset += len(example.completions)
+        better, worse, weights, ties, margins = zip(*rows, strict=True)
+        return PairTensors(
+            torch.tensor(better, device=device),
+            torch.tensor(worse, device=device),
+            torch.tensor(weights, device=device),
+            torch.tensor(ties, device=device),
+            torch.tensor(margins, device=device),
+        )
+
+
+def draw_comparisons(example: Example, *, max_pairs: int, seed: int, visit: tuple[int, int]) -> list[Comparison]:
+    """The comparisons of a list: all, or `max_pairs` of them drawn anew at each visit from the run's seed."""
+    assert example.grades is not None, "only graded examples are compared"
+    name = f"{seed}/{visit[0]}/{visit[1]}".encode()
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:7], "big"))
+    return ranking_pairs(example.grades, max_pairs, generator)

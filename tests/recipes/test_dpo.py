@@ -1,0 +1,162 @@
+"""DPO and its family: every loss in a short run, against literal formulas, and on data whose best answer is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from onebase.config import DPOConfig
+from onebase.config_groups import LOSSES
+from onebase.data.chat import chat_format
+from onebase.errors import ConfigError, DataError
+from onebase.recipes import dpo
+from onebase.recipes.setup import open_base
+from tests.recipes.conftest import ANIMALS, Options, common, file_bytes, load, metric_rows, pair_rows, write_rows
+
+PAIRED = sorted(set(LOSSES) - {"kto"})
+
+
+@pytest.fixture(autouse=True)
+def no_dpo_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dpo, "plot_run", lambda folder: None)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "pairs.jsonl", pair_rows())
+
+
+@pytest.fixture
+def ranked(tmp_path: Path) -> Path:
+    rows = [
+        {"instruction": f"Is the {animal} good?", "input": "", "output": ["good", "fine", "bad"], "grades": [2, 1, 0]}
+        for animal in ANIMALS
+    ]
+    return write_rows(tmp_path / "ranked.jsonl", rows)
+
+
+def small_dpo(base: Path, run: Path, data: Path, more: Options) -> DPOConfig:
+    return load(DPOConfig, common(base, run, data), {"optimizer.learning_rate": 5e-3, "max_steps": 6, **more})
+
+
+@pytest.mark.parametrize("loss", PAIRED)
+def test_every_loss_over_pairs_learns_the_order(
+    loss: str, base: Path, sft_role: Path, pairs: Path, tmp_path: Path
+) -> None:
+    before = file_bytes(base)
+    more: Options = {"loss": loss, "start_from": str(sft_role), "max_steps": 12, "preference.label_smoothing": 0.1}
+    summary = dpo.run(small_dpo(base, tmp_path / "run", pairs, more))
+    assert summary["steps"] == 12 and file_bytes(base) == before
+    rows = metric_rows(tmp_path / "run")
+    assert all(row["loss"] is not None and "train/refused_steps" not in row for row in rows)
+    if loss != "nll":
+        assert rows[-1]["rewards/margins"] > rows[0]["rewards/margins"]
+        assert summary["eval_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "rrhf", "plackett_luce", "simpo", "orpo"])
+def test_ranked_lists_go_through_one_tree_each(loss: str, base: Path, ranked: Path, tmp_path: Path) -> None:
+    summary = dpo.run(small_dpo(base, tmp_path / "run", ranked, {"loss": loss, "max_steps": 12}))
+    assert summary["eval_accuracy"] > 0.6
+
+
+def test_kto_reads_labels_and_pairs(base: Path, pairs: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Is the {animal} good?", "completion": word, "label": word == "good"}
+        for animal in ANIMALS
+        for word in ("good", "bad")
+    ]
+    single = write_rows(tmp_path / "single.jsonl", rows)
+    for name, data in (("pairs", pairs), ("single", single)):
+        summary = dpo.run(small_dpo(base, tmp_path / name, data, {"loss": "kto", "max_steps": 15}))
+        assert summary["eval_accuracy"] > 0.8
+        assert all(row["kl"] >= 0 for row in metric_rows(tmp_path / name))
+
+
+@pytest.mark.parametrize("reference", ["live", "cached"])
+def test_the_first_step_is_the_paper_s_loss_on_separate_rows(
+    reference: str, base: Path, sft_role: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """Eq. 7 of Rafailov et al., the policy a little away from its reference, log-probs from the model's own logits."""
+    more: Options = {"start_from": str(sft_role), "preference.reference": reference, "batch.minibatch": 64,
+                     "preference.beta": 0.3, "max_steps": 2}  # fmt: skip
+    config = small_dpo(base, tmp_path / "run", pairs, more)
+    dpo.run(config)
+    losses = [row["loss"] for row in metric_rows(tmp_path / "run")]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5), "policy and reference start alike"
+
+    one = open_base(config.model)
+    chat = chat_format(one.tokenizer, config.model.chat_template)
+    train, _ = dpo.read_examples(config, chat, one.context_length)
+    # The policy after the first step: one step again, from the same seed.
+    again = small_dpo(base, tmp_path / "again", pairs, {**more, "max_steps": 1})
+    dpo.run(again)
+    dpo.add_policy_and_reference(one, config)
+    from safetensors.torch import load_file
+
+    one.set_adapter_weights("policy", load_file(tmp_path / "again" / "policy" / "adapter_model.safetensors"))
+
+    def summed(role: str, prompt: list[int], completion: list[int]) -> Tensor:
+        with one.role(role), torch.no_grad():
+            logits = one.model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+        places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
+        return torch.stack([logits[i, token] for i, token in zip(places, completion, strict=True)]).sum()
+
+    expected = []
+    for example in train:
+        margin = torch.zeros(())
+        for sign, ids in zip((1, -1), example.completions, strict=True):
+            difference = summed("policy", list(example.prompt_ids), list(ids))
+            margin += sign * (difference - summed("reference", list(example.prompt_ids), list(ids)))
+        expected.append(float(-torch.nn.functional.logsigmoid(0.3 * margin)))
+    assert losses[1] == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+
+
+def test_a_mixture_is_the_weighted_sum(base: Path, pairs: Path, tmp_path: Path) -> None:
+    first = {}
+    for loss in ("sigmoid", "nll", "sigmoid + 0.1 nll"):
+        dpo.run(small_dpo(base, tmp_path / loss.replace(" ", ""), pairs, {"loss": loss, "max_steps": 1}))
+        first[loss] = metric_rows(tmp_path / loss.replace(" ", ""))[0]["loss"]
+    assert first["sigmoid + 0.1 nll"] == pytest.approx(first["sigmoid"] + 0.1 * first["nll"], rel=1e-5)
+
+
+def test_tree_and_separate_layouts_give_the_same_step(base: Path, ranked: Path, tmp_path: Path) -> None:
+    losses = []
+    for layout in ("tree", "separate"):
+        more: Options = {"loss": "plackett_luce + sigmoid + nll", "model.layout": layout, "max_steps": 3}
+        dpo.run(small_dpo(base, tmp_path / layout, ranked, more))
+        losses.append([row["loss"] for row in metric_rows(tmp_path / layout)])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [("sigmod", "did you mean sigmoid"), ("sigmoid + kto", "is not mixed"), ("sigmoid + x nll", "'loss' = x nll")],
+)
+def test_a_loss_that_is_not_there_is_one_line(loss: str, message: str, base: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small_dpo(base, tmp_path / "run", pairs, {"loss": loss})
+
+
+def test_rows_that_compare_nothing_are_named(base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Is the {animal} good?", "completion": "good"} for animal in ANIMALS]
+    data = write_rows(tmp_path / "answers.jsonl", rows)
+    with pytest.raises(DataError, match="nothing is compared"):
+        dpo.run(small_dpo(base, tmp_path / "run", data, {}))
+    with pytest.raises(DataError, match="kto learns from one answer"):
+        dpo.run(small_dpo(base, tmp_path / "kto", data, {"loss": "kto"}))
+
+
+def test_the_plan_names_the_mixture(base: Path, pairs: Path, tmp_path: Path) -> None:
+    assert "1 nll + 0.1 orpo" in dpo.plan(small_dpo(base, tmp_path / "run", pairs, {"loss": "orpo"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_summary_is_json(base: Path, pairs: Path, tmp_path: Path) -> None:
+    dpo.run(small_dpo(base, tmp_path / "run", pairs, {"max_steps": 1}))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["loss"] == {"sigmoid": 1.0}
