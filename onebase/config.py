@@ -19,25 +19,23 @@ from onebase.config_groups import (
     EpochsOptimizerGroup,
     EvaluationGroup,
     FilesGroup,
-    GenerationGroup,
     Group,
     LoraGroup,
     MicrobatchGroup,
     ModelGroup,
     OptionalModelGroup,
-    PPOGroup,
     PPOOptimizerGroup,
     PreferenceGroup,
     PretrainOptimizerGroup,
     PromptDataGroup,
     PromptEvaluationGroup,
     RewardGroup,
-    RewardSourceGroup,
     SFTDataGroup,
     SFTOptimizerGroup,
     TinyModelGroup,
     fail_on,
 )
+from onebase.config_ppo import GenerationGroup, PPOGroup, RewardSourceGroup
 
 
 class VerbConfig(Group):

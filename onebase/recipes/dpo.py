@@ -25,15 +25,13 @@ from torch import Tensor
 from onebase.config import DPOConfig
 from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
-from onebase.data.chat import ChatFormat
-from onebase.data.prepare import drop_equal_cuts, encode_rows, with_completions
-from onebase.errors import DataError
+from onebase.data.prepare import with_completions
 from onebase.evaluation.intervals import bootstrap_mean
 from onebase.evaluation.plots import plot_run
 from onebase.models.forward import token_logprobs
 from onebase.models.one_base import OneBase
 from onebase.models.passes import per_example
-from onebase.models.role_files import load_role, save_role
+from onebase.models.role_files import save_role
 from onebase.objectives.masked import completion_sum
 from onebase.objectives.preference import (
     hinge_loss,
@@ -47,32 +45,25 @@ from onebase.objectives.preference import (
 from onebase.objectives.ranked import plackett_luce_loss, rrhf_loss
 from onebase.objectives.reference_free import cpo_loss, orpo_loss, simpo_loss
 from onebase.objectives.unpaired import kto_kl, kto_loss
+from onebase.recipes.dpo_setup import add_policy_and_reference, loss_weights, plan, read_examples
 from onebase.recipes.setup import (
     largest_example,
-    limits_of,
     make_update,
-    new_lora,
     num_steps,
     open_base,
     open_chat,
-    read_rows,
     token_budget,
 )
-from onebase.records import Example, Row, TreeBatch
+from onebase.records import Example, TreeBatch
 from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.memory import peak_memory_mb
 from onebase.training.metrics import Averages, require_finite
-from onebase.training.plan import describe_base, describe_steps
 from onebase.training.progress import StepProgress, say
 from onebase.training.run import Run
 from onebase.training.update import ParameterGroup, Update
 
-PAPER_MIXTURES = {
-    "orpo": {"nll": 1.0, "orpo": 0.1},
-    "cpo": {"cpo": 1.0, "nll": 1.0},
-    "rrhf": {"rrhf": 1.0, "nll": 1.0},
-}
-"""What the papers train when they name one of these losses alone; a mixture in the configuration is taken as it is."""
+__all__ = ["plan", "run"]
+
 DEFAULT_BETA = {"simpo": 2.0}
 REFERENCE_FREE = {"cpo", "simpo", "orpo", "rrhf", "nll"}
 
@@ -327,80 +318,6 @@ def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int, *, be
     }
 
 
-def loss_weights(config: DPOConfig) -> dict[str, float]:
-    """The losses that are added up, with their weights."""
-    return PAPER_MIXTURES.get(config.loss.strip()) or config.loss_weights()
-
-
 def beta_of(config: DPOConfig, loss: str) -> float:
     """The configured beta, or the one usual for this loss."""
     return config.preference.beta or DEFAULT_BETA.get(loss, 0.1)
-
-
-def add_policy_and_reference(one: OneBase, config: DPOConfig) -> None:
-    """The policy goes on from a saved role, whose frozen copy is the reference; a new adapter starts as the base."""
-    if config.start_from is not None:
-        load_role(one, "policy", config.start_from, kinds=("policy",), trains=True)
-        one.add_role("reference", copy_of="policy")
-    else:
-        one.add_role("policy", lora=new_lora(one, config.lora), trains=True)
-        one.add_role("reference")
-
-
-def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out rows, encoded: graded answers, or for kto single answers with a label.
-
-    Raises:
-        DataError: a row that the loss cannot learn from.
-    """
-    unpaired = "kto" in loss_weights(config)
-    sides = []
-    for rows in read_rows(config.data, config.seed):
-        chosen = [single for row in rows for single in labelled(row)] if unpaired else rows
-        for row in chosen:
-            if not unpaired and (row.grades is None or len(row.answers) < 2):
-                raise DataError(
-                    f"{row.place}: nothing is compared in this row; this loss learns from chosen and rejected answers "
-                    "or ranked lists. For answers labelled good or bad there is --loss kto"
-                )
-        examples = encode_rows(chosen, chat, limits_of(config.data, context)) if chosen else []
-        kept, cut = drop_equal_cuts(examples)
-        if cut:
-            say(f"left out: {len(cut)} whose answers were cut to the same tokens ({', '.join(cut[:3])})")
-        sides.append(kept)
-    if not sides[0]:
-        raise DataError("no rows are left to train on; look at data.train and the limits on lengths")
-    return sides[0], sides[1]
-
-
-def labelled(row: Row) -> list[Row]:
-    """A row for kto: as it is where it has a label; a pair as one good and one bad answer.
-
-    Raises:
-        DataError: neither.
-    """
-    label = row.columns.get("label")
-    if len(row.answers) == 1 and isinstance(label, bool | int | float):
-        return [row]
-    if row.grades is not None and len(row.answers) == 2 and row.grades[0] != row.grades[1]:
-        better = row.grades.index(max(row.grades))
-        return [
-            Row(row.messages, (answer,), columns={**row.columns, "label": k == better}, place=row.place)
-            for k, answer in enumerate(row.answers)
-        ]
-    raise DataError(f"{row.place}: kto learns from one answer with 'label' true or false, or from a pair; add a label")
-
-
-def plan(config: DPOConfig) -> str:
-    """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
-    train, held_out = read_examples(config, open_chat(base.tokenizer, config.model), base.context)
-    steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
-    return "\n".join([
-        *base.lines,
-        f"loss        {' + '.join(f'{weight:g} {name}' for name, weight in loss_weights(config).items())}",
-        *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
-        f"saves       {config.output_dir}/policy",
-    ])  # fmt: skip
