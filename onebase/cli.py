@@ -38,6 +38,7 @@ TRAINING_VERBS = {
     "sft": "Train a policy on answers written by people or models.",
     "reward": "Train a reward role on preferences: pairs or ranked lists.",
     "dpo": "Train a policy on preferences directly: DPO and its family.",
+    "best-of": "Sample K answers to every prompt and keep the best, by any reward source, as data for sft and dpo.",
     "ppo": "Train a policy against a reward source by PPO, four roles on one base.",
 }
 
@@ -45,7 +46,7 @@ TRAINING_VERBS = {
 def _recipe(verb: str) -> ModuleType:
     """The module of a verb, imported when it is known that the verb is wanted: it brings torch."""
     _quiet_libraries()
-    return import_module(f"onebase.recipes.{verb}")
+    return import_module(f"onebase.recipes.{verb.replace('-', '_')}")
 
 
 def _quiet_libraries() -> None:

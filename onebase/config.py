@@ -30,6 +30,7 @@ from onebase.config_groups import (
     PromptDataGroup,
     PromptEvaluationGroup,
     RewardGroup,
+    SampleDataGroup,
     SFTDataGroup,
     SFTOptimizerGroup,
     TinyModelGroup,
@@ -38,15 +39,20 @@ from onebase.config_groups import (
 from onebase.config_ppo import GenerationGroup, PPOGroup, RewardSourceGroup
 
 
-class VerbConfig(Group):
-    """What every training verb has."""
+class RunConfig(Group):
+    """What every verb that leaves a run has."""
 
     output_dir: str
     """Folder of the run: resolved config, metrics, checkpoints, roles."""
-    max_steps: Count | None = None
-    """This many steps (in ppo: rollouts), whatever the epochs; null = until the data has been read."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the order of the data, of new weights and of sampling."""
+
+
+class VerbConfig(RunConfig):
+    """What every training verb has."""
+
+    max_steps: Count | None = None
+    """This many steps (in ppo: rollouts), whatever the epochs; null = until the data has been read."""
 
 
 def _role_problems(model: OptionalModelGroup, lora: LoraGroup, start_from: str | None) -> list[str]:
@@ -210,11 +216,30 @@ class PPOConfig(VerbConfig):
         return self
 
 
-VERB_CONFIGS: dict[str, type[VerbConfig]] = {
+class BestOfConfig(RunConfig):
+    """Sample K answers to every prompt and keep the best, by any reward source, as data for sft and dpo."""
+
+    policy: str | None = None
+    """Folder of the policy role that samples; null = the base itself."""
+    model: ModelGroup
+    data: SampleDataGroup
+    reward: RewardSourceGroup
+    generation: GenerationGroup = GenerationGroup()
+    batch: MicrobatchGroup = MicrobatchGroup()
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> BestOfConfig:
+        if self.generation.samples_per_prompt < 2:
+            fail_on(["'generation.samples_per_prompt' = 1 leaves nothing to choose from; set it to 2 or more"])
+        return self
+
+
+VERB_CONFIGS: dict[str, type[RunConfig]] = {
     "pretrain": PretrainConfig,
     "sft": SFTConfig,
     "reward": RewardConfig,
     "dpo": DPOConfig,
+    "best-of": BestOfConfig,
     "ppo": PPOConfig,
 }
 """The model of each training verb."""

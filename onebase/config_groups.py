@@ -126,6 +126,21 @@ class SFTDataGroup(DataGroup):
     """Tokens that count in the loss: the last answer, every assistant turn, or all of them."""
 
 
+class SampleDataGroup(Group):
+    """The prompts to sample from."""
+
+    train: Annotated[Strings, Field(min_length=1)]
+    """One file or a list of files (.jsonl, .json, .txt; .gz too)."""
+    limit: Count | None = None
+    """Read at most this many rows."""
+    max_prompt_tokens: Count | None = None
+    """Longest prompt, in tokens; null = what the model can hold."""
+    truncate_prompt: Literal["error", "left"] = "error"
+    """A prompt that is too long: stop with its place, or cut its oldest tokens."""
+    opening_tokens: Count = 16
+    """Where the data is plain text: the policy goes on from the first tokens of each, this many."""
+
+
 class PromptDataGroup(FilesGroup):
     """The files, and what of them is used."""
 

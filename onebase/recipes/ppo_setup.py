@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from onebase.config import PPOConfig
+from onebase.config_ppo import RewardSourceGroup
 from onebase.data.batches import num_minibatches
 from onebase.data.chat import ChatFormat
 from onebase.data.formats import drop_unusable, read_files
@@ -95,7 +96,7 @@ def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
     kl = FixedKL(ppo.kl_coefficient) if ppo.kl_target is None else AdaptiveKL(
         ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon
     )  # fmt: skip
-    source = open_reward_source(config, one, budget)
+    source = open_reward_source(config.reward, one, budget)
     return Trainer(config, one, chat, source, prompts, ptx, update, kl, RunningMoments(), sampling), held_out
 
 
@@ -132,15 +133,14 @@ def add_critic(one: OneBase, config: PPOConfig) -> None:
                 critic.head.weight.div_(one.roles["reward"].score_std or 1.0)
 
 
-def open_reward_source(config: PPOConfig, one: OneBase, token_budget: int) -> RewardSource:
-    """The reward role, a function, or another model, as configured."""
-    if config.reward.role is not None:
-        normalize = config.reward.normalize == "held_out"
-        return RoleReward(one, "reward", token_budget=token_budget, normalize=normalize)
-    if config.reward.callable is not None:
-        return FunctionReward(config.reward.callable)
-    assert config.reward.model is not None
-    return ClassifierReward(config.reward.model, device=one.device)
+def open_reward_source(reward: RewardSourceGroup, one: OneBase, token_budget: int) -> RewardSource:
+    """The reward role (which is on the base already), a function, or another model, as configured."""
+    if reward.role is not None:
+        return RoleReward(one, "reward", token_budget=token_budget, normalize=reward.normalize == "held_out")
+    if reward.callable is not None:
+        return FunctionReward(reward.callable)
+    assert reward.model is not None
+    return ClassifierReward(reward.model, device=one.device)
 
 
 def read_prompts(
