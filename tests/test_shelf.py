@@ -27,7 +27,7 @@ def test_a_shipped_config_is_valid_and_its_comment_names_the_command(path: Path)
 
 
 def test_the_readme_names_verbs_that_exist() -> None:
-    verbs = set(re.findall(r"^onebase (\w+)", README, flags=re.MULTILINE))
+    verbs = set(re.findall(r"^onebase ([\w-]+)", README, flags=re.MULTILINE))
     assert verbs and all(verb in app for verb in verbs), verbs
 
 
