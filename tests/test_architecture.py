@@ -173,4 +173,4 @@ def test_what_a_recipe_reaches_can_be_read(recipe: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_imports(module: str) -> None:
-    importlib.import_module(module)
+    assert importlib.import_module(module).__name__ == module

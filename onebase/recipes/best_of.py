@@ -18,9 +18,9 @@ from onebase.data.formats import read_files
 from onebase.data.prepare import Limits, encode_prompts
 from onebase.evaluation.intervals import bootstrap_mean, paired_bootstrap
 from onebase.files import write_atomically
-from onebase.models.generation import Sample, Sampling, generate, sample_seeds, stop_ids
+from onebase.models.generation import Sample, generate, sample_seeds
 from onebase.models.role_files import load_role
-from onebase.recipes.ppo_setup import open_reward_source
+from onebase.recipes.ppo_setup import longest_rollout_tree, open_reward_source, sampling_of
 from onebase.recipes.setup import open_base, open_chat, token_budget
 from onebase.records import Example
 from onebase.training.plan import describe_base
@@ -43,16 +43,9 @@ def run(config: BestOfConfig) -> dict[str, Any]:
     if config.reward.role is not None:
         load_role(one, "reward", config.reward.role, kinds=("reward",))
     prompts = read_prompts(config, chat, one.context_length)
-    generation, count = config.generation, config.generation.samples_per_prompt
-    longest = max(len(p.prompt_ids) for p in prompts) + count * generation.max_new_tokens
+    count, longest = config.generation.samples_per_prompt, longest_rollout_tree(one, config.generation, prompts)
     source = open_reward_source(config.reward, one, token_budget(one, config.batch, role="policy", longest=longest))
-    sampling = Sampling(
-        max_new_tokens=generation.max_new_tokens,
-        temperature=generation.temperature,
-        top_k=generation.top_k,
-        top_p=generation.top_p,
-        stop_ids=stop_ids(one, [chat.end_token_id, *chat.single_tokens(generation.stop)]),
-    )
+    sampling = sampling_of(one, chat, config.generation)
     seeds = sample_seeds(config.seed, num_prompts=len(prompts), samples_per_prompt=count, stream="best-of")
     say(f"best-of: {len(prompts)} prompts x {count} answers, scored by {source.name}")
 

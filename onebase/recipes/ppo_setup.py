@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onebase.config import PPOConfig
-from onebase.config_ppo import RewardSourceGroup
+from onebase.config_ppo import GenerationGroup, RewardSourceGroup
 from onebase.data.batches import num_minibatches
 from onebase.data.chat import ChatFormat
 from onebase.data.formats import drop_unusable, read_files
@@ -69,7 +69,7 @@ def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
     if ppo.kl_placement == "reward" and ppo.kl_estimator != "k1":
         say(f"ppo: {ppo.kl_estimator} in the reward does not lead to the optimum of score less KL, as k1 does")
     add_critic(one, config)
-    longest = longest_rollout_tree(one, config, [*prompts, *held_out])
+    longest = longest_rollout_tree(one, config.generation, [*prompts, *held_out])
     budget = token_budget(one, config.batch, role="policy", longest=longest)
     learning_rate = config.optimizer.learning_rate
     update = make_update(
@@ -83,13 +83,7 @@ def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
         token_budget=budget,
     )
     generation = config.generation
-    sampling = Sampling(
-        max_new_tokens=generation.max_new_tokens,
-        temperature=generation.temperature,
-        top_k=generation.top_k,
-        top_p=generation.top_p,
-        stop_ids=stop_ids(one, [chat.end_token_id, *chat.single_tokens(generation.stop)]),
-    )
+    sampling = sampling_of(one, chat, generation)
     if generation.top_k or generation.top_p < 1:
         say("ppo: top_k and top_p sample from another distribution than the one that trains; the KL will be biased, "
             "and can turn negative")  # fmt: skip
@@ -100,10 +94,21 @@ def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
     return Trainer(config, one, chat, source, prompts, ptx, update, kl, RunningMoments(), sampling), held_out
 
 
-def longest_rollout_tree(one: OneBase, config: PPOConfig, prompts: Sequence[Example]) -> int:
+def sampling_of(one: OneBase, chat: ChatFormat, generation: GenerationGroup) -> Sampling:
+    """How completions are drawn, and the tokens that end them."""
+    return Sampling(
+        max_new_tokens=generation.max_new_tokens,
+        temperature=generation.temperature,
+        top_k=generation.top_k,
+        top_p=generation.top_p,
+        stop_ids=stop_ids(one, [chat.end_token_id, *chat.single_tokens(generation.stop)]),
+    )
+
+
+def longest_rollout_tree(one: OneBase, generation: GenerationGroup, prompts: Sequence[Example]) -> int:
     """Padded tokens of the longest prompt with all its completions at their longest."""
-    prompt, count = max(len(p.prompt_ids) for p in prompts), config.generation.samples_per_prompt
-    completion = config.generation.max_new_tokens
+    prompt, count = max(len(p.prompt_ids) for p in prompts), generation.samples_per_prompt
+    completion = generation.max_new_tokens
     return prompt + count * completion if one.layout == "tree" else count * (prompt + completion)
 
 

@@ -229,7 +229,9 @@ def test_a_base_trained_in_full_is_a_folder_that_loads_and_another_base_than_it_
 # ---------------------------------------------------------------------------------------------------- what is refused
 
 
-def refused(one: OneBase, folder: Path, message: str, *kinds: str, error: type[ModelError] = RoleMismatchError) -> None:
+def check_refused(
+    one: OneBase, folder: Path, message: str, *kinds: str, error: type[ModelError] = RoleMismatchError
+) -> None:
     with pytest.raises(error, match=message) as caught:
         load_role(one, "judge", folder, kinds=kinds or ("reward",))
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
@@ -238,7 +240,7 @@ def refused(one: OneBase, folder: Path, message: str, *kinds: str, error: type[M
 
 def test_a_role_made_on_another_base_is_refused(saved: Path, tmp_path: Path) -> None:
     other = load(save_tiny(tmp_path, "llama", seed=1))
-    refused(other, saved / "reward", f"reward: made on another base: .*base.* while this is {tmp_path}")
+    check_refused(other, saved / "reward", f"reward: made on another base: .*base.* while this is {tmp_path}")
 
 
 def test_a_role_made_with_another_tokenizer_is_refused(base: Path, saved: Path, tmp_path: Path) -> None:
@@ -246,13 +248,15 @@ def test_a_role_made_with_another_tokenizer_is_refused(base: Path, saved: Path, 
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = "a"
     one.tokenizer = tokenizer
-    refused(one, saved / "reward", "made with another tokenizer .*use the tokenizer it was trained with")
+    check_refused(one, saved / "reward", "made with another tokenizer .*use the tokenizer it was trained with")
 
 
 def test_a_role_of_another_kind_is_refused(base: Path, saved: Path) -> None:
     one = load(base)
-    refused(one, saved / "policy", "policy: this is a policy role, and a reward role is needed here")
-    refused(one, saved / "reward", "this is a reward role, and a policy or critic role is needed", "policy", "critic")
+    check_refused(one, saved / "policy", "policy: this is a policy role, and a reward role is needed here")
+    check_refused(
+        one, saved / "reward", "this is a reward role, and a policy or critic role is needed", "policy", "critic"
+    )
 
 
 def test_a_reward_role_without_its_head_is_refused(base: Path, saved: Path, tmp_path: Path) -> None:
@@ -260,14 +264,14 @@ def test_a_reward_role_without_its_head_is_refused(base: Path, saved: Path, tmp_
     weights = load_file(folder / "adapter_model.safetensors")
     del weights[SCORE_KEY]
     save_file(weights, folder / "adapter_model.safetensors")
-    refused(load(base), folder, "a reward role without its head: adapter_model.safetensors has no 'base_model.")
+    check_refused(load(base), folder, "a reward role without its head: adapter_model.safetensors has no 'base_model.")
 
 
 def test_a_head_of_another_shape_is_refused(base: Path, saved: Path, tmp_path: Path) -> None:
     folder = copy_with(saved, tmp_path)
     weights = load_file(folder / "adapter_model.safetensors") | {SCORE_KEY: torch.zeros(1, 33)}
     save_file(weights, folder / "adapter_model.safetensors")
-    refused(load(base), folder, r"its head has shape \(1, 33\), this base needs \(1, 32\)")
+    check_refused(load(base), folder, r"its head has shape \(1, 33\), this base needs \(1, 32\)")
 
 
 def test_an_adapter_that_does_not_fit_is_refused_and_the_right_one_loads_afterwards(
@@ -277,7 +281,7 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_right_one_loads_afterwa
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 2}))
     one = load(base)
-    refused(one, folder, "the adapter of role 'judge' does not fit this base: ", error=ModelError)
+    check_refused(one, folder, "the adapter of role 'judge' does not fit this base: ", error=ModelError)
     expected = load(base)
     for each in (one, expected):
         load_role(each, "judge", saved / "reward", kinds=("reward",))
@@ -290,28 +294,30 @@ def test_a_truncated_weights_file_is_refused_in_one_line(base: Path, saved: Path
     folder = copy_with(saved, tmp_path)
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
-    refused(load(base), folder, f"{folder}: the adapter cannot be read: ", error=ModelError)
+    check_refused(load(base), folder, f"{folder}: the adapter cannot be read: ", error=ModelError)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_a_file_that_is_missing_is_said(base: Path, saved: Path, tmp_path: Path, name: str) -> None:
     folder = copy_with(saved, tmp_path)
     (folder / name).unlink()
-    refused(load(base), folder, name, error=ModelError)
+    check_refused(load(base), folder, name, error=ModelError)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "reward", "colour": "red"}', "\x00"])
 def test_a_broken_card_is_refused_in_one_line(base: Path, saved: Path, tmp_path: Path, text: str) -> None:
     folder = copy_with(saved, tmp_path)
     (folder / "role.json").write_text(text)
-    refused(load(base), folder, "role.json: cannot be read: ", error=ModelError)
+    check_refused(load(base), folder, "role.json: cannot be read: ", error=ModelError)
 
 
 def test_a_folder_that_is_no_role_says_which_one_was_meant(base: Path, saved: Path, tmp_path: Path) -> None:
     one = load(base)
-    refused(one, saved, f"{saved}: no role.json; did you mean {saved / 'policy'}", error=ModelError)
-    refused(one, tmp_path, "no role.json; it is not a role saved by onebase", error=ModelError)
-    refused(one, tmp_path / "gone", "gone: no such folder; a role is the folder `policy` or `reward`", error=ModelError)
+    check_refused(one, saved, f"{saved}: no role.json; did you mean {saved / 'policy'}", error=ModelError)
+    check_refused(one, tmp_path, "no role.json; it is not a role saved by onebase", error=ModelError)
+    check_refused(
+        one, tmp_path / "gone", "gone: no such folder; a role is the folder `policy` or `reward`", error=ModelError
+    )
 
 
 def test_a_role_that_is_the_base_itself_cannot_be_saved_as_an_adapter(base: Path, tmp_path: Path) -> None:

@@ -220,8 +220,18 @@ def test_of_a_conversation_over_the_context_the_oldest_turns_are_left_out(
     assert len(asked) == 12 and asked[1] > asked[0] and any(after < before for before, after in pairwise(asked))
 
 
-def test_an_answer_ends_where_the_context_does(sft_role: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_ends_where_the_context_does(
+    sft_role: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    most: list[int] = []
+
+    def watched(one: OneBase, prompts: list[list[int]], *, sampling: Sampling, **named: Any) -> list[Sample]:
+        most.append(len(prompts[0]) + sampling.max_new_tokens)
+        return generate(one, prompts, sampling=sampling, **named)
+
+    monkeypatch.setattr("onebase.recipes.chat.generate", watched)
     said(capsys, "chat", str(sft_role), "--once", "Is the cat good?", "--max-new-tokens", "5000")
+    assert most == [CONTEXT]
 
 
 @pytest.mark.parametrize(
