@@ -1,10 +1,15 @@
 """The demo's task by every way of preference optimisation, from one SFT policy: gold score, KL and length of each.
 
-usage: preference_table.py RUN [SAMPLES]    RUN is a folder `onebase demo` left; SAMPLES preference rows for each loss
+usage: preference_table.py RUN [SAMPLES]    RUN is a folder `onebase demo` left
 
-Prints a Markdown table; writes the runs beside the demo's in RUN/preference/. Every loss reads the same SAMPLES rows of
-RUN/data/preferences.jsonl once (kto: their pairs); RAFT samples 8 answers to SAMPLES / 8 prompts, keeps the best by the
-demo's reward role, and trains SFT on them; PPO is the demo's own run, of 50 rollouts x 128 completions.
+Prints two Markdown tables, and writes the runs to RUN/preference/:
+
+    equal samples    every loss reads the same SAMPLES (6,400) rows of RUN/data/preferences.jsonl once (kto: answers of
+                     their pairs); RAFT and online DPO sample as many answers, eight to a prompt, in rounds; PPO too
+    equal time       the same, each method with as many rows or rounds as the seconds of PPO's training allow, judged by
+                     its own speed in the first table
+
+RAFT, online DPO and PPO are scored by the demo's reward role, whose training is not in their seconds.
 """
 
 from __future__ import annotations
@@ -12,9 +17,10 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from onebase.config import BestOfConfig, DPOConfig, SFTConfig
+from onebase.config import DPOConfig, IterateConfig, PPOConfig
 from onebase.data.chat import chat_format
 from onebase.data.formats import read_rows
 from onebase.data.prepare import Limits, encode_prompts
@@ -23,11 +29,12 @@ from onebase.evaluation.intervals import paired_bootstrap
 from onebase.models.generation import Sampling, stop_ids
 from onebase.models.loading import load_base
 from onebase.models.role_files import load_role
-from onebase.recipes import best_of, demo, dpo, sft
+from onebase.recipes import demo, dpo, iterate, ppo
 from onebase.rewards.functions import FunctionReward
 
 SETTINGS = {
     "sigmoid": (0.5, 2e-4),
+    "sigmoid_norm": (5.0, 2e-4),
     "hinge": (0.5, 2e-4),
     "ipo": (2.0, 2e-4),
     "plackett_luce": (0.5, 2e-4),
@@ -39,50 +46,75 @@ SETTINGS = {
 }
 """beta and learning rate of each loss, chosen on this task: at beta 0.1 and 5e-4 the losses against a reference drift
 10 nats and more from it, and their gold score falls below SFT's."""
-LOSSES = tuple(SETTINGS)
+ANSWERS = 8
+ROLLOUT_SAMPLES = 128
 
 
 def main() -> None:
     folder, samples = Path(sys.argv[1]), int((sys.argv[2:] or ["6400"])[0])
-    out = folder / "preference"
-    pairs_only(folder / "data" / "preferences.jsonl", out / "pairs.jsonl", samples)
-    seconds = {}
-    for loss in LOSSES:
-        started = time.monotonic()
-        dpo.run(dpo_config(folder, out, loss, samples))
-        seconds[loss] = time.monotonic() - started
+    methods: dict[str, Callable[[Path, Path, int], None]] = {
+        **{loss: learner(loss) for loss in SETTINGS}, "RAFT": raft, "online DPO": online_dpo, "PPO": run_ppo,
+    }  # fmt: skip
+    equal = folder / "preference" / "samples"
+    seconds = {name: timed(method, folder, equal / name, samples) for name, method in methods.items()}
+    print(f"\nEqual samples: {samples}\n")
+    table(folder, equal, seconds, dict.fromkeys(methods, samples))
+    timely = folder / "preference" / "time"
+    counts = {name: int(samples * seconds["PPO"] / seconds[name]) for name in methods if name != "PPO"}
+    spent = {name: timed(methods[name], folder, timely / name, count) for name, count in counts.items()}
+    print(f"\nEqual time: the {seconds['PPO']:.0f} seconds of PPO\n")
+    table(folder, timely, spent, counts)
+
+
+def timed(method: Callable[[Path, Path, int], None], folder: Path, out: Path, samples: int) -> float:
     started = time.monotonic()
-    raft(folder, out, samples)
-    seconds["RAFT"] = time.monotonic() - started
-    seconds["PPO"] = json.loads((folder / "ppo" / "summary.json").read_text())["seconds"]
-    table(folder, out, seconds)
+    method(folder, out, samples)
+    return time.monotonic() - started
 
 
-def dpo_config(folder: Path, out: Path, loss: str, samples: int) -> DPOConfig:
-    data = out / "pairs.jsonl" if loss == "kto" else folder / "data" / "preferences.jsonl"
-    return DPOConfig.model_validate({
-        "output_dir": str(out / loss), "loss": loss, "model": model(folder),
-        "start_from": str(folder / "sft" / "policy"),
-        "data": {"train": [str(data)], "limit": samples, "eval_fraction": 0.05},
-        "preference": {"beta": SETTINGS[loss][0]},
-        "optimizer": {"learning_rate": SETTINGS[loss][1], "schedule": "linear"},
-        "batch": {"minibatch": 32, "microbatch_tokens": demo.TOKEN_BUDGET},
-    })  # fmt: skip
+def learner(loss: str) -> Callable[[Path, Path, int], None]:
+    def learn(folder: Path, out: Path, samples: int) -> None:
+        data = folder / "data" / "preferences.jsonl"
+        if loss == "kto":
+            data = pairs_only(data, folder / "preference" / "pairs.jsonl")
+        there = len(read_rows(data))
+        dpo.run(DPOConfig.model_validate({
+            "output_dir": str(out), "loss": loss, "model": model(folder), "start_from": str(folder / "sft" / "policy"),
+            "data": {"train": [str(data)], "limit": min(samples, there), "eval_fraction": 0.05},
+            "preference": {"beta": SETTINGS[loss][0]},
+            "optimizer": {"learning_rate": SETTINGS[loss][1], "schedule": "linear",
+                          "num_epochs": max(1, round(samples / there))},
+            "batch": {"minibatch": 32, "microbatch_tokens": demo.TOKEN_BUDGET},
+        }))  # fmt: skip
+
+    return learn
+
+
+def rounds(folder: Path, out: Path, samples: int, prompts: int, more: dict[str, object]) -> None:
+    iterate.run(IterateConfig.model_validate({
+        "output_dir": str(out), "policy": str(folder / "sft" / "policy"), "model": model(folder),
+        "rounds": max(1, round(samples / (prompts * ANSWERS))), "prompts_per_round": prompts,
+        "data": {"train": [str(folder / "data" / "prompts.jsonl")]},
+        "reward": {"role": str(folder / "reward" / "reward")},
+        "generation": {"max_new_tokens": demo.MAX_NEW_TOKENS, "samples_per_prompt": ANSWERS},
+        "batch": {"minibatch": 16, "microbatch_tokens": demo.TOKEN_BUDGET}, **more,
+    }))  # fmt: skip
 
 
 def raft(folder: Path, out: Path, samples: int) -> None:
-    best_of.run(BestOfConfig.model_validate({
-        "output_dir": str(out / "best-of"), "policy": str(folder / "sft" / "policy"), "model": model(folder),
-        "data": {"train": [str(folder / "data" / "prompts.jsonl")], "limit": samples // 8},
-        "reward": {"role": str(folder / "reward" / "reward")},
-        "generation": {"max_new_tokens": demo.MAX_NEW_TOKENS, "samples_per_prompt": 8},
-        "batch": {"microbatch_tokens": demo.TOKEN_BUDGET},
-    }))  # fmt: skip
-    sft.run(SFTConfig.model_validate({
-        "output_dir": str(out / "RAFT"), "model": model(folder), "start_from": str(folder / "sft" / "policy"),
-        "data": {"train": [str(out / "best-of" / "best.jsonl")], "eval_fraction": 0.05},
-        "optimizer": {"learning_rate": 1e-3, "schedule": "linear", "num_epochs": 2},
-        "batch": {"minibatch": 32, "microbatch_tokens": demo.TOKEN_BUDGET},
+    rounds(folder, out, samples, 400, {"learn": "sft", "optimizer": {"learning_rate": 5e-4}})
+
+
+def online_dpo(folder: Path, out: Path, samples: int) -> None:
+    rounds(folder, out, samples, 80, {
+        "reference": "kept", "preference": {"beta": 0.5}, "optimizer": {"learning_rate": 2e-4, "num_epochs": 2},
+    })  # fmt: skip
+
+
+def run_ppo(folder: Path, out: Path, samples: int) -> None:
+    config = demo.make_configs(folder, seed=0)["ppo"]
+    ppo.train(PPOConfig.model_validate({
+        **config.model_dump(), "output_dir": str(out), "max_steps": samples // ROLLOUT_SAMPLES,
     }))  # fmt: skip
 
 
@@ -91,37 +123,38 @@ def model(folder: Path) -> dict[str, str]:
     return {"model_name_or_path": base, "dtype": "float32", "chat_template": demo.TEMPLATE}
 
 
-def pairs_only(source: Path, target: Path, count: int) -> None:
+def pairs_only(source: Path, target: Path) -> Path:
     """The rows with two answers, as pairs: kto reads one answer at a time."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    rows = [row for row in read_rows(source) if len(row.answers) == 2][:count]
     lines = [
-        {"prompt": row.messages[0].content, "chosen": row.answers[0], "rejected": row.answers[1]} for row in rows
+        {"prompt": row.messages[0].content, "chosen": row.answers[0], "rejected": row.answers[1]}
+        for row in read_rows(source)
+        if len(row.answers) == 2
     ]
     target.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return target
 
 
-def table(folder: Path, out: Path, seconds: dict[str, float]) -> None:
+def table(folder: Path, out: Path, seconds: dict[str, float], samples: dict[str, int]) -> None:
     one = load_base(str(folder / "pretrain" / "model"), dtype="float32")
     chat = chat_format(one.tokenizer, demo.TEMPLATE)
-    names = {"SFT": folder / "sft", **{name: out / name for name in (*LOSSES, "RAFT")}, "PPO": folder / "ppo"}
     prompts = encode_prompts(
         read_rows(folder / "data" / "held_out.jsonl"), chat, Limits(one.context_length),
         max_new_tokens=demo.MAX_NEW_TOKENS, opening_tokens=1,
     )  # fmt: skip
     results = {}
-    for name, run in names.items():
-        load_role(one, name, run / "policy", kinds=("policy",))
+    for name, run in {"SFT": folder / "sft", **{name: out / name for name in seconds}}.items():
+        load_role(one, name.replace(" ", "-"), run / "policy", kinds=("policy",))
         results[name] = evaluate_role(
-            one, chat, prompts, FunctionReward("onebase.data.grammar:gold_reward"), role=name, reference="SFT",
-            sampling=Sampling(demo.MAX_NEW_TOKENS, stop_ids=stop_ids(one)), samples_per_prompt=demo.HELD_OUT_SAMPLES,
-            seed=0, token_budget=demo.TOKEN_BUDGET,
+            one, chat, prompts, FunctionReward("onebase.data.grammar:gold_reward"), role=name.replace(" ", "-"),
+            reference="SFT", sampling=Sampling(demo.MAX_NEW_TOKENS, stop_ids=stop_ids(one)),
+            samples_per_prompt=demo.HELD_OUT_SAMPLES, seed=0, token_budget=demo.TOKEN_BUDGET,
         )  # fmt: skip
-    print("| | gold | less SFT | KL (nats/completion) | length (tokens) | seconds |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| | gold | less SFT | KL (nats/completion) | length (tokens) | samples | seconds |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, result in results.items():
         row, rise = result.row(), paired_bootstrap(results["SFT"].scores, result.scores)
-        spent = f"{seconds[name]:.0f}" if name in seconds else ""
+        spent = f"{samples[name]:,} | {seconds[name]:.0f}" if name in seconds else " | "
         print(f"| {name} | {row['score'].text(2)} | {rise.text(3) if name != 'SFT' else ''} | {row['kl'].text(2)} | "
               f"{row['length'].text(1)} | {spent} |")  # fmt: skip
 

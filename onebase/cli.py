@@ -39,6 +39,7 @@ TRAINING_VERBS = {
     "reward": "Train a reward role on preferences: pairs or ranked lists.",
     "dpo": "Train a policy on preferences directly: DPO and its family.",
     "best-of": "Sample K answers to every prompt and keep the best, by any reward source, as data for sft and dpo.",
+    "iterate": "Rounds of best-of and dpo (or sft): iterative and online DPO, iterated RAFT, SPIN.",
     "ppo": "Train a policy against a reward source by PPO, four roles on one base.",
 }
 

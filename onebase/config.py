@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,7 +36,7 @@ from onebase.config_groups import (
     TinyModelGroup,
     fail_on,
 )
-from onebase.config_ppo import GenerationGroup, PPOGroup, RewardSourceGroup
+from onebase.config_ppo import GenerationGroup, OptionalRewardSourceGroup, PPOGroup, RewardSourceGroup
 
 
 class RunConfig(Group):
@@ -88,6 +88,8 @@ class PretrainConfig(VerbConfig):
             problems.append("'model.quantization' = nf4: pretraining changes every weight of the base; set it to none")
         if not self.model.model_name_or_path and (self.block_length or 0) > self.tiny.max_length:
             problems.append(f"'block_length' = {self.block_length} is above 'tiny.max_length' = {self.tiny.max_length}")
+        if self.model.model_name_or_path and self.tiny.tokenizer:
+            problems.append("'tiny.tokenizer' is for a new model, 'model.model_name_or_path' has one; leave one out")
         fail_on(problems)
         return self
 
@@ -135,13 +137,38 @@ class RewardConfig(VerbConfig):
         return self
 
 
+def _loss_weights(loss: str) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for term in loss.split("+"):
+        weight, _, name = term.strip().rpartition(" ")
+        number = weight.strip().rstrip("*").strip()
+        known = re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", number)
+        weights[name if known or not number else term.strip()] = float(number) if known else 1.0
+    return weights
+
+
+def _loss_problems(loss: str) -> list[str]:
+    problems = []
+    names = list(_loss_weights(loss))
+    for name in names:
+        if name not in LOSSES:
+            near = get_close_matches(name, LOSSES, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(LOSSES)}; mixed: a + 0.1 b"
+            problems.append(f"'loss' = {name} is unknown; {meant}")
+    if "kto" in names and set(names) - {"kto"}:
+        problems.append("'loss': kto learns from single answers, and is not mixed with losses over pairs or lists")
+    return problems
+
+
 class DPOConfig(VerbConfig):
     """Train a policy on preferences directly: DPO and its family."""
 
     loss: str = "sigmoid"
-    """sigmoid, robust, hinge, ipo, cpo, simpo, orpo, kto, rrhf, plackett_luce, or a mixture: sigmoid + 0.1 nll."""
+    """sigmoid, sigmoid_norm, robust, hinge, ipo, step_dpo, cpo, simpo, orpo, kto, rrhf, plackett_luce; a + 0.1 nll."""
     start_from: str | None = None
-    """Folder of the policy role to start from, whose frozen copy is the reference; null = a new role on the base."""
+    """Folder of the policy role to start from; null = a new role on the base."""
+    reference_role: str | None = None
+    """Folder of the policy role that is the reference, or base; null = a frozen copy of what the policy starts from."""
     model: ModelGroup
     lora: LoraGroup = LoraGroup()
     data: DataGroup
@@ -152,25 +179,11 @@ class DPOConfig(VerbConfig):
 
     def loss_weights(self) -> dict[str, float]:
         """The losses that are added up, with their weights, as they are written."""
-        weights: dict[str, float] = {}
-        for term in self.loss.split("+"):
-            weight, _, name = term.strip().rpartition(" ")
-            number = weight.strip().rstrip("*").strip()
-            known = re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", number)
-            weights[name if known or not number else term.strip()] = float(number) if known else 1.0
-        return weights
+        return _loss_weights(self.loss)
 
     @model_validator(mode="after")
     def _keys_agree(self) -> DPOConfig:
-        problems = []
-        names = list(self.loss_weights())
-        for name in names:
-            if name not in LOSSES:
-                near = get_close_matches(name, LOSSES, n=1)
-                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(LOSSES)}; mixed: a + 0.1 b"
-                problems.append(f"'loss' = {name} is unknown; {meant}")
-        if "kto" in names and set(names) - {"kto"}:
-            problems.append("'loss': kto learns from single answers, and is not mixed with losses over pairs or lists")
+        problems = _loss_problems(self.loss)
         if self.lora.r == 0:
             problems.append("'lora.r' = 0 would change the base that is the reference too; set lora.r >= 1")
         fail_on(problems)
@@ -221,16 +234,68 @@ class BestOfConfig(RunConfig):
 
     policy: str | None = None
     """Folder of the policy role that samples; null = the base itself."""
+    chosen: Literal["best", "data"] = "best"
+    """The chosen answer of a pair: the best sample, against the worst; or the data's, against each sample (SPIN)."""
     model: ModelGroup
     data: SampleDataGroup
-    reward: RewardSourceGroup
+    reward: OptionalRewardSourceGroup = OptionalRewardSourceGroup()
     generation: GenerationGroup = GenerationGroup()
     batch: MicrobatchGroup = MicrobatchGroup()
 
     @model_validator(mode="after")
     def _keys_agree(self) -> BestOfConfig:
-        if self.generation.samples_per_prompt < 2:
-            fail_on(["'generation.samples_per_prompt' = 1 leaves nothing to choose from; set it to 2 or more"])
+        fail_on(_sampling_problems(self.chosen, self.reward, self.generation))
+        return self
+
+
+def _sampling_problems(chosen: str, reward: OptionalRewardSourceGroup, generation: GenerationGroup) -> list[str]:
+    if chosen == "data":
+        return []
+    problems = []
+    if reward.source is None:
+        problems.append(
+            "'reward' needs one of 'reward.role', 'reward.callable' and 'reward.model' to choose by; or set chosen: "
+            "data, where the data's answer is the chosen one"
+        )
+    if generation.samples_per_prompt < 2:
+        problems.append("'generation.samples_per_prompt' = 1 leaves nothing to choose from; set it to 2 or more")
+    return problems
+
+
+class IterateConfig(RunConfig):
+    """Rounds of best-of and dpo (or sft): iterative and online DPO, iterated RAFT, SPIN."""
+
+    policy: str | None = None
+    """Folder of the policy role to start from; null = the base itself."""
+    learn: Literal["dpo", "sft"] = "dpo"
+    """What a round does with its samples: dpo on the pairs, or sft on the best (RAFT)."""
+    loss: str = "sigmoid"
+    """The loss of dpo, as there."""
+    rounds: Count = 4
+    """Rounds of sample, score, pair, learn."""
+    prompts_per_round: Count = 256
+    """Prompts of a round, drawn anew; few are online DPO, all of them iterative DPO."""
+    reference: Literal["renewed", "kept"] = "renewed"
+    """The reference of dpo: in each round what its policy started from, or in all of them what the first one did."""
+    chosen: Literal["best", "data"] = "best"
+    """The chosen answer of a pair: the best sample, against the worst; or the data's, against each sample (SPIN)."""
+    model: ModelGroup
+    lora: LoraGroup = LoraGroup()
+    data: SampleDataGroup
+    reward: OptionalRewardSourceGroup = OptionalRewardSourceGroup()
+    generation: GenerationGroup = GenerationGroup()
+    preference: PreferenceGroup = PreferenceGroup()
+    optimizer: EpochsOptimizerGroup = EpochsOptimizerGroup()
+    batch: BatchGroup = BatchGroup()
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> IterateConfig:
+        problems = _loss_problems(self.loss) + _sampling_problems(self.chosen, self.reward, self.generation)
+        if self.learn == "sft" and self.chosen == "data":
+            problems.append("'chosen' = data is for 'learn' = dpo: sft on the data's answers needs no samples")
+        if self.lora.r == 0:
+            problems.append("'lora.r' = 0 would change the base that is the reference too; set lora.r >= 1")
+        fail_on(problems)
         return self
 
 
@@ -240,6 +305,7 @@ VERB_CONFIGS: dict[str, type[RunConfig]] = {
     "reward": RewardConfig,
     "dpo": DPOConfig,
     "best-of": BestOfConfig,
+    "iterate": IterateConfig,
     "ppo": PPOConfig,
 }
 """The model of each training verb."""

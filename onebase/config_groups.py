@@ -221,7 +221,10 @@ class RewardGroup(Group):
     """Weight of the mean square of the scores, which keeps them near 0."""
 
 
-LOSSES = ("sigmoid", "robust", "hinge", "ipo", "cpo", "simpo", "orpo", "kto", "rrhf", "plackett_luce", "nll")
+LOSSES = (
+    "sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "step_dpo", "cpo", "simpo", "orpo", "kto", "rrhf",
+    "plackett_luce", "nll",
+)  # fmt: skip
 """Names of preference losses, as the papers have them; nll is the language-model loss of the best answer."""
 
 
@@ -229,9 +232,9 @@ class PreferenceGroup(Group):
     """Preference optimisation without a reward model."""
 
     beta: Positive | None = None
-    """Strength of the pull to the reference, or inverse temperature; null = the loss's own (0.1; simpo 2)."""
+    """Pull to the reference, or inverse temperature; null = the loss's own (0.1; simpo 2; sigmoid_norm 5)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of labels taken to be wrong, for sigmoid (conservative), robust and cpo."""
+    """Share of labels taken to be wrong, for sigmoid (conservative), sigmoid_norm, robust and cpo."""
     gamma: NonNegative = 1.0
     """Margin of simpo, in units of beta times nats per token."""
     desirable_weight: Positive = 1.0
@@ -241,14 +244,16 @@ class PreferenceGroup(Group):
     max_pairs: Count = 10
     """Comparisons taken from one ranked list at a visit, at most, by losses over pairs."""
     reference: Literal["live", "cached"] = "cached"
-    """Log-probs of the reference: in every step, or once before the first and kept beside the run."""
+    """Log-probs of the reference: in every step, or once before the first and kept in a file beside the run."""
 
 
 class TinyModelGroup(Group):
     """A new model, made from scratch when model.model_name_or_path is null, and its tokenizer."""
 
-    vocab_size: Annotated[int, Field(ge=260)] = 1024
-    """Entries of the vocabulary, the 256 bytes and the special tokens included."""
+    tokenizer: str | None = None
+    """Folder of a tokenizer to use in place of a new one, with its tokenizer.json, which may be gzipped."""
+    vocab_size: Annotated[int, Field(ge=260)] | None = None
+    """Entries of a new vocabulary, the 256 bytes and the special tokens included; null = 1024."""
     hidden_size: Count = 128
     """Width of the hidden states."""
     num_layers: Count = 4
@@ -259,12 +264,16 @@ class TinyModelGroup(Group):
     """Longest sequence, in tokens."""
 
     @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> TinyModelGroup:
+    def _keys_agree(self) -> TinyModelGroup:
+        problems = []
         if self.hidden_size % (2 * self.num_heads):  # rotary positions turn pairs of numbers
-            raise ValueError(
+            problems.append(
                 f"'tiny.hidden_size' = {self.hidden_size} is not a multiple of twice "
                 f"'tiny.num_heads' = {self.num_heads}"
             )
+        if self.tokenizer is not None and self.vocab_size is not None:
+            problems.append("'tiny.vocab_size' is for a new tokenizer, 'tiny.tokenizer' has its own; leave one out")
+        fail_on(problems)
         return self
 
 

@@ -42,8 +42,8 @@ class GenerationGroup(Group):
         return self
 
 
-class RewardSourceGroup(Group):
-    """What scores the completions: exactly one of role, callable and model."""
+class OptionalRewardSourceGroup(Group):
+    """What scores the completions: one of role, callable and model."""
 
     role: str | None = None
     """Folder of a reward role made on the same base."""
@@ -54,13 +54,18 @@ class RewardSourceGroup(Group):
     normalize: Literal["none", "held_out"] = "none"
     """held_out = the reward role's scores less the mean of its held-out scores, over their standard deviation."""
 
+    @property
+    def source(self) -> str | None:
+        """What scores, by the name it was given."""
+        return self.role or self.callable or self.model
+
     @model_validator(mode="after")
-    def _exactly_one_source(self) -> RewardSourceGroup:
+    def _one_source_at_most(self) -> OptionalRewardSourceGroup:
         given = [key for key in ("role", "callable", "model") if getattr(self, key) is not None]
-        if len(given) != 1:
+        if len(given) > 1:
             raise ValueError(
                 f"'reward' needs exactly one of 'reward.role', 'reward.callable' and 'reward.model'; "
-                f"got {' and '.join(given) or 'none of them'}"
+                f"got {' and '.join(given)}"
             )
         if self.normalize == "held_out" and self.role is None:
             raise ValueError(
@@ -69,6 +74,18 @@ class RewardSourceGroup(Group):
             )
         if self.callable is not None and not re.fullmatch(r"[\w.]+:[\w.]+", self.callable):
             raise ValueError(f"'reward.callable' = {self.callable!r}: it should be written module:function")
+        return self
+
+
+class RewardSourceGroup(OptionalRewardSourceGroup):
+    """What scores the completions: exactly one of role, callable and model."""
+
+    @model_validator(mode="after")
+    def _some_source(self) -> RewardSourceGroup:
+        if self.source is None:
+            raise ValueError(
+                "'reward' needs exactly one of 'reward.role', 'reward.callable' and 'reward.model'; got none of them"
+            )
         return self
 
 

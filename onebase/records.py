@@ -35,6 +35,9 @@ class Row:
     """One number per answer, higher is better, equal is a tie; None where the row ranks nothing."""
     margin: float | None = None
     """How much better the first answer is, for the margin of the ranking loss."""
+    prefix: str | None = None
+    """What the turn of every answer begins with, which is part of the prompt: the answers are next steps behind it and
+    none of them ends the turn (Step-DPO, Lai et al. 2024). Empty where they are first steps, None for whole answers."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The row's other columns, handed to reward callables."""
     place: str = ""

@@ -25,15 +25,20 @@ LAYERS = [
 """Top to bottom: a part imports from its layer and those below; of two parts in a layer, one may import the other."""
 LAYER_OF = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 
-SHARED_BY_RECIPES = {f"onebase.recipes.{name}" for name in ("setup", "saved", "ppo_setup", "dpo_setup")}
+SHARED_BY_RECIPES = {
+    f"onebase.recipes.{name}" for name in ("setup", "saved", "ppo_setup", "dpo_setup", "reference_cache")
+}
 """Beside the recipes, as they read configurations: how a run is set up, no loop and no loss."""
 MAY_IMPORT_RECIPES = {
     # The demo runs every stage one after the other; to read it is to read which stages there are.
-    "onebase.recipes.demo": {f"onebase.recipes.{verb}" for verb in ("pretrain", "sft", "reward", "ppo", "score")},
+    # A round is two runs of verbs that stand alone.
+    "onebase.recipes.iterate": {f"onebase.recipes.{verb}" for verb in ("best_of", "dpo", "sft")},
+    "onebase.recipes.demo": {f"onebase.recipes.{verb}" for verb in ("pretrain", "sft", "reward", "dpo", "ppo")},
 }
 MAX_FUNCTION_LINES = 80
-MAX_REACHABLE_LINES = 4700
-"""Lines of code: blank lines, comments and docstrings make a file longer, not harder to read."""
+MAX_REACHABLE_LINES = 4400
+"""Lines of code: blank lines, comments and docstrings make a file longer, not harder to read. The models of the
+configuration are not counted: a list of keys with their defaults is looked up, not read."""
 EMPTY_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "managers", "misc"}
 
 
@@ -166,7 +171,8 @@ RECIPES = [name for name in MODULES if name.startswith("onebase.recipes.") and n
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_a_recipe_reaches_can_be_read(recipe: str) -> None:
-    lines = {name: lines_of_code(name) for name in reachable_from(recipe)}
+    reached = {name for name in reachable_from(recipe) if not part_of(name).startswith("config")}
+    lines = {name: lines_of_code(name) for name in reached}
     longest = sorted(lines, key=lambda name: -lines[name])[:5]
     assert sum(lines.values()) <= MAX_REACHABLE_LINES, f"{sum(lines.values())} lines; the longest: {longest}"
 

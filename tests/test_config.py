@@ -15,7 +15,8 @@ from onebase.errors import ConfigError
 SFT = ["output_dir=runs/x", "model.model_name_or_path=base", "data.train=a.jsonl"]
 PPO = [*SFT, "policy=runs/sft/policy", "reward.role=runs/reward/reward"]
 BEST_OF = [*SFT, "reward.callable=m:f"]
-REQUIRED = {"pretrain": [SFT[0], SFT[2]], "sft": SFT, "reward": SFT, "dpo": SFT, "ppo": PPO, "best-of": BEST_OF}
+REQUIRED = {"pretrain": [SFT[0], SFT[2]], "sft": SFT, "reward": SFT, "dpo": SFT, "ppo": PPO, "best-of": BEST_OF,
+            "iterate": BEST_OF}  # fmt: skip
 
 
 def messages(model_class: type, *words: str, path: Path | None = None) -> list[str]:

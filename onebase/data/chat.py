@@ -102,19 +102,24 @@ class ChatFormat:
         """The conversation as text, up to where the answer begins. Errors start with `place`."""
         return self._render(messages, place, add_generation_prompt=True)
 
-    def encode_prompt(self, messages: Sequence[Message], *, place: str = "") -> list[int]:
-        """The ids of `render_prompt`, behind the beginning token where the tokenizer has one and the text does not."""
-        return self._prompt_ids(self._ids(self.render_prompt(messages, place=place)), place)
+    def encode_prompt(self, messages: Sequence[Message], *, prefix: str | None = None, place: str = "") -> list[int]:
+        """The ids of `render_prompt`, behind the beginning token where the tokenizer has one and the text does not.
+
+        With a prefix, the ids of an answer that begins with it follow, up to its end: the turn stays open.
+        """
+        return self._prompt_ids(self._head(messages, prefix, place)[1], place)
 
     def encode_example(self, row: Row, *, train_on: TrainOn = "completion", add_end: bool = True) -> Example:
         """A row in ids: one prompt, and one completion per answer.
 
         What counts, by `train_on`: `completion` the answer; `assistant` every assistant turn of the conversation, the
         prompt then being what stands before the first one; `all` everything behind the first token. A turn before the
-        last ends in an end token where the template writes one there. Plain text counts whole.
+        last ends in an end token where the template writes one there. Plain text counts whole. The prefix of a row of
+        next steps is part of the prompt; with `assistant` it counts, as it was the assistant's.
 
         Args:
-            add_end: whether the answer ends in an end token.
+            add_end: whether the answer ends in an end token. Next steps never get one, as they do not end their turn
+                (nor does the code of Lai et al. 2024 give them one).
 
         Raises:
             DataError: if the row has no answer, or no token to predict, or the template refuses it.
@@ -126,8 +131,7 @@ class ChatFormat:
         elif train_on == "assistant":
             prompt_ids, completions, counted = self._encode_turns(row, add_end)
         else:
-            text = self.render_prompt(row.messages, place=row.place)
-            head = self._ids(text)
+            text, head = self._head(row.messages, row.prefix, row.place)
             prompt_ids, counted = self._prompt_ids(head, row.place), None
             completions = self._encode_answers(row, text, head, add_end)
             if train_on == "all":
@@ -170,7 +174,9 @@ class ChatFormat:
         return texts[0][:1], [(ids + end)[1:] for ids in texts], None
 
     def _encode_answers(self, row: Row, prompt: str, head: list[int], add_end: bool) -> list[list[int]]:
-        """Each answer as the continuation of the rendered prompt, whose ids are `head`."""
+        """Each answer as the continuation of the rendered prompt, whose ids are `head`, its prefix included."""
+        if row.prefix is not None:
+            return [self._continue(prompt, head, self._step_text(row, answer)) for answer in row.answers]
         ending = self._ending(row.messages, row.place)
         completions = []
         for answer in row.answers:
@@ -189,7 +195,7 @@ class ChatFormat:
         counted: list[bool] = []
         for turn, stop in zip(turns, stops[1:], strict=True):
             earlier, answer = row.messages[:turn], row.messages[turn].content
-            one = replace(row, messages=earlier, answers=(answer,))
+            one = replace(row, messages=earlier, answers=(answer,), prefix=None)
             ending = self._ending(earlier, row.place)
             # Where the template writes no special token, none stands here at inference either.
             (answer_ids,) = self._encode_answers(one, text, self._ids(text), add_end=bool(ending.closing))
@@ -204,8 +210,35 @@ class ChatFormat:
             ids += answer_ids + between
             counted += [True] * len(answer_ids) + [False] * len(between)
             text = later
-        answers = self._encode_answers(row, text, self._ids(text), add_end)
+        begun, head = self._head(row.messages, row.prefix, row.place)
+        said = head[len(self._ids(text)) :]
+        answers = [said + last for last in self._encode_answers(row, begun, head, add_end)]
         return prompt_ids, [ids + last for last in answers], [counted + [True] * len(last) for last in answers]
+
+    def _head(self, messages: Sequence[Message], prefix: str | None, place: str) -> tuple[str, list[int]]:
+        """The rendered prompt and its ids. A prefix is encoded like the beginning of an answer: behind the prompt."""
+        text = self.render_prompt(messages, place=place)
+        ids = self._ids(text)
+        if not prefix:
+            return text, ids
+        begun = self._begun(messages, text, prefix, place)
+        return text + begun, ids + self._continue(text, ids, begun)
+
+    def _begun(self, messages: Sequence[Message], prompt: str, beginning: str, place: str) -> str:
+        """The beginning of an answer as the template writes it behind the rendered prompt, the turn left open."""
+        if not beginning:
+            return ""
+        # With a word behind it, a template that trims answers leaves the end of the beginning alone.
+        turn = Message("assistant", beginning + _MARK)
+        opened = self._render([*messages, turn], place, add_generation_prompt=False).rpartition(_MARK)[0]
+        return opened[len(prompt) :] if opened.startswith(prompt) else beginning
+
+    def _step_text(self, row: Row, step: str) -> str:
+        """What a next step adds to the turn that its row's prefix has begun."""
+        assert row.prefix is not None, "only a row with a prefix holds steps"
+        prompt = self.render_prompt(row.messages, place=row.place)
+        before, after = (self._begun(row.messages, prompt, text, row.place) for text in (row.prefix, row.prefix + step))
+        return after[len(before) :] if after.startswith(before) else step
 
     def _answer_text(self, messages: Sequence[Message], prompt: str, answer: str, ending: _Ending, place: str) -> str:
         """What stands between the rendered prompt and the end token.

@@ -18,6 +18,8 @@ ROLES = {
     "system": "system", "user": "user", "human": "user", "observation": "user", "tool": "user",
     "assistant": "assistant", "gpt": "assistant", "function_call": "assistant",
 }  # fmt: skip
+PREFIX_KEY = "initial_reason_steps"
+"""As in Math-Step-DPO: the shared correct beginning of the assistant's answer, beside every prompt."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REQUIRED = object()
@@ -91,7 +93,10 @@ class Fields:
             return *self.system(), Message("user", self.checked(key, value, "a string or a list of messages"))
         messages = self.messages(key)
         if messages[-1].role == "assistant":
-            raise DataError(f"{self.place}: '{key}' ends in an assistant turn; leave that turn to the answer")
+            raise DataError(
+                f"{self.place}: '{key}' ends in an assistant turn; leave that turn to the answer, or write it as "
+                f"'{PREFIX_KEY}' where the answers are steps that follow it"
+            )
         return *self.system(), *messages
 
     def answer(self, key: str, prompt: tuple[Message, ...]) -> str:
@@ -114,6 +119,8 @@ class Fields:
         return turns[0].content
 
     def row(self, messages: tuple[Message, ...], answers: Sequence[str] = (), **more: Any) -> Row:
+        if messages and self.take(PREFIX_KEY, None) is not None:
+            more["prefix"] = self.text(PREFIX_KEY)
         columns = {key: value for key, value in self.values.items() if key not in self.taken}
         return Row(messages, tuple(answers), columns=columns, place=self.place, **more)
 

@@ -2,6 +2,7 @@
 
     transcript    {chosen, rejected}: hh-rlhf transcripts, or two lists of messages, that share their beginning
     pair          {prompt | query | question, chosen, rejected}, or instruction in place of prompt
+    votes         {prompt | query | question, "prediction 1", "prediction 2", .., preference}, or instruction
     instruction   {instruction, output}, optional input, history; output is one text, or a list, best first
     sharegpt      {conversations: [{from, value}]}; the same with chosen, rejected
     messages      {messages: [{role, content}]}; the same with chosen, rejected
@@ -13,6 +14,14 @@ A `system` text may stand beside every prompt but a transcript's; `margin` (a nu
 two answers that are compared; `label` beside one answer. A message is `{role, content}` or `{from, value}`; a turn that
 calls a function is an assistant turn and what the function returned a user turn, contents unchanged. Keys not named
 here become columns, and so do `label` and `answer`, which verifiers read.
+
+`initial_reason_steps` may stand beside every prompt: it is the beginning of the assistant's answer, and the answers are
+the steps that may follow it (Step-DPO, Lai et al. 2024).
+
+`preference` holds a vote for each of the pairs (1, 2), (1, 3) .. (2, 3) .. of the predictions: 1 where the first is
+better, 2 where the second is, 0 for a tie. The grade of an answer is its wins less its losses (its Copeland score). Of
+the 2,616 preferences stated in the development set of Fine-Grained RLHF (Wu et al. 2023; 500 questions, 4 answers each)
+this order contradicts none, and it puts 54 of the 384 ties in an order.
 """
 
 from __future__ import annotations
@@ -22,7 +31,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import combinations, islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -33,6 +42,8 @@ from onebase.errors import DataError
 from onebase.records import Message, Row
 
 PROMPT_KEYS = ("prompt", "query", "question")
+
+_PREDICTION = re.compile(r"prediction ([1-9]\d*)")
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -199,9 +210,13 @@ def _transcript(turns: tuple[Message, ...]) -> str:
     return (first + "".join(f"\n\n{who[turn.role]}: {turn.content}" for turn in turns[1:])).strip()
 
 
-def _read_pair(fields: Fields) -> Row:
+def _prompt(fields: Fields) -> tuple[Message, ...]:
     key = _first_key(fields.values)
-    prompt = fields.prompt(key) if key else _instruction(fields)
+    return fields.prompt(key) if key else _instruction(fields)
+
+
+def _read_pair(fields: Fields) -> Row:
+    prompt = _prompt(fields)
     return fields.compared(prompt, fields.answer("chosen", prompt), fields.answer("rejected", prompt))
 
 
@@ -217,6 +232,28 @@ def _instruction(fields: Fields) -> tuple[Message, ...]:
         messages.append(Message("assistant", fields.checked(f"history[{index}][1]", turn[1])))
     instruction, more = fields.text("instruction"), fields.text("input", "")
     return *messages, Message("user", f"{instruction}\n{more}" if more else instruction)
+
+
+def _read_votes(fields: Fields) -> Row:
+    """Answers that were compared two by two; their grades are wins less losses."""
+    prompt = _prompt(fields)
+    numbers = [int(found[1]) for found in map(_PREDICTION.fullmatch, fields.values) if found]
+    answers = [fields.text(f"prediction {number}") for number in range(1, max(2, *numbers) + 1)]
+    pairs = list(combinations(range(len(answers)), 2))
+    votes = fields.items("preference", "a list of votes")
+    if len(votes) != len(pairs):
+        raise DataError(
+            f"{fields.place}: 'preference' holds {len(votes)} votes, and {len(answers)} predictions make {len(pairs)} "
+            "pairs, (1, 2), (1, 3) and so on; give one vote for each"
+        )
+    grades = [0.0] * len(answers)
+    for index, ((first, second), vote) in enumerate(zip(pairs, votes, strict=True)):
+        if type(vote) is not int or vote not in (0, 1, 2):
+            raise fields.wrong(f"preference[{index}]", vote, "1 (the first is better), 2 (the second) or 0 (a tie)")
+        won = (0, 1, -1)[vote]
+        grades[first] += won
+        grades[second] -= won
+    return fields.row(prompt, answers, grades=tuple(grades))
 
 
 def _read_instruction(fields: Fields) -> Row:
@@ -330,6 +367,11 @@ _LAYOUTS = {
         "{prompt | query | question | instruction, chosen, rejected}",
         lambda row: _compares(row) and _has_prompt(row),
         _read_pair,
+    ),
+    "votes": _Layout(
+        '{prompt | query | question | instruction, "prediction 1", "prediction 2", .., preference}',
+        lambda row: _has_prompt(row) and "preference" in row and any(map(_PREDICTION.fullmatch, row)),
+        _read_votes,
     ),
     "transcript": _Layout("{chosen, rejected}", _compares, _read_transcripts),
     "instruction": _Layout(

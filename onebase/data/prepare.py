@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -79,7 +78,7 @@ def encode_prompts(
     prompts = []
     for row in rows:
         if row.messages:
-            ids = chat.encode_prompt(row.messages, place=row.place)
+            ids = chat.encode_prompt(row.messages, prefix=row.prefix, place=row.place)
         else:
             text = chat.encode_example(row)
             # Without the end token: the policy goes on from here.
@@ -111,49 +110,10 @@ def best_answer(row: Row) -> Row:
     return replace(row, answers=(row.answers[row.grades.index(max(row.grades))],), grades=None, margin=None)
 
 
-def pair_labelled(rows: Sequence[Row], *, seed: int) -> list[Row]:
-    """Labelled texts as pairs without a prompt: every text of the higher label against one of the lower.
-
-    Rows that are no labelled texts come back as they are. Each text is used once; the larger side loses its surplus.
-
-    Raises:
-        DataError: all labels are equal.
-    """
-    if not rows or not all(not row.messages and row.grades is not None and len(row.answers) == 1 for row in rows):
-        return list(rows)
-    labels = sorted({row.grades[0] for row in rows if row.grades})
-    if len(labels) != 2:
-        raise DataError(
-            f"{rows[0].place}: labelled texts are paired better against worse, which needs two labels; found "
-            f"{', '.join(f'{label:g}' for label in labels)}"
-        )
-    worse = [row for row in rows if row.grades == (labels[0],)]
-    better = [row for row in rows if row.grades == (labels[1],)]
-    order = random.Random(seed)
-    order.shuffle(worse)
-    order.shuffle(better)
-    return [
-        Row(messages=(), answers=(b.answers[0], w.answers[0]), grades=(1.0, 0.0), place=f"{b.place} and {w.place}")
-        for b, w in zip(better, worse, strict=False)
-    ]
-
-
 def dropped_line(dropped: dict[str, list[str]]) -> str:
     """What was left out, in words; empty where nothing was."""
     parts = [f"{len(places)} with {reason} ({', '.join(places[:3])})" for reason, places in dropped.items()]
     return f"left out: {'; '.join(parts)}" if parts else ""
-
-
-def drop_equal_cuts(examples: Sequence[Example]) -> tuple[list[Example], list[str]]:
-    """Leaves out compared examples whose completions were cut to the same tokens; returns the others and the places."""
-    kept: list[Example] = []
-    places: list[str] = []
-    for example in examples:
-        if len(example.completions) > 1 and len({tuple(ids) for ids in example.completions}) == 1:
-            places.append(example.row.place if example.row else "")
-        else:
-            kept.append(example)
-    return kept, places
 
 
 def _fit(example: Example, chat: ChatFormat, limits: Limits) -> Example:

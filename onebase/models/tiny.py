@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from onebase.data.chat import check_tokenizer
+from onebase.errors import ModelError
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")
 
@@ -30,8 +42,33 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=pad, bos_token=bos, eos_token=eos)
 
 
+def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, whose tokenizer.json may be gzipped.
+
+    Raises:
+        ModelError: no such folder, no tokenizer.json in it, one that cannot be read, or no end token.
+    """
+    source = Path(folder)
+    if not source.is_dir():
+        raise ModelError(f"{folder}: no such folder; tiny.tokenizer is a folder with a tokenizer.json")
+    if not any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.json.gz")):
+        raise ModelError(f"{folder}: no tokenizer.json (or tokenizer.json.gz) in this folder; tiny.tokenizer needs one")
+    with TemporaryDirectory() as unpacked:
+        try:
+            for path in (*source.glob("*.json"), *source.glob("*.jinja"), *source.glob("tokenizer.json.gz")):
+                content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+                Path(unpacked, path.name.removesuffix(".gz")).write_bytes(content)
+            tokenizer = AutoTokenizer.from_pretrained(unpacked)
+        except Exception as error:  # tokenizers has no error class of its own
+            reason = " ".join(str(error).replace(unpacked, folder).split())[:300]
+            raise ModelError(f"{folder}: the tokenizer cannot be read: {reason}") from error
+    tokenizer.name_or_path = folder
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
 def make_llama(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     hidden_size: int,
     num_layers: int,
@@ -41,7 +78,7 @@ def make_llama(
 ) -> LlamaForCausalLM:
     """A randomly initialised Llama in float32 with tied embeddings; the same seed gives the same weights."""
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,  # len(tokenizer), unless its ids have gaps
         hidden_size=hidden_size,
         intermediate_size=-(-hidden_size * 8 // 3 // 16) * 16,  # SwiGLU's 8/3 of the width (Shazeer 2020), rounded up
         num_hidden_layers=num_layers,

@@ -39,8 +39,6 @@ def implicit_rewards(logprobs: Tensor, reference_logprobs: Tensor, *, beta: floa
 def mean_logprobs(logprobs: Tensor, lengths: Tensor) -> Tensor:
     """Log-prob per token of each completion: what length-normalised losses compare.
 
-    Given means in place of sums, `sigmoid_loss` is the length-normalised DPO that TRL calls `sigmoid_norm`.
-
     Args:
         logprobs: `[N]`, sums over the counted tokens.
         lengths: `[N]`, counted tokens of each completion, 1 or more.
@@ -116,6 +114,47 @@ def sigmoid_loss(
     """
     check_label_smoothing(label_smoothing)
     return smoothed(_reward_margin(chosen, rejected, reference_chosen, reference_rejected, beta), label_smoothing)
+
+
+def sigmoid_norm_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Length-normalised DPO: implicit rewards per token, so that a long answer gains nothing by its length.
+
+    d = beta (chosen - reference_chosen) / |chosen| - beta (rejected - reference_rejected) / |rejected|
+    L = -log sigmoid(d)     (Lambert et al. 2024, Tulu 3, eq. 6), smoothed as in `sigmoid_loss`
+
+    Args:
+        chosen: `[P]`, sums under the policy; gradients flow through it.
+        rejected: `[P]`, sums under the policy; gradients flow through it.
+        reference_chosen: `[P]`, sums under the reference.
+        reference_rejected: `[P]`, sums under the reference.
+        chosen_lengths: `[P]`, tokens, 1 or more.
+        rejected_lengths: `[P]`, tokens, 1 or more.
+        beta: reward units per (nat per token), above 0; the paper takes 5, not the 0.1 of sums.
+        label_smoothing: how probable a flipped label is, in [0, 0.5].
+
+    Returns:
+        `[P]`, unreduced.
+
+    Raises:
+        ValueError: if the shapes differ, an argument is not flat, a length is below 1, beta is not above 0 and
+            finite, or label_smoothing leaves [0, 0.5].
+    """
+    check_label_smoothing(label_smoothing)
+    check_beta(beta)
+    lead = _lead_per_token(
+        chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, rejected_lengths
+    )
+    return smoothed(beta * lead, label_smoothing)
 
 
 def robust_loss(
@@ -226,6 +265,21 @@ def ipo_loss(
         ValueError: if the shapes differ, an argument is not flat, a length is below 1, or beta is not above 0 and
             finite.
     """
+    check_beta(beta)
+    lead = _lead_per_token(
+        chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, rejected_lengths
+    )
+    return (lead - 1 / (2 * beta)).square()
+
+
+def _lead_per_token(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+) -> Tensor:
     check_flat(
         chosen=chosen,
         rejected=rejected,
@@ -235,10 +289,8 @@ def ipo_loss(
         rejected_lengths=rejected_lengths,
     )
     check_lengths(chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
-    check_beta(beta)
     chosen_ratio = (chosen - reference_chosen.detach()) / chosen_lengths
-    rejected_ratio = (rejected - reference_rejected.detach()) / rejected_lengths
-    return (chosen_ratio - rejected_ratio - 1 / (2 * beta)).square()
+    return chosen_ratio - (rejected - reference_rejected.detach()) / rejected_lengths
 
 
 def _reward_margin(

@@ -2,27 +2,32 @@
 
     best.jsonl    the best answer to each prompt: `onebase sft` on it is rejection-sampling fine-tuning (RAFT, Dong et
                   al. 2023)
-    pairs.jsonl   the best against the worst, where their scores differ: `onebase dpo` on it is one round of online DPO
+    pairs.jsonl   the best against the worst, where their scores differ: `onebase dpo` on it is one round of online DPO;
+                  with `chosen: data` the data's answer against each sample, scored or not: one round of self-play
+                  (SPIN, Chen et al. 2024)
+
+An answer without a character is no training data: it is scored and counted (`empty`), and not written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onebase.config import BestOfConfig
 from onebase.config_files import dump_config
 from onebase.data.chat import ChatFormat
 from onebase.data.formats import read_files
-from onebase.data.prepare import Limits, encode_prompts
+from onebase.data.prepare import Limits, best_answer, encode_prompts
+from onebase.errors import DataError
 from onebase.evaluation.intervals import bootstrap_mean, paired_bootstrap
 from onebase.files import write_atomically
 from onebase.models.generation import Sample, generate, sample_seeds
 from onebase.models.role_files import load_role
 from onebase.recipes.ppo_setup import longest_rollout_tree, open_reward_source, sampling_of
 from onebase.recipes.setup import open_base, open_chat, token_budget
-from onebase.records import Example
+from onebase.records import Example, Row
 from onebase.training.plan import describe_base
 from onebase.training.progress import StepProgress, say
 from onebase.training.rollout import score_request, trees
@@ -31,8 +36,12 @@ from onebase.training.run import Run
 PROMPTS_AT_A_TIME = 32
 
 
-def run(config: BestOfConfig) -> dict[str, Any]:
-    """Samples, scores and writes `best.jsonl` and `pairs.jsonl` in the run's folder; returns the summary."""
+def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, Any]:
+    """Samples, scores and writes `best.jsonl` and `pairs.jsonl` in the run's folder; returns the summary.
+
+    Args:
+        rows: the prompts, in place of those of `data.train`.
+    """
     run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
     one = open_base(config.model)
     chat = open_chat(one.tokenizer, config.model)
@@ -42,16 +51,18 @@ def run(config: BestOfConfig) -> dict[str, Any]:
         one.add_role("policy")
     if config.reward.role is not None:
         load_role(one, "reward", config.reward.role, kinds=("reward",))
-    prompts = read_prompts(config, chat, one.context_length)
+    prompts = encode(config, chat, one.context_length, rows)
     count, longest = config.generation.samples_per_prompt, longest_rollout_tree(one, config.generation, prompts)
-    source = open_reward_source(config.reward, one, token_budget(one, config.batch, role="policy", longest=longest))
+    budget = token_budget(one, config.batch, role="policy", longest=longest)
+    source = open_reward_source(config.reward, one, budget) if config.reward.source is not None else None
     sampling = sampling_of(one, chat, config.generation)
     seeds = sample_seeds(config.seed, num_prompts=len(prompts), samples_per_prompt=count, stream="best-of")
-    say(f"best-of: {len(prompts)} prompts x {count} answers, scored by {source.name}")
+    say(f"best-of: {len(prompts)} prompts x {count} answers, {f'scored by {source.name}' if source else 'not scored'}")
 
     best: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     means: list[float] = []
+    ended = empty = 0
     with StepProgress("best-of", len(prompts)) as progress:
         for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
             part = prompts[start : start + PROMPTS_AT_A_TIME]
@@ -63,67 +74,142 @@ def run(config: BestOfConfig) -> dict[str, Any]:
                 seeds=seeds[start * count : (start + len(part)) * count],
                 samples_per_prompt=count,
             )
-            scores = source.score(score_request(chat, trees(part, samples))).view(len(part), count).tolist()
-            for i, (prompt, listed) in enumerate(zip(part, scores, strict=True)):
-                chosen, pair = rows_of(chat, prompt, samples[i * count : (i + 1) * count], listed)
-                best.append(chosen)
-                pairs += [pair] if pair else []
-                means.append(sum(listed) / count)
-            progress.advance({"best": sum(row["score"] for row in best) / len(best)}, steps=len(part))
+            ended += sum(sample.ended for sample in samples)
+            scores: list[list[float]] | None = None
+            if source is not None:
+                scores = source.score(score_request(chat, trees(part, samples))).view(len(part), count).tolist()
+            for i, prompt in enumerate(part):
+                own = samples[i * count : (i + 1) * count]
+                asked, answers = asked_of(chat, prompt), [answer_text(chat, prompt, sample) for sample in own]
+                empty += sum(not answer.strip() for answer in answers)
+                if scores is not None:
+                    best += best_row(prompt, asked, answers, own, scores[i])
+                    means.append(sum(scores[i]) / count)
+                if config.chosen == "data":
+                    pairs += pairs_with_data(prompt, asked, answers)
+                elif scores is not None:
+                    pairs += best_and_worst(prompt, asked, answers, scores[i])
+            progress.advance({"best": sum(row["score"] for row in best) / len(best)} if best else {}, steps=len(part))
 
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(run.folder / "config.yaml", dump_config(config))
-    for name, rows in (("best.jsonl", best), ("pairs.jsonl", pairs)):
-        write_atomically(run.folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    scores_of_best = [row["score"] for row in best]
-    rise = paired_bootstrap(means, scores_of_best)
-    summary = {
-        "verb": "best-of",
-        "prompts": len(prompts),
-        "samples_per_prompt": count,
-        "mean_score": bootstrap_mean(means).mean,
-        "best_score": bootstrap_mean(scores_of_best).mean,
-        "rise": [rise.mean, rise.low, rise.high],
-        "pairs": len(pairs),
-        "ended": sum(row["ended"] for row in best) / len(best),
-    }
+    written = {"best.jsonl": best, "pairs.jsonl": pairs}
+    for name, lines in written.items():
+        if lines or name == "pairs.jsonl":
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_atomically(run.folder / name, text)
+    summary = {"verb": "best-of", "prompts": len(prompts), "samples_per_prompt": count, "pairs": len(pairs),
+               "ended": ended / (len(prompts) * count), "empty": empty, **describe_scores(means, best)}  # fmt: skip
     run.finish(summary)
-    say(f"best-of: mean score {bootstrap_mean(means)}, of the best {bootstrap_mean(scores_of_best)}; wrote "
-        f"{run.folder / 'best.jsonl'} and {len(pairs)} pairs to {run.folder / 'pairs.jsonl'}")  # fmt: skip
+    say(f"best-of: {score_line(means, best)}wrote "
+        f"{' and '.join(f'{len(lines)} rows to {run.folder / name}' for name, lines in written.items() if lines)}"
+        )  # fmt: skip
     return summary
 
 
-def rows_of(
-    chat: ChatFormat, prompt: Example, samples: Sequence[Sample], scores: Sequence[float]
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The row of the best answer, and that of the best against the worst where they differ."""
-    order = sorted(range(len(scores)), key=lambda k: -scores[k])
-    texts = [chat.decode(sample.ids) for sample in samples]
-    first, last = order[0], order[-1]
-    row = prompt.row
-    columns = {} if row is None else dict(row.columns)
-    if row is None or not row.messages:  # a plain text is one text again
-        opening = chat.decode(prompt.prompt_ids)
-        best = {**columns, "text": opening + texts[first]}
-        pair = {**columns, "prompt": opening, "chosen": texts[first], "rejected": texts[last]}
-    else:
-        asked: Any = [{"role": message.role, "content": message.content} for message in row.messages]
-        if len(asked) == 1 and asked[0]["role"] == "user":
-            asked = asked[0]["content"]
-        best = {**columns, "prompt": asked, "completion": texts[first].strip()}
-        pair = {**columns, "prompt": asked, "chosen": texts[first].strip(), "rejected": texts[last].strip()}
+def best_row(
+    prompt: Example, asked: Mapping[str, Any], answers: Sequence[str], samples: Sequence[Sample],
+    scores: Sequence[float],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The row of the best answer, with all scores."""
+    ranked = ranked_answers(answers, scores)
+    if not ranked:
+        return []
+    first = ranked[0]
+    answered = {"text": asked["prompt"] + answers[first]} if is_text(prompt) else {"completion": answers[first]}
     rounded = [round(score, 6) for score in scores]
-    best |= {"score": rounded[first], "scores": rounded, "ended": samples[first].ended}
-    pair |= {"chosen_score": rounded[first], "rejected_score": rounded[last]}
-    differ = scores[first] > scores[last] and texts[first].strip() != texts[last].strip()
-    return best, pair if differ else None
+    return [{**columns_of(prompt), **({} if is_text(prompt) else asked), **answered, "score": rounded[first],
+             "scores": rounded, "ended": samples[first].ended}]  # fmt: skip
 
 
-def read_prompts(config: BestOfConfig, chat: ChatFormat, context: int) -> list[Example]:
+def best_and_worst(
+    prompt: Example, asked: Mapping[str, Any], answers: Sequence[str], scores: Sequence[float]
+) -> list[dict[str, Any]]:
+    """The pair of the best against the worst, where score and text differ."""
+    ranked = ranked_answers(answers, scores)
+    if not ranked or scores[ranked[0]] <= scores[ranked[-1]] or answers[ranked[0]] == answers[ranked[-1]]:
+        return []
+    first, last = ranked[0], ranked[-1]
+    return [{
+        **columns_of(prompt), **asked, "chosen": answers[first], "rejected": answers[last],
+        "chosen_score": round(scores[first], 6), "rejected_score": round(scores[last], 6),
+    }]  # fmt: skip
+
+
+def pairs_with_data(prompt: Example, asked: Mapping[str, Any], answers: Sequence[str]) -> list[dict[str, Any]]:
+    """The data's answer against each different one of the policy's own.
+
+    Raises:
+        DataError: the data has no answer.
+    """
+    row = prompt.row
+    if row is None or not row.messages or not row.answers or row.prefix is not None:
+        raise DataError(
+            f"{row.place if row else 'a row'}: chosen: data pairs the data's answer with the policy's own, and this "
+            "row has no prompt with a whole answer; add 'completion', or set chosen: best"
+        )
+    chosen = best_answer(row).answers[0].strip()
+    own = [text for text in dict.fromkeys(answers) if text and text != chosen]
+    return [{**columns_of(prompt), **asked, "chosen": chosen, "rejected": text} for text in own]
+
+
+def ranked_answers(answers: Sequence[str], scores: Sequence[float]) -> list[int]:
+    """Which answers have text, best first."""
+    return sorted((k for k in range(len(answers)) if answers[k].strip()), key=lambda k: -scores[k])
+
+
+def answer_text(chat: ChatFormat, prompt: Example, sample: Sample) -> str:
+    """What was sampled, in words: the whole answer with its prefix; in a plain text blanks at its ends belong to it."""
+    text = chat.decode(sample.ids)
+    prefix = prompt.row.prefix if prompt.row else None
+    return text if is_text(prompt) else f"{prefix or ''}{text}".strip()
+
+
+def asked_of(chat: ChatFormat, prompt: Example) -> dict[str, Any]:
+    """The prompt as it stands in a data file: one question as a string, a conversation as messages."""
+    row = prompt.row
+    if row is None or not row.messages:
+        return {"prompt": chat.decode(prompt.prompt_ids)}
+    if len(row.messages) == 1 and row.messages[0].role == "user":
+        return {"prompt": row.messages[0].content}
+    return {"prompt": [{"role": message.role, "content": message.content} for message in row.messages]}
+
+
+def columns_of(prompt: Example) -> Mapping[str, Any]:
+    return {} if prompt.row is None else prompt.row.columns
+
+
+def is_text(prompt: Example) -> bool:
+    """Whether the prompt is the beginning of a plain text."""
+    return prompt.row is None or not prompt.row.messages
+
+
+def describe_scores(means: Sequence[float], best: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean score of all samples and of the best, and their difference with its interval."""
+    if not best:
+        return {}
+    scores = [float(row["score"]) for row in best]
+    rise = paired_bootstrap([sum(row["scores"]) / len(row["scores"]) for row in best], scores)
+    return {
+        "mean_score": bootstrap_mean(means).mean,
+        "best_score": bootstrap_mean(scores).mean,
+        "rise": [rise.mean, rise.low, rise.high],
+        "best_ended": sum(row["ended"] for row in best) / len(best),
+    }
+
+
+def score_line(means: Sequence[float], best: Sequence[Mapping[str, Any]]) -> str:
+    if not best:
+        return ""
+    scores = [float(row["score"]) for row in best]
+    return f"mean score {bootstrap_mean(means)}, of the best {bootstrap_mean(scores)}; "
+
+
+def encode(config: BestOfConfig, chat: ChatFormat, context: int, rows: Sequence[Row] | None = None) -> list[Example]:
     """The prompts, encoded and within the limits."""
     data = config.data
     return encode_prompts(
-        read_files(data.train, limit=data.limit),
+        read_files(data.train, limit=data.limit) if rows is None else rows,
         chat,
         Limits(context, data.max_prompt_tokens, truncate_prompt=data.truncate_prompt),
         max_new_tokens=config.generation.max_new_tokens,
@@ -136,7 +222,7 @@ def plan(config: BestOfConfig) -> str:
     base = describe_base(
         config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
     )
-    prompts = read_prompts(config, open_chat(base.tokenizer, config.model), base.context)
+    prompts = encode(config, open_chat(base.tokenizer, config.model), base.context)
     return "\n".join([
         *base.lines,
         f"samples     {len(prompts)} prompts x {config.generation.samples_per_prompt} answers of at most "

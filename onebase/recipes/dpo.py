@@ -1,14 +1,15 @@
 """Preference optimisation without a reward model: DPO and its family, all on one forward pass.
 
-    sigmoid, robust, hinge, ipo    pairs, against the reference          objectives/preference.py
-    cpo, simpo, orpo               pairs, without a reference            objectives/reference_free.py
-    plackett_luce, rrhf            ranked lists, one tree a list         objectives/ranked.py
-    kto                            single answers, good or bad           objectives/unpaired.py
-    nll                            the best answer, to mix in            objectives/preference.py
+    sigmoid, sigmoid_norm, robust, hinge, ipo    pairs, against the reference    objectives/preference.py
+    step_dpo                                     the same, on steps              objectives/preference.py
+    cpo, simpo, orpo                             pairs, without a reference      objectives/reference_free.py
+    plackett_luce, rrhf                          ranked lists, one tree a list   objectives/ranked.py
+    kto                                          single answers, good or bad     objectives/unpaired.py
+    nll                                          the best answer, to mix in      objectives/preference.py
 
 Every loss is a small function of the completions' summed log-probs; which data they read is the only other difference.
-Losses over pairs take all comparisons of a ranked list, weighted so that a list counts as much as a pair. Step-DPO is
-`sigmoid` on rows whose prompt is the shared correct prefix and whose answers are the next step.
+Losses over pairs take all comparisons of a ranked list, weighted so that a list counts as much as a pair. `step_dpo` is
+`sigmoid` on rows whose prompt ends in the shared correct steps and whose answers are the next step: the tree's prompt.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ from onebase.objectives.preference import (
     nll_loss,
     robust_loss,
     sigmoid_loss,
+    sigmoid_norm_loss,
 )
 from onebase.objectives.ranked import plackett_luce_loss, rrhf_loss
 from onebase.objectives.reference_free import cpo_loss, orpo_loss, simpo_loss
 from onebase.objectives.unpaired import kto_kl, kto_loss
 from onebase.recipes.dpo_setup import add_policy_and_reference, loss_weights, plan, read_examples
+from onebase.recipes.reference_cache import computed_once
 from onebase.recipes.setup import (
     largest_example,
     make_update,
@@ -64,7 +67,7 @@ from onebase.training.update import ParameterGroup, Update
 
 __all__ = ["plan", "run"]
 
-DEFAULT_BETA = {"simpo": 2.0}
+DEFAULT_BETA = {"simpo": 2.0, "sigmoid_norm": 5.0}
 REFERENCE_FREE = {"cpo", "simpo", "orpo", "rrhf", "nll"}
 
 
@@ -103,8 +106,9 @@ def run(config: DPOConfig) -> dict[str, Any]:
     )
     weights = loss_weights(config)
     cached = None
-    if set(weights) - REFERENCE_FREE and "kto" not in weights and config.preference.reference == "cached":
-        cached = completion_logprobs(one, train, role="reference", token_budget=budget)
+    if set(weights) - REFERENCE_FREE and config.preference.reference == "cached":
+        cached = computed_once(one, train, lambda: completion_logprobs(one, train, role="reference",
+                               token_budget=budget), folder=run.folder.parent)  # fmt: skip
     say(f"dpo: {' + '.join(f'{w:g} {name}' for name, w in weights.items())}; {len(train)} rows, {len(held_out)} held "
         f"out, {total} steps, layout {one.layout}")  # fmt: skip
 
@@ -116,10 +120,10 @@ def run(config: DPOConfig) -> dict[str, Any]:
         for step in range(total):
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             examples = [train[i] for i in chosen]
+            references = [cached[i] for i in chosen] if cached is not None else None
             if "kto" in weights:
-                metrics = kto_step(one, examples, update, config)
+                metrics = kto_step(one, examples, references, update, config)
             else:
-                references = [cached[i] for i in chosen] if cached is not None else None
                 metrics = preference_step(one, examples, references, update, config, visit=step)
             run.log(step + 1, metrics)
             progress.advance({n: metrics[n] for n in ("loss", "rewards/accuracies", "rewards/margins") if n in metrics})
@@ -134,8 +138,8 @@ def run(config: DPOConfig) -> dict[str, Any]:
     if fallen > total / 2:
         say("warning: the log-probs of chosen and rejected answers both fell below the reference's in most steps; mix "
             "in nll (loss: sigmoid + 0.1 nll), or raise preference.beta")  # fmt: skip
-    say(f"dpo: held-out implicit reward accuracy {after['accuracy']:.3f} {after['accuracy_interval'] or ''}; saved "
-        f"{run.folder / 'policy'}, curves in {run.folder / 'plots'}")  # fmt: skip
+    held = f"held-out implicit reward accuracy {after['accuracy']:.3f} {after['accuracy_interval']}; "
+    say(f"dpo: {held if held_out else ''}saved {run.folder / 'policy'}, curves in {run.folder / 'plots'}")
     return summary
 
 
@@ -182,8 +186,12 @@ def list_loss(name: str, lists: Lists, config: DPOConfig) -> Tensor:
     both = [(values[pairs.better], values[pairs.worse]) for values in (lists.logprobs, lists.reference, lists.lengths)]
     (chosen, rejected), reference, lengths = both
     match name:
-        case "sigmoid":
+        case "sigmoid" | "step_dpo":
             per_pair = sigmoid_loss(chosen, rejected, *reference, beta=beta, label_smoothing=smoothing)
+        case "sigmoid_norm":
+            per_pair = sigmoid_norm_loss(
+                chosen, rejected, *reference, *lengths, beta=beta, label_smoothing=smoothing
+            )
         case "robust":
             per_pair = robust_loss(chosen, rejected, *reference, beta=beta, label_smoothing=smoothing)
         case "hinge":
@@ -202,7 +210,13 @@ def list_loss(name: str, lists: Lists, config: DPOConfig) -> Tensor:
     return (per_pair * pairs.weight * ~pairs.tie).sum()
 
 
-def kto_step(one: OneBase, examples: Sequence[Example], update: Update, config: DPOConfig) -> dict[str, float]:
+def kto_step(
+    one: OneBase,
+    examples: Sequence[Example],
+    references: Sequence[Tensor] | None,
+    update: Update,
+    config: DPOConfig,
+) -> dict[str, float]:
     """One optimizer step on single answers; the KL is that of answers to other prompts (Ethayarajh et al. 2024)."""
     group, budget, beta = config.preference, update.token_budget, beta_of(config, "kto")
     others = [examples[(i + 1) % len(examples)].completions for i in range(len(examples))]
@@ -212,12 +226,12 @@ def kto_step(one: OneBase, examples: Sequence[Example], update: Update, config: 
         for role in ("policy", "reference")
     )
     kl = kto_kl(policy, reference).to(one.device)
-    references = completion_logprobs(one, examples, role="reference", token_budget=budget)
+    owns = references or completion_logprobs(one, examples, role="reference", token_budget=budget)
     good = torch.tensor([bool(example.row and example.row.columns["label"]) for example in examples])
 
     def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
         logprobs = summed_logprobs(one, batch, role="policy")
-        own = torch.cat([references[i] for i in indices]).to(one.device)
+        own = torch.cat([owns[i] for i in indices]).to(one.device)
         desirable = good[indices].to(one.device)
         rewards = implicit_rewards(logprobs, own, beta=beta)
         for name, mask in (("chosen", desirable), ("rejected", ~desirable)):

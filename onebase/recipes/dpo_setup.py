@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onebase.config import DPOConfig
 from onebase.data.chat import ChatFormat
-from onebase.data.prepare import drop_equal_cuts, encode_rows
+from onebase.data.compared import drop_equal_completions
+from onebase.data.prepare import dropped_line, encode_rows
+from onebase.data.tree import separate
 from onebase.errors import DataError
 from onebase.models.one_base import OneBase
 from onebase.models.role_files import load_role
@@ -27,57 +31,80 @@ def loss_weights(config: DPOConfig) -> dict[str, float]:
 
 
 def add_policy_and_reference(one: OneBase, config: DPOConfig) -> None:
-    """The policy goes on from a saved role, whose frozen copy is the reference; a new adapter starts as the base."""
+    """The policy starts from a saved role or the base; the reference is as configured, or its frozen copy."""
     if config.start_from is not None:
         load_role(one, "policy", config.start_from, kinds=("policy",), trains=True)
-        one.add_role("reference", copy_of="policy")
     else:
         one.add_role("policy", lora=new_lora(one, config.lora), trains=True)
+    if config.reference_role == "base" or (config.reference_role is None and config.start_from is None):
         one.add_role("reference")
+    elif config.reference_role is None:
+        one.add_role("reference", copy_of="policy")
+    else:
+        load_role(one, "reference", config.reference_role, kinds=("policy",))
 
 
 def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
     """Training and held-out rows, encoded: graded answers, or for kto single answers with a label.
 
     Raises:
-        DataError: a row that the loss cannot learn from.
+        DataError: a row that the loss cannot learn from, or too many whose answers were cut to the same tokens.
     """
     unpaired = "kto" in loss_weights(config)
     sides = []
     for rows in read_rows(config.data, config.seed):
-        chosen = [single for row in rows for single in labelled(row)] if unpaired else rows
-        for row in chosen:
-            if not unpaired and (row.grades is None or len(row.answers) < 2):
-                raise DataError(
-                    f"{row.place}: nothing is compared in this row; this loss learns from chosen and rejected answers "
-                    "or ranked lists. For answers labelled good or bad there is --loss kto"
-                )
-        examples = encode_rows(chosen, chat, limits_of(config.data, context)) if chosen else []
-        kept, cut = drop_equal_cuts(examples)
-        if cut:
-            say(f"left out: {len(cut)} whose answers were cut to the same tokens ({', '.join(cut[:3])})")
-        sides.append(kept)
+        for row in rows:
+            _check_answers(row, unpaired=unpaired)
+        examples = encode_rows(rows, chat, limits_of(config.data, context)) if rows else []
+        kept, dropped = drop_equal_completions(examples, max_share=config.data.max_dropped_share)
+        # A reward role learns from a tie that two scores are equal; no loss here does.
+        tied = [example.row.place for example in kept if example.row and _is_tied(example)]
+        if tied:
+            dropped["answers that are all tied"] = tied
+            kept = [example for example in kept if not _is_tied(example)]
+        if dropped:
+            say(dropped_line(dropped))
+        sides.append([single for example in kept for single in labelled(example)] if unpaired else kept)
     if not sides[0]:
         raise DataError("no rows are left to train on; look at data.train and the limits on lengths")
     return sides[0], sides[1]
 
 
-def labelled(row: Row) -> list[Row]:
-    """A row for kto: as it is where it has a label; a pair as one good and one bad answer.
+def labelled(example: Example) -> list[Example]:
+    """An example for kto: a single answer as it is, as its row has a label; of compared answers the best as a good one
+    and the worst as a bad one, each by itself.
 
-    Raises:
-        DataError: neither.
+    Of a longer list the answers between are left out: to be worse than the best does not make one bad, nor does it make
+    one good to be better than the worst.
     """
-    label = row.columns.get("label")
-    if len(row.answers) == 1 and isinstance(label, bool | int | float):
-        return [row]
-    if row.grades is not None and len(row.answers) == 2 and row.grades[0] != row.grades[1]:
-        better = row.grades.index(max(row.grades))
-        return [
-            Row(row.messages, (answer,), columns={**row.columns, "label": k == better}, place=row.place)
-            for k, answer in enumerate(row.answers)
-        ]
-    raise DataError(f"{row.place}: kto learns from one answer with 'label' true or false, or from a pair; add a label")
+    singles = separate([replace(example, grades=None, margin=None)])
+    if len(singles) == 1 or example.grades is None or example.row is None:
+        return singles
+    best, worst = (example.grades.index(grade) for grade in (max(example.grades), min(example.grades)))
+    row = replace(example.row, grades=None, margin=None)
+    return [
+        replace(singles[k], row=replace(row, answers=(row.answers[k],), columns={**row.columns, "label": good}))
+        for k, good in ((best, True), (worst, False))
+    ]
+
+
+def _is_tied(example: Example) -> bool:
+    return len(example.completions) > 1 and len(set(example.grades or ())) == 1
+
+
+def _check_answers(row: Row, *, unpaired: bool) -> None:
+    if row.grades is not None and len(row.answers) > 1:
+        return
+    if not unpaired:
+        raise DataError(
+            f"{row.place}: nothing is compared in this row; this loss learns from chosen and rejected answers, or "
+            "ranked lists. For answers labelled good or bad there is --loss kto"
+        )
+    if len(row.answers) != 1 or not isinstance(row.columns.get("label"), bool | int | float):
+        raise DataError(
+            f"{row.place}: kto learns from one answer with 'label' true or false, or from answers that are compared; "
+            "add a label"
+        )
 
 
 def plan(config: DPOConfig) -> str:

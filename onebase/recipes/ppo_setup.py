@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onebase.config import PPOConfig
-from onebase.config_ppo import GenerationGroup, RewardSourceGroup
+from onebase.config_ppo import GenerationGroup, OptionalRewardSourceGroup
 from onebase.data.batches import num_minibatches
 from onebase.data.chat import ChatFormat
 from onebase.data.formats import drop_unusable, read_files
@@ -138,7 +138,7 @@ def add_critic(one: OneBase, config: PPOConfig) -> None:
                 critic.head.weight.div_(one.roles["reward"].score_std or 1.0)
 
 
-def open_reward_source(reward: RewardSourceGroup, one: OneBase, token_budget: int) -> RewardSource:
+def open_reward_source(reward: OptionalRewardSourceGroup, one: OneBase, token_budget: int) -> RewardSource:
     """The reward role (which is on the base already), a function, or another model, as configured."""
     if reward.role is not None:
         return RoleReward(one, "reward", token_budget=token_budget, normalize=reward.normalize == "held_out")
@@ -194,11 +194,10 @@ def plan(config: PPOConfig) -> str:
     ppo, k = config.ppo, config.generation.samples_per_prompt
     lengths = sorted(len(p.prompt_ids) for p in prompts)
     steps = ppo.num_ppo_epochs * -(-ppo.rollout_prompts // ppo.minibatch_prompts)
-    source = config.reward.role or config.reward.callable or config.reward.model
     critic = "its own adapter" if ppo.critic == "adapter" else "a head on the policy's adapter"
     return "\n".join([
         *base.lines,
-        f"roles       policy, reference, reward ({source}), critic ({critic})",
+        f"roles       policy, reference, reward ({config.reward.source}), critic ({critic})",
         f"data        {len(prompts)} prompts (median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}), "
         f"{len(held_out)} held out, {len(ptx)} PTX texts",
         f"rollouts    {num_rollouts(config, prompts)} of {ppo.rollout_prompts} prompts x {k} completions of at most "

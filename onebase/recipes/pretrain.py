@@ -3,8 +3,9 @@
     L = -(1 / M) sum log p(token | earlier tokens of its block)
 
 Texts are laid end to end, each behind the beginning token and before the end token, and cut into blocks of equal
-length. Without `model.model_name_or_path` the tokenizer is trained on the same texts and the model is made from the
-`tiny` keys. Every parameter trains; what is saved is a transformers folder, the base of all later stages.
+length. Without `model.model_name_or_path` the model is made from the `tiny` keys, and the tokenizer is the one of
+`tiny.tokenizer` or trained on the same texts. Every parameter trains; what is saved is a transformers folder, the base
+of all later stages.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from onebase.models.loading import load_base, wrap_model
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
 from onebase.models.role_files import save_base
-from onebase.models.tiny import make_llama, train_tokenizer
+from onebase.models.tiny import make_llama, read_tokenizer, train_tokenizer
 from onebase.recipes.setup import largest_example, make_update, num_steps, read_rows, token_budget
 from onebase.records import Example, Row
 from onebase.training.language import language_step, mean_nll
@@ -37,6 +38,8 @@ from onebase.training.run import Run
 from onebase.training.update import ParameterGroup
 
 LONGEST_BLOCK = 1024
+VOCAB_SIZE = 1024
+"""Of a new tokenizer, where the configuration names none."""
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
 
 
 def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
-    """The model to go on with, or a new one with a tokenizer trained on the texts."""
+    """The model to go on with, or a new one, with the tokenizer given or one trained on the texts."""
     if config.model.model_name_or_path is not None:
         # In float32: an update of a bfloat16 weight is often smaller than its last bit.
         dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
@@ -92,7 +95,11 @@ def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
             config.model.model_name_or_path, dtype=dtype, device=config.model.device, layout=config.model.layout
         )
     tiny = config.tiny
-    tokenizer = train_tokenizer((row.answers[0] for row in rows if row.answers), vocab_size=tiny.vocab_size)
+    if tiny.tokenizer is not None:
+        tokenizer = read_tokenizer(tiny.tokenizer)
+    else:
+        texts = (row.answers[0] for row in rows if row.answers)
+        tokenizer = train_tokenizer(texts, vocab_size=tiny.vocab_size or VOCAB_SIZE)
     model = make_llama(
         tokenizer,
         hidden_size=tiny.hidden_size,
@@ -140,9 +147,12 @@ def plan(config: PretrainConfig) -> str:
     """What `run` would do, in words."""
     if config.model.model_name_or_path is None:
         tiny, rows = config.tiny, read_files(config.data.train, limit=config.data.limit)
+        vocabulary = f"of at most {tiny.vocab_size or VOCAB_SIZE}"
+        if tiny.tokenizer is not None:
+            vocabulary = f"{len(read_tokenizer(tiny.tokenizer))} of {tiny.tokenizer}"
         return "\n".join([
             f"base        new: Llama, {tiny.num_layers} layers, width {tiny.hidden_size}, context {tiny.max_length}, "
-            f"vocabulary of at most {tiny.vocab_size}",
+            f"vocabulary {vocabulary}",
             f"data        {len(rows)} texts, {sum(len(row.answers[0]) for row in rows if row.answers)} characters",
             f"saves       {config.output_dir}/model",
         ])  # fmt: skip

@@ -21,7 +21,8 @@ from onebase.config import RewardConfig
 from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat
-from onebase.data.prepare import drop_equal_cuts, encode_rows, pair_labelled
+from onebase.data.compared import drop_equal_completions, pair_labelled
+from onebase.data.prepare import dropped_line, encode_rows
 from onebase.errors import DataError
 from onebase.evaluation.intervals import bootstrap_mean
 from onebase.evaluation.plots import plot_run
@@ -196,16 +197,16 @@ def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple
                 f"{row.place}: nothing is compared in this row; a reward role learns from chosen and rejected answers, "
                 "ranked lists, or texts labelled 0 and 1"
             )
-    encoded = encode_rows(train, chat, limits), encode_rows(held_out, chat, limits) if held_out else []
-    (train_lists, cut), (held_out_lists, also_cut) = drop_equal_cuts(encoded[0]), drop_equal_cuts(encoded[1])
-    if cut or also_cut:
-        places = ", ".join((cut + also_cut)[:3])
-        say(f"left out: {len(cut + also_cut)} whose answers were cut to the same tokens ({places})")
-    if not train_lists:
-        raise DataError(
-            "every list was cut to equal answers; raise data.max_completion_tokens, or lower data.max_prompt_tokens"
-        )
-    return train_lists, held_out_lists
+    sides = []
+    for rows in (train, held_out):
+        lists = encode_rows(rows, chat, limits) if rows else []
+        kept, dropped = drop_equal_completions(lists, max_share=config.data.max_dropped_share)
+        if dropped:
+            say(dropped_line(dropped))
+        sides.append(kept)
+    if not sides[0]:
+        raise DataError("no rows are left to train on; look at data.train and the limits on lengths")
+    return sides[0], sides[1]
 
 
 def plan(config: RewardConfig) -> str:

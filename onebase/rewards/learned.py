@@ -105,7 +105,7 @@ class ClassifierReward:
             for i, (row, completion) in enumerate(zip(rows, request.completions, strict=True)):
                 if row is not None and row.messages:
                     turns = [{"role": message.role, "content": message.content} for message in row.messages]
-                    turns.append({"role": "assistant", "content": completion.strip()})
+                    turns.append({"role": "assistant", "content": f"{row.prefix or ''}{completion}".strip()})
                     texts[i] = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
         return texts
 

@@ -146,11 +146,17 @@ def test_prompt_ids_do_not_depend_on_the_answer(tokenizer: PreTrainedTokenizerBa
 
 def test_a_token_across_the_boundary_is_cut_there() -> None:
     form = chat_format(byte_level(), "plain")
-    ids = form.tokenizer.encode
-    assert len(ids("the", add_special_tokens=False)) < 3
-    example = form.encode_example(row("t", answers=("he",)))
-    assert list(example.prompt_ids) == [form.tokenizer.bos_token_id, *ids("t", add_special_tokens=False)]
-    assert form.decode(example.completions[0]) == "he"
+
+    def pieces(text: str) -> list[int]:
+        return form.tokenizer.encode(text, add_special_tokens=False)
+
+    assert len(pieces("here")) == len(pieces("her")) == 1
+    prompt = [form.tokenizer.bos_token_id, *pieces("her")]
+    example = form.encode_example(row("her", answers=("e",)))
+    assert list(example.prompt_ids) == prompt and list(example.completions[0][:-1]) == pieces("e")
+    begun = form.encode_example(row("her", answers=("re",), prefix="e the"))
+    assert list(begun.prompt_ids) == [*prompt, *form.encode_example(row("her", answers=("e the",))).completions[0][:-1]]
+    assert form.decode(begun.prompt_ids) == "here the" and form.decode(begun.completions[0]) == "re"
 
 
 def test_a_continuation_gets_no_blank_of_its_own() -> None:
@@ -248,6 +254,86 @@ def test_a_template_that_hides_thinking_takes_the_answer_itself() -> None:
     example = form.encode_example(row("q", answers=(" so\n</think>\n\nyes ",)))
     assert spelled(form, example.prompt_ids).endswith("<|assistant|><think>\n")
     assert spelled(form, example.completions[0]) == " so\n</think>\n\nyes <|end|>"
+
+
+# next steps
+
+
+STEPS = [
+    ("Step 1: we add.\n", "Step 2: that makes 4."), ("Step 1: we add.\nStep 2:", " that makes 4.\n"),
+    ("", "Step 1: add."), ("so", " the answer is"), ("the answer is here,", " there and everywhere."),
+    ("once upon", " a time\n\n"), ("他说", "你好。"), ("\n", "\nhello"), (" two  ", " blanks "), ("one wo", "rd"),
+    ("x", "\u2028"), ("🙂", "\nhello"), (" ", "a"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", ["plain", "hh", "chatml"])
+def test_prefix_and_step_are_the_tokens_of_the_whole_answer(
+    tokenizer: PreTrainedTokenizerBase, template: str
+) -> None:
+    form = chat_format(tokenizer, template)
+    alike = 0
+    for prompt in ("What is 2 + 2?", "hello", "你好"):
+        for prefix, step in STEPS:
+            example = form.encode_example(row(prompt, answers=(step,), prefix=prefix))
+            whole = form.encode_example(row(prompt, answers=(prefix + step,)), add_end=False)
+            ids, expected = ([*each.prompt_ids, *each.completions[0]] for each in (example, whole))
+            # No end token, and not a character more or less than in the whole answer.
+            assert form.decode(ids) == form.decode(expected), (prompt, prefix, step)
+            assert spelled(form, ids).count("</s>") == 0
+            # A token of the whole answer may span the boundary; nothing else may differ.
+            if expected[: len(example.prompt_ids)] == list(example.prompt_ids):
+                alike += 1
+                assert ids == expected, (prompt, prefix, step)
+    assert alike >= 0.7 * 3 * len(STEPS)
+
+
+@pytest.mark.parametrize("template", ["plain", "hh", "chatml"])
+def test_steps_share_their_prompt_which_depends_on_none_of_them(
+    tokenizer: PreTrainedTokenizerBase, template: str
+) -> None:
+    form = chat_format(tokenizer, template)
+    for prefix, _ in STEPS:
+        example = form.encode_example(row("q", "a", "r", answers=TEXTS, prefix=prefix, grades=(0.0,) * len(TEXTS)))
+        assert example.prompt_ids == form.encode_prompt(chat("q", "a", "r"), prefix=prefix)
+        # What stands before the answer is encoded as where no answer has begun.
+        bare = form.encode_prompt(chat("q", "a", "r"))
+        assert list(example.prompt_ids[: len(bare)]) == bare
+        alone = [form.encode_example(row("q", "a", "r", answers=(text,), prefix=prefix)) for text in TEXTS]
+        assert [*example.completions] == [one.completions[0] for one in alone]
+    assert form.encode_prompt(chat("q"), prefix="") == form.encode_prompt(chat("q"))
+
+
+def test_a_prefix_stands_as_the_template_writes_the_beginning_of_an_answer() -> None:
+    hh = chat_format(byte_level(), "hh")
+    assert spelled(hh, hh.encode_prompt(chat("q"), prefix="So\n")) == "<s>\n\nHuman: q\n\nAssistant: So\n"
+    first = hh.encode_example(row("q", answers=("So",), prefix=""))
+    assert spelled(hh, first.prompt_ids).endswith("Assistant:") and spelled(hh, first.completions[0]) == " So"
+    # A template that trims answers trims their beginning, and leaves what the steps meet at.
+    trims = with_template(PHI, extra=PHI_TOKENS)
+    example = trims.encode_example(row("q", answers=("\nthen \n", "Then"), prefix=" So \n"))
+    assert spelled(trims, example.prompt_ids).endswith("<|assistant|>So \n")
+    assert [spelled(trims, ids) for ids in example.completions] == ["\nthen \n", "Then"]
+    hides = with_template(TURNS + "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}", extra=PHI_TOKENS)
+    example = hides.encode_example(row("q", answers=(" 2",), prefix="1 +"))
+    assert spelled(hides, [*example.prompt_ids, *example.completions[0]]).endswith("<|assistant|><think>\n1 + 2")
+
+
+def test_the_prefix_counts_where_the_assistant_s_turns_do() -> None:
+    form = with_template(PHI, extra=PHI_TOKENS)
+    steps = row("q", "first", "r", answers=("and 2", "or 2"), prefix="1 ")
+    example = form.encode_example(steps, train_on="assistant")
+    assert counted_text(form, example) == ["first<|end|>", "1 and 2"]
+    alone = form.encode_example(steps)
+    for index in (0, 1):
+        assert [*example.prompt_ids, *example.completions[index]] == [*alone.prompt_ids, *alone.completions[index]]
+    everything = form.encode_example(steps, train_on="all")
+    assert len(everything.prompt_ids) == 1 and spelled(form, everything.completions[1]).endswith("1 or 2")
+
+
+def test_a_step_without_a_token_is_refused() -> None:
+    with pytest.raises(DataError, match="^f:1: an answer gives no token to predict"):
+        chat_format(byte_level(), "hh").encode_example(row("q", answers=("",), prefix="So"))
 
 
 # what counts
@@ -543,6 +629,20 @@ def test_known_templates_give_one_prompt_and_one_end(shared: Path, real: Any, tm
     turns = form.encode_example(row("Hi there", "Fine.", "Bye"), train_on="assistant")
     body = one.completions[0][:-1]
     assert turns.prompt_ids == one.prompt_ids and turns.completions[0][: len(body)] == body
+
+
+@pytest.mark.parametrize(
+    ("name", "template"), [("gpt2", "hh"), ("minimind", None), ("phi3_mini", None), ("stories260K", "plain")]
+)
+def test_real_tokenizers_go_on_from_a_prefix(real: Any, name: str, template: str | None) -> None:
+    form = chat_format(real(name), template)
+    for prefix, step in STEPS[:7]:
+        example = form.encode_example(row("What is 2 + 2?", answers=(step,), prefix=prefix))
+        whole = form.encode_example(row("What is 2 + 2?", answers=(prefix + step,)), add_end=False)
+        ids = [*example.prompt_ids, *example.completions[0]]
+        # Templates of their own trim what ends an answer; a step does not end one.
+        assert form.decode(ids).rstrip() == form.decode([*whole.prompt_ids, *whole.completions[0]]).rstrip()
+        assert example.completions[0][-1] != form.end_token_id
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +159,103 @@ def test_bad_pairs_are_named(tmp_path: Path) -> None:
         "'chosen' holds the turns user, assistant; one assistant turn is needed, alone or behind the prompt's own turns"
     )
     assert refusal(tmp_path, {**pair, "prompt": turns}) == (
-        "'prompt' ends in an assistant turn; leave that turn to the answer"
+        "'prompt' ends in an assistant turn; leave that turn to the answer, or write it as 'initial_reason_steps' "
+        "where the answers are steps that follow it"
     )
+
+
+# votes
+
+
+PREDICTIONS = {f"prediction {number}": f"answer {number}" for number in range(1, 5)}
+
+
+@pytest.mark.parametrize(
+    ("votes", "grades"),
+    [
+        ([0, 1, 2, 1, 0, 2], (0.0, 1.0, -3.0, 2.0)),
+        ([1, 1, 1, 1, 1, 1], (3.0, 1.0, -1.0, -3.0)),
+        ([2, 2, 2, 2, 2, 2], (-3.0, -1.0, 1.0, 3.0)),
+        ([0, 0, 0, 0, 0, 0], (0.0, 0.0, 0.0, 0.0)),
+        ([1, 2, 0, 1, 0, 0], (0.0, 0.0, 0.0, 0.0)),  # 1 over 2 over 3 over 1
+    ],
+)
+def test_votes_on_pairs_become_grades(tmp_path: Path, votes: list[int], grades: tuple[float, ...]) -> None:
+    row = only(tmp_path, {"question": "q", "passages": [["p"]], **PREDICTIONS, "preference": votes, "gold": "g"})
+    assert row.messages == (user("q"),) and row.answers == tuple(PREDICTIONS.values()) and row.grades == grades
+    assert row.columns == {"passages": [["p"]], "gold": "g"}
+
+
+def test_votes_are_read_for_any_number_of_predictions_and_any_prompt(tmp_path: Path) -> None:
+    two = {"prediction 2": "b", "prediction 1": "a", "preference": [2]}
+    row = only(tmp_path, {"instruction": "do", "input": "this", **two})
+    assert row.messages == (user("do\nthis"),) and row.answers == ("a", "b") and row.grades == (-1.0, 1.0)
+    eleven = {f"prediction {number}": str(number) for number in range(1, 12)}
+    row = only(tmp_path, {"prompt": "q", **eleven, "preference": [1] * 55})
+    assert row.answers == tuple(eleven.values()) and row.grades == tuple(float(g) for g in range(10, -11, -2))
+
+
+def test_bad_votes_are_named(tmp_path: Path) -> None:
+    good = {"question": "q", **PREDICTIONS, "preference": [0, 1, 2, 1, 0, 2]}
+    assert refusal(tmp_path, {**good, "preference": [0, 1, 2]}) == (
+        "'preference' holds 3 votes, and 4 predictions make 6 pairs, (1, 2), (1, 3) and so on; give one vote for each"
+    )
+    needed = "1 (the first is better), 2 (the second) or 0 (a tie) is needed"
+    for vote, found in ((3, "number 3"), (-1, "number -1"), (1.0, "number 1.0"), (True, "boolean true")):
+        message = refusal(tmp_path, {**good, "preference": [0, 1, vote, 1, 0, 2]})
+        assert message == f"'preference[2]' is the {found}; {needed}"
+    assert refusal(tmp_path, {**good, "preference": 1}) == "'preference' is the number 1; a list of votes is needed"
+    assert refusal(tmp_path, {**good, "prediction 3": None}) == "'prediction 3' is null; a string is needed"
+    for number in (1, 3):
+        missing = {key: value for key, value in good.items() if key != f"prediction {number}"}
+        assert refusal(tmp_path, missing).startswith(f"the key 'prediction {number}' is missing among question, ")
+    missing = {key: value for key, value in good.items() if key != "prediction 4"}
+    assert refusal(tmp_path, missing).startswith("'preference' holds 6 votes, and 3 predictions make 3 pairs")
+    alone = {"question": "q", "prediction 1": "a", "preference": [1]}
+    assert refusal(tmp_path, alone).startswith("the key 'prediction 2' is missing among question, prediction 1")
+    missing = {key: value for key, value in good.items() if key != "preference"}
+    assert "do not have the layout of the file's first row, which is {prompt" in refusal(tmp_path, good, missing)
+
+
+# next steps
+
+
+def test_steps_have_their_beginning_as_a_prefix(tmp_path: Path) -> None:
+    """The keys of Math-Step-DPO."""
+    step = {
+        "dataset": "d", "prompt": "1+1?", "initial_reason_steps": "Add.\nStep 2:", "chosen": " It is 2.",
+        "rejected": " It is 3.", "full_chosen": "f", "full_rejected": "g", "answer": "2",
+    }  # fmt: skip
+    row = only(tmp_path, step)
+    assert row.messages == (user("1+1?"),) and row.prefix == "Add.\nStep 2:"
+    assert row.answers == (" It is 2.", " It is 3.") and row.grades == (1.0, 0.0)
+    assert row.columns == {"dataset": "d", "full_chosen": "f", "full_rejected": "g", "answer": "2"}
+    assert only(tmp_path, {**step, "initial_reason_steps": ""}).prefix == ""
+    assert only(tmp_path, {**step, "initial_reason_steps": None}).prefix is None
+    assert refusal(tmp_path, {**step, "initial_reason_steps": ["Add."]}) == (
+        "'initial_reason_steps' is a list; a string is needed"
+    )
+
+
+def test_every_prompt_may_have_a_prefix(tmp_path: Path) -> None:
+    prefix, turns = {"initial_reason_steps": "So"}, [{"role": "user", "content": "q"}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "q"}, {"prompt": turns, "completion": "a"}, {"instruction": "q", "output": ["a", "b"]},
+        {"messages": turns}, {"messages": turns, "chosen": turns[0] | {"role": "assistant"}, "rejected": "b"},
+        {"question": "q", "prediction 1": "a", "prediction 2": "b", "preference": [1]},
+    ]  # fmt: skip
+    for row in rows:
+        read, plain = only(tmp_path, row | prefix), only(tmp_path, row)
+        assert read.prefix == "So" and plain.prefix is None and read == replace(plain, prefix="So")
+    # A plain text has no prompt to stand behind.
+    text = only(tmp_path, {"text": "t", **prefix})
+    assert text.prefix is None and text.columns == prefix
+
+
+def test_steps_of_one_question_stay_on_one_side() -> None:
+    rows = [replace(row, prefix=f"step {index}") for index, row in enumerate(rows_of([f"p{i % 9}" for i in range(90)]))]
+    train, held_out = split_by_prompt(rows, 0.3, seed=0)
+    assert len(held_out) == 30 and not {row.messages for row in train} & {row.messages for row in held_out}
 
 
 # instructions
@@ -334,6 +431,10 @@ def test_detect_names_the_layout_of_a_row() -> None:
     assert detect({"conversations": [], "chosen": {}, "rejected": {}}) == "conversation_pair"
     assert detect({"messages": [], "label": True}) == "messages"
     assert detect({"text": ""}) == "text"
+    assert detect({"question": "", "prediction 1": "", "preference": []}) == "votes"
+    assert detect({"question": "", "prediction": "", "preference": []}) == "prompt"
+    assert detect({"question": "", "prediction 1": ""}) == "prompt"
+    assert detect({"question": "", "chosen": "", "prediction 1": "", "preference": []}) == "pair"
     assert detect({"question": "", "answer": ""}) == "prompt"
 
 
@@ -550,6 +651,7 @@ def test_too_many_unusable_rows_are_an_error() -> None:
 REAL = [
     ("hh_rlhf/harmless-base-test.jsonl.gz", 2312, {2}),
     ("oasst1_zh/oaast_rm_zh.json.gz", 775, {2, 3, 4, 5, 6, 8, 10}),
+    ("fine_grained_rlhf/dev_feedback.json.gz", 500, {4}),
     ("oasst1_zh/oaast_sft_zh.json.gz", 689, {1}),
     ("llamafactory_demo/dpo_en_demo.json.gz", 300, {2}),
     ("llamafactory_demo/dpo_zh_demo.json.gz", 300, {2}),
@@ -609,6 +711,21 @@ def test_real_rankings_and_labels_are_those_of_the_files(shared: Path) -> None:
     assert len(systems) == 64
     for row in read_rows(shared / "data/xquad/xquad.en.json.gz"):
         assert row.columns["gold"] and all(text in row.columns["context"] for text in row.columns["gold"])
+
+
+def test_real_votes_are_kept_by_the_order_of_their_grades(shared: Path) -> None:
+    """The figures of the module's docstring."""
+    file = shared / "data/fine_grained_rlhf/dev_feedback.json.gz"
+    votes = [row["preference"] for row in json.loads(gzip.decompress(file.read_bytes()))]
+    stated = contradicted = ties = ordered = 0
+    for row, listed in zip(read_rows(file), votes, strict=True):
+        assert row.grades is not None and row.columns.keys() == {"passages", "gold", "feedback"}
+        for (first, second), vote in zip(combinations(row.grades, 2), listed, strict=True):
+            stated += vote != 0
+            contradicted += first <= second if vote == 1 else first >= second if vote == 2 else 0
+            ties += vote == 0
+            ordered += vote == 0 and first != second
+    assert (stated, contradicted, ties, ordered) == (2616, 0, 384, 54)
 
 
 @pytest.mark.parametrize("name", ["pandalm/testset-v1.json.gz", "taskmaster_reward/tm4_reward_00.json.gz"])

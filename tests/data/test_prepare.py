@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,9 @@ from onebase.data.chat import ChatFormat, chat_format
 from onebase.data.prepare import (
     Limits,
     best_answer,
-    drop_equal_cuts,
     dropped_line,
     encode_prompts,
     encode_rows,
-    pair_labelled,
     read_split,
     with_completions,
 )
@@ -35,10 +34,6 @@ def ids(text: str) -> list[int]:
 
 def asked(prompt: str, *answers: str, **fields: Any) -> Row:
     return Row((Message("user", prompt),), answers, place=f"asked.jsonl:{len(prompt)}", **fields)
-
-
-def labelled(text: str, label: float, number: int = 1) -> Row:
-    return Row((), (text,), grades=(label,), place=f"labels.jsonl:{number}")
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -159,18 +154,11 @@ def test_prompts_cut_on_the_left_keep_their_beginning_token_and_room_to_answer(c
     assert len(example.prompt_ids) == len(example.completions[0]) == 1
 
 
-def test_lists_that_were_cut_to_equal_answers_are_left_out_with_their_places(chat: ChatFormat) -> None:
-    same, other, alone = asked("abc", "xyzA", "xyzB"), asked("abcd", "xyzA", "xyzB", "aaa"), asked("abcde", "xyz")
-    whole = encode_rows([same, other, alone], chat, Limits(context=64))
-    assert drop_equal_cuts(whole) == (whole, [])
-    cut = encode_rows([same, other, alone], chat, Limits(context=64, max_completion=3))
-    assert drop_equal_cuts(cut) == (cut[1:], ["asked.jsonl:3"])
-
-
 def test_of_answers_that_are_compared_the_first_of_the_best_is_taken() -> None:
     row = asked("q", "bad", "good", "as good", grades=(0.0, 2.0, 2.0), margin=1.0)
     assert best_answer(row) == asked("q", "good")
-    for plain in (asked("q", "a"), asked("q", "a", "b"), labelled("text", 1.0)):
+    assert best_answer(replace(row, prefix="So")) == asked("q", "good", prefix="So")
+    for plain in (asked("q", "a"), asked("q", "a", "b"), Row((), ("text",), (1.0,))):
         assert best_answer(plain) is plain
 
 
@@ -203,6 +191,13 @@ def test_a_question_is_a_prompt_without_its_answers(chat: ChatFormat) -> None:
     row = asked("abc", "the answer", columns={"gold": 1})
     (prompt,) = prompts_of([row], chat)
     assert list(prompt.prompt_ids) == [BOS, *ids("abc")] and list(prompt.completions) == [] and prompt.row is row
+
+
+def test_a_prompt_with_a_prefix_is_gone_on_from(chat: ChatFormat) -> None:
+    (prompt,) = prompts_of([asked("abc", "the step", prefix="Step 1\n")], chat)
+    assert list(prompt.prompt_ids) == [BOS, *ids("abcStep 1\n")] and list(prompt.completions) == []
+    (cut,) = prompts_of([asked("a" * 40, prefix="bcd")], chat, Limits(context=14, truncate_prompt="left"))
+    assert list(cut.prompt_ids) == [BOS, *ids("aabcd")]
 
 
 def test_a_text_gives_its_first_tokens_and_never_an_end(chat: ChatFormat) -> None:
@@ -249,47 +244,3 @@ def test_completions_replace_those_of_the_prompt_and_what_was_known_of_them() ->
     tree = with_completions(prompt, ([5], [6, 7]))
     assert tree == Example([1, 2], [[5], [6, 7]], None, None, None, row)
     assert prompt.completions == [[3, 4]] and tree.num_tokens == 5
-
-
-# --------------------------------------------------------------------------------------------------- labels
-
-
-def test_labelled_texts_are_paired_better_against_worse_and_used_once() -> None:
-    rows = [labelled(f"text {i}", float(i % 3 == 0), i) for i in range(30)]
-    pairs = pair_labelled(rows, seed=0)
-    assert len(pairs) == 10
-    good, bad = {row.answers[0] for row in rows[::3]}, {row.answers[0] for row in rows if row.grades == (0.0,)}
-    assert {pair.answers[0] for pair in pairs} == good  # the smaller side whole
-    losers = [pair.answers[1] for pair in pairs]
-    assert len(set(losers)) == 10 and set(losers) <= bad
-    assert set(losers) != {pair.answers[1] for pair in pair_labelled(rows, seed=1)}  # the surplus is drawn, not cut
-    by_text = {row.answers[0]: row.place for row in rows}
-    for pair in pairs:
-        assert pair.messages == () and pair.grades == (1.0, 0.0)
-        assert pair.place == " and ".join(by_text[answer] for answer in pair.answers)
-
-
-def test_the_pairing_depends_on_the_seed_alone() -> None:
-    rows = [labelled(f"text {i}", float(i % 2), i) for i in range(20)]
-    assert pair_labelled(rows, seed=3) == pair_labelled(list(rows), seed=3) != pair_labelled(rows, seed=4)
-
-
-def test_the_higher_label_is_better_whatever_the_labels() -> None:
-    (pair,) = pair_labelled([labelled("better", 5.0), labelled("worse", -2.5)], seed=0)
-    assert pair.answers == ("better", "worse")
-
-
-@pytest.mark.parametrize(("labels", "found"), [([1.0, 1.0], "1"), ([0.0], "0"), ([0.0, 1.0, 2.5], "0, 1, 2.5")])
-def test_other_than_two_labels_cannot_be_paired(labels: list[float], found: str) -> None:
-    with pytest.raises(DataError) as caught:
-        pair_labelled([labelled(f"t{i}", label, i + 1) for i, label in enumerate(labels)], seed=0)
-    message = str(caught.value)
-    assert message.startswith("labels.jsonl:1: labelled texts are paired") and message.endswith(f"found {found}")
-
-
-def test_rows_that_are_no_labelled_texts_come_back_as_they_are() -> None:
-    pairs = [asked("q", "good", "bad", grades=(1.0, 0.0)), asked("r", "good", "bad", grades=(1.0, 0.0))]
-    assert pair_labelled(pairs, seed=0) == pairs
-    plain = [Row((), ("text",)), labelled("other", 1.0)]
-    assert pair_labelled(plain, seed=0) == plain
-    assert pair_labelled([], seed=0) == []

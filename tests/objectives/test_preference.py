@@ -19,6 +19,7 @@ from onebase.objectives.preference import (
     nll_loss,
     robust_loss,
     sigmoid_loss,
+    sigmoid_norm_loss,
 )
 
 CHOSEN_LENGTHS = torch.tensor([3, 7, 20, 1, 12, 5])
@@ -47,6 +48,9 @@ def by_loop(kind: str, four: list[Tensor], *, beta: float, e: float = 0.0) -> Te
         match kind:
             case "sigmoid":
                 losses.append(-(1 - e) * log_sigmoid(h) - e * log_sigmoid(-h))
+            case "sigmoid_norm":
+                h = torch.log(ratio_w) / int(CHOSEN_LENGTHS[p]) - torch.log(ratio_l) / int(REJECTED_LENGTHS[p])
+                losses.append(-(1 - e) * log_sigmoid(beta * h) - e * log_sigmoid(-beta * h))
             case "robust":
                 losses.append(((1 - e) * -log_sigmoid(h) - e * -log_sigmoid(-h)) / (1 - 2 * e))
             case "hinge":
@@ -58,6 +62,7 @@ def by_loop(kind: str, four: list[Tensor], *, beta: float, e: float = 0.0) -> Te
 
 
 ipo = partial(ipo_loss, chosen_lengths=CHOSEN_LENGTHS, rejected_lengths=REJECTED_LENGTHS)
+sigmoid_norm = partial(sigmoid_norm_loss, chosen_lengths=CHOSEN_LENGTHS, rejected_lengths=REJECTED_LENGTHS)
 
 WITH_REFERENCE: list[tuple[str, Loss, dict[str, float], dict[str, float]]] = [
     ("sigmoid", sigmoid_loss, {"beta": 0.1}, {"beta": 0.1}),
@@ -65,6 +70,8 @@ WITH_REFERENCE: list[tuple[str, Loss, dict[str, float], dict[str, float]]] = [
     ("robust", robust_loss, {"beta": 0.3, "label_smoothing": 0.2}, {"beta": 0.3, "e": 0.2}),
     ("hinge", hinge_loss, {"beta": 0.1}, {"beta": 0.1}),
     ("ipo", ipo, {"beta": 0.25}, {"beta": 0.25}),
+    ("sigmoid_norm", sigmoid_norm, {"beta": 5.0}, {"beta": 5.0}),
+    ("sigmoid_norm", sigmoid_norm, {"beta": 2.0, "label_smoothing": 0.2}, {"beta": 2.0, "e": 0.2}),
 ]
 
 
@@ -122,6 +129,9 @@ def test_losses_match_hand_computed_values() -> None:
     assert robust_loss(*one, beta=0.5, label_smoothing=0.1).item() == pytest.approx((0.9 * right - 0.1 * wrong) / 0.8)
     assert hinge_loss(*one, beta=0.5).item() == 0
     assert hinge_loss(*one, beta=0.25).item() == 0.25
+    # 2/4 nats per token against -1/2, times beta 3: a lead of 3.
+    loss = sigmoid_norm(*one, chosen_lengths=torch.tensor([4]), rejected_lengths=torch.tensor([2]), beta=3.0)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-3)))
     # 2/4 nats per token against -1/2, a lead of 1; the target is 1 / (2 * 0.25) = 2.
     assert ipo(*one, chosen_lengths=torch.tensor([4]), rejected_lengths=torch.tensor([2]), beta=0.25).item() == 1
 
@@ -201,14 +211,11 @@ def test_ipo_with_lengths_of_1_is_the_formula_as_printed() -> None:
     torch.testing.assert_close(ipo(*four, chosen_lengths=ones, rejected_lengths=ones, beta=0.1), (h - 5) ** 2)
 
 
-def test_sigmoid_loss_of_means_is_the_length_normalised_one() -> None:
+def test_the_length_normalised_loss_is_that_of_means() -> None:
     four = pairs()
     lengths = [CHOSEN_LENGTHS, REJECTED_LENGTHS, CHOSEN_LENGTHS, REJECTED_LENGTHS]
-    loss = sigmoid_loss(*(mean_logprobs(s, n) for s, n in zip(four, lengths, strict=True)), beta=2.0)
-    for p in range(6):
-        lead = (four[0][p] - four[2][p]).item() / CHOSEN_LENGTHS[p].item()
-        lead -= (four[1][p] - four[3][p]).item() / REJECTED_LENGTHS[p].item()
-        assert loss[p].item() == pytest.approx(math.log(1 + math.exp(-2 * lead)))
+    means = sigmoid_loss(*(mean_logprobs(s, n) for s, n in zip(four, lengths, strict=True)), beta=2.0)
+    torch.testing.assert_close(sigmoid_norm(*four, beta=2.0), means)
 
 
 def test_nll_is_per_token_and_per_completion() -> None:
@@ -231,6 +238,7 @@ def test_beta_must_be_above_0(beta: float) -> None:
         partial(robust_loss, label_smoothing=0.1),
         hinge_loss,
         ipo,
+        sigmoid_norm,
         lambda chosen, rejected, *_, beta: implicit_rewards(chosen, rejected, beta=beta),
     ]
     for call in calls:
@@ -243,6 +251,8 @@ def test_label_smoothing_must_lie_in_its_range() -> None:
     for outside in (-0.1, 0.6, math.nan):
         with pytest.raises(ValueError, match=rf"label_smoothing {outside} must lie in \[0, 0.5\]$"):
             sigmoid_loss(*four, beta=0.1, label_smoothing=outside)
+        with pytest.raises(ValueError, match=rf"label_smoothing {outside} must lie in \[0, 0.5\]$"):
+            sigmoid_norm(*four, beta=0.1, label_smoothing=outside)
     for outside in (-0.1, 0.5, math.nan):
         with pytest.raises(ValueError, match=rf"label_smoothing {outside} must lie in \[0, 0.5\): at 0.5 the labels"):
             robust_loss(*four, beta=0.1, label_smoothing=outside)

@@ -23,7 +23,7 @@ def no_dpo_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def few_letters(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
     assert len(columns["gold"]) == len(prompts)
-    return [-float(len(text)) for text in completions]
+    return [-float(len(text)) if text.strip() else -100.0 for text in completions]
 
 
 def best_of_config(base: Path, run: Path, data: Path, more: Options) -> BestOfConfig:
@@ -93,3 +93,22 @@ def test_one_sample_leaves_nothing_to_choose(base: Path, asked: Path, tmp_path: 
 def test_the_plan_says_what_would_be_written(base: Path, asked: Path, tmp_path: Path) -> None:
     assert "40 prompts x 5 answers" in best_of.plan(best_of_config(base, tmp_path / "run", asked, {}))
     assert not (tmp_path / "run").exists()
+
+
+def empty_is_best(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    return [1.0 if not text.strip() else -float(len(text)) for text in completions]
+
+
+def test_an_empty_answer_is_counted_and_never_written(base: Path, asked: Path, tmp_path: Path) -> None:
+    more: Options = {
+        "reward.callable": "tests.recipes.test_best_of:empty_is_best",
+        "generation.max_new_tokens": 1,
+        "generation.samples_per_prompt": 16,
+    }
+    summary = best_of.run(best_of_config(base, tmp_path / "run", asked, more))
+    assert summary["empty"] > 0
+    best = [json.loads(line) for line in (tmp_path / "run" / "best.jsonl").read_text().splitlines()]
+    pairs = [json.loads(line) for line in (tmp_path / "run" / "pairs.jsonl").read_text().splitlines()]
+    assert best and all(row["completion"].strip() and row["score"] < 0 for row in best)
+    assert any(max(row["scores"]) == 1.0 for row in best)
+    assert pairs and all(pair["chosen"].strip() and pair["rejected"].strip() for pair in pairs)

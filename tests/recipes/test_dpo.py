@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,3 +161,51 @@ def test_the_plan_names_the_mixture(base: Path, pairs: Path, tmp_path: Path) -> 
 def test_the_summary_is_json(base: Path, pairs: Path, tmp_path: Path) -> None:
     dpo.run(small_dpo(base, tmp_path / "run", pairs, {"max_steps": 1}))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["loss"] == {"sigmoid": 1.0}
+
+
+def test_the_references_log_probs_are_kept_and_read_again_where_nothing_changed(
+    base: Path, sft_role: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    compute = dpo.completion_logprobs
+
+    def counting(one: Any, examples: Any, *, role: str, token_budget: int) -> list[Tensor]:
+        computed.append(len(examples))
+        return compute(one, examples, role=role, token_budget=token_budget)
+
+    monkeypatch.setattr(dpo, "completion_logprobs", counting)
+    more: Options = {"start_from": str(sft_role), "data.eval_fraction": 0}
+
+    def run(name: str, **other: Any) -> bytes:
+        computed.clear()
+        dpo.run(small_dpo(base, tmp_path / "runs" / name, pairs, {**more, **other}))
+        return (tmp_path / "runs" / name / "policy" / "adapter_model.safetensors").read_bytes()
+
+    first = run("first")
+    assert computed == [30]
+    assert run("again") == first and computed == [], "nothing changed"
+    assert run("live", **{"preference.reference": "live"}) == first
+    run("other-loss", loss="ipo")
+    assert computed == [], "another loss asks the same of the reference"
+    run("other-data", **{"data.limit": 20})
+    assert computed == [20]
+    run("other-reference", reference_role="base")
+    assert computed == [30]
+    kept = tmp_path / "runs" / "reference-logprobs"
+    assert len(list(kept.iterdir())) == 3
+    for folder in kept.iterdir():
+        (folder / "logprobs.safetensors").write_bytes(b"cut off")
+    assert run("after-damage") == first and computed == [30]
+
+
+def test_a_reference_of_its_own_is_what_the_margins_are_measured_from(
+    base: Path, sft_role: Path, pairs: Path, tmp_path: Path
+) -> None:
+    more: Options = {"start_from": str(sft_role), "batch.minibatch": 64, "max_steps": 1}
+    firsts = []
+    for name, reference in (("copy", None), ("same", str(sft_role)), ("base", "base")):
+        dpo.run(small_dpo(base, tmp_path / name, pairs, {**more, "reference_role": reference}))
+        firsts.append(metric_rows(tmp_path / name)[0])
+    assert firsts[0]["rewards/margins"] == firsts[1]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert abs(firsts[2]["rewards/margins"]) > 1e-3
+    assert firsts[0]["logps/chosen"] == firsts[2]["logps/chosen"]

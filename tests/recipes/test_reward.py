@@ -223,13 +223,13 @@ def test_lists_that_were_cut_to_equal_answers_are_left_out(
         tmp_path / "pairs.jsonl",
         [same, *({"prompt": f"Number {i}?", "chosen": "good", "rejected": "bad"} for i in range(7))],
     )
-    more: Options = {"data.max_completion_tokens": 2, "data.eval_fraction": 0}
+    more: Options = {"data.max_completion_tokens": 2, "data.eval_fraction": 0, "data.max_dropped_share": 0.2}
     config = load(RewardConfig, common(base, tmp_path / "run", rows), more)
     train, _ = examples_of(config, base)
     assert len(train) == 7
-    assert f"left out: 1 whose answers were cut to the same tokens ({rows}:1)" in capsys.readouterr().err
+    assert f"left out: 1 with answers cut to the same tokens ({rows}:1)" in capsys.readouterr().err
     write_rows(rows, [same, same | {"prompt": "Which one?"}])
-    with pytest.raises(DataError, match="every list was cut to equal answers; raise data.max_completion_tokens"):
+    with pytest.raises(DataError, match=f"the answers of 2 of 2 rows .* share 0.2 allowed .first {rows}:1, {rows}:2"):
         examples_of(config, base)
 
 

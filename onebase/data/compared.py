@@ -1,0 +1,90 @@
+"""Answers that are compared: labelled texts as pairs, and completions that a comparison could not tell apart."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from onebase.errors import DataError
+from onebase.records import Example, Row
+
+
+def pair_labelled(rows: Sequence[Row], *, seed: int) -> list[Row]:
+    """Labelled texts as pairs without a prompt: every text of the higher label against one of the lower.
+
+    Rows that are no labelled texts come back as they are. Each text is used once; the larger side loses its surplus.
+
+    Raises:
+        DataError: all labels are equal.
+    """
+    if not rows or not all(not row.messages and row.grades is not None and len(row.answers) == 1 for row in rows):
+        return list(rows)
+    labels = sorted({row.grades[0] for row in rows if row.grades})
+    if len(labels) != 2:
+        raise DataError(
+            f"{rows[0].place}: labelled texts are paired better against worse, which needs two labels; found "
+            f"{', '.join(f'{label:g}' for label in labels)}"
+        )
+    worse = [row for row in rows if row.grades == (labels[0],)]
+    better = [row for row in rows if row.grades == (labels[1],)]
+    order = random.Random(seed)
+    order.shuffle(worse)
+    order.shuffle(better)
+    return [
+        Row(messages=(), answers=(b.answers[0], w.answers[0]), grades=(1.0, 0.0), place=f"{b.place} and {w.place}")
+        for b, w in zip(better, worse, strict=False)
+    ]
+
+
+def drop_equal_completions(
+    examples: Sequence[Example], *, max_share: float
+) -> tuple[list[Example], dict[str, list[str]]]:
+    """Of completions of one prompt that are the same tokens, equal as texts or cut to be, keeps the best alone.
+
+    Compared with each other they teach nothing, and in a list `a > b > a` the two comparisons with `b` contradict each
+    other. An example is left out whose completions are all equal. Returns the others, and the places of what was left
+    out by reason.
+
+    Raises:
+        DataError: if more than `max_share` of the examples would go.
+    """
+    kept: list[Example] = []
+    equal: list[str] = []
+    repeated: list[str] = []
+    for example in examples:
+        place, count = example.row.place if example.row else "", len(example.completions)
+        chosen = _best_of_equal(example)
+        if len(chosen) == 1 < count:
+            equal.append(place)
+            continue
+        repeated += [place] * (count - len(chosen))
+        kept.append(example if len(chosen) == count else _with_only(example, chosen))
+    if len(equal) > max_share * len(examples):
+        raise DataError(
+            f"the answers of {len(equal)} of {len(examples)} rows became the same tokens when they were cut, more than "
+            f"the share {max_share:g} allowed (first {', '.join(equal[:3])}); raise data.max_completion_tokens, lower "
+            "data.max_prompt_tokens, or allow a larger share (data.max_dropped_share)"
+        )
+    reasons = {"answers cut to the same tokens": equal, "the tokens of a better answer to the same prompt": repeated}
+    return kept, {reason: places for reason, places in reasons.items() if places}
+
+
+def _best_of_equal(example: Example) -> list[int]:
+    grades = example.grades or [0.0] * len(example.completions)
+    best: dict[tuple[int, ...], int] = {}
+    for k, ids in enumerate(map(tuple, example.completions)):
+        if ids not in best or grades[k] > grades[best[ids]]:
+            best[ids] = k
+    return sorted(best.values())
+
+
+def _with_only(example: Example, chosen: Sequence[int]) -> Example:
+    grades = None if example.grades is None else tuple(example.grades[k] for k in chosen)
+    return replace(
+        example,
+        completions=[example.completions[k] for k in chosen],
+        counted=example.counted and [example.counted[k] for k in chosen],
+        grades=grades,
+        row=example.row and replace(example.row, answers=tuple(example.row.answers[k] for k in chosen), grades=grades),
+    )

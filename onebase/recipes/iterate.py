@@ -1,0 +1,124 @@
+"""Rounds of sampling from the policy and learning from its samples, each made of verbs that stand alone.
+
+    round   sample, score, pair (best-of)   ->   learn (dpo on the pairs, or sft on the best)   ->   the next policy
+
+    learn: dpo                  iterative DPO (Xu et al. 2023); with few prompts a round, online DPO (Guo et al. 2024)
+    learn: dpo, chosen: data    SPIN: the data's answer against the policy's own (Chen et al. 2024)
+    learn: sft                  RAFT (Dong et al. 2023)
+
+A round leaves `round-<n>/samples` and `round-<n>/learn`, two runs like any other: what was sampled can be read, and a
+round that is finished is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onebase.config import BestOfConfig, DPOConfig, IterateConfig, SFTConfig
+from onebase.config_files import dump_config
+from onebase.data.batches import minibatch_indices
+from onebase.data.formats import read_files
+from onebase.errors import DataError
+from onebase.evaluation.plots import plot_run
+from onebase.files import atomic_folder
+from onebase.recipes import best_of, dpo, sft
+from onebase.records import Row
+from onebase.training.plan import describe_base
+from onebase.training.progress import say
+from onebase.training.run import Run
+
+
+def run(config: IterateConfig) -> dict[str, Any]:
+    """Runs the rounds and leaves the last policy in `policy/`; returns the summary."""
+    run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
+    rows = read_files(config.data.train, limit=config.data.limit)
+    policy = config.policy
+    scores: list[float | None] = []
+    for number in range(1, config.rounds + 1):
+        say(f"iterate: round {number} of {config.rounds}, from {policy or 'the base'}")
+        folder = run.folder / f"round-{number}"
+        sampled = sample(config, folder / "samples", policy, rows, number)
+        if not sampled["pairs" if config.learn == "dpo" else "prompts"]:
+            raise DataError(
+                f"{folder / 'samples'}: no two answers to a prompt differ in score, so there is nothing to learn from; "
+                "raise generation.temperature or samples_per_prompt, or look at the reward"
+            )
+        scores.append(sampled.get("mean_score"))
+        learnt = learn(config, folder, policy, number)
+        policy = str(folder / "learn" / "policy")
+        figures = {"samples": sampled, "learn": learnt}
+        run.log(number, {f"{part}/{name}": value for part, summary in figures.items()
+                         for name, value in summary.items() if isinstance(value, int | float)})  # fmt: skip
+    with atomic_folder(run.folder / "policy") as temporary:
+        shutil.copytree(Path(str(policy)), temporary, dirs_exist_ok=True)
+    plot_run(run.folder)
+    summary = {"verb": "iterate", "rounds": config.rounds, "mean_scores": scores}
+    run.finish(summary)
+    listed = ", ".join(f"{score:.3f}" for score in scores if score is not None)
+    say(f"iterate: {f'mean score of the samples by round {listed}; ' if listed else ''}saved {run.folder / 'policy'}, "
+        f"curves in {run.folder / 'plots'}")  # fmt: skip
+    return summary
+
+
+def sample(config: IterateConfig, folder: Path, policy: str | None, rows: Sequence[Row], number: int) -> dict[str, Any]:
+    """The samples of a round, on prompts drawn anew until all have been used; returns the summary of the run."""
+    size = min(config.prompts_per_round, len(rows))
+    chosen = minibatch_indices(number - 1, num_examples=len(rows), size=size, seed=config.seed)
+    options = {**_shared(config, ("chosen", "model", "data", "reward", "generation")), "output_dir": str(folder),
+               "policy": policy, "seed": _seed(config, number),
+               "batch": {"microbatch_tokens": config.batch.microbatch_tokens}}  # fmt: skip
+    return finished(folder) or best_of.run(BestOfConfig.model_validate(options), [rows[i] for i in chosen])
+
+
+def learn(config: IterateConfig, folder: Path, policy: str | None, number: int) -> dict[str, Any]:
+    """What the round learns from its samples; returns the summary of the run."""
+    out = folder / "learn"
+    shared = {**_shared(config, ("model", "lora", "optimizer", "batch")), "output_dir": str(out), "start_from": policy,
+              "seed": _seed(config, number)}  # fmt: skip
+    if done := finished(out):
+        return done
+    written = folder / "samples" / ("best.jsonl" if config.learn == "sft" else "pairs.jsonl")
+    data = {"train": str(written), "eval_fraction": 0, "max_prompt_tokens": config.data.max_prompt_tokens,
+            "truncate_prompt": config.data.truncate_prompt}  # fmt: skip
+    if config.learn == "sft":
+        return sft.run(SFTConfig.model_validate({**shared, "data": data}))
+    first = None if config.reference == "renewed" else config.policy or "base"
+    return dpo.run(DPOConfig.model_validate({
+        **shared, "data": data, "loss": config.loss, "reference_role": first,
+        "preference": config.preference.model_dump(),
+    }))  # fmt: skip
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run that came to its end."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _shared(config: IterateConfig, keys: Sequence[str]) -> dict[str, Any]:
+    return config.model_dump(include=set(keys))
+
+
+def _seed(config: IterateConfig, number: int) -> int:
+    # Each round samples other answers and reads them in another order.
+    return (config.seed + 1_000_003 * number) % 2**32
+
+
+def plan(config: IterateConfig) -> str:
+    """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
+    base = describe_base(
+        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
+    )
+    rows = read_files(config.data.train, limit=config.data.limit)
+    size, count = min(config.prompts_per_round, len(rows)), config.generation.samples_per_prompt
+    how = "sft on the best" if config.learn == "sft" else f"dpo ({config.loss}), reference {config.reference}"
+    return "\n".join([
+        *base.lines,
+        f"rounds      {config.rounds} of {size} prompts (of {len(rows)}) x {count} answers of at most "
+        f"{config.generation.max_new_tokens} tokens, then {how}",
+        f"saves       {config.output_dir}/round-<n>/ and {config.output_dir}/policy",
+    ])  # fmt: skip

@@ -1,0 +1,183 @@
+"""Losses and gradients against those of TRL 1.16's own trainers, on the same model, adapter and rows, in float32.
+
+`bench/parity/trl_losses.py` writes what is compared with, and says where TRL differs. What runs here is a step of the
+recipe: its layout, microbatches, forward passes, losses, weights and backward pass, at a learning rate of 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from bench.parity.model import LORA, formula_weights, rows, tiny_llama, tokenizer, unpaired_rows
+from onebase.config import DPOConfig
+from onebase.models.loading import wrap_model
+from onebase.models.one_base import OneBase
+from onebase.objectives.preference import nll_loss
+from onebase.recipes import dpo
+from onebase.records import Example, Row
+from onebase.training.update import ParameterGroup, Update
+from tests.recipes.conftest import Options, load
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "bench" / "parity" / "golden.json").read_text(encoding="utf-8"))
+PAIRED, UNPAIRED = GOLDEN["paired"], GOLDEN["unpaired"]
+
+LOSSES = {
+    "sigmoid": "sigmoid", "sigmoid_smoothed": "sigmoid", "sigmoid_norm": "sigmoid_norm",
+    "sigmoid_sft": "sigmoid + 0.1 nll", "robust": "robust", "hinge": "hinge", "ipo": "ipo", "cpo": "cpo",
+    "cpo_smoothed": "1 cpo", "simpo": "simpo", "orpo": "1 orpo", "kto": "kto", "kto_no_kl": "kto",
+}  # fmt: skip
+"""What each entry of TRL is here. `cpo` alone is with the NLL, `1 cpo` without; of ORPO, the odds-ratio term."""
+
+TOKENS_WEIGHED = {"sigmoid_sft": ("sigmoid", 0.1), "cpo": ("1 cpo", 1.0)}
+"""Where TRL adds an NLL over the tokens of the batch: the loss without it, and its weight."""
+
+MEANS = sorted(set(PAIRED) - set(TOKENS_WEIGHED) - {"sigmoid_smoothed", "orpo"})
+"""What is in TRL, too, the mean over the rows of each row's own loss."""
+
+
+@pytest.fixture(scope="module", params=["tree", "separate"])
+def one(request: pytest.FixtureRequest) -> OneBase:
+    """The model of the parity runs, its adapter as the policy and the base as the reference."""
+    one = wrap_model(tiny_llama(), tokenizer(), layout=request.param)
+    one.add_role("policy", lora=LoraConfig(**LORA), trains=True)
+    one.set_adapter_weights("policy", formula_weights(one.adapter_weights("policy"), size=0.2))
+    one.add_role("reference")
+    return one
+
+
+def pairs() -> list[Example]:
+    return [Example(row["prompt"], [row["chosen"], row["rejected"]], grades=[1, 0]) for row in rows()]
+
+
+def singles() -> list[Example]:
+    return [
+        Example(row["prompt"], [row["completion"]], row=Row((), columns={"label": row["label"]}))
+        for row in unpaired_rows()
+    ]
+
+
+def close(expected: Any) -> Any:
+    """Within 1e-5, relative above 1."""
+    return pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def close_norm(expected: float) -> Any:
+    return pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def new_update(one: OneBase) -> Update:
+    """Changes no weight and clips nothing; a microbatch holds one row, two where they are short."""
+    return Update(
+        one, [ParameterGroup(one.parameters("policy"), 0.0)], weight_decay=0.0, schedule="constant", warmup_steps=0,
+        total_steps=1, max_grad_norm=1e9, token_budget=32,
+    )  # fmt: skip
+
+
+def config_of(name: str, loss: str) -> DPOConfig:
+    """The configuration that is TRL's arguments of an entry."""
+    arguments = (PAIRED | UNPAIRED)[name]["arguments"]
+    options: Options = {"output_dir": "unused", "model.model_name_or_path": "unused", "data.train": "unused"}
+    for ours, theirs in (
+        ("beta", "beta"), ("label_smoothing", "label_smoothing"), ("gamma", "simpo_gamma"),
+        ("desirable_weight", "desirable_weight"), ("undesirable_weight", "undesirable_weight"),
+    ):  # fmt: skip
+        if theirs in arguments:
+            options[f"preference.{ours}"] = arguments[theirs]
+    return load(DPOConfig, options, {"loss": loss})
+
+
+def step(one: OneBase, examples: Sequence[Example], name: str, loss: str | None = None) -> dict[str, float]:
+    """What the recipe logs of one step."""
+    config = config_of(name, loss or LOSSES[name])
+    return dpo.preference_step(one, examples, None, new_update(one), config, visit=0)
+
+
+def nll_over_tokens(one: OneBase, examples: Sequence[Example]) -> float:
+    """TRL's mean over the tokens of the first completions, from the means over each."""
+    logprobs = torch.stack([k[0] for k in dpo.completion_logprobs(one, examples, role="policy", token_budget=32)])
+    lengths = torch.tensor([len(example.completions[0]) for example in examples])
+    return float((nll_loss(logprobs, lengths) * lengths).sum() / lengths.sum())
+
+
+def test_log_probs_are_trl_s(one: OneBase) -> None:
+    """Under the policy those of DPOTrainer and CPOTrainer, which have a forward pass each, and under the reference."""
+    policy, reference = (
+        torch.stack(dpo.completion_logprobs(one, pairs(), role=role, token_budget=32)).T.tolist()
+        for role in ("policy", "reference")
+    )
+    for k, side in enumerate(("chosen", "rejected")):
+        assert reference[k] == close(GOLDEN["reference_logps"][side])
+        for name in ("sigmoid", "cpo"):
+            assert policy[k] == close([row[f"logps/{side}"] for row in PAIRED[name]["each_row"]])
+
+
+@pytest.mark.parametrize("name", sorted(set(PAIRED) - {"orpo"}))
+def test_each_row_has_trl_s_loss_and_gradient(name: str, one: OneBase) -> None:
+    for example, expected in zip(pairs(), PAIRED[name]["each_row"], strict=True):
+        measured = step(one, [example], name)
+        assert measured["loss"] == close(expected["loss"])
+        assert measured["grad_norm"] == close_norm(expected["grad_norm"])
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_all_rows_have_trl_s_loss_gradient_and_metrics(name: str, one: OneBase) -> None:
+    measured, expected = step(one, pairs(), name), PAIRED[name]["all_rows"]
+    assert measured["loss"] == close(expected["loss"])
+    assert measured["grad_norm"] == close_norm(expected["grad_norm"])
+    if PAIRED[name]["trainer"] == "DPOTrainer":
+        for metric in ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"):
+            assert measured[metric] == close(expected[metric])
+
+
+@pytest.mark.parametrize("name", sorted(TOKENS_WEIGHED))
+def test_all_rows_with_an_nll_have_trl_s_loss_when_tokens_are_weighed_alike(name: str, one: OneBase) -> None:
+    loss, weight = TOKENS_WEIGHED[name]
+    without = step(one, pairs(), name, loss)["loss"]
+    expected = PAIRED[name]["all_rows"]["loss"]
+    assert without + weight * nll_over_tokens(one, pairs()) == close(expected)
+    assert abs(step(one, pairs(), name)["loss"] - expected) > 1e-3, "a mean over completions is another number"
+
+
+def test_orpo_has_trl_s_odds_and_loss(one: OneBase) -> None:
+    weight = PAIRED["orpo"]["arguments"]["beta"]
+    whole = [Example(e.prompt_ids[:1], [[*e.prompt_ids[1:], *e.completions[0]]]) for e in pairs()]
+    for i, expected in enumerate([*PAIRED["orpo"]["each_row"], PAIRED["orpo"]["all_rows"]]):
+        chosen = slice(i, i + 1) if i < len(whole) else slice(None)
+        odds_ratio = step(one, pairs()[chosen], "orpo")["loss"]
+        assert odds_ratio == close(-expected["log_odds_ratio"])
+        nll = nll_over_tokens(one, whole[chosen])
+        assert nll == close(expected["nll_loss"])
+        assert nll + weight * odds_ratio == close(expected["loss"])
+        if i < len(whole):  # L = -log sigmoid(d), solved for d
+            assert -math.log(math.expm1(odds_ratio)) == close(expected["log_odds_chosen"])
+
+
+@pytest.mark.parametrize("name", sorted(UNPAIRED))
+def test_kto_has_trl_s_loss_kl_and_gradient(name: str, one: OneBase) -> None:
+    # TRL puts the completion of the row before behind each prompt, onebase that of the row after.
+    examples = [singles()[i] for i in reversed(UNPAIRED[name]["rows"])]
+    measured = dpo.kto_step(one, examples, None, new_update(one), config_of(name, LOSSES[name]))
+    expected = UNPAIRED[name]["all_rows"]
+    for metric in ("loss", "kl", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"):
+        assert measured[metric] == close(expected[metric])
+    assert measured["grad_norm"] == close_norm(expected["grad_norm"])
+    assert (measured["kl"] > 1) == (name == "kto")
+
+
+def test_the_optimizer_sees_trl_s_gradient(one: OneBase) -> None:
+    update = new_update(one)
+    dpo.preference_step(one, pairs(), None, update, config_of("sigmoid", "sigmoid"), visit=0)
+    named = dict(one.model.named_parameters())
+    share = 1 - update.optimizer.param_groups[0]["betas"][0]  # of the first gradient in Adam's first moment
+    for part, expected in PAIRED["sigmoid"]["gradients"].items():
+        parameter = next(p for name, p in named.items() if part in name and ".policy." in name)
+        gradient, reference = update.optimizer.state[parameter]["exp_avg"] / share, torch.tensor(expected)
+        assert (gradient - reference).norm() < 1e-4 * reference.norm()
