@@ -55,7 +55,7 @@ def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
         raise ModelError(f"{folder}: no tokenizer.json (or tokenizer.json.gz) in this folder; tiny.tokenizer needs one")
     with TemporaryDirectory() as unpacked:
         try:
-            for path in (*source.glob("*.json"), *source.glob("*.jinja"), *source.glob("tokenizer.json.gz")):
+            for path in (*source.glob("tokenizer.json.gz"), *source.glob("*.json"), *source.glob("*.jinja")):
                 content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
                 Path(unpacked, path.name.removesuffix(".gz")).write_bytes(content)
             tokenizer = AutoTokenizer.from_pretrained(unpacked)

@@ -219,8 +219,7 @@ def kto_step(
 ) -> dict[str, float]:
     """One optimizer step on single answers; the KL is that of answers to other prompts (Ethayarajh et al. 2024)."""
     group, budget, beta = config.preference, update.token_budget, beta_of(config, "kto")
-    others = [examples[(i + 1) % len(examples)].completions for i in range(len(examples))]
-    mismatched = [with_completions(example, other) for example, other in zip(examples, others, strict=True)]
+    mismatched = [with_completions(example, others_completions(examples, i)) for i, example in enumerate(examples)]
     policy, reference = (
         torch.cat(completion_logprobs(one, mismatched, role=role, token_budget=budget))
         for role in ("policy", "reference")
@@ -244,6 +243,14 @@ def kto_step(
         yield per_row.sum() / len(examples)
 
     return {**update.step((examples, loss)), "kl": float(kl)}
+
+
+def others_completions(examples: Sequence[Example], place: int) -> Sequence[Sequence[int]]:
+    """The completions of the next example with another prompt: both answers of a pair may stand side by side."""
+    prompt = list(examples[place].prompt_ids)
+    others = [*examples[place + 1 :], *examples[:place]]
+    return next((other.completions for other in others if list(other.prompt_ids) != prompt), others[0].completions
+                if others else examples[place].completions)  # fmt: skip
 
 
 def lay_lists(

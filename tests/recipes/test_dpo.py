@@ -17,6 +17,7 @@ from onebase.data.chat import chat_format
 from onebase.errors import ConfigError, DataError
 from onebase.recipes import dpo
 from onebase.recipes.setup import open_base
+from onebase.records import Example
 from tests.recipes.conftest import ANIMALS, Options, common, file_bytes, load, metric_rows, pair_rows, write_rows
 
 PAIRED = sorted(set(LOSSES) - {"kto"})
@@ -209,3 +210,11 @@ def test_a_reference_of_its_own_is_what_the_margins_are_measured_from(
     assert firsts[0]["rewards/margins"] == firsts[1]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert abs(firsts[2]["rewards/margins"]) > 1e-3
     assert firsts[0]["logps/chosen"] == firsts[2]["logps/chosen"]
+
+
+def test_ktos_mismatched_answer_is_one_to_another_prompt() -> None:
+    examples = [Example([1], [[2]]), Example([1], [[3]]), Example([4], [[5]]), Example([4], [[6]])]
+    found = [list(dpo.others_completions(examples, i)[0]) for i in range(4)]
+    assert found == [[5], [5], [2], [2]]
+    same = [Example([1], [[2]]), Example([1], [[3]])]
+    assert dpo.others_completions(same, 0) == [[3]], "nothing better is there"

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from onebase.config import PretrainConfig
-from onebase.errors import DataError, ModelError
+from onebase.data.chat import chat_format
+from onebase.errors import ConfigError, DataError, ModelError
+from onebase.models.loading import load_base
+from onebase.models.tiny import make_llama, read_tokenizer, train_tokenizer
 from onebase.recipes import pretrain
+from onebase.records import Message, Row
 from tests.recipes.conftest import (
     CONTEXT,
     SENTENCES,
@@ -34,6 +41,25 @@ TINY: Options = {
     "batch.minibatch": 4,
     "optimizer.learning_rate": 5e-3,
 }
+
+
+GIVEN: Options = {**TINY, "tiny.vocab_size": None}
+"""A new model on a tokenizer that is there: no vocabulary to choose."""
+SPOKEN = ["The cat is good.", "  two  blanks\n\n\ttab", "猫坐在垫子上。你好吗？", "狗 и 🐈‍⬛🙂", "Don't! 2 + 2 = 4", ""]
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path: Path) -> Path:
+    """A chat tokenizer made of other texts than those the model is trained on, without a model."""
+    tokenizer = train_tokenizer(["the cat sat on the mat", "猫坐在垫子上", "der Hund sitzt"] * 5, vocab_size=290)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def pack(file: Path) -> None:
+    file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    file.unlink()
 
 
 @pytest.fixture
@@ -154,6 +180,109 @@ def test_a_text_too_short_to_learn_from_is_refused(tmp_path: Path) -> None:
     one = pretrain.open_or_make(config, rows)
     with pytest.raises(DataError, match=r"a.txt:1: the texts are too short to learn from"):
         pretrain.to_blocks(one, rows, config)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_new_model_on_a_given_tokenizer_keeps_it(
+    packed: bool, tokenizer_folder: Path, texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    given = AutoTokenizer.from_pretrained(tokenizer_folder)
+    if packed:
+        pack(tokenizer_folder / "tokenizer.json")
+    before = file_bytes(tokenizer_folder)
+    more = {"tiny.tokenizer": str(tokenizer_folder), "max_steps": 30}
+    config = load(PretrainConfig, options(texts, tmp_path / "run"), GIVEN, more)
+    assert f"vocabulary 290 of {tokenizer_folder}" in pretrain.plan(config) and not (tmp_path / "run").exists()
+    summary = pretrain.run(config)
+    assert summary["eval_loss_after"] < summary["eval_loss_before"] - 1
+    measured = mean_loss(tmp_path / "run" / "model", SENTENCES[30:], 32)
+    assert summary["eval_loss_after"] == pytest.approx(measured, abs=1e-4)
+    saved = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    assert [saved(text)["input_ids"] for text in SPOKEN] == [given(text)["input_ids"] for text in SPOKEN]
+    assert saved.get_vocab() == given.get_vocab() and saved.chat_template == given.chat_template
+    sizes = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").config
+    assert (sizes.vocab_size, sizes.bos_token_id, sizes.eos_token_id, sizes.pad_token_id) == (290, 1, 2, 0)
+    assert (saved.bos_token_id, saved.eos_token_id, saved.pad_token_id) == (1, 2, 0)
+    assert file_bytes(tokenizer_folder) == before and not leftovers(tmp_path)
+
+
+def test_a_real_chat_tokenizer_is_used_by_later_verbs(shared: Path, tmp_path: Path) -> None:
+    """The ids are those that the tokenizers library alone reads from the file, for texts and for written-out turns."""
+    folder = shared / "data" / "tokenizers" / "minimind"
+    plain = Tokenizer.from_str(gzip.decompress((folder / "tokenizer.json.gz").read_bytes()).decode())
+    stories = shared / "data" / "text_en" / "tinystories_sample.txt.gz"
+    more = {"data.eval": None, "data.limit": 40, "tiny.tokenizer": str(folder), "max_steps": 2}
+    pretrain.run(load(PretrainConfig, options((stories, stories), tmp_path / "run"), GIVEN, more))
+    one = load_base(str(tmp_path / "run" / "model"), dtype="float32", device="cpu")
+    assert [one.tokenizer(text)["input_ids"] for text in SPOKEN] == [plain.encode(text).ids for text in SPOKEN]
+    assert one.model.get_input_embeddings().weight.shape[0] == len(one.tokenizer) == 6400  # type: ignore[index]
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert one.tokenizer.chat_template == config["chat_template"]
+
+    turns = (Message("user", "你好"), Message("assistant", "Hi"), Message("user", "2+2?"))
+    example = chat_format(one.tokenizer).encode_example(Row(turns, ("四 🙂",), None), train_on="assistant")
+    no_thought = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    first = f"<|im_start|>user\n你好<|im_end|>\n{no_thought}"
+    between = f"\n<|im_start|>user\n2+2?<|im_end|>\n{no_thought}"
+    assert example.prompt_ids == plain.encode(first).ids
+    (ids,), (counted,) = example.completions, example.counted or []
+    assert ids == plain.encode(f"Hi<|im_end|>{between}四 🙂<|im_end|>").ids
+    learned = [token for token, counts in zip(ids, counted, strict=True) if counts]
+    assert learned == [*plain.encode("Hi<|im_end|>").ids, *plain.encode("四 🙂<|im_end|>").ids]
+
+
+def test_a_tokenizer_that_cannot_be_used_is_named(
+    tokenizer_folder: Path, texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config = load(PretrainConfig, options(texts, tmp_path / "run"), GIVEN, {"tiny.tokenizer": str(tokenizer_folder)})
+    file = tokenizer_folder / "tokenizer.json"
+    whole = file.read_bytes()
+
+    def refused() -> str:
+        with pytest.raises(ModelError) as caught:
+            pretrain.plan(config)
+        message = str(caught.value)
+        with pytest.raises(ModelError) as again:
+            pretrain.open_or_make(config, [])
+        assert str(again.value) == message and "\n" not in message and caught.value.exit_code == 2
+        assert str(tokenizer_folder) in message and not (tmp_path / "run").exists()
+        return message
+
+    file.write_text('{"model"')
+    assert "the tokenizer cannot be read: Expecting ':' delimiter: line 1 column 9" in refused()
+    file.unlink()
+    assert "no tokenizer.json (or tokenizer.json.gz) in this folder" in refused()
+    (tokenizer_folder / "tokenizer.json.gz").write_bytes(gzip.compress(whole)[:100])
+    assert "the tokenizer cannot be read: Compressed file ended" in refused()
+    file.write_bytes(whole)
+    (tokenizer_folder / "tokenizer.json.gz").unlink()
+    settings = json.loads((tokenizer_folder / "tokenizer_config.json").read_text())
+    (tokenizer_folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    assert "has no end token, so that no answer could end; set eos_token in its tokenizer_config.json" in refused()
+    tokenizer_folder.rename(tmp_path / "elsewhere")
+    assert "no such folder; tiny.tokenizer is a folder with a tokenizer.json" in refused()
+
+
+def test_a_given_tokenizer_leaves_no_vocabulary_to_choose(base: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    given = {"tiny.tokenizer": str(tmp_path)}
+    with pytest.raises(ConfigError) as caught:
+        load(PretrainConfig, options(texts, tmp_path / "run"), given)
+    assert str(caught.value) == (
+        "command line: 'tiny.vocab_size' is for a new tokenizer, 'tiny.tokenizer' has its own; leave one out"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(PretrainConfig, options(texts, tmp_path / "run"), GIVEN, given, {"model.model_name_or_path": str(base)})
+    assert str(caught.value) == (
+        "command line: 'tiny.tokenizer' is for a new model, 'model.model_name_or_path' has one; leave one out"
+    )
+
+
+def test_ids_with_gaps_have_a_row_each(tmp_path: Path) -> None:
+    letters = Tokenizer(BPE({"a": 0, "b": 1, "<end>": 9}, []))
+    PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="<end>").save_pretrained(tmp_path)
+    read = read_tokenizer(str(tmp_path))
+    model = make_llama(read, hidden_size=32, num_layers=1, num_heads=2, max_length=32, seed=0)
+    assert read("ab<end>")["input_ids"] == [0, 1, 9] and model.config.vocab_size == 10
 
 
 def test_the_plan_trains_nothing(base: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
