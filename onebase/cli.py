@@ -11,19 +11,20 @@ import errno
 import logging
 import os
 import shutil
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from onebase import __version__
-from onebase.errors import ConfigError, DoesNotFitError, OnebaseError
+from onebase.errors import ConfigError, DoesNotFitError, OnebaseError, Stopped
 
 app = App(
     name="onebase",
@@ -47,7 +48,12 @@ TRAINING_VERBS = {
 def _recipe(verb: str) -> ModuleType:
     """The module of a verb, imported when it is known that the verb is wanted: it brings torch."""
     _quiet_libraries()
-    return import_module(f"onebase.recipes.{verb.replace('-', '_')}")
+    # A signal waits until they are imported: raised in their midst it is swallowed, or taken for a broken installation.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        return import_module(f"onebase.recipes.{verb.replace('-', '_')}")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _quiet_libraries() -> None:
@@ -59,7 +65,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
-def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: bool) -> None:
+def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: bool, resume: bool) -> None:
     from onebase.config import VERB_CONFIGS
     from onebase.config_files import dump_config, load_config
 
@@ -67,12 +73,27 @@ def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: b
         if "=" not in words[0] or words[0].endswith((".yaml", ".yml")):
             config_file, words = Path(words[0]), words[1:]
     config = load_config(VERB_CONFIGS[verb], config_file, words)
+    if resume and not _goes_on(Path(config.output_dir)):
+        return
     if not dry_run:
         _recipe(verb).run(config)
+        _recipe("runs").leave_pictures(Path(config.output_dir))
         return
     print(dump_config(config), end="")
     sys.stdout.flush()
     print(_recipe(verb).plan(config), file=sys.stderr)
+
+
+def _goes_on(folder: Path) -> bool:
+    """Whether there is something left to do in a run that should be resumed."""
+    if (folder / "summary.json").exists():
+        print(f"{folder} holds a finished run; nothing is left to do", file=sys.stderr)
+        return False
+    if not folder.is_dir():
+        raise ConfigError(f"--resume: there is no run in {folder}; leave it out to start one")
+    if not any(folder.glob("checkpoint-*")) and not any(folder.glob("round-*")):
+        print(f"{folder} holds no checkpoint yet; starting from the beginning", file=sys.stderr)
+    return True
 
 
 def _print_verb_help(verb: str) -> None:
@@ -84,6 +105,8 @@ def _print_verb_help(verb: str) -> None:
     print(TRAINING_VERBS[verb])
     print("A value on the command line wins over the file; a list is written '[a, b]'.\n")
     print("  --config PATH\n      The config file, for those who like to name it.")
+    print("  --resume\n      Go on with the run in output_dir. The same command without it does so too, where there is")
+    print("      a checkpoint; with it, a folder without a run is an error, and a finished one is left as it is.")
     print("  --dry-run\n      Print the resolved config to stdout and the plan to stderr, and train nothing.\n")
     print(describe_config(VERB_CONFIGS[verb], width))
 
@@ -93,12 +116,13 @@ def _training_command(verb: str) -> Callable[..., None]:
         *words: Annotated[str, Parameter(allow_leading_hyphen=True)],
         config: Path | None = None,
         dry_run: bool = False,
+        resume: bool = False,
         help: Annotated[bool, Parameter(name=["--help", "-h"])] = False,
     ) -> None:
         if help:
             _print_verb_help(verb)
         else:
-            _train(verb, words, config, dry_run)
+            _train(verb, words, config, dry_run, resume)
 
     command.__doc__ = TRAINING_VERBS[verb]
     return command
@@ -192,9 +216,73 @@ def doctor(*, json: bool = False, output_dir: Path = Path("runs")) -> None:
     _recipe("doctor").run(output_dir=output_dir, as_json=json)
 
 
+runs = App(name="runs", help="What runs left: list them, look into one, draw and compare them.", sort_key=50)
+app.command(runs)
+
+
+@runs.command
+def ls(folder: Path = Path("runs"), /, *, json: bool = False) -> None:
+    """List the runs below a folder, the newest last.
+
+    Args:
+        folder: Where to look.
+        json: Print one JSON list.
+    """
+    _recipe("runs").ls(folder, as_json=json)
+
+
+@runs.command
+def show(run: Path, /, *, json: bool = False) -> None:
+    """Show a run: state, what is not at its default, last metrics, summary, checkpoints.
+
+    Args:
+        run: Folder of a run.
+        json: Print one JSON object.
+    """
+    _recipe("runs").show(run, as_json=json)
+
+
+@runs.command
+def plot(*folders: Path, output: Path | None = None) -> None:
+    """Draw the curves of a run, also while it runs; of several in one picture.
+
+    Args:
+        folders: Folders of runs.
+        output: The PNG to write; when not given, one in plots/ of the first folder.
+    """
+    _recipe("runs").plot(folders, output=output)
+
+
+@runs.command
+def compare(*folders: Path, json: bool = False) -> None:
+    """Compare runs: the config keys that differ, the summaries and the last metrics side by side.
+
+    Args:
+        folders: Folders of two runs or more.
+        json: Print one JSON object.
+    """
+    _recipe("runs").compare(folders, as_json=json)
+
+
+@runs.command
+def report(run: Path, /, *, price_per_hour: float | None = None) -> None:
+    """Write report.html into a run's folder: everything about it on one page, in one file.
+
+    Args:
+        run: Folder of a run, finished or not.
+        price_per_hour: What the machine costs, for the cost of the run and of a thousand tokens.
+    """
+    _recipe("runs").report(run, price_per_hour=price_per_hour)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code. Every expected failure is one line on stderr per problem."""
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        # Where a run is in its steps, it saves first; before and after them there is nothing to save.
+        signal.signal(signal.SIGTERM, _stop)
+    except ValueError:
+        pass  # not in the main thread, where signals arrive
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
@@ -209,6 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
+    except _StopNow:
+        _say("stopped; the same command begins again, or goes on from the last checkpoint")
+        return Stopped.exit_code
     except BrokenPipeError:
         # Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -224,6 +315,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say("out of memory on the device; lower batch.microbatch_tokens or generation.samples_per_prompt")
             return DoesNotFitError.exit_code
         return _unexpected(error)
+
+
+class _StopNow(BaseException):
+    """No Exception: libraries that try one thing and then another catch those, and the run would go on."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise _StopNow
 
 
 def _say(message: str) -> None:

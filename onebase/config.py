@@ -6,6 +6,7 @@ A key is written `group.key`, in the YAML file as nested mappings. The line unde
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 from onebase.config_groups import (
     LOSSES,
     BatchGroup,
+    CheckpointGroup,
     Count,
     DataGroup,
     EpochsOptimizerGroup,
@@ -34,6 +36,7 @@ from onebase.config_groups import (
     SFTDataGroup,
     SFTOptimizerGroup,
     TinyModelGroup,
+    Trackers,
     fail_on,
 )
 from onebase.config_ppo import GenerationGroup, OptionalRewardSourceGroup, PPOGroup, RewardSourceGroup
@@ -46,6 +49,9 @@ class RunConfig(Group):
     """Folder of the run: resolved config, metrics, checkpoints, roles."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the order of the data, of new weights and of sampling."""
+    report_to: Trackers = []
+    """Trackers that get the metrics too, where they are installed: tensorboard, trackio, wandb."""
+    checkpoint: CheckpointGroup = CheckpointGroup()
 
 
 class VerbConfig(RunConfig):
@@ -195,6 +201,10 @@ class PPOConfig(VerbConfig):
 
     policy: str | None = None
     """Folder of the policy role to start from, whose frozen copy is the reference; null = a new role on the base."""
+    on_finding: Literal["warn", "pause", "off"] = "warn"
+    """What the flight recorder does when the run goes wrong: say so; pause, with the best roles in place; nothing."""
+    lang: Literal["en", "zh"] = "en"
+    """Language of what the flight recorder says."""
     model: ModelGroup
     lora: LoraGroup = LoraGroup()
     data: PromptDataGroup
@@ -218,6 +228,11 @@ class PPOConfig(VerbConfig):
             problems.append(
                 "'ppo.critic_start' = reward needs 'reward.role'; "
                 "with another reward source set ppo.critic_start to policy"
+            )
+        if self.on_finding == "pause" and self.evaluation.every_steps is None:
+            problems.append(
+                "'on_finding' = pause goes back to the best roles on held-out prompts, and without "
+                "'evaluation.every_steps' none are known; set it"
             )
         completions = self.ppo.rollout_prompts * self.generation.samples_per_prompt
         if self.ppo.kl_target is not None and completions >= 5 * self.ppo.kl_horizon:
@@ -309,3 +324,8 @@ VERB_CONFIGS: dict[str, type[RunConfig]] = {
     "ppo": PPOConfig,
 }
 """The model of each training verb."""
+
+
+def verb_of(keys: Collection[str]) -> str:
+    """The verb whose config has these keys at its top; of one written by another version the nearest."""
+    return min(VERB_CONFIGS, key=lambda verb: len(set(keys) ^ set(VERB_CONFIGS[verb].model_fields)))

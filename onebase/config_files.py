@@ -89,6 +89,11 @@ def config_keys(model_class: type[BaseModel], prefix: str = "") -> Iterator[tupl
             yield prefix + name, field
 
 
+def defaults_of(model_class: type[BaseModel]) -> dict[str, Any]:
+    """The default of every key that has one, by its dotted name."""
+    return {key: field.default for key, field in config_keys(model_class) if not field.is_required()}
+
+
 def describe_config(model_class: type[BaseModel], width: int = 100) -> str:
     """Every key with its type, default and help line: what `onebase VERB --help` prints."""
     lines = []

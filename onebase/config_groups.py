@@ -32,6 +32,8 @@ def _one_or_more(value: Any) -> Any:
 Strings = Annotated[list[str], BeforeValidator(_one_or_more)]
 """A list of strings; one string alone is a list of one."""
 
+Trackers = Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeValidator(_one_or_more)]
+
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -277,11 +279,22 @@ class TinyModelGroup(Group):
         return self
 
 
+class CheckpointGroup(Group):
+    """What a run that was stopped or killed goes on from: give the same command again."""
+
+    every_minutes: Positive | None = 10.0
+    """Minutes between checkpoints; null = none by time."""
+    every_steps: Count | None = None
+    """Steps (in ppo: rollouts) between checkpoints; null = none by steps."""
+    save_total_limit: Count = 2
+    """Checkpoints that stay; older ones are removed."""
+
+
 class EvaluationGroup(Group):
     """What is measured on held-out data."""
 
     every_steps: Count | None = None
-    """Steps between evaluations; null = at the start and the end."""
+    """Steps between evaluations, the best of which is kept in best/; null = at the start and the end."""
 
 
 class PromptEvaluationGroup(EvaluationGroup):
@@ -291,3 +304,12 @@ class PromptEvaluationGroup(EvaluationGroup):
     """Held-out prompts used, at most."""
     samples_per_prompt: Count = 1
     """Completions sampled per held-out prompt, where the verb samples."""
+    judge: str | None = None
+    """A Python function, written module:function, that scores them too and is not trained on; best/ goes by it."""
+
+    @field_validator("judge")
+    @classmethod
+    def _judge_is_a_function(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[\w.]+:[\w.]+", value):
+            raise ValueError("it should be written module:function")
+        return value

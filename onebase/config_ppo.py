@@ -49,6 +49,8 @@ class OptionalRewardSourceGroup(Group):
     """Folder of a reward role made on the same base."""
     callable: str | None = None
     """A Python function, written module:function."""
+    timeout: Positive | None = 600.0
+    """Seconds a call of that function may take; null = any."""
     model: str | None = None
     """Folder or hub name of a sequence-classification model with one label."""
     normalize: Literal["none", "held_out"] = "none"

@@ -6,6 +6,7 @@
     │   └── PromptTooLongError
     ├── ModelError              2   a model, tokenizer or role that cannot do what was asked
     │   └── RoleMismatchError       a role made on another base, or without its head
+    ├── CheckpointError         2   a checkpoint that is damaged, or of another configuration or base
     ├── DoesNotFitError         4   will not fit in memory (or on disk)
     ├── QualityError            5   a quality gate failed
     ├── MissingExtraError       6   an optional package is not installed
@@ -40,6 +41,10 @@ class ModelError(OnebaseError):
 
 class RoleMismatchError(ModelError):
     pass
+
+
+class CheckpointError(OnebaseError):
+    exit_code = 2
 
 
 class DoesNotFitError(OnebaseError):

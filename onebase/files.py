@@ -1,4 +1,7 @@
-"""Writing that is whole or not there: a temporary name, fsync, then rename."""
+"""Writing that is whole or not there: a temporary name, fsync, then rename.
+
+Of several processes on one run the first alone writes: what another one fills is thrown away.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from onebase import processes
 from onebase.errors import DoesNotFitError
 
 
@@ -26,6 +30,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         _clear_leftovers(folder, temporary, replaced)
         temporary.mkdir(parents=True)
         yield temporary
+        if not processes.is_main():
+            return
         umask = os.umask(0)
         os.umask(umask)
         for path in temporary.rglob("*"):
@@ -57,6 +63,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         DoesNotFitError: the disk is full.
     """
+    if not processes.is_main():
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

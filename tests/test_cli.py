@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -129,13 +130,15 @@ def test_dry_run_prints_the_config_to_stdout_and_the_plan_to_stderr(
 
 
 def test_a_verb_hands_its_config_to_its_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen = []
-    fake_recipe(monkeypatch, run=seen.append)
+    seen: list[Any] = []
+    drawn: list[Path] = []
+    fake_recipe(monkeypatch, run=seen.append, leave_pictures=drawn.append)
     path = tmp_path / "a=b.yaml"
     path.write_text("output_dir: a\nmodel: {model_name_or_path: c}\ndata: {train: d}\n")
     for words in (["sft", str(path), "seed=3"], ["sft", "--seed", "3", "--config", str(path)]):
         assert cli.main(words) == 0
     assert [config.seed for config in seen] == [3, 3] and seen[0] == seen[1]
+    assert drawn == [Path("a"), Path("a")]
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,6 @@ from onebase.models.passes import per_example
 from onebase.records import Example, RewardSource
 from onebase.training.rollout import score_request, trees
 
-TITLES = {
-    "score": "reward score",
-    "kl": "KL (nats/completion)",
-    "entropy": "entropy (nats/token)",
-    "length": "length (tokens)",
-}
-"""The figures of `HeldOut.row` with their units, for tables and plots; a judge's name stands as it is."""
-
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
@@ -52,6 +44,13 @@ class HeldOut:
         """The figures of a table's row, each with its interval."""
         columns = {**self.judged, "score": self.scores, "kl": self.kl, "entropy": self.entropy, "length": self.length}
         return {name: bootstrap_mean(values) for name, values in columns.items()}
+
+    def metrics(self) -> dict[str, float]:
+        """As they are logged; `_error` is half the width of a mean's 95 % interval."""
+        row = self.row()
+        means = {f"eval/{name}": row[name].mean for name in ("score", *self.judged, "kl")}
+        errors = {f"eval/{name}_error": (row[name].high - row[name].low) / 2 for name in ("score", *self.judged)}
+        return means | errors
 
 
 def evaluate_role(

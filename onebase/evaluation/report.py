@@ -10,8 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from onebase.evaluation.held_out import TITLES, HeldOut, improvement
+from onebase import processes
+from onebase.evaluation.held_out import HeldOut, improvement
 from onebase.evaluation.intervals import Interval
+from onebase.evaluation.panels import TITLES
 from onebase.files import write_atomically
 
 NUM_SAMPLES = 5
@@ -28,8 +30,9 @@ def print_comparison(roles: Sequence[HeldOut], *, names: Sequence[str]) -> None:
 def result_console() -> Console:
     """Stdout; where that is no terminal, wide enough for the tables."""
     return Console(
-        file=sys.stdout, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120
-    )
+        file=sys.stdout, quiet=not processes.is_main(), highlight=False, emoji=False,
+        width=None if sys.stdout.isatty() else 120,
+    )  # fmt: skip
 
 
 def figures_table(roles: Sequence[HeldOut], *, names: Sequence[str]) -> Table:

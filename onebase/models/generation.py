@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from onebase import processes
 from onebase.errors import DoesNotFitError, PromptTooLongError
 from onebase.models.decode_cache import SlotCache
 from onebase.models.forward import adjust_logits, final_logits, mask_argument, sliding_window
@@ -110,6 +111,32 @@ def generate(
                 f"prompt {i}: {len(prompt)} tokens and {sampling.max_new_tokens} new ones exceed the model's context "
                 f"of {one.context_length}; lower generation.max_new_tokens or data.max_prompt_tokens"
             )
+    mine = processes.share([len(prompt) for prompt in prompts])
+    if len(mine) < len(prompts):  # of several processes each decodes its share
+        own = _generate(
+            one, [prompts[p] for p in mine], role, sampling,
+            [seeds[p * samples_per_prompt + k] for p in mine for k in range(samples_per_prompt)],
+            samples_per_prompt, max_rows, on_finished,
+        )  # fmt: skip
+        for i, sample in enumerate(own):
+            sample.prompt = mine[i // samples_per_prompt]
+        places = [p * samples_per_prompt + k for p in mine for k in range(samples_per_prompt)]
+        return processes.gather_items(own, places, len(prompts) * samples_per_prompt)
+    return _generate(one, prompts, role, sampling, seeds, samples_per_prompt, max_rows, on_finished)
+
+
+def _generate(
+    one: OneBase,
+    prompts: Sequence[Sequence[int]],
+    role: str,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    samples_per_prompt: int,
+    max_rows: int | None,
+    on_finished: Callable[[Sample], None] | None,
+) -> list[Sample]:
+    if not prompts:
+        return []
     samples = [Sample(prompt=p) for p in range(len(prompts)) for _ in range(samples_per_prompt)]
     randoms = _random_numbers(seeds, sampling.max_new_tokens).to(one.device)  # [num samples, max_new_tokens]
     decode = _decode_in_slots if one.layout == "tree" else _decode_by_prompt

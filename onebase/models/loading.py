@@ -22,6 +22,7 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from onebase import processes
 from onebase.data.tree import build_tree_batch, separate
 from onebase.errors import MissingExtraError, ModelError
 from onebase.models.forward import adjust_logits, final_logits, trunk
@@ -60,13 +61,14 @@ def load_base(
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`: the first GPU, else the CPU.
+    """`auto`: the first GPU, of several processes each its own; else the CPU.
 
     Raises:
         ModelError: no such device on this machine.
     """
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        found = processes.local_device() or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(found if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = _one_line(error)[:80]

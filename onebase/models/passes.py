@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from onebase import processes
 from onebase.data.batches import microbatch_indices
 from onebase.data.tree import build_tree_batch, separate
 from onebase.models.one_base import OneBase
@@ -43,11 +44,13 @@ def per_example(
     Returns:
         One tensor per example on CPU: its counted tokens' numbers, completion by completion, or one per completion.
     """
-    results: list[Tensor] = [torch.zeros(0)] * len(examples)
-    for indices in microbatch_indices(examples, token_budget, layout=one.layout):
+    mine = processes.share([example.num_tokens for example in examples])
+    results: dict[int, Tensor] = {}
+    for part_of_mine in microbatch_indices([examples[i] for i in mine], token_budget, layout=one.layout):
+        indices = [mine[i] for i in part_of_mine]
         chosen = [examples[i] for i in indices]
         flat = function(lay_out(one, chosen)).float().cpu()
         sizes = [len(e.completions) if per_completion else num_counted([e]) * numbers_per_token for e in chosen]
         for i, part in zip(indices, flat.split(sizes), strict=True):
             results[i] = part
-    return results
+    return processes.gather_items([results[i] for i in mine], mine, len(examples))

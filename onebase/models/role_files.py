@@ -67,6 +67,8 @@ def save_role(
     """
     role = one.roles[name]
     config = LoraConfig(**{**one.lora_config(name).to_dict(), "inference_mode": True})
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # else their order in the file is another in each process
     weights = one.adapter_weights(name)
     if role.head is not None:
         weights[SCORE_KEY] = role.head.weight.detach().to("cpu", torch.float32, copy=True)

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from onebase.config import BestOfConfig
-from onebase.config_files import dump_config
 from onebase.data.chat import ChatFormat
 from onebase.data.formats import read_files
 from onebase.data.prepare import Limits, best_answer, encode_prompts
@@ -26,12 +26,12 @@ from onebase.files import write_atomically
 from onebase.models.generation import Sample, generate, sample_seeds
 from onebase.models.role_files import load_role
 from onebase.recipes.ppo_setup import longest_rollout_tree, open_reward_source, sampling_of
-from onebase.recipes.setup import open_base, open_chat, token_budget
+from onebase.recipes.setup import open_base, open_chat, open_run, token_budget
 from onebase.records import Example, Row
+from onebase.training.checkpoint import inputs_of
 from onebase.training.plan import describe_base
-from onebase.training.progress import StepProgress, say
+from onebase.training.progress import say
 from onebase.training.rollout import score_request, trees
-from onebase.training.run import Run
 
 PROMPTS_AT_A_TIME = 32
 
@@ -42,7 +42,7 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
     Args:
         rows: the prompts, in place of those of `data.train`.
     """
-    run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
+    run = open_run(config)
     one = open_base(config.model)
     chat = open_chat(one.tokenizer, config.model)
     if config.policy is not None:
@@ -59,52 +59,85 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
     seeds = sample_seeds(config.seed, num_prompts=len(prompts), samples_per_prompt=count, stream="best-of")
     say(f"best-of: {len(prompts)} prompts x {count} answers, {f'scored by {source.name}' if source else 'not scored'}")
 
-    best: list[dict[str, Any]] = []
-    pairs: list[dict[str, Any]] = []
-    means: list[float] = []
-    ended = empty = 0
-    with StepProgress("best-of", len(prompts)) as progress:
-        for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
-            part = prompts[start : start + PROMPTS_AT_A_TIME]
+    written = Written()
+    with run.loop(
+        "best-of", len(prompts), save=lambda folder: None, parts={"written": written}, inputs=inputs_of(one, prompts)
+    ) as loop:
+        while loop.done < len(prompts):
+            part = prompts[loop.done : loop.done + PROMPTS_AT_A_TIME]
             samples = generate(
                 one,
                 [prompt.prompt_ids for prompt in part],
                 role="policy",
                 sampling=sampling,
-                seeds=seeds[start * count : (start + len(part)) * count],
+                seeds=seeds[loop.done * count : (loop.done + len(part)) * count],
                 samples_per_prompt=count,
             )
-            ended += sum(sample.ended for sample in samples)
             scores: list[list[float]] | None = None
             if source is not None:
                 scores = source.score(score_request(chat, trees(part, samples))).view(len(part), count).tolist()
             for i, prompt in enumerate(part):
                 own = samples[i * count : (i + 1) * count]
-                asked, answers = asked_of(chat, prompt), [answer_text(chat, prompt, sample) for sample in own]
-                empty += sum(not answer.strip() for answer in answers)
-                if scores is not None:
-                    best += best_row(prompt, asked, answers, own, scores[i])
-                    means.append(sum(scores[i]) / count)
-                if config.chosen == "data":
-                    pairs += pairs_with_data(prompt, asked, answers)
-                elif scores is not None:
-                    pairs += best_and_worst(prompt, asked, answers, scores[i])
-            progress.advance({"best": sum(row["score"] for row in best) / len(best)} if best else {}, steps=len(part))
+                written.add(config, chat, prompt, own, scores[i] if scores is not None else None)
+            loop.end_step(written.figures(), shown=["best_score"], steps=len(part))
 
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.folder / "config.yaml", dump_config(config))
-    written = {"best.jsonl": best, "pairs.jsonl": pairs}
-    for name, lines in written.items():
+    files = {"best.jsonl": written.best, "pairs.jsonl": written.pairs}
+    for name, lines in files.items():
         if lines or name == "pairs.jsonl":
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_atomically(run.folder / name, text)
-    summary = {"verb": "best-of", "prompts": len(prompts), "samples_per_prompt": count, "pairs": len(pairs),
-               "ended": ended / (len(prompts) * count), "empty": empty, **describe_scores(means, best)}  # fmt: skip
+    summary = {"verb": "best-of", "prompts": len(prompts), "samples_per_prompt": count, "pairs": len(written.pairs),
+               "ended": written.ended / (len(prompts) * count), "empty": written.empty,
+               **describe_scores(written.means, written.best)}  # fmt: skip
     run.finish(summary)
-    say(f"best-of: {score_line(means, best)}wrote "
-        f"{' and '.join(f'{len(lines)} rows to {run.folder / name}' for name, lines in written.items() if lines)}"
-        )  # fmt: skip
+    listed = " and ".join(f"{len(lines)} rows to {run.folder / name}" for name, lines in files.items() if lines)
+    say(f"best-of: {score_line(written.means, written.best)}wrote {listed}")
     return summary
+
+
+@dataclass(slots=True)
+class Written:
+    """What the files will hold, as far as the prompts have been answered."""
+
+    best: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    means: list[float] = field(default_factory=list)
+    """The mean score of each prompt's samples."""
+    ended: int = 0
+    empty: int = 0
+
+    def add(
+        self, config: BestOfConfig, chat: ChatFormat, prompt: Example, samples: Sequence[Sample],
+        scores: Sequence[float] | None,
+    ) -> None:  # fmt: skip
+        """Takes in the samples of one prompt."""
+        asked, answers = asked_of(chat, prompt), [answer_text(chat, prompt, sample) for sample in samples]
+        self.ended += sum(sample.ended for sample in samples)
+        self.empty += sum(not answer.strip() for answer in answers)
+        if scores is not None:
+            self.best += best_row(prompt, asked, answers, samples, scores)
+            self.means.append(sum(scores) / len(scores))
+        if config.chosen == "data":
+            self.pairs += pairs_with_data(prompt, asked, answers)
+        elif scores is not None:
+            self.pairs += best_and_worst(prompt, asked, answers, scores)
+
+    def figures(self) -> dict[str, float]:
+        """For the record, over all prompts so far."""
+        if not self.best:
+            return {"pairs": float(len(self.pairs))}
+        return {"mean_score": sum(self.means) / len(self.means),
+                "best_score": sum(row["score"] for row in self.best) / len(self.best)}  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps; asked for after every batch, so no row is copied."""
+        return {"best": list(self.best), "pairs": list(self.pairs), "means": list(self.means), "ended": self.ended,
+                "empty": self.empty}  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state_dict()`."""
+        self.best, self.pairs, self.means = list(state["best"]), list(state["pairs"]), list(state["means"])
+        self.ended, self.empty = state["ended"], state["empty"]
 
 
 def best_row(

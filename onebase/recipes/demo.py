@@ -27,6 +27,7 @@ from onebase.models.generation import Sampling, stop_ids
 from onebase.models.loading import load_base
 from onebase.models.role_files import load_role
 from onebase.recipes import dpo, ppo, pretrain, reward, sft
+from onebase.recipes.runs import leave_pictures
 from onebase.records import Row
 from onebase.rewards.functions import FunctionReward
 from onebase.rewards.learned import RoleReward
@@ -53,6 +54,8 @@ def run(*, output_dir: Path, seed: int) -> Interval:
     ppo.train(configs["ppo"])  # type: ignore[arg-type]
     roles = compare(folder, seed)
     rises = {name: paired_bootstrap(roles["SFT"].judged["gold"], roles[name].judged["gold"]) for name in ("DPO", "PPO")}
+    for name in configs:
+        leave_pictures(folder / name)
     report(folder, roles, rises)
     return rises["PPO"]
 

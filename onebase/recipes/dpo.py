@@ -24,14 +24,12 @@ import torch
 from torch import Tensor
 
 from onebase.config import DPOConfig
-from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
 from onebase.data.prepare import with_completions
 from onebase.evaluation.intervals import bootstrap_mean
-from onebase.evaluation.plots import plot_run
 from onebase.models.forward import token_logprobs
 from onebase.models.one_base import OneBase
-from onebase.models.passes import per_example
+from onebase.models.passes import num_counted, per_example
 from onebase.models.role_files import save_role
 from onebase.objectives.masked import completion_sum
 from onebase.objectives.preference import (
@@ -50,19 +48,21 @@ from onebase.objectives.unpaired import kto_kl, kto_loss
 from onebase.recipes.dpo_setup import add_policy_and_reference, loss_weights, plan, read_examples
 from onebase.recipes.reference_cache import computed_once
 from onebase.recipes.setup import (
+    best_by,
     largest_example,
     make_update,
     num_steps,
     open_base,
     open_chat,
+    open_run,
     token_budget,
 )
 from onebase.records import Example, TreeBatch
+from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.memory import peak_memory_mb
-from onebase.training.metrics import Averages, require_finite
-from onebase.training.progress import StepProgress, say
-from onebase.training.run import Run
+from onebase.training.metrics import Averages, read_metrics, require_finite
+from onebase.training.progress import say
 from onebase.training.update import ParameterGroup, Update
 
 __all__ = ["plan", "run"]
@@ -89,13 +89,14 @@ class Lists:
 
 def run(config: DPOConfig) -> dict[str, Any]:
     """Trains, measures the implicit reward on held-out rows, and saves `policy/`; returns the summary."""
-    run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
+    run = open_run(config)
     one = open_base(config.model)
     chat = open_chat(one.tokenizer, config.model)
     train, held_out = read_examples(config, chat, one.context_length)
     add_policy_and_reference(one, config)
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
-    budget = token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out))
+    budget = token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out),
+                          before=run.token_budget)  # fmt: skip
     update = make_update(
         one,
         [ParameterGroup(one.parameters("policy"), config.optimizer.learning_rate)],
@@ -103,6 +104,7 @@ def run(config: DPOConfig) -> dict[str, Any]:
         total_steps=total,
         dropout=config.lora.dropout > 0,
         token_budget=budget,
+        repro_folder=run.folder / "refused",
     )
     weights = loss_weights(config)
     cached = None
@@ -115,9 +117,12 @@ def run(config: DPOConfig) -> dict[str, Any]:
     def save(folder: Path) -> None:
         save_role(one, "policy", folder / "policy", kind="policy", chat=chat)
 
-    fallen = 0
-    with run.stoppable(save) as between_steps, StepProgress("dpo", total) as progress:
-        for step in range(total):
+    beta = beta_of(config, "sigmoid")
+    with run.loop(
+        "dpo", total, save=save, weights=TrainedWeights(one, "policy"), update=update,
+        inputs=inputs_of(one, train, held_out), best=best_by("eval/accuracy", config.evaluation),
+    ) as loop:  # fmt: skip
+        for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             examples = [train[i] for i in chosen]
             references = [cached[i] for i in chosen] if cached is not None else None
@@ -125,21 +130,22 @@ def run(config: DPOConfig) -> dict[str, Any]:
                 metrics = kto_step(one, examples, references, update, config)
             else:
                 metrics = preference_step(one, examples, references, update, config, visit=step)
-            run.log(step + 1, metrics)
-            progress.advance({n: metrics[n] for n in ("loss", "rewards/accuracies", "rewards/margins") if n in metrics})
-            fallen += metrics.get("rewards/chosen", 0) < 0 and metrics.get("rewards/rejected", 0) < 0
-            between_steps(step + 1)
-        after = evaluate(one, held_out, update.token_budget, beta=beta_of(config, "sigmoid"))
+            if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
+                metrics["eval/accuracy"] = evaluate(one, held_out, update.token_budget, beta=beta)["accuracy"]
+            loop.end_step(metrics, shown=["loss", "rewards/accuracies", "rewards/margins"])
+        after = evaluate(one, held_out, update.token_budget, beta=beta)
+        loop.keep_best({"eval/accuracy": after["accuracy"]})
     save(run.folder)
-    plot_run(run.folder)
     summary = {"verb": "dpo", "loss": weights, "steps": total, **{f"eval_{k}": v for k, v in after.items()},
+               "data": {"train": len(train), "held_out": len(held_out)},
                "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
     run.finish(summary)
-    if fallen > total / 2:
+    rows = read_metrics(run.folder / "metrics.jsonl")
+    if sum(row.get("rewards/chosen", 0) < 0 and row.get("rewards/rejected", 0) < 0 for row in rows) > total / 2:
         say("warning: the log-probs of chosen and rejected answers both fell below the reference's in most steps; mix "
             "in nll (loss: sigmoid + 0.1 nll), or raise preference.beta")  # fmt: skip
     held = f"held-out implicit reward accuracy {after['accuracy']:.3f} {after['accuracy_interval']}; "
-    say(f"dpo: {held if held_out else ''}saved {run.folder / 'policy'}, curves in {run.folder / 'plots'}")
+    say(f"dpo: {held if held_out else ''}saved {run.folder / 'policy'}")
     return summary
 
 
@@ -169,7 +175,7 @@ def preference_step(
             (weight * list_loss(name, lists, config) for name, weight in weights.items()), start=torch.zeros(())
         ) / len(examples)
 
-    return update.step((examples, loss))
+    return {**update.step((examples, loss)), "num_tokens": float(num_counted(examples))}
 
 
 def list_loss(name: str, lists: Lists, config: DPOConfig) -> Tensor:
@@ -242,7 +248,7 @@ def kto_step(
         )  # fmt: skip
         yield per_row.sum() / len(examples)
 
-    return {**update.step((examples, loss)), "kl": float(kl)}
+    return {**update.step((examples, loss)), "kl": float(kl), "num_tokens": float(num_counted(examples))}
 
 
 def others_completions(examples: Sequence[Example], place: int) -> Sequence[Sequence[int]]:

@@ -14,27 +14,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from onebase.config import BestOfConfig, DPOConfig, IterateConfig, SFTConfig
-from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
 from onebase.data.formats import read_files
 from onebase.errors import DataError
-from onebase.evaluation.plots import plot_run
 from onebase.files import atomic_folder
 from onebase.recipes import best_of, dpo, sft
+from onebase.recipes.setup import open_run
 from onebase.records import Row
 from onebase.training.plan import describe_base
 from onebase.training.progress import say
-from onebase.training.run import Run
 
 
 def run(config: IterateConfig) -> dict[str, Any]:
     """Runs the rounds and leaves the last policy in `policy/`; returns the summary."""
-    run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
+    run = open_run(config)
+    run.open_record()
     rows = read_files(config.data.train, limit=config.data.limit)
     policy = config.policy
     scores: list[float | None] = []
@@ -55,12 +54,10 @@ def run(config: IterateConfig) -> dict[str, Any]:
                          for name, value in summary.items() if isinstance(value, int | float)})  # fmt: skip
     with atomic_folder(run.folder / "policy") as temporary:
         shutil.copytree(Path(str(policy)), temporary, dirs_exist_ok=True)
-    plot_run(run.folder)
-    summary = {"verb": "iterate", "rounds": config.rounds, "mean_scores": scores}
+    summary = {"verb": "iterate", "rounds": config.rounds, "mean_scores": scores, "data": {"train": len(rows)}}
     run.finish(summary)
     listed = ", ".join(f"{score:.3f}" for score in scores if score is not None)
-    say(f"iterate: {f'mean score of the samples by round {listed}; ' if listed else ''}saved {run.folder / 'policy'}, "
-        f"curves in {run.folder / 'plots'}")  # fmt: skip
+    say(f"iterate: {f'mean score of the samples by round {listed}; ' if listed else ''}saved {run.folder / 'policy'}")
     return summary
 
 
@@ -71,7 +68,7 @@ def sample(config: IterateConfig, folder: Path, policy: str | None, rows: Sequen
     options = {**_shared(config, ("chosen", "model", "data", "reward", "generation")), "output_dir": str(folder),
                "policy": policy, "seed": _seed(config, number),
                "batch": {"microbatch_tokens": config.batch.microbatch_tokens}}  # fmt: skip
-    return finished(folder) or best_of.run(BestOfConfig.model_validate(options), [rows[i] for i in chosen])
+    return summary_of(folder, lambda: best_of.run(BestOfConfig.model_validate(options), [rows[i] for i in chosen]))
 
 
 def learn(config: IterateConfig, folder: Path, policy: str | None, number: int) -> dict[str, Any]:
@@ -79,28 +76,29 @@ def learn(config: IterateConfig, folder: Path, policy: str | None, number: int) 
     out = folder / "learn"
     shared = {**_shared(config, ("model", "lora", "optimizer", "batch")), "output_dir": str(out), "start_from": policy,
               "seed": _seed(config, number)}  # fmt: skip
-    if done := finished(out):
-        return done
     written = folder / "samples" / ("best.jsonl" if config.learn == "sft" else "pairs.jsonl")
     data = {"train": str(written), "eval_fraction": 0, "max_prompt_tokens": config.data.max_prompt_tokens,
             "truncate_prompt": config.data.truncate_prompt}  # fmt: skip
     if config.learn == "sft":
-        return sft.run(SFTConfig.model_validate({**shared, "data": data}))
+        return summary_of(out, lambda: sft.run(SFTConfig.model_validate({**shared, "data": data})))
     first = None if config.reference == "renewed" else config.policy or "base"
-    return dpo.run(DPOConfig.model_validate({
-        **shared, "data": data, "loss": config.loss, "reference_role": first,
-        "preference": config.preference.model_dump(),
-    }))  # fmt: skip
+    options = {**shared, "data": data, "loss": config.loss, "reference_role": first,
+               "preference": config.preference.model_dump()}  # fmt: skip
+    return summary_of(out, lambda: dpo.run(DPOConfig.model_validate(options)))
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The summary of a run that came to its end."""
+def summary_of(folder: Path, run: Callable[[], object]) -> dict[str, Any]:
+    """The summary of a run that is not done again where it came to its end before; in either case as it was written."""
     path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        run()
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(summary, dict)
+    return summary
 
 
 def _shared(config: IterateConfig, keys: Sequence[str]) -> dict[str, Any]:
-    return config.model_dump(include=set(keys))
+    return config.model_dump(include={*keys, "checkpoint", "report_to"})
 
 
 def _seed(config: IterateConfig, number: int) -> int:

@@ -20,6 +20,7 @@ rounding.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,9 @@ import torch
 from torch import Tensor
 
 from onebase.config import PPOConfig
-from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
+from onebase.evaluation.flight_recorder import FlightRecorder
 from onebase.evaluation.held_out import HeldOut, evaluate_role, improvement
-from onebase.evaluation.plots import plot_run
 from onebase.evaluation.report import print_comparison, write_samples
 from onebase.models.forward import head_logprobs, hidden_states, logprobs_and_entropy, source_states, token_values
 from onebase.models.generation import Sampling, sample_seeds
@@ -49,12 +49,13 @@ from onebase.objectives.masked import (
 )
 from onebase.objectives.policy import clipped_policy_loss, clipped_value_loss, policy_statistics, value_clipped
 from onebase.recipes.ppo_setup import Trainer, num_rollouts, plan, set_up
+from onebase.recipes.setup import best_by, open_run
 from onebase.records import Example, TreeBatch
+from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.memory import peak_memory_mb
 from onebase.training.metrics import Averages, require_finite
-from onebase.training.progress import StepProgress, say
+from onebase.training.progress import say
 from onebase.training.rollout import Rollout, collect_rollout
-from onebase.training.run import Run
 
 __all__ = ["plan", "run"]
 
@@ -76,8 +77,8 @@ def run(config: PPOConfig) -> dict[str, Any]:
 
 def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
     """Trains and saves `policy/` and `critic/`; returns the summary, and the held-out prompts before and after."""
-    run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
-    trainer, held_out = set_up(config)
+    run = open_run(config)
+    trainer, held_out = set_up(config, run)
     one, total = trainer.one, num_rollouts(config, trainer.prompts)
     say(f"ppo: {len(trainer.prompts)} prompts, {len(held_out)} held out, {total} rollouts of "
         f"{config.ppo.rollout_prompts} x {config.generation.samples_per_prompt} completions, layout {one.layout}, "
@@ -88,16 +89,26 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
             save_role(one, role, folder / role, kind=role, chat=trainer.chat)
 
     before = evaluate(trainer, held_out, role="reference")
-    with run.stoppable(save) as between_steps, StepProgress("ppo", total) as progress:
-        for index in range(total):
+    with run.loop(
+        "ppo", total, save=save, weights=TrainedWeights(one, "policy", "critic"), update=trainer.update,
+        parts={"kl": trainer.kl, "moments": trainer.moments, "trainer": trainer},
+        inputs=inputs_of(one, trainer.prompts, held_out, trainer.ptx),
+        best=best_by("eval/judge" if trainer.judges else "eval/score", config.evaluation),
+    ) as loop:  # fmt: skip
+        recorder = FlightRecorder(run.folder, lang=config.lang, start=before.metrics(), done=loop.done)
+        if not loop.done:
+            loop.keep_best(before.metrics())  # where training only harms, the start is what to go back to
+        for index in loop:
+            if trainer.over_kl_budget:  # it ended here before, and was stopped
+                break
             metrics = train_rollout(trainer, index)
             every = config.evaluation.every_steps
             if every and (index + 1) % every == 0 and index + 1 < total:
-                now = evaluate(trainer, held_out, role="policy").row()
-                metrics |= {"eval/score": now["score"].mean, "eval/kl": now["kl"].mean}
-            run.log(index + 1, metrics)
-            progress.advance({name: metrics[name] for name in ("objective/scores", "objective/kl")})
-            between_steps(index + 1)
+                metrics |= evaluate(trainer, held_out, role="policy").metrics()
+            found = [] if config.on_finding == "off" else recorder.look(index + 1, metrics)
+            loop.end_step(metrics, shown=["objective/scores", "objective/kl"])
+            if found and config.on_finding == "pause":
+                loop.pause("\n".join(finding.line(config.lang) for finding in found))
             if "train/over_kl_budget" in metrics:
                 say(f"ppo: stopped at rollout {index + 1}: KL {metrics['objective/kl']:.2f} nats per completion is over"
                     f" ppo.kl_budget = {config.ppo.kl_budget:g}; the policy is the one before, within it")  # fmt: skip
@@ -108,24 +119,25 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
             say(f"ppo: held-out KL {kl:.2f} is over ppo.kl_budget = {budget:g}; back to an earlier policy")
             one.set_adapter_weights("policy", trainer.within_kl_budget.pop())
             after = evaluate(trainer, held_out, role="policy")
+        loop.keep_best(after.metrics())
     require_finite(after.row()["kl"].mean, "the policy's KL on held-out prompts")
     save(run.folder)
-    plot_run(run.folder)
     write_samples(run.folder / "samples.jsonl", [before, after])
     rise = improvement(before, after)
     summary = {
         "verb": "ppo",
-        "rollouts": index + 1,
+        "rollouts": loop.done,
         "score_before": before.row()["score"].mean,
         "score_after": after.row()["score"].mean,
         "score_rise": [rise.mean, rise.low, rise.high],
         "kl": after.row()["kl"].mean,
         "kl_budget": config.ppo.kl_budget,
         "ended": after.ended,
+        "data": {"train": len(trainer.prompts), "held_out": len(held_out)},
         "peak_memory_mb": round(peak_memory_mb(one.device)),
     }
     run.finish(summary)
-    say(f"ppo: saved {run.folder / 'policy'} and {run.folder / 'critic'}, curves in {run.folder / 'plots'}")
+    say(f"ppo: saved {run.folder / 'policy'} and {run.folder / 'critic'}")
     return summary, before, after
 
 
@@ -154,11 +166,14 @@ def train_rollout(trainer: Trainer, index: int) -> dict[str, float]:
     targets, metrics = estimate_advantages(rollout, trainer)
     if config.ppo.kl_budget is not None:
         if not metrics["objective/kl"] <= config.ppo.kl_budget:  # NaN is over it too
+            trainer.over_kl_budget = True
             if trainer.within_kl_budget:
                 trainer.one.set_adapter_weights("policy", trainer.within_kl_budget.pop())
             return {**metrics, "train/over_kl_budget": 1.0}
         trainer.keep_policy()
+    started = time.monotonic()
     metrics |= update_on(rollout, targets, trainer, index)
+    metrics["perf/update_seconds"] = time.monotonic() - started
     if index >= config.ppo.critic_warmup_rollouts:  # before, the policy stands still and its KL says nothing
         trainer.kl.update(metrics["objective/kl"], len(rollout.samples))
     return metrics
@@ -183,6 +198,7 @@ def estimate_advantages(rollout: Rollout, trainer: Trainer) -> tuple[Targets, di
     # k1 summed over a completion is the unbiased estimate of its KL, whichever estimator shapes the rewards.
     sequence_kl = completion_sum(logprobs - reference_logprobs, index, count)
     lengths = torch.tensor(rollout.completion_lengths, dtype=torch.float32)
+    together = torch.corrcoef(torch.stack([rollout.scores, lengths]))[0, 1] if count > 1 else torch.nan
     metrics = {
         "objective/kl": float(sequence_kl.mean()),
         "objective/kl_coef": trainer.kl.coefficient,
@@ -193,6 +209,8 @@ def estimate_advantages(rollout: Rollout, trainer: Trainer) -> tuple[Targets, di
         "objective/rlhf_reward": float((scores - trainer.kl.coefficient * sequence_kl).mean()),
         "completions/mean_length": float(lengths.mean()),
         "completions/max_length": float(lengths.max()),
+        "completions/num_tokens": float(lengths.sum()),
+        "completions/score_length_correlation": float(together),
         "completions/ended": sum(sample.ended for sample in rollout.samples) / count,
         "val/explained_variance": float(explained),
         "sampling/logp_difference": float((rollout.sampled_logprobs - logprobs).abs().mean()),
@@ -221,6 +239,7 @@ def update_on(rollout: Rollout, targets: Targets, trainer: Trainer, index: int) 
     """The PPO epochs over a rollout; metrics are means over their optimizer steps."""
     config, ppo = trainer.config, trainer.config.ppo
     steps: list[dict[str, float]] = []
+    num_tokens = 0
     per_epoch = -(-len(rollout.examples) // ppo.minibatch_prompts)
     for step in range(ppo.num_ppo_epochs * per_epoch):
         chosen = minibatch_indices(
@@ -228,11 +247,12 @@ def update_on(rollout: Rollout, targets: Targets, trainer: Trainer, index: int) 
         )
         metrics = train_minibatch(rollout, targets, chosen, trainer, only_critic=index < ppo.critic_warmup_rollouts)
         steps.append(metrics)
+        num_tokens += num_counted([rollout.examples[i] for i in chosen])
         if ppo.max_kl is not None and metrics.get("policy/approxkl", 0.0) > ppo.max_kl:
             break
     names = {name for metrics in steps for name in metrics}
     means = {name: sum(m.get(name, 0.0) for m in steps) / len(steps) for name in sorted(names)}
-    return {**means, "train/optimizer_steps": float(len(steps))}
+    return {**means, "train/optimizer_steps": float(len(steps)), "num_tokens": float(num_tokens)}
 
 
 def train_minibatch(
@@ -336,4 +356,5 @@ def evaluate(trainer: Trainer, held_out: list[Example], *, role: str) -> HeldOut
         samples_per_prompt=config.evaluation.samples_per_prompt,
         seed=config.seed,
         token_budget=trainer.update.token_budget,
+        judges=trainer.judges,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from onebase.rewards.functions import FunctionReward
 from onebase.rewards.learned import ClassifierReward, RoleReward
 from onebase.training.plan import describe_base
 from onebase.training.progress import say
+from onebase.training.run import Run
 from onebase.training.update import ParameterGroup, Update
 
 
@@ -44,9 +46,12 @@ class Trainer:
     kl: FixedKL | AdaptiveKL
     moments: RunningMoments
     sampling: Sampling
+    judges: dict[str, RewardSource]
+    """What else scores the held-out completions, by name."""
     updates_done: int = 0
     within_kl_budget: list[dict[str, Tensor]] = field(default_factory=list)
     """The first policy adapter and the last few whose KL over a rollout was within `ppo.kl_budget`."""
+    over_kl_budget: bool = False
 
     def keep_policy(self) -> None:
         """Remembers the policy as it is, to go back to."""
@@ -54,8 +59,19 @@ class Trainer:
         if len(self.within_kl_budget) > 5:
             del self.within_kl_budget[1]
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, beside the parts that keep their own."""
+        return {"updates_done": self.updates_done, "within_kl_budget": list(self.within_kl_budget),
+                "over_kl_budget": self.over_kl_budget}  # fmt: skip
 
-def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state_dict()`."""
+        self.updates_done = state["updates_done"]
+        self.within_kl_budget = list(state["within_kl_budget"])
+        self.over_kl_budget = state["over_kl_budget"]
+
+
+def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
     """Loads the base, puts the four roles on it, reads the prompts; returns the trainer and the held-out prompts."""
     one = open_base(config.model)
     ppo, chat = config.ppo, open_chat(one.tokenizer, config.model)
@@ -70,7 +86,7 @@ def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
         say(f"ppo: {ppo.kl_estimator} in the reward does not lead to the optimum of score less KL, as k1 does")
     add_critic(one, config)
     longest = longest_rollout_tree(one, config.generation, [*prompts, *held_out])
-    budget = token_budget(one, config.batch, role="policy", longest=longest)
+    budget = token_budget(one, config.batch, role="policy", longest=longest, before=run.token_budget)
     learning_rate = config.optimizer.learning_rate
     update = make_update(
         one,
@@ -81,6 +97,7 @@ def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
         config.optimizer,
         total_steps=num_updates(config, prompts),
         token_budget=budget,
+        repro_folder=run.folder / "refused",
     )
     generation = config.generation
     sampling = sampling_of(one, chat, generation)
@@ -91,7 +108,10 @@ def set_up(config: PPOConfig) -> tuple[Trainer, list[Example]]:
         ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon
     )  # fmt: skip
     source = open_reward_source(config.reward, one, budget)
-    return Trainer(config, one, chat, source, prompts, ptx, update, kl, RunningMoments(), sampling), held_out
+    judges: dict[str, RewardSource] = {}
+    if (judge := config.evaluation.judge) is not None:
+        judges["judge"] = FunctionReward(judge, timeout=config.reward.timeout, key="evaluation.judge")
+    return Trainer(config, one, chat, source, prompts, ptx, update, kl, RunningMoments(), sampling, judges), held_out
 
 
 def sampling_of(one: OneBase, chat: ChatFormat, generation: GenerationGroup) -> Sampling:
@@ -143,7 +163,7 @@ def open_reward_source(reward: OptionalRewardSourceGroup, one: OneBase, token_bu
     if reward.role is not None:
         return RoleReward(one, "reward", token_budget=token_budget, normalize=reward.normalize == "held_out")
     if reward.callable is not None:
-        return FunctionReward(reward.callable)
+        return FunctionReward(reward.callable, timeout=reward.timeout)
     assert reward.model is not None
     return ClassifierReward(reward.model, device=one.device)
 

@@ -17,24 +17,30 @@ from typing import Any
 import torch
 
 from onebase.config import PretrainConfig
-from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import chat_format
 from onebase.data.formats import read_files
 from onebase.errors import DataError, ModelError
-from onebase.evaluation.plots import plot_run
 from onebase.models.loading import load_base, wrap_model
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
 from onebase.models.role_files import save_base
 from onebase.models.tiny import make_llama, read_tokenizer, train_tokenizer
-from onebase.recipes.setup import largest_example, make_update, num_steps, read_rows, token_budget
+from onebase.recipes.setup import (
+    best_by,
+    largest_example,
+    make_update,
+    num_steps,
+    open_run,
+    read_rows,
+    token_budget,
+)
 from onebase.records import Example, Row
+from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
 from onebase.training.memory import peak_memory_mb
 from onebase.training.plan import describe_base, describe_steps
-from onebase.training.progress import StepProgress, say
-from onebase.training.run import Run
+from onebase.training.progress import say
 from onebase.training.update import ParameterGroup
 
 LONGEST_BLOCK = 1024
@@ -44,7 +50,7 @@ VOCAB_SIZE = 1024
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Trains and saves `model/` in the run's folder; returns the summary."""
-    run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
+    run = open_run(config)
     train_rows, held_out_rows = read_rows(config.data, config.seed)
     one = open_or_make(config, train_rows)
     train, held_out = to_blocks(one, train_rows, config), to_blocks(one, held_out_rows, config)
@@ -56,8 +62,10 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         [ParameterGroup(one.parameters("policy"), config.optimizer.learning_rate)],
         config.optimizer,
         total_steps=total,
-        token_budget=token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out)),
-    )
+        token_budget=token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out),
+                                  before=run.token_budget),
+        repro_folder=run.folder / "refused",
+    )  # fmt: skip
     before = mean_nll(one, held_out, token_budget=update.token_budget)
     parameters = sum(p.numel() for p in one.model.parameters())
     say(f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(one.tokenizer)}, {len(train)} blocks "
@@ -66,23 +74,24 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     def save(folder: Path) -> None:
         save_base(one, folder / "model")
 
-    with run.stoppable(save) as between_steps, StepProgress("pretrain", total) as progress:
-        for step in range(total):
+    with run.loop(
+        "pretrain", total, save=save, weights=TrainedWeights(one, "policy"), update=update,
+        inputs=inputs_of(one, train, held_out), best=best_by("-eval/loss", config.evaluation),
+    ) as loop:  # fmt: skip
+        for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             metrics = language_step(one, [train[i] for i in chosen], update)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
                 metrics["eval/loss"] = mean_nll(one, held_out, token_budget=update.token_budget)
-            run.log(step + 1, metrics)
-            progress.advance({"loss": metrics["loss"]})
-            between_steps(step + 1)
+            loop.end_step(metrics, shown=["loss"])
         after = mean_nll(one, held_out, token_budget=update.token_budget)
+        loop.keep_best({"eval/loss": after})
     save(run.folder)
-    plot_run(run.folder)
     summary = {"verb": "pretrain", "steps": total, "parameters": parameters, "eval_loss_before": before,
-               "eval_loss_after": after, "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
+               "eval_loss_after": after, "data": {"train": len(train), "held_out": len(held_out)},
+               "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
     run.finish(summary)
-    say(f"pretrain: held-out loss {before:.3f} -> {after:.3f}; saved {run.folder / 'model'}, "
-        f"curves in {run.folder / 'plots'}")  # fmt: skip
+    say(f"pretrain: held-out loss {before:.3f} -> {after:.3f}; saved {run.folder / 'model'}")
     return summary
 
 

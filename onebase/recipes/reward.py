@@ -18,18 +18,16 @@ import torch
 from torch import Tensor
 
 from onebase.config import RewardConfig
-from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat
 from onebase.data.compared import drop_equal_completions, pair_labelled
 from onebase.data.prepare import dropped_line, encode_rows
 from onebase.errors import DataError
 from onebase.evaluation.intervals import bootstrap_mean
-from onebase.evaluation.plots import plot_run
 from onebase.models.classifier import check_classifier, save_classifier
 from onebase.models.forward import completion_scores
 from onebase.models.one_base import OneBase
-from onebase.models.passes import per_example
+from onebase.models.passes import num_counted, per_example
 from onebase.models.role_files import load_role, save_role
 from onebase.objectives.reward import (
     Comparison,
@@ -39,6 +37,7 @@ from onebase.objectives.reward import (
     ranking_pairs,
 )
 from onebase.recipes.setup import (
+    best_by,
     largest_example,
     limits_of,
     make_update,
@@ -46,22 +45,23 @@ from onebase.recipes.setup import (
     num_steps,
     open_base,
     open_chat,
+    open_run,
     read_rows,
     token_budget,
 )
 from onebase.records import Example, TreeBatch
+from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.memory import peak_memory_mb
 from onebase.training.metrics import Averages, require_finite
 from onebase.training.plan import describe_base, describe_steps
-from onebase.training.progress import StepProgress, say
-from onebase.training.run import Run
+from onebase.training.progress import say
 from onebase.training.update import ParameterGroup, Update
 
 
 def run(config: RewardConfig) -> dict[str, Any]:
     """Trains, evaluates and saves `reward/` (or `model/`) in the run's folder; returns the summary."""
-    run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
+    run = open_run(config)
     one = open_base(config.model, trained_in_full=config.lora.r == 0)
     chat = open_chat(one.tokenizer, config.model)
     train, held_out = read_examples(config, chat, one.context_length)
@@ -73,8 +73,10 @@ def run(config: RewardConfig) -> dict[str, Any]:
         config.optimizer,
         total_steps=total,
         dropout=config.lora.dropout > 0,
-        token_budget=token_budget(one, config.batch, role="reward", longest=largest_example(one, train, held_out)),
-    )
+        token_budget=token_budget(one, config.batch, role="reward", longest=largest_example(one, train, held_out),
+                                  before=run.token_budget),
+        repro_folder=run.folder / "refused",
+    )  # fmt: skip
     say(f"reward: {len(train)} questions with {sum(len(e.completions) for e in train)} answers, {len(held_out)} held "
         f"out, {total} steps, layout {one.layout}")  # fmt: skip
 
@@ -84,8 +86,11 @@ def run(config: RewardConfig) -> dict[str, Any]:
         else:
             save_role(one, "reward", folder / "reward", kind="reward", chat=chat)
 
-    with run.stoppable(save) as between_steps, StepProgress("reward", total) as progress:
-        for step in range(total):
+    with run.loop(
+        "reward", total, save=save, weights=TrainedWeights(one, "reward"), update=update,
+        inputs=inputs_of(one, train, held_out), best=best_by("eval/accuracy", config.evaluation),
+    ) as loop:  # fmt: skip
+        for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             comparisons = [
                 draw_comparisons(train[i], max_pairs=config.reward.max_pairs, seed=config.seed, visit=(step, i))
@@ -96,15 +101,14 @@ def run(config: RewardConfig) -> dict[str, Any]:
             )
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
                 metrics["eval/accuracy"] = evaluate(one, held_out, update.token_budget)["accuracy"]
-            run.log(step + 1, metrics)
-            progress.advance({name: metrics[name] for name in ("loss", "accuracy") if name in metrics})
-            between_steps(step + 1)
+            loop.end_step(metrics, shown=["loss", "accuracy"])
         held = evaluate(one, held_out, update.token_budget)
+        loop.keep_best({"eval/accuracy": held["accuracy"]})
     role = one.roles["reward"]
     role.score_mean, role.score_std = held["score_mean"], held["score_std"]
     save(run.folder)
-    plot_run(run.folder)
     summary = {"verb": "reward", "steps": total, **{f"eval_{name}": value for name, value in held.items()},
+               "data": {"train": len(train), "held_out": len(held_out)},
                "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
     run.finish(summary)
     saved = run.folder / ("reward" if config.lora.r else "model")
@@ -135,7 +139,7 @@ def train_step(
         centering = centering_coefficient * centering_loss(scores).sum() / sum(len(e.completions) for e in examples)
         yield per_pair.sum() / len(examples) + centering
 
-    return update.step((examples, loss))
+    return {**update.step((examples, loss)), "num_tokens": float(num_counted(examples))}
 
 
 def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> dict[str, Any]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase
 
+from onebase.config import RunConfig
+from onebase.config_files import dump_config
 from onebase.config_groups import (
     DataGroup,
     EpochsOptimizerGroup,
+    EvaluationGroup,
     FilesGroup,
     LoraGroup,
     MicrobatchGroup,
@@ -26,7 +30,20 @@ from onebase.models.one_base import OneBase, lora_config
 from onebase.records import Example, Row
 from onebase.training.memory import find_token_budget
 from onebase.training.progress import say
+from onebase.training.run import Run, Schedule
 from onebase.training.update import ParameterGroup, Update
+
+
+def open_run(config: RunConfig) -> Run:
+    """The run's folder; where it holds a checkpoint, the run goes on from there."""
+    kept = config.checkpoint
+    return Run(
+        config.output_dir,
+        seed=config.seed,
+        config_text=dump_config(config),
+        schedule=Schedule(kept.every_steps, kept.every_minutes, kept.save_total_limit),
+        report_to=config.report_to,
+    )
 
 
 def open_base(model: ModelGroup, *, trained_in_full: bool = False) -> OneBase:
@@ -86,10 +103,14 @@ def limits_of(data: DataGroup, context: int) -> Limits:
     return Limits(context, data.max_prompt_tokens, data.max_completion_tokens, data.truncate_prompt)
 
 
-def token_budget(one: OneBase, batch: MicrobatchGroup, *, role: str, longest: int) -> int:
-    """Padded tokens of a microbatch: as configured, or measured on this machine."""
+def token_budget(
+    one: OneBase, batch: MicrobatchGroup, *, role: str, longest: int, before: int | None = None
+) -> int:
+    """Padded tokens of a microbatch: as configured, as `before` the run was stopped, or measured on this machine."""
     if batch.microbatch_tokens != "auto":
         return batch.microbatch_tokens
+    if before is not None:
+        return before
     return find_token_budget(one, role, longest=longest)
 
 
@@ -110,6 +131,7 @@ def make_update(
     *,
     total_steps: int,
     token_budget: int,
+    repro_folder: Path,
     dropout: bool = False,
 ) -> Update:
     """The optimizer over the roles that train; `dropout` turns adapter dropout on in the passes that train."""
@@ -123,4 +145,10 @@ def make_update(
         total_steps=total_steps,
         max_grad_norm=optimizer.max_grad_norm,
         token_budget=token_budget,
+        repro_folder=repro_folder,
     )
+
+
+def best_by(metric: str, evaluation: EvaluationGroup) -> str | None:
+    """The metric by which the best roles are kept, where it is measured as the run goes on."""
+    return metric if evaluation.every_steps else None

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from onebase.config import SFTConfig
-from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import best_answer, encode_rows
-from onebase.evaluation.plots import plot_run
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
 from onebase.models.role_files import load_role, save_base, save_role
 from onebase.recipes.setup import (
+    best_by,
     largest_example,
     limits_of,
     make_update,
@@ -28,21 +27,22 @@ from onebase.recipes.setup import (
     num_steps,
     open_base,
     open_chat,
+    open_run,
     read_rows,
     token_budget,
 )
 from onebase.records import Example
+from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
 from onebase.training.memory import peak_memory_mb
 from onebase.training.plan import describe_base, describe_steps
-from onebase.training.progress import StepProgress, say
-from onebase.training.run import Run
+from onebase.training.progress import say
 from onebase.training.update import ParameterGroup
 
 
 def run(config: SFTConfig) -> dict[str, Any]:
     """Trains, evaluates and saves `policy/` (or `model/`) in the run's folder; returns the summary."""
-    run = Run(config.output_dir, seed=config.seed, config_text=dump_config(config))
+    run = open_run(config)
     one = open_base(config.model, trained_in_full=config.lora.r == 0)
     chat = open_chat(one.tokenizer, config.model)
     train, held_out = read_examples(config, chat, one.context_length)
@@ -54,8 +54,10 @@ def run(config: SFTConfig) -> dict[str, Any]:
         config.optimizer,
         total_steps=total,
         dropout=config.lora.dropout > 0,
-        token_budget=token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out)),
-    )
+        token_budget=token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out),
+                                  before=run.token_budget),
+        repro_folder=run.folder / "refused",
+    )  # fmt: skip
     before = mean_nll(one, held_out, token_budget=update.token_budget)
     say(f"sft: {len(train)} examples ({num_counted(train)} counted tokens), {len(held_out)} held out, {total} steps, "
         f"train_on {config.data.train_on}, layout {one.layout}")  # fmt: skip
@@ -66,24 +68,25 @@ def run(config: SFTConfig) -> dict[str, Any]:
         else:
             save_role(one, "policy", folder / "policy", kind="policy", chat=chat)
 
-    with run.stoppable(save) as between_steps, StepProgress("sft", total) as progress:
-        for step in range(total):
+    with run.loop(
+        "sft", total, save=save, weights=TrainedWeights(one, "policy"), update=update,
+        inputs=inputs_of(one, train, held_out), best=best_by("-eval/loss", config.evaluation),
+    ) as loop:  # fmt: skip
+        for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             metrics = language_step(one, [train[i] for i in chosen], update)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
                 metrics["eval/loss"] = mean_nll(one, held_out, token_budget=update.token_budget)
-            run.log(step + 1, metrics)
-            progress.advance({"loss": metrics["loss"]})
-            between_steps(step + 1)
+            loop.end_step(metrics, shown=["loss"])
         after = mean_nll(one, held_out, token_budget=update.token_budget)
+        loop.keep_best({"eval/loss": after})
     save(run.folder)
-    plot_run(run.folder)
     summary = {"verb": "sft", "steps": total, "eval_loss_before": before, "eval_loss_after": after,
+               "data": {"train": len(train), "held_out": len(held_out)},
                "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
     run.finish(summary)
     saved = run.folder / ("policy" if config.lora.r else "model")
-    say(f"sft: held-out loss {before:.3f} -> {after:.3f}; saved {saved}, "
-        f"curves in {run.folder / 'plots'}")  # fmt: skip
+    say(f"sft: held-out loss {before:.3f} -> {after:.3f}; saved {saved}")
     return summary
 
 

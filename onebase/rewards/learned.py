@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from onebase import processes
 from onebase.errors import ModelError, RewardError
 from onebase.models.forward import completion_scores
 from onebase.models.loading import load_tokenizer
@@ -81,9 +82,12 @@ class ClassifierReward:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._model.config.pad_token_id = self._tokenizer.pad_token_id
 
-    @torch.no_grad()
     def score(self, request: ScoreRequest) -> Tensor:
         """`[N]`: the classifier's only logit. Of a text longer than its context it reads the last tokens."""
+        return processes.from_main(lambda: self._score(request))
+
+    @torch.no_grad()
+    def _score(self, request: ScoreRequest) -> Tensor:
         texts = self._texts(request)
         most = self._max_length()
         scores = []

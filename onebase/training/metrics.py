@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from onebase.errors import NonFiniteError
+from onebase.files import write_atomically
+from onebase.training.record import read_metrics
 
 
 class Averages:
@@ -27,36 +30,45 @@ class Averages:
             self._sums[name] = self._sums.get(name, 0.0) + float(kept.sum(dtype=torch.float64))
             self._counts[name] = self._counts.get(name, 0.0) + kept.numel()
 
+    @staticmethod
+    def merged(parts: Iterable[Averages]) -> Averages:
+        """One over all values of several."""
+        whole = Averages()
+        for part in parts:
+            for name, total in part._sums.items():
+                whole._sums[name] = whole._sums.get(name, 0.0) + total
+                whole._counts[name] = whole._counts.get(name, 0.0) + part._counts[name]
+        return whole
+
     def means(self) -> dict[str, float]:
         return {name: total / self._counts[name] for name, total in self._sums.items()}
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a step, flushed as it is written."""
+    """`metrics.jsonl`: one JSON object a step, flushed as it is written.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        keep: rows of steps up to this one stay, those of a run that went further before it was killed do not.
+    """
+
+    def __init__(self, path: Path, *, keep: int = 0) -> None:
         self._path = path
-        self._path.write_text("")
+        rows = read_metrics(path) if keep and path.exists() else []
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= keep))
+
+    def sync(self) -> None:
+        """Makes sure that what was written is on the disk: a checkpoint must not know more than the record."""
+        with self._path.open("a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        row = {"step": step, **{name: _plain(value) for name, value in values.items()}}
+        row = {"step": step, **{name: plain(value) for name, value in values.items()}}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`; a last line that was cut off is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
-def _plain(value: float) -> float | int | None:
-    # JSON has no NaN: a value that is not finite is null.
+def plain(value: float) -> float | int | None:
+    """A value as the record keeps it: eight digits; JSON has no NaN, so what is not finite is None."""
     if isinstance(value, int):
         return value
     # Digits that count, not decimals: a learning rate at the end of its schedule is no zero.

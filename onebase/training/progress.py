@@ -10,12 +10,16 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from onebase import processes
+
 PLAIN_LINE_SECONDS = 10.0
 """Where there is no terminal, a line at most this often."""
 
 
 def say(text: str) -> None:
     """One line to the person, on stderr; results go to stdout."""
+    if not processes.is_main():
+        return
     Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(text, markup=False)
 
 
@@ -26,7 +30,7 @@ class StepProgress:
         self._title, self._total, self._done = title, total, 0
         self._last_line = 0.0
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and processes.is_main():
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),

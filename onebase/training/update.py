@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from onebase import processes
 from onebase.data.batches import microbatch_indices
 from onebase.errors import DoesNotFitError, NonFiniteError
+from onebase.files import write_atomically
 from onebase.models.one_base import OneBase
 from onebase.models.passes import lay_out
 from onebase.records import Example, TreeBatch
@@ -37,6 +42,9 @@ A scalar is the microbatch's share of the step's loss: divide sums by the count 
 sum over microbatches does not depend on the split. Yield a loss per role, and only one role's activations are held.
 """
 
+Part = tuple[Sequence[Example], LossFunction]
+"""Examples and their loss."""
+
 
 class Update:
     """AdamW over the roles that train.
@@ -45,6 +53,7 @@ class Update:
         dropout: whether adapter dropout is on in the passes that train. Not for PPO: its ratios would be noise.
         total_steps: optimizer steps of the run, for a schedule that ends at 0.
         token_budget: padded tokens of a microbatch; halved when the device runs out of memory.
+        repro_folder: where a step that was refused leaves its examples, to be looked into.
     """
 
     def __init__(
@@ -59,8 +68,10 @@ class Update:
         total_steps: int,
         max_grad_norm: float,
         token_budget: int,
+        repro_folder: Path | None = None,
     ) -> None:
         self._one = one
+        self._repro_folder = repro_folder
         self._dropout = dropout
         self.token_budget = token_budget
         self._max_grad_norm = max_grad_norm
@@ -76,8 +87,26 @@ class Update:
             self.optimizer, lambda step: _rate(step, schedule, warmup_steps, total_steps)
         )
         self._refused_in_a_row = 0
+        self.steps_done = 0
 
-    def step(self, *parts: tuple[Sequence[Example], LossFunction]) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "refused_in_a_row": self._refused_in_a_row,
+            "steps_done": self.steps_done,
+            "token_budget": self.token_budget,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state_dict()`; the token budget stays as it is configured now, as it changes no result."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self._refused_in_a_row = state["refused_in_a_row"]
+        self.steps_done = state["steps_done"]
+
+    def step(self, *parts: Part) -> dict[str, float]:
         """One optimizer step on all examples of all parts; returns the metrics noted, the gradient norm and the
         learning rate. A part is examples and their loss: most steps have one, PPO with PTX has two.
 
@@ -95,6 +124,7 @@ class Update:
             self._refused_in_a_row = 0
         else:
             self._refused_in_a_row += 1
+            self._keep_for_repro(parts, loss, norm)
             if self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
                 raise NonFiniteError(
                     f"{MAX_REFUSED_IN_A_ROW} optimizer steps in a row had a loss or gradient that is not finite (loss "
@@ -103,22 +133,42 @@ class Update:
                 )
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.steps_done += 1
         refused = {"train/refused_steps": 1.0} if self._refused_in_a_row else {}
         return {**metrics.means(), **refused, "loss": loss, "grad_norm": norm, "learning_rate": float(learning_rate)}
 
-    def _accumulate(self, parts: Sequence[tuple[Sequence[Example], LossFunction]]) -> tuple[Averages, float]:
+    def _keep_for_repro(self, parts: Sequence[Part], loss: float, norm: float) -> None:
+        """Writes the tokens of a refused step, and where they came from; the roles are as before it."""
+        if self._repro_folder is None:
+            return
+        examples = [
+            {"place": example.row.place if example.row else "", "prompt_ids": list(example.prompt_ids),
+             "completions": [list(ids) for ids in example.completions]}
+            for part, _ in parts for example in part
+        ]  # fmt: skip
+        said = {"optimizer_step": self.steps_done + 1, "loss": str(loss), "grad_norm": str(norm),
+                "token_budget": self.token_budget, "seed": torch.initial_seed(), "examples": examples}  # fmt: skip
+        path = self._repro_folder / f"step-{self.steps_done + 1}.json"
+        write_atomically(path, json.dumps(said) + "\n")
+        say(f"warning: optimizer step {self.steps_done + 1} refused: loss {loss}, gradient norm {norm}; its examples "
+            f"are in {path}")  # fmt: skip
+
+    def _accumulate(self, parts: Sequence[Part]) -> tuple[Averages, float]:
         loss: Tensor | None = None
         while True:
             metrics, total = Averages(), 0.0
             try:
                 for examples, loss_function in parts:
-                    for indices in microbatch_indices(examples, self.token_budget, layout=self._one.layout):
+                    mine = processes.share([example.num_tokens for example in examples])
+                    split = microbatch_indices([examples[i] for i in mine], self.token_budget, layout=self._one.layout)
+                    for indices in ([mine[i] for i in part] for part in split):
                         batch = lay_out(self._one, [examples[i] for i in indices])
                         with self._one.dropout() if self._dropout else nullcontext():
                             for loss in loss_function(batch, indices, metrics):
                                 loss.backward()
                                 total += float(loss.detach())
-                return metrics, total
+                processes.sum_gradients(self._parameters)
+                return self._put_together(metrics, total)
             except torch.OutOfMemoryError as error:
                 # From the start of the step: part of a gradient may have been added already.
                 self.optimizer.zero_grad(set_to_none=True)
@@ -132,6 +182,13 @@ class Update:
                     ) from error
                 self.token_budget = max(longest, self.token_budget // 2)
                 say(f"out of memory: microbatches of {self.token_budget} tokens from here on; the result is the same")
+
+
+    def _put_together(self, metrics: Averages, total: float) -> tuple[Averages, float]:
+        if processes.count() == 1:
+            return metrics, total
+        found = processes.gather((metrics, total))
+        return Averages.merged([part for part, _ in found]), sum(loss for _, loss in found)
 
 
 def _rate(step: int, schedule: str, warmup_steps: int, total_steps: int) -> float:

@@ -10,7 +10,8 @@ from matplotlib.image import imread
 
 from onebase.evaluation import plots
 from onebase.evaluation.intervals import Interval, bootstrap_mean
-from onebase.evaluation.plots import plot_metrics, plot_run, plot_stages
+from onebase.evaluation.panels import running_mean
+from onebase.evaluation.plots import plot_metrics, plot_run, plot_stages, plot_together
 from onebase.training.metrics import MetricsFile
 
 
@@ -86,9 +87,28 @@ def test_panels_are_there_for_the_metrics_that_have_values(tmp_path: Path, monke
 
 
 def test_the_running_mean_starts_at_the_first_value_and_follows() -> None:
-    means = plots._running_mean([4.0] * 50 + [0.0] * 50)
+    means = running_mean([4.0] * 50 + [0.0] * 50)
     assert means[0] == pytest.approx(4.0) and means[49] == pytest.approx(4.0) and 0 < means[-1] < 0.1
     assert all(later <= earlier + 1e-9 for earlier, later in zip(means, means[1:], strict=False))
+
+
+def test_runs_are_drawn_together_in_a_colour_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[plt.Figure] = []
+    monkeypatch.setattr(plots.plt, "close", kept.append)
+    long = [{"step": s, "loss": 1.0, "loss/policy": 0.1, "loss/value": 0.2} for s in range(1, 41)]
+    path = plot_together({"a": long, "b": [{"step": 1, "loss": 2.0}]}, tmp_path / "plots" / "a-b.png", title="both")
+    assert_picture(path)
+    (figure,) = kept
+    drawn = {
+        axis.get_title(): [(line.get_color(), line.get_linestyle(), len(line.get_xdata())) for line in axis.lines]
+        for axis in figure.axes if axis.get_visible()
+    }  # fmt: skip
+    assert drawn["loss"] == [("C0", "-", 40), ("C0", "-", 40), ("C1", "-", 1)]
+    both = [("C0", style, 40) for style in ("-", "-", "--", "--")]
+    assert [line for line in drawn["policy and value loss"] if line[2]] == both
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    monkeypatch.undo()
+    plt.close("all")
 
 
 @pytest.mark.parametrize("num_stages", [1, 3, 5])

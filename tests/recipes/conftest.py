@@ -17,7 +17,9 @@ from pydantic import BaseModel
 from onebase.config import PPOConfig, RewardConfig, SFTConfig
 from onebase.config_files import load_config
 from onebase.models.tiny import make_llama, train_tokenizer
-from onebase.recipes import ppo, pretrain, reward, sft
+from onebase.recipes import reward, runs, sft
+from onebase.recipes.setup import open_run
+from onebase.training.run import Run
 
 Options = dict[str, Any]
 Config = TypeVar("Config", bound=BaseModel)
@@ -31,8 +33,7 @@ CONTEXT = 96
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than training here; a test that wants the pictures asks for the fixture `pictures`."""
     if "pictures" not in request.fixturenames:
-        for recipe in (pretrain, sft, reward, ppo):
-            monkeypatch.setattr(recipe, "plot_run", lambda folder: None)
+        monkeypatch.setattr(runs, "leave_pictures", lambda folder: None)
 
 
 @pytest.fixture
@@ -151,6 +152,11 @@ SMALL_PPO: Options = {
 
 def small_ppo(base: Path, output: Path, data: Path, *more: Options) -> PPOConfig:
     return load(PPOConfig, common(base, output, data), SMALL_PPO, *more)
+
+
+def with_run(config: PPOConfig) -> tuple[PPOConfig, Run]:
+    """What `ppo_setup.set_up` takes."""
+    return config, open_run(config)
 
 
 def count_vowels(prompts: list[str], completions: list[str], **columns: object) -> list[float]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from onebase import cli
 from onebase.config import SFTConfig
-from onebase.errors import ConfigError, Stopped
+from onebase.errors import CheckpointError, Stopped
 from onebase.models.loading import load_base
 from onebase.models.role_files import load_role
 from onebase.recipes import sft
@@ -28,6 +28,7 @@ from tests.recipes.conftest import (
     Options,
     answered_rows,
     common,
+    file_bytes,
     leftovers,
     load,
     make_base,
@@ -301,13 +302,13 @@ def test_a_disk_that_fills_up_leaves_no_half_a_role(
         options["model.chat_template"] = None
     fsync, calls = os.fsync, [0]
 
-    def full_after_the_config(descriptor: int) -> None:
+    def full_after_the_config_and_the_record(descriptor: int) -> None:
         calls[0] += 1
-        if calls[0] > 1:
+        if calls[0] > 2:
             full()
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", full_after_the_config)
+    monkeypatch.setattr(os, "fsync", full_after_the_config_and_the_record)
     line = error_of(capsys, 4, verb, options)
     assert "the disk is full; nothing was half-written" in line
     left = {path.name for path in (tmp_path / "run").iterdir()}
@@ -343,7 +344,9 @@ def test_ctrl_c_saves_first(base: Path, answered: Path, tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 130
     errors = [line for line in rest if line.startswith("error: ")]
     assert len(errors) == 1 and not any("Traceback" in line for line in rest)
-    found = re.fullmatch(r"error: stopped after step (\d+); the roles as they were then are in (.*)", errors[0])
+    found = re.fullmatch(
+        r"error: stopped after step (\d+) and saved (.*); the same command goes on from there", errors[0]
+    )
     assert found, errors
     checkpoint = Path(found[2])
     assert checkpoint == tmp_path / "run" / f"checkpoint-{found[1]}"
@@ -372,15 +375,17 @@ def test_what_was_saved_at_sigterm_goes_on(
     base: Path, answered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match="stopped after step 2;"):
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="stopped after step 2 and saved"):
         signals_in_step(patch, 2, signal.SIGTERM)
         sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), {"max_steps": 5}))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     more: Options = {"start_from": str(tmp_path / "run" / "checkpoint-2" / "policy"), "max_steps": 1}
     sft.run(load(SFTConfig, common(base, tmp_path / "on", answered), more))
-    # What the stopped run saved is not written over.
-    with pytest.raises(ConfigError, match="holds a run that was stopped, with its roles in checkpoint-2; choose"):
+    # What the stopped run saved is not written over by another one.
+    before = file_bytes(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="checkpoint-2 was written with another configuration: max_steps differ;"):
         sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), {"max_steps": 1}))
+    assert file_bytes(tmp_path / "run") == before
 
 
 def test_a_reward_that_fails_on_the_way_leaves_the_roles_of_the_last_rollout(
@@ -427,7 +432,8 @@ def test_ppo_that_is_stopped_saves_the_policy_and_the_critic(
     CALLS.clear()
     more: Options = {"reward.callable": "tests.recipes.test_bad_input:stopping"}
     line = error_of(capsys, 75, "ppo", common(base, tmp_path / "run", prompts), SMALL_PPO, more)
-    assert line == f"stopped after step 1; the roles as they were then are in {tmp_path / 'run' / 'checkpoint-1'}"
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    assert line == f"stopped after step 1 and saved {checkpoint}; the same command goes on from there"
     one = load_base(str(base), dtype="float32")
     for role in ("policy", "critic"):
         load_role(one, role, tmp_path / "run" / "checkpoint-1" / role, kinds=(role,))
@@ -435,9 +441,21 @@ def test_ppo_that_is_stopped_saves_the_policy_and_the_critic(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file that is always full")
 def test_a_disk_that_fills_up_while_it_trains_is_exit_4(
-    base: Path, answered: Path, tmp_path: Path, capsys: Capture
+    base: Path, answered: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
-    line = error_of(capsys, 4, "sft", common(base, tmp_path / "run", answered))
+    record = tmp_path / "run" / "metrics.jsonl"
+    language_step = sft.language_step
+
+    def fill_up(*arguments: Any) -> dict[str, float]:
+        metrics = language_step(*arguments)
+        if record.exists():  # in step 2
+            record.unlink()
+            record.symlink_to("/dev/full")
+        return metrics
+
+    monkeypatch.setattr(sft, "language_step", fill_up)
+    line = error_of(capsys, 4, "sft", common(base, tmp_path / "run", answered), {"max_steps": 5})
     assert "no space left on the disk" in line or "the disk is full" in line
+    # The step was done and its line was not: no checkpoint may know more than the record, but the role can be used.
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "metrics.jsonl", "failed-in-step-2"}
+    load_role(load_base(str(base)), "policy", tmp_path / "run" / "failed-in-step-2" / "policy", kinds=("policy",))

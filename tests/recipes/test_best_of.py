@@ -16,11 +16,6 @@ from onebase.recipes import best_of, dpo, sft
 from tests.recipes.conftest import Options, common, load, write_rows
 
 
-@pytest.fixture(autouse=True)
-def no_dpo_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dpo, "plot_run", lambda folder: None)
-
-
 def few_letters(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
     assert len(columns["gold"]) == len(prompts)
     return [-float(len(text)) if text.strip() else -100.0 for text in completions]

@@ -23,11 +23,6 @@ from tests.recipes.conftest import ANIMALS, Options, common, file_bytes, load, m
 PAIRED = sorted(set(LOSSES) - {"kto"})
 
 
-@pytest.fixture(autouse=True)
-def no_dpo_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dpo, "plot_run", lambda folder: None)
-
-
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "pairs.jsonl", pair_rows())

@@ -22,11 +22,6 @@ from tests.recipes.conftest import Options, common, load, write_rows
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(autouse=True)
-def no_dpo_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dpo, "plot_run", lambda folder: None)
-
-
 def read(base: Path, data: Path, more: Options) -> tuple[list[Example], list[Example]]:
     options = {"data.eval_fraction": 0, **more}
     chat = chat_format(load_tokenizer(str(base)), "hh")

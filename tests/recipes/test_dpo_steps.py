@@ -17,11 +17,6 @@ from onebase.recipes import best_of, dpo, sft
 from tests.recipes.conftest import ANIMALS, Options, common, count_vowels, load, metric_rows, words, write_rows
 
 
-@pytest.fixture(autouse=True)
-def no_dpo_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dpo, "plot_run", lambda folder: None)
-
-
 @pytest.fixture
 def steps(tmp_path: Path) -> Path:
     """Rows with the keys of Math-Step-DPO; every fourth is a first step."""

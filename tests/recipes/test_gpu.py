@@ -9,7 +9,7 @@ import torch
 
 from onebase.recipes import ppo
 from onebase.recipes.ppo_setup import set_up
-from tests.recipes.conftest import Options, metric_rows, small_ppo
+from tests.recipes.conftest import Options, metric_rows, small_ppo, with_run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,7 +31,7 @@ def test_a_gpu_and_a_cpu_see_the_same_rollout(base: Path, prompts: Path, tmp_pat
     rollouts = []
     for device in ("cpu", "cuda"):
         more: Options = {"model.device": device, "model.dtype": "float32"}
-        trainer, _ = set_up(small_ppo(base, tmp_path / device, prompts, more))
+        trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / device, prompts, more)))
         rollouts.append(ppo.train_rollout(trainer, 0))
     for name in ("objective/scores", "objective/entropy", "completions/mean_length", "loss/value"):
         assert rollouts[1][name] == pytest.approx(rollouts[0][name], abs=1e-3)

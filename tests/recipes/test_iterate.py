@@ -16,12 +16,6 @@ from onebase.recipes import best_of, dpo, iterate
 from tests.recipes.conftest import Options, load, metric_rows, write_rows
 
 
-@pytest.fixture(autouse=True)
-def no_more_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for recipe in (dpo, iterate):
-        monkeypatch.setattr(recipe, "plot_run", lambda folder: None)
-
-
 def few_letters(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     return [-float(len(text)) for text in completions]
 

@@ -21,6 +21,7 @@ from onebase.models.one_base import OneBase
 from onebase.models.tiny import train_tokenizer
 from onebase.recipes import ppo
 from onebase.recipes.ppo_setup import set_up
+from onebase.recipes.setup import open_run
 from onebase.training.rollout import Rollout, collect_rollout, score_request
 from tests.recipes.conftest import (
     ANIMALS,
@@ -29,6 +30,7 @@ from tests.recipes.conftest import (
     leftovers,
     metric_rows,
     small_ppo,
+    with_run,
     write_rows,
 )
 
@@ -93,7 +95,7 @@ def test_a_reward_role_scores_and_starts_the_critic(
 def test_a_reward_of_length_gives_what_the_penalties_take(base: Path, prompts: Path, tmp_path: Path) -> None:
     more: Options = {"ppo.score_baseline": 0.5, "ppo.score_clip": 0.3, "ppo.missing_end_penalty": 0.7,
                      "ppo.length_penalty": 0.1}  # fmt: skip
-    trainer, _ = set_up(small_ppo(base, tmp_path / "run", prompts, more))
+    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, more)))
     rollout = collected(trainer)
     shaped = ppo.shape_scores(rollout, trainer)
     for i, sample in enumerate(rollout.samples):
@@ -104,7 +106,7 @@ def test_a_reward_of_length_gives_what_the_penalties_take(base: Path, prompts: P
 def test_running_scaling_divides_by_the_deviation_of_all_scores_so_far(
     base: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    trainer, _ = set_up(small_ppo(base, tmp_path / "run", prompts, {"ppo.score_scaling": "running"}))
+    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, {"ppo.score_scaling": "running"})))
     first, second = collected(trainer, 0), collected(trainer, 1)
     ppo.shape_scores(first, trainer)
     expected = second.scores / torch.cat([first.scores, second.scores]).std(unbiased=False)
@@ -149,7 +151,7 @@ def test_in_the_warm_up_the_critic_alone_trains(critic: str, base: Path, prompts
     texts.write_text("\n\n".join(SENTENCES))
     more: Options = {"ppo.critic": critic, "ppo.critic_warmup_rollouts": 2, "max_steps": 3,
                      "ppo.ptx_data": [str(texts)], "ppo.ptx_coefficient": 0.5}  # fmt: skip
-    trainer, _ = set_up(small_ppo(base, tmp_path / "run", prompts, more))
+    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, more)))
 
     def state(role: str) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in trainer.one.parameters(role)]
@@ -189,7 +191,7 @@ def test_the_policy_that_is_saved_is_within_the_kl_budget(base: Path, prompts: P
 def test_a_kl_that_is_no_number_is_over_the_budget(
     base: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer, _ = set_up(small_ppo(base, tmp_path / "run", prompts, {"ppo.kl_budget": 5.0}))
+    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, {"ppo.kl_budget": 5.0})))
     estimate = ppo.estimate_advantages
 
     def without_a_kl(*args: Any) -> tuple[ppo.Targets, dict[str, float]]:
@@ -215,7 +217,7 @@ def test_the_critic_starts_from_the_reward_role_where_there_is_one(
     scored: Options = {"reward.callable": None, "reward.role": str(reward_role)}
     for more, start in ((scored, "reward"), ({}, "policy")):
         options: Options = {"policy": str(sft_role), "ppo.critic_start": None} | more
-        one = set_up(small_ppo(base, tmp_path / "run", prompts, options))[0].one
+        one = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, options)))[0].one
         critic, source = one.adapter_weights("critic"), one.adapter_weights(start)
         assert critic.keys() == source.keys() and all(torch.equal(critic[name], source[name]) for name in critic)
         if start == "reward":
@@ -225,7 +227,7 @@ def test_the_critic_starts_from_the_reward_role_where_there_is_one(
 def test_random_lengths_stay_between_their_ends_and_differ(base: Path, prompts: Path, tmp_path: Path) -> None:
     more: Options = {"generation.random_min_new_tokens": 2, "generation.max_new_tokens": 9, "max_steps": 6}
     config = small_ppo(base, tmp_path / "run", prompts, more)
-    trainer, _ = set_up(config)
+    trainer, _ = set_up(config, open_run(config))
     limits = [ppo.rollout_sampling(trainer, index).max_new_tokens for index in range(40)]
     assert set(limits) == set(range(2, 10))
     assert limits == [ppo.rollout_sampling(trainer, index).max_new_tokens for index in range(40)]
@@ -288,7 +290,7 @@ def test_a_classifier_scores_with_its_own_tokenizer(base: Path, prompts: Path, t
     classifier.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     more: Options = {"reward.callable": None, "reward.model": str(folder)}
-    trainer, _ = set_up(small_ppo(base, tmp_path / "run", prompts, more))
+    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, more)))
     rollout = collected(trainer)
     request = ppo_request(trainer, rollout)
     for i, (prompt, completion) in enumerate(zip(request.prompts, request.completions, strict=True)):
@@ -355,8 +357,8 @@ def test_a_whole_update_is_what_plain_loops_give(
         "generation.samples_per_prompt": 3, "ppo.value_coefficient": 0.5, "optimizer.max_grad_norm": 100.0,
     } | REFERENCE_CASES[name]  # fmt: skip
     config = small_ppo(base, tmp_path / "run", prompts, more)
-    trainer, _ = set_up(config)
-    literal, _ = set_up(config)
+    trainer, _ = set_up(config, open_run(config))
+    literal, _ = set_up(config, open_run(config))
     disturb_policy(trainer.one)
     disturb_policy(literal.one)
 

@@ -17,6 +17,7 @@ from onebase.config import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from onebase.models.one_base import OneBase
 from onebase.recipes import ppo, pretrain, reward, sft
 from onebase.recipes.ppo_setup import set_up
+from onebase.recipes.setup import open_run
 from tests.recipes.conftest import (
     SENTENCES,
     Options,
@@ -55,7 +56,7 @@ def test_ppo_changes_the_policy_and_the_critic_and_nothing_else(
     critic: str, base: Path, sft_role: Path, reward_role: Path, prompts: Path, tmp_path: Path
 ) -> None:
     config = small_ppo(base, tmp_path / "run", prompts, four_roles(sft_role, reward_role), {"ppo.critic": critic})
-    trainer, _ = set_up(config)
+    trainer, _ = set_up(config, open_run(config))
     one = trainer.one
     frozen, before = base_state(one), {role: state_of(one, role) for role in one.roles}
     assert frozen and set(before) == {"policy", "reference", "reward", "critic"}

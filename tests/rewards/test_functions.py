@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,3 +181,24 @@ def test_what_cannot_be_called_is_said(write: Write) -> None:
     with pytest.raises(ConfigError) as caught:
         FunctionReward("math:pi")
     assert str(caught.value) == "reward.callable: 'math:pi' is a float, not a function"
+
+
+def test_a_function_that_hangs_is_given_up_and_named(write: Write) -> None:
+    module = write("rewards", "import time\n\ndef score(prompts, completions, **columns):\n    time.sleep(60)\n")
+    started = time.monotonic()
+    with pytest.raises(RewardError) as caught:
+        FunctionReward(f"{module}:score", timeout=0.2).score(request(["a", "b"]))
+    assert time.monotonic() - started < 5
+    assert str(caught.value) == (
+        f"reward.callable {module}:score gave no scores for 2 completions within 0.2 seconds; look at what it waits "
+        "for, or raise reward.timeout"
+    )
+
+
+def test_within_a_time_limit_scores_and_errors_are_those_without_one(write: Write) -> None:
+    body = "def score(prompts, completions, **columns):\n    return [len(c) for c in completions]\n\n"
+    module = write("rewards", body + "def fails(prompts, completions, **columns):\n    return [1 / 0]\n")
+    for timeout in (None, 60.0):
+        assert FunctionReward(f"{module}:score", timeout=timeout).score(request(["a", "bb"])).tolist() == [1, 2]
+        with pytest.raises(RewardError, match=rf"{module}:fails failed at .*{module}.py:5: ZeroDivisionError"):
+            FunctionReward(f"{module}:fails", timeout=timeout).score(request(["a"]))

@@ -5,14 +5,16 @@ import json
 import os
 import random
 import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 
-from onebase.errors import ConfigError, DoesNotFitError, Interrupted, NonFiniteError, Stopped
+from onebase.errors import CheckpointError, ConfigError, DoesNotFitError, Interrupted, NonFiniteError, Stopped
 from onebase.training import run as run_module
+from onebase.training.metrics import MetricsFile, read_metrics
 from onebase.training.run import Run
 from tests.training.test_metrics import strictly
 
@@ -22,11 +24,10 @@ def new_run(folder: Path, *, seed: int = 0) -> Run:
 
 
 def save(folder: Path) -> None:
-    folder.mkdir()
     (folder / "weights").write_text("all of them")
 
 
-def one_line(caught: pytest.ExceptionInfo[ConfigError]) -> str:
+def one_line(caught: pytest.ExceptionInfo[ConfigError | CheckpointError]) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -67,14 +68,18 @@ def test_a_run_that_did_not_finish_can_be_started_again(tmp_path: Path) -> None:
     assert strictly((again.folder / "metrics.jsonl").read_text()) == {"step": 1, "loss": 3.0}
 
 
-def test_a_run_that_was_stopped_is_never_written_over(tmp_path: Path) -> None:
+def test_what_is_no_checkpoint_of_this_kind_is_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-4").mkdir()
     save(tmp_path / "checkpoint-4")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         new_run(tmp_path)
     assert one_line(caught) == (
-        f"{tmp_path} holds a run that was stopped, with its roles in checkpoint-4; choose another --output_dir, or "
-        "remove that folder first"
+        f"{tmp_path}: none of its 1 checkpoints can be read; remove them to start from the beginning, or choose "
+        "another --output_dir"
     )
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "checkpoint-4" / "weights").read_text() == "all of them"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
 def test_a_folder_that_refuses_files_is_refused_before_the_run(
@@ -180,93 +185,154 @@ def handlers() -> list[object]:
     return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
-def steps_until_stopped(run: Run, number: int, *, at: int, done: list[int]) -> None:
-    """Five steps; the signal comes in the middle of step `at`."""
-    with run.stoppable(save) as between_steps:
-        for step in range(1, 6):
-            if step == at:
+def take_steps(
+    run: Run, total: int = 5, *, signals: dict[int, list[int]] | None = None, fail: int | None = None,
+    error: Exception | None = None, save: Callable[[Path], None] = save,
+) -> list[int]:  # fmt: skip
+    """Runs the loop; returns the steps done, counted from 1.
+
+    Args:
+        signals: step -> those that come in the middle of it.
+        fail: the step that raises `error`.
+    """
+    done: list[int] = []
+    with run.loop("test", total, save=save) as loop:
+        for step in loop:
+            for number in (signals or {}).get(step + 1, []):
                 os.kill(os.getpid(), number)
-            done.append(step)
-            between_steps(step)
+            if step + 1 == fail:
+                raise error or ValueError("the step failed")
+            done.append(step + 1)
+            loop.end_step({"loss": 2.0 / (step + 1)})
+            assert loop.done == step + 1
+    return done
+
+
+def inside(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize(
     ("number", "kind", "exit_code"), [(signal.SIGINT, Interrupted, 130), (signal.SIGTERM, Stopped, 75)]
 )
+@pytest.mark.parametrize("at", [1, 3, 5])
 def test_a_signal_takes_effect_after_the_step_and_after_saving(
-    tmp_path: Path, number: int, kind: type[Interrupted | Stopped], exit_code: int
+    tmp_path: Path, number: int, kind: type[Interrupted | Stopped], exit_code: int, at: int
 ) -> None:
-    run, done, before = new_run(tmp_path / "run"), [], handlers()  # type: tuple[Run, list[int], list[object]]
+    run, before = new_run(tmp_path / "run"), handlers()
     with pytest.raises(kind) as caught:
-        steps_until_stopped(run, number, at=3, done=done)
-    assert done == [1, 2, 3]
+        take_steps(run, signals={at: [number]})
+    steps = [row["step"] for row in read_metrics(run.folder / "metrics.jsonl")]
+    assert steps == list(range(1, at + 1))
     assert caught.value.exit_code == exit_code
-    checkpoint = run.folder / "checkpoint-3"
+    checkpoint = run.folder / f"checkpoint-{at}"
     assert (checkpoint / "weights").read_text() == "all of them"
     message = str(caught.value)
-    assert message == f"stopped after step 3; the roles as they were then are in {checkpoint}"
+    assert message == f"stopped after step {at} and saved {checkpoint}; the same command goes on from there"
     assert handlers() == before
     assert not (run.folder / "summary.json").exists()
+    # Even while the error is still held, the next run has the folder, and does what is left.
+    assert take_steps(new_run(tmp_path / "run")) == list(range(at + 1, 6))
 
 
 def test_a_second_ctrl_c_takes_effect_at_once(tmp_path: Path) -> None:
     run, before = new_run(tmp_path / "run"), handlers()
     reached = []
-    with pytest.raises(KeyboardInterrupt), run.stoppable(save):
+    with pytest.raises(KeyboardInterrupt), run.loop("test", 5, save=save) as loop:
+        loop.end_step({"loss": 1.0})
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("after the first")
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("after the second")
     assert reached == ["after the first"]
     assert handlers() == before
-    assert not list(run.folder.glob("checkpoint-*"))
+    assert inside(run.folder) == ["config.yaml", "metrics.jsonl"]
 
 
 def test_ctrl_c_after_sigterm_still_saves(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
-    with pytest.raises(Interrupted), run.stoppable(save) as between_steps:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        between_steps(1)
+    with pytest.raises(Interrupted):
+        take_steps(run, signals={1: [signal.SIGTERM, signal.SIGINT]})
     assert (run.folder / "checkpoint-1").is_dir()
 
 
 def test_nothing_is_saved_and_the_handlers_go_back_where_nobody_stops_it(tmp_path: Path) -> None:
     run, before = new_run(tmp_path / "run"), handlers()
-    with run.stoppable(save) as between_steps:
+    with run.loop("test", 1, save=save) as loop:
         assert handlers() != before
-        between_steps(1)
+        loop.end_step({"loss": 1.0})
     assert handlers() == before
-    with pytest.raises(ValueError, match="the step failed"), run.stoppable(save):
-        raise ValueError("the step failed")
+    run.close()
+    again = new_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="the step failed"):
+        take_steps(again, fail=1)
     assert handlers() == before
-    assert not list(run.folder.glob("checkpoint-*"))
+    assert inside(run.folder) == ["config.yaml", "metrics.jsonl"]
 
 
 def test_a_step_that_fails_leaves_the_roles_of_the_last_one_that_did_not(tmp_path: Path) -> None:
     run, before = new_run(tmp_path / "run"), handlers()
-    with pytest.raises(ValueError, match="the step failed"), run.stoppable(save) as between_steps:
-        between_steps(1)
-        between_steps(2)
-        raise ValueError("the step failed")
-    assert [path.name for path in run.folder.iterdir()] == ["checkpoint-2"] and handlers() == before
+    with pytest.raises(ValueError, match="the step failed"):
+        take_steps(run, fail=3)
+    assert inside(run.folder) == ["checkpoint-2", "config.yaml", "metrics.jsonl"] and handlers() == before
+    assert (run.folder / "checkpoint-2" / "weights").read_text() == "all of them"
+    assert take_steps(new_run(tmp_path / "run")) == [3, 4, 5]
 
 
 def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
-    with pytest.raises(NonFiniteError, match="NaN"), run.stoppable(save) as between_steps:
-        between_steps(1)
-        raise NonFiniteError("NaN")
-    assert not list(run.folder.iterdir())
+    with pytest.raises(NonFiniteError, match="NaN"):
+        take_steps(run, fail=2, error=NonFiniteError("NaN"))
+    assert inside(run.folder) == ["config.yaml", "metrics.jsonl"]
+
+
+def full(folder: Path) -> None:
+    (folder / "half").write_text("of them")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_save_that_fails_is_said_rather_than_the_stop(tmp_path: Path) -> None:
     run, before = new_run(tmp_path / "run"), handlers()
-
-    def fail(folder: Path) -> None:
-        raise DoesNotFitError(f"{folder}: the disk is full")
-
-    with pytest.raises(DoesNotFitError, match="checkpoint-2: the disk is full"), run.stoppable(fail) as between_steps:
-        os.kill(os.getpid(), signal.SIGTERM)
-        between_steps(2)
+    with pytest.raises(DoesNotFitError, match="checkpoint-2: the disk is full"):
+        take_steps(run, signals={2: [signal.SIGTERM]}, save=full)
     assert handlers() == before
+    assert inside(run.folder) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_a_step_that_fails_is_said_though_the_save_fails_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="the step failed"):
+        take_steps(run, fail=3, save=full)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and "is lost: " in warnings[0] and "checkpoint-2: the disk is full" in warnings[0]
+    assert inside(run.folder) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_a_record_that_cannot_be_written_makes_no_checkpoint_that_knows_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path / "run")
+
+    def fail_at_step_3(file: MetricsFile, step: int, values: Mapping[str, float]) -> None:
+        if step == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, step, values)
+
+    write = MetricsFile.write
+    monkeypatch.setattr(MetricsFile, "write", fail_at_step_3)
+    with pytest.raises(OSError, match="No space left"):
+        take_steps(run)
+    assert inside(run.folder) == ["checkpoint-2", "config.yaml", "metrics.jsonl"]
+
+
+def test_the_seconds_of_a_run_leave_out_the_time_it_stood_still(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    run._started -= 1000  # as if it had run that long
+    with pytest.raises(Stopped):
+        take_steps(run, signals={2: [signal.SIGTERM]})
+    again = new_run(tmp_path / "run")
+    take_steps(again)
+    again.finish({})
+    assert 1000 <= json.loads((run.folder / "summary.json").read_text())["seconds"] < 1060

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import copy
 import gc
+import json
 import math
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +19,7 @@ from onebase.errors import DoesNotFitError, NonFiniteError
 from onebase.models.forward import token_logprobs, token_values
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
-from onebase.records import Example, TreeBatch
+from onebase.records import Example, Row, TreeBatch
 from onebase.training.metrics import Averages
 from onebase.training.update import MAX_REFUSED_IN_A_ROW, LossFunction, ParameterGroup, Update
 from tests.tiny_models import add_adapter_role, random_ids, tiny_base
@@ -313,6 +317,65 @@ def test_the_fifth_refused_step_in_a_row_ends_the_run_in_one_line() -> None:
     assert "loss nan, gradient norm nan" in message and "optimizer.learning_rate" in message and "\n" not in message
     assert caught.value.exit_code == 1
     assert same_bytes(weights(one), before) and same_bytes(optimizer_tensors(update), state)
+
+
+def test_a_refused_step_keeps_its_examples_and_one_that_is_taken_keeps_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, examples = base_with_policy(), some_examples(2)
+    examples[1] = replace(examples[1], row=Row((), place="a.jsonl:7"))
+    update = new_update(one, repro_folder=tmp_path / "refused", token_budget=20)
+    good, ptx = policy_loss(one, num_counted(examples)), some_examples(1, seed=5)
+    update.step((examples, good))
+    assert not (tmp_path / "refused").exists()
+    update.step((examples, damaged(good, "nan")), (ptx, good))
+    (path,) = (tmp_path / "refused").iterdir()
+    assert path.name == "step-2.json"
+    kept = json.loads(path.read_text())
+    assert kept["optimizer_step"] == 2 and kept["seed"] == 0 and kept["token_budget"] == 20
+    assert kept["loss"] == kept["grad_norm"] == "nan"
+    assert kept["examples"] == [
+        {"place": place, "prompt_ids": example.prompt_ids, "completions": example.completions}
+        for place, example in zip(["", "a.jsonl:7", ""], [*examples, *ptx], strict=True)
+    ]
+    said = capsys.readouterr().err
+    assert said == f"warning: optimizer step 2 refused: loss nan, gradient norm nan; its examples are in {path}\n"
+
+
+def test_an_update_goes_on_from_its_state_with_every_byte() -> None:
+    examples = some_examples()
+    options: dict[str, Any] = {
+        "schedule": "cosine", "warmup_steps": 2, "total_steps": 8, "weight_decay": 0.1, "learning_rate": 1e-2,
+    }  # fmt: skip
+    one = base_with_policy()
+    update, good = new_update(one, **options), policy_loss(one, num_counted(examples))
+    losses = [good, good, damaged(good, "nan"), good, good]
+    for loss in losses[:3]:
+        update.step((examples, loss))
+    state, kept = copy.deepcopy(update.state_dict()), weights(one)
+    expected = [update.step((examples, loss)) for loss in losses[3:]]
+
+    other = base_with_policy()
+    again, good = new_update(other, **options), policy_loss(other, num_counted(examples))
+    with torch.no_grad():
+        for parameter, weight in zip(other.parameters("policy"), kept, strict=True):
+            parameter.copy_(weight)
+    again.load_state_dict(state)
+    assert again.steps_done == 3
+    assert [again.step((examples, good)) for _ in losses[3:]] == expected
+    assert expected[0]["learning_rate"] != expected[1]["learning_rate"]
+    assert same_bytes(weights(other), weights(one)) and same_bytes(optimizer_tensors(again), optimizer_tensors(update))
+
+
+def test_refused_steps_in_a_row_are_counted_on() -> None:
+    one, examples = base_with_policy(), some_examples(2)
+    bad, update = damaged(policy_loss(one, num_counted(examples)), "nan"), new_update(one)
+    for _ in range(MAX_REFUSED_IN_A_ROW - 1):
+        update.step((examples, bad))
+    again = new_update(one)
+    again.load_state_dict(update.state_dict())
+    with pytest.raises(NonFiniteError):
+        again.step((examples, bad))
 
 
 # ------------------------------------------------------------------------------------------------- out of memory

@@ -1,0 +1,47 @@
+"""What is drawn of a run: which metrics stand together, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+TITLES = {
+    "score": "reward score",
+    "kl": "KL (nats/completion)",
+    "entropy": "entropy (nats/token)",
+    "length": "length (tokens)",
+}
+"""The figures of `HeldOut.row` with their units, for tables and plots; a judge's name stands as it is."""
+
+PANELS = (
+    ("loss", ("loss", "eval/loss")),
+    ("score", ("objective/scores", "eval/score")),
+    ("score of the round's samples", ("samples/mean_score", "samples/best_score")),
+    ("KL to the reference (nats per completion)", ("objective/kl", "eval/kl")),
+    ("KL coefficient", ("objective/kl_coef",)),
+    ("entropy (nats per token)", ("objective/entropy",)),
+    ("accuracy", ("accuracy", "eval/accuracy")),
+    ("accuracy of the implicit reward", ("rewards/accuracies", "learn/eval_accuracy")),
+    ("margin", ("margin", "rewards/margins")),
+    ("implicit reward", ("rewards/chosen", "rewards/rejected")),
+    ("log-prob (nats per completion)", ("logps/chosen", "logps/rejected")),
+    ("completion length (tokens)", ("completions/mean_length",)),
+    ("share of completions that ended", ("completions/ended",)),
+    ("policy and value loss", ("loss/policy", "loss/value")),
+    ("clip fraction", ("policy/clipfrac", "val/clipfrac")),
+    ("KL of an update (nats per token)", ("policy/approxkl",)),
+    ("probability ratio", ("policy/ratio",)),
+    ("explained variance of the critic", ("val/explained_variance",)),
+    ("gradient norm", ("grad_norm",)),
+)
+"""Panels in order: a title with its unit, and the metrics drawn in it. A panel without data is left out."""
+
+
+def running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
+    """Exponential mean that looks back about a twentieth of the run; its start is corrected for having seen little."""
+    keep = 1 - 1 / max(1.0, share * len(values))
+    total = weight = 0.0
+    means = []
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        means.append(total / weight)
+    return means

@@ -1,0 +1,36 @@
+"""Metrics to TensorBoard, trackio or wandb, through accelerate's trackers; `metrics.jsonl` is written in any case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+
+from onebase.errors import MissingExtraError
+
+MODULES = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
+
+
+def open_trackers(names: Sequence[str], folder: Path) -> list[GeneralTracker]:
+    """Starts the trackers by name; files of those that write some go to `folder`.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    trackers = []
+    for name in names:
+        if not any(find_spec(module) for module in MODULES[name]):
+            raise MissingExtraError(f"report_to: {name} is not installed; pip install {name}, or leave it out")
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        place = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
+        tracker = kind(folder.name, **place)
+        tracker.start()
+        trackers.append(tracker)
+    return trackers
+
+
+def numbers_of(values: Mapping[str, float]) -> dict[str, float]:
+    """What a tracker can draw."""
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
