@@ -202,7 +202,7 @@ class MicrobatchGroup(Group):
     """What fits in memory."""
 
     microbatch_tokens: Count | Literal["auto"] = "auto"
-    """Tokens in one forward pass; auto = found by trying. Never changes the result."""
+    """Tokens in one forward pass; auto = found by trying. The result is the same, but for the draw of dropout."""
 
 
 class BatchGroup(MicrobatchGroup):
