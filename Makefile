@@ -1,4 +1,4 @@
-.PHONY: setup test lint demo
+.PHONY: setup test lint demo crash-test
 
 # Any of these that is at least 3.11 makes the environment; `make setup PYTHON=/path/to/python` names another.
 PYTHON ?=
@@ -32,3 +32,8 @@ lint: setup
 
 demo: setup
 	.venv/bin/onebase demo
+
+# Runs of every stage, killed at random moments and started again: they must end as one left alone.
+KILLS ?= 100
+crash-test: setup
+	.venv/bin/python -m bench.crash_test --kills $(KILLS)

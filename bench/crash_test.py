@@ -120,18 +120,22 @@ def main() -> int:
     stages = [stage for stage in make_stages(folder) if options.stages is None or stage.name in options.stages]
     shares = deal(options.kills, len(stages))
     print(HEADER, flush=True)
-    outcomes: list[Outcome] = []
+    total = Outcome("total")
     with ThreadPoolExecutor(options.jobs) as pool:
         drawn = [random.Random(f"{options.seed} {stage.name}") for stage in stages]
         for outcome in pool.map(crash, stages, shares, drawn):
             print(outcome.line(), *outcome.problems, sep="\n    ", flush=True)
-            outcomes.append(outcome)
-    failed = any(outcome.problems for outcome in outcomes)
-    print(f"{sum(outcome.kills for outcome in outcomes)} kills in {time.monotonic() - started:.0f} s, "
-          f"{'NOT all runs equal; see ' + str(folder) if failed else 'all runs equal'}")  # fmt: skip
-    if not failed and options.folder is None:
+            total.faults += outcome.faults
+            total.cut_writes += outcome.cut_writes
+            total.runs += outcome.runs
+            total.problems += outcome.problems
+    total.seconds = time.monotonic() - started
+    print(total.line())
+    if total.problems:
+        print(f"the runs are in {folder}")
+    elif options.folder is None:
         shutil.rmtree(folder)
-    return int(failed)
+    return int(bool(total.problems))
 
 
 def deal(kills: int, stages: int) -> list[list[str]]:

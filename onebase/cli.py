@@ -305,6 +305,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
+        if error.errno == errno.EROFS:  # a disk that failed is often still there to be read
+            _say(f"{error.filename}: {error.strerror}; make it writable, and run the same command again")
+            return 1
         if error.errno != errno.ENOSPC:
             return _unexpected(error)
         where = f" for '{error.filename}'" if error.filename else ""

@@ -172,6 +172,11 @@ def test_options_reach_the_recipe(
             4,
             "error: no space left on the disk for 'runs/a'; free some and run the same command again\n",
         ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "runs/a"),
+            1,
+            "error: runs/a: Read-only file system; make it writable, and run the same command again\n",
+        ),
     ],
 )
 def test_an_expected_failure_is_one_line_with_its_exit_code(

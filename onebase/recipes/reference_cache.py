@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from onebase.files import atomic_folder
 from onebase.models.one_base import OneBase
 from onebase.records import Example
+from onebase.training.checkpoint import remove_leftovers
 from onebase.training.progress import say
 
 FOLDER = "reference-logprobs"
@@ -36,8 +39,16 @@ def computed_once(
     except (OSError, SafetensorError, KeyError):
         pass
     logprobs = compute()
-    with atomic_folder(kept) as temporary:
-        save_file({"logprobs": torch.cat(logprobs)}, temporary / "logprobs.safetensors")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(kept.parent, os.O_RDONLY)
+    try:
+        # Runs side by side write one after the other, so that what is half-written is nobody's.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        remove_leftovers(kept.parent)
+        with atomic_folder(kept) as temporary:
+            save_file({"logprobs": torch.cat(logprobs)}, temporary / "logprobs.safetensors")
+    finally:
+        os.close(lock)
     return logprobs
 
 
