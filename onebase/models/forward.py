@@ -66,7 +66,16 @@ def logprobs_and_entropy(
 
 def source_states(hidden: Tensor, batch: TreeBatch) -> Tensor:
     """The hidden states that predict the counted tokens: `[M, H]`."""
-    return hidden[batch.source_row, batch.source_column]
+    return at(hidden, batch.source_row, batch.source_column)
+
+
+def at(hidden: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """`hidden[row, column]`, `[R, T, H] -> [m, H]`, its gradient added up in the same order every time.
+
+    A prompt's last state predicts K first tokens. The backward pass of plain indexing adds their K gradients in the
+    order in which the threads come, and no two runs would end with the same bytes.
+    """
+    return torch.nn.functional.embedding(row * hidden.shape[1] + column, hidden.flatten(0, 1))
 
 
 def head_logprobs(
@@ -100,8 +109,8 @@ def completion_scores(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
     assert head is not None, f"role '{role}' has no scalar head"
     hidden = hidden_states(one, batch, role=role)
     if pooling == "last":
-        return head(hidden[batch.last_row, batch.last_column])
-    per_token = head(hidden[batch.source_row, batch.token_column])
+        return head(at(hidden, batch.last_row, batch.last_column))
+    per_token = head(at(hidden, batch.source_row, batch.token_column))
     return completion_mean(per_token, batch.completion_index, batch.num_completions)
 
 

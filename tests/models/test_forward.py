@@ -361,6 +361,26 @@ def test_a_batch_in_which_nothing_is_counted_gives_empty_logprobs() -> None:
     logprobs.sum().backward()
 
 
+def test_gradients_have_the_same_bytes_every_time_with_several_threads() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(4, 300, 512, requires_grad=True)
+    row, column = torch.randint(0, 4, (1000,)), torch.randint(0, 20, (1000,))  # each state is read about 12 times
+    weight = torch.randn(1000, 512)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        gradients = []
+        for _ in range(10):
+            states = forward.at(hidden, row, column)
+            assert torch.equal(states, hidden[row, column])
+            gradients.append(torch.autograd.grad((states * weight).sum(), hidden)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+    expected = torch.zeros_like(hidden).index_put((row, column), weight, accumulate=True)
+    torch.testing.assert_close(gradients[0], expected)
+
+
 def test_hidden_states_leave_no_role_in_force() -> None:
     one = tiny_base("llama")
     one.add_role("policy")
