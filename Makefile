@@ -1,4 +1,4 @@
-.PHONY: setup test lint demo crash-test
+.PHONY: setup test lint demo crash-test bench bench-quick
 
 # Any of these that is at least 3.11 makes the environment; `make setup PYTHON=/path/to/python` names another.
 PYTHON ?=
@@ -37,3 +37,16 @@ demo: setup
 KILLS ?= 100
 crash-test: setup
 	.venv/bin/python -m bench.crash_test --kills $(KILLS)
+
+# Beside the peers, whose environments are built in bench/.envs: about an hour. Writes bench/results.json and the
+# measured part of docs/performance.md.
+ROUNDS ?= 2
+PEERS ?= ../shared/peers
+DATA ?= ../shared/data
+bench: setup
+	.venv/bin/python -m bench --rounds $(ROUNDS) --peers $(PEERS) --data $(DATA)
+
+# Ours alone against its own last numbers; SAVE=--save keeps the new ones.
+SAVE ?=
+bench-quick: setup
+	.venv/bin/python -m bench.quick --peers $(PEERS) --data $(DATA) $(SAVE)

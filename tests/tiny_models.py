@@ -22,6 +22,7 @@ from transformers import (
     MistralConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -48,6 +49,8 @@ _GEMMA_LIKE: dict[str, Any] = _LLAMA_LIKE | {
 
 ARCHITECTURES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "llama": (LlamaConfig, _LLAMA_LIKE),
+    "llama through transformers": (LlamaConfig, _LLAMA_LIKE),
+    "qwen2": (Qwen2Config, _LLAMA_LIKE),
     "qwen3": (Qwen3Config, _LLAMA_LIKE | {"head_dim": 8}),
     "mistral": (MistralConfig, _LLAMA_LIKE | {"sliding_window": WINDOW}),
     "gemma2": (Gemma2Config, _GEMMA_LIKE),
@@ -100,7 +103,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_base(architecture: str, *, seed: int = 0, layout: str = "auto", **overrides: Any) -> OneBase:
     """A `OneBase` around a tiny model."""
     model = tiny_model(architecture, seed=seed, **overrides)
-    return wrap_model(model, tiny_tokenizer(), layout=layout, name_or_path=f"tiny-{architecture}")
+    one = wrap_model(model, tiny_tokenizer(), layout=layout, name_or_path=f"tiny-{architecture}")
+    return through_transformers(one) if architecture.endswith("through transformers") else one
+
+
+def through_transformers(one: OneBase) -> OneBase:
+    """The same base without its decoder, as on a GPU or with an architecture of another family."""
+    one._decoder = None
+    return one
 
 
 def save_tiny(folder: Path, architecture: str, *, seed: int = 0, max_shard_size: str = "5GB", **overrides: Any) -> Path:

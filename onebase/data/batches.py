@@ -30,7 +30,8 @@ def minibatch_indices(step: int, *, num_examples: int, size: int, seed: int) -> 
 
 
 def microbatch_indices(examples: Sequence[Example], max_tokens: int, *, layout: str = "tree") -> list[list[int]]:
-    """Splits examples into batches of at most `max_tokens` padded tokens (rows times the longest row).
+    """Splits examples into batches of at most `max_tokens` tokens: rows times the longest row, or where trees are
+    `packed` end to end their sum.
 
     Sorted by length, so that a row's neighbours are about as long as it is and little is padding. An example longer
     than the budget gets a batch of its own.
@@ -41,7 +42,10 @@ def microbatch_indices(examples: Sequence[Example], max_tokens: int, *, layout: 
     rows = width = 0
     for i in order:
         # The first of a batch has the longest row, and sets the width of all.
-        if batches and (rows + shapes[i][0]) * width <= max_tokens:
+        if layout == "packed" and batches and width + shapes[i][1] <= max_tokens:
+            batches[-1].append(i)
+            width += shapes[i][1]
+        elif layout != "packed" and batches and (rows + shapes[i][0]) * width <= max_tokens:
             batches[-1].append(i)
             rows += shapes[i][0]
         else:
@@ -52,6 +56,6 @@ def microbatch_indices(examples: Sequence[Example], max_tokens: int, *, layout: 
 
 def row_shape(example: Example, layout: str) -> tuple[int, int]:
     """Rows an example takes and the tokens of its longest: one tree, or a row per completion."""
-    if layout == "tree":
+    if layout != "separate":
         return 1, example.num_tokens
     return len(example.completions), len(example.prompt_ids) + max(map(len, example.completions))

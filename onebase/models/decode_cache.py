@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,19 +50,19 @@ class SlotCache(Cache):
     """Slots for rows that come and go. `lengths [B]` counts the tokens each row in use has stored.
 
     Args:
-        like: a filled cache of the model, for the shapes.
+        like: keys and values of each layer, for the shapes.
     """
 
-    def __init__(self, like: DynamicCache, *, max_rows: int, max_length: int) -> None:
-        self.slots = [_SlotLayer(keys, values, max_rows, max_length) for keys, values in _tensors(like)]
+    def __init__(self, like: Sequence[tuple[Tensor, Tensor]], *, max_rows: int, max_length: int) -> None:
+        self.slots = [_SlotLayer(keys, values, max_rows, max_length) for keys, values in like]
         super().__init__(layers=list(self.slots))
         self.lengths = torch.zeros(0, dtype=torch.long, device=self.slots[0].keys.device)
 
-    def admit(self, prefilled: DynamicCache, lengths: Tensor, *, copies: int) -> None:
-        """Copies each row of `prefilled` (padded on the right, `lengths` real tokens) into `copies` new slots."""
+    def admit(self, prefilled: Sequence[tuple[Tensor, Tensor]], lengths: Tensor, *, copies: int) -> None:
+        """Copies each row of each layer's keys and values, padded behind `lengths`, into `copies` slots."""
         start, width = len(self.lengths), int(lengths.max())
         stop = start + len(lengths) * copies
-        for slot, (keys, values) in zip(self.slots, _tensors(prefilled), strict=True):
+        for slot, (keys, values) in zip(self.slots, prefilled, strict=True):
             slot.keys[start:stop, :, :width] = keys[:, :, :width].repeat_interleave(copies, dim=0)
             slot.values[start:stop, :, :width] = values[:, :, :width].repeat_interleave(copies, dim=0)
         self.lengths = torch.cat([self.lengths, lengths.repeat_interleave(copies)])
@@ -90,7 +91,8 @@ class SlotCache(Cache):
         self.lengths = self.lengths[kept]
 
 
-def _tensors(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Each layer's `[B, kv heads, T, d]`."""
     pairs = []
     for layer in cache.layers:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)

@@ -10,22 +10,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from onebase.data.tree import attention_mask, is_plain_causal
+from onebase.models.hardware import usual_size
 from onebase.models.one_base import OneBase
 from onebase.objectives.masked import completion_mean
 from onebase.records import TreeBatch
 
-LOGITS_PER_CHUNK = 1 << 22
-"""Logits held at once: 16 MiB in float32, and as much again for their softmax."""
+LOGITS_PER_CHUNK = 1 << 21
+"""Logits held at once: 8 MiB in float32, and as much again for their softmax."""
+FEWEST_TOKENS_PER_CHUNK = 32
+"""Of a large vocabulary: a matrix product over fewer reads all weights of the output layer for little."""
 
 
-def hidden_states(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
-    """The base run as `role` over the trees: `[R, T, H]`, after the final norm."""
+def states_at(one: OneBase, batch: TreeBatch, row: Tensor, column: Tensor, *, role: str) -> Tensor:
+    """The hidden states of `role` at some places of the batch: `[m, H]`; the last layer computes no others."""
     with one.role(role):
-        return trunk(one.model, batch, layout=one.layout)
+        if one.packs:
+            return one.decoder.states(batch, row, column)  # type: ignore[union-attr]
+        return at(trunk(one.model, batch, layout=one.layout), row, column)
 
 
 def trunk(model: PreTrainedModel, batch: TreeBatch, *, layout: str) -> Tensor:
@@ -60,13 +66,13 @@ def logprobs_and_entropy(
 
     The entropy is zeros where it is not asked for.
     """
-    hidden = hidden_states(one, batch, role=role)
-    return head_logprobs(one, source_states(hidden, batch), batch, temperature=temperature, with_entropy=with_entropy)
+    states = source_states(one, batch, role=role)
+    return head_logprobs(one, states, batch, temperature=temperature, with_entropy=with_entropy)
 
 
-def source_states(hidden: Tensor, batch: TreeBatch) -> Tensor:
+def source_states(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
     """The hidden states that predict the counted tokens: `[M, H]`."""
-    return at(hidden, batch.source_row, batch.source_column)
+    return states_at(one, batch, batch.source_row, batch.source_column, role=role)
 
 
 def at(hidden: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -83,8 +89,17 @@ def head_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """The output layer over `states [M, H]`, a chunk of tokens at a time: log-probs and entropy `[M]`."""
     head = one.model.get_output_embeddings()
-    size = max(1, LOGITS_PER_CHUNK // one.model.config.get_text_config().vocab_size)
-    arguments = (head, final_logits(one.model), temperature, with_entropy)
+    size = max(FEWEST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // one.model.config.get_text_config().vocab_size)
+    final = final_logits(one.model)
+    frozen = not any(parameter.requires_grad for parameter in head.parameters())
+    slope_of_entropy = with_entropy and torch.is_grad_enabled()
+    if frozen and not slope_of_entropy and final[1] is None and isinstance(head, nn.Linear):
+        scale = final[0] / temperature
+        if torch.is_grad_enabled() and states.requires_grad:
+            logprobs = selected_logprobs(states, head.weight, head.bias, batch.targets, scale, size)
+            return logprobs, torch.zeros_like(logprobs)
+        return _selected(states, head.weight, head.bias, batch.targets, scale, size, with_entropy=with_entropy)[:2]
+    arguments = (head, final, temperature, with_entropy)
     if len(states) <= size or not torch.is_grad_enabled():
         chunks = [
             _chunk_logprobs(part, targets, *arguments)
@@ -98,19 +113,82 @@ def head_logprobs(
     return torch.cat([c[0] for c in chunks]), torch.cat([c[1] for c in chunks])
 
 
+def selected_logprobs(
+    states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, chunk: int
+) -> Tensor:
+    """log softmax(scale (states W^T + b)) at the targets, through a frozen output layer: `[M]` float32.
+
+    The slope of a log-prob with respect to its state, scale (W[target] - sum_v p_v W[v]), needs nothing of the loss. It
+    is computed while the chunk's softmax is there, so that the backward pass is a product with one number per token:
+    neither logits are kept nor computed twice.
+
+    Args:
+        states: `[M, H]`. weight: `[V, H]`. targets: `[M]`. chunk: tokens whose logits exist at once.
+    """
+    return _SelectedLogprobs.apply(states, weight, bias, targets, scale, chunk)
+
+
+class _SelectedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, chunk: int
+    ) -> Tensor:
+        logprobs, _, slope = _selected(states, weight, bias, targets, scale, chunk, with_slope=True)
+        ctx.save_for_backward(slope)
+        return logprobs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (slope,) = ctx.saved_tensors
+        return (slope * gradient[:, None]).to(slope.dtype), None, None, None, None, None
+
+
+def _selected(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float,
+    chunk: int,
+    *,
+    with_entropy: bool = False,
+    with_slope: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probs and entropy (zeros where it is not asked for) `[M]`, and the log-probs' slopes `[M, H]`."""
+    logprobs = states.new_zeros(len(states), dtype=torch.float32)
+    entropy = torch.zeros_like(logprobs)
+    slope = torch.empty_like(states) if with_slope else None
+    for start in range(0, len(states), chunk):
+        part = slice(start, start + chunk)
+        chosen, padding = targets[part, None], (0, 0, 0, usual_size(len(targets[part])) - len(targets[part]))
+        logits = nn.functional.linear(nn.functional.pad(states[part], padding), weight, bias).float()
+        if scale != 1.0:
+            logits.mul_(scale)
+        all_logprobs = logits.log_softmax(-1)
+        del logits
+        logprobs[part] = all_logprobs[: len(chosen)].gather(-1, chosen).squeeze(-1)
+        if with_entropy:
+            entropy[part] = -(all_logprobs.exp() * all_logprobs).sum(-1)[: len(chosen)]
+        if slope is not None:
+            difference = all_logprobs.exp_().neg_()
+            difference[: len(chosen)].scatter_add_(-1, chosen, torch.ones(chosen.shape, device=chosen.device))
+            slope[part] = (difference.to(weight.dtype) @ weight)[: len(chosen)].mul_(scale)
+    return logprobs, entropy, slope
+
+
 def token_values(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
     """V(s_t), the state before each counted token: `[M]` float32."""
-    return one.roles[role].head(source_states(hidden_states(one, batch, role=role), batch))  # type: ignore[misc]
+    return one.roles[role].head(source_states(one, batch, role=role))  # type: ignore[misc]
 
 
 def completion_scores(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
     """The reward role's score of each completion, at its last token or the mean over its tokens: `[N]` float32."""
     head, pooling = one.roles[role].head, one.roles[role].pooling
     assert head is not None, f"role '{role}' has no scalar head"
-    hidden = hidden_states(one, batch, role=role)
     if pooling == "last":
-        return head(at(hidden, batch.last_row, batch.last_column))
-    per_token = head(at(hidden, batch.source_row, batch.token_column))
+        return head(states_at(one, batch, batch.last_row, batch.last_column, role=role))
+    per_token = head(states_at(one, batch, batch.source_row, batch.token_column, role=role))
     return completion_mean(per_token, batch.completion_index, batch.num_completions)
 
 

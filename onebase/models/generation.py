@@ -17,7 +17,8 @@ from transformers import DynamicCache
 
 from onebase import processes
 from onebase.errors import DoesNotFitError, PromptTooLongError
-from onebase.models.decode_cache import SlotCache
+from onebase.models.decode_cache import SlotCache, keys_and_values
+from onebase.models.decoder import Layer
 from onebase.models.forward import adjust_logits, final_logits, mask_argument, sliding_window
 from onebase.models.hardware import free_memory
 from onebase.models.one_base import OneBase
@@ -222,6 +223,7 @@ def _decode_in_slots(
     longest = max((len(p) for p in prompts), default=0) + sampling.max_new_tokens
     stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=one.device)
     cache: SlotCache | None = None
+    layers = one.decoder.layers() if one.decoder is not None else []
     rows: list[int] = []  # the sample in each slot
     ids = torch.zeros(0, dtype=torch.long, device=one.device)
     taken = torch.zeros(0, dtype=torch.long, device=one.device)  # tokens drawn so far, per slot
@@ -241,7 +243,7 @@ def _decode_in_slots(
             taken = torch.cat([taken, torch.ones_like(new_ids)])
         else:
             assert cache is not None
-            hidden = _decode_step(one, ids, cache)
+            hidden = _decode_step(one, ids, cache, layers)
             ids = _step(one, hidden, samples, rows, randoms, taken, sampling)
             taken = taken + 1
         ended = torch.isin(ids, stops)
@@ -265,6 +267,12 @@ def _prefill(
 ) -> tuple[Tensor, SlotCache]:
     """Runs the prompts once each and copies their keys and values into K slots: `[B, H]` at each prompt's end."""
     lengths = torch.tensor([len(p) for p in prompts], device=one.device)
+    if one.decoder is not None:
+        last, filled = one.decoder.prefill(torch.tensor([token for prompt in prompts for token in prompt]), lengths)
+        if cache is None:
+            cache = SlotCache(filled, max_rows=max_rows, max_length=max_length)
+        cache.admit(filled, lengths, copies=num_samples)
+        return last.repeat_interleave(num_samples, dim=0), cache
     input_ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long, device=one.device)
     for row, prompt in zip(input_ids, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt, device=one.device)
@@ -275,8 +283,9 @@ def _prefill(
         order = torch.arange(input_ids.shape[1], device=one.device)
         causal = (order[:, None] >= order[None, :]).expand(len(prompts), 1, -1, -1)
         mask = mask_argument(one.model, causal, causal & (order[:, None] - order[None, :] < window))
-    filled = DynamicCache()  # built without the model's configuration, it keeps all tokens of sliding layers too
-    output = one.model.base_model(input_ids=input_ids, attention_mask=mask, past_key_values=filled, use_cache=True)
+    stored = DynamicCache()  # built without the model's configuration, it keeps all tokens of sliding layers too
+    output = one.model.base_model(input_ids=input_ids, attention_mask=mask, past_key_values=stored, use_cache=True)
+    filled = keys_and_values(stored)
     if cache is None:
         cache = SlotCache(filled, max_rows=max_rows, max_length=max_length)
     cache.admit(filled, lengths, copies=num_samples)
@@ -284,11 +293,15 @@ def _prefill(
     return last.repeat_interleave(num_samples, dim=0), cache
 
 
-def _decode_step(one: OneBase, ids: Tensor, cache: SlotCache) -> Tensor:
+def _decode_step(one: OneBase, ids: Tensor, cache: SlotCache, layers: Sequence[Layer]) -> Tensor:
     """One token for every slot in use: `[B, H]`."""
     positions = cache.lengths[:, None]
     window = sliding_window(one.model)
     visible = cache.begin_step()  # [B, 1, 1, L]
+    if one.decoder is not None:
+        hidden = one.decoder.step(layers, ids, cache, visible)
+        cache.end_step()
+        return hidden
     near = None
     if window is not None and visible.shape[-1] > window:
         order = torch.arange(visible.shape[-1], device=one.device)

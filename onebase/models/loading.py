@@ -25,7 +25,9 @@ from transformers.utils import logging as transformers_logging
 from onebase import processes
 from onebase.data.tree import build_tree_batch, separate
 from onebase.errors import MissingExtraError, ModelError
+from onebase.models.decoder import Decoder
 from onebase.models.forward import adjust_logits, final_logits, trunk
+from onebase.models.hardware import keep_freed_memory
 from onebase.models.one_base import OneBase
 from onebase.records import Example
 
@@ -53,6 +55,8 @@ def load_base(
         MissingExtraError: nf4 without bitsandbytes.
     """
     chosen_device = choose_device(device)
+    if chosen_device.type == "cpu":
+        keep_freed_memory()
     chosen_dtype = hardware_dtype(chosen_device) if dtype == "auto" else getattr(torch, dtype)
     model = _load_model(model_name_or_path, chosen_dtype, quantization, chosen_device)
     tokenizer = load_tokenizer(model_name_or_path)
@@ -96,7 +100,10 @@ def wrap_model(
         fingerprint = tensors_fingerprint(dict(model.state_dict()))
     if layout == "auto":
         layout = detect_layout(model)
-    return OneBase(model, tokenizer, fingerprint=fingerprint, layout=layout, name_or_path=name_or_path)
+    decoder = find_decoder(model) if layout == "tree" else None
+    return OneBase(
+        model, tokenizer, fingerprint=fingerprint, layout=layout, name_or_path=name_or_path, decoder=decoder
+    )
 
 
 def hardware_dtype(device: torch.device) -> torch.dtype:
@@ -136,13 +143,7 @@ def detect_layout(model: PreTrainedModel) -> str:
     Raises:
         ModelError: the model's own logits are not reproduced either, so neither layout can be trusted.
     """
-    generator = torch.Generator().manual_seed(0)
-    size = model.config.get_text_config().vocab_size
-
-    def random_ids(count: int) -> list[int]:
-        return torch.randint(0, size, (count,), generator=generator).tolist()
-
-    example = Example(random_ids(7), [random_ids(5), random_ids(3), random_ids(4)])
+    (example,) = _random_examples(model)
     with torch.no_grad():
         rows = build_tree_batch(separate([example])).to(model.device)
         expected = _own_logprobs(model, rows.input_ids, rows.tree >= 0)[rows.source_row, rows.source_column]
@@ -168,6 +169,36 @@ def detect_layout(model: PreTrainedModel) -> str:
     return "tree" if exact else "separate"
 
 
+def find_decoder(model: PreTrainedModel) -> Decoder | None:
+    """What runs this model without transformers, or None.
+
+    On a CPU, where it was measured to pay; only for architectures made of the same operations; and only if it gives
+    the log-probs that transformers gives, tried on a tiny random tree.
+    """
+    if model.device.type != "cpu" or not Decoder.runs(model):
+        return None
+    decoder, examples = Decoder(model), _random_examples(model)
+    with torch.no_grad():
+        expected = _logprobs(model, examples, "tree")
+        batch = build_tree_batch(examples)
+        states = decoder.states(batch, batch.source_row, batch.source_column)
+        found = _head_logprobs(model, states, batch.targets)
+    tolerance = EXACTNESS_TOLERANCE
+    if model.dtype != torch.float32:
+        tolerance = max(0.02, float(found.abs().max()) * 2**-7)
+    return decoder if expected is not None and (found - expected).abs().max() <= tolerance else None
+
+
+def _random_examples(model: PreTrainedModel) -> list[Example]:
+    generator = torch.Generator().manual_seed(0)
+    size = model.config.get_text_config().vocab_size
+
+    def random_ids(count: int) -> list[int]:
+        return torch.randint(0, size, (count,), generator=generator).tolist()
+
+    return [Example(random_ids(7), [random_ids(5), random_ids(3), random_ids(4)])]
+
+
 def _hides_by_column(model: PreTrainedModel) -> bool:
     """Whether some layer sees only a window or a chunk of columns, longer than the random tree that is tried.
 
@@ -191,9 +222,12 @@ def _logprobs(model: PreTrainedModel, examples: list[Example], layout: str) -> T
         hidden = trunk(model, batch, layout=layout)
     except (TypeError, ValueError, RuntimeError):
         return None  # takes no position_ids, or no 4-D mask
-    states = hidden[batch.source_row, batch.source_column]
+    return _head_logprobs(model, hidden[batch.source_row, batch.source_column], batch.targets)
+
+
+def _head_logprobs(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
     logits = adjust_logits(model.get_output_embeddings()(states).float(), final_logits(model))
-    return logits.log_softmax(-1).gather(-1, batch.targets[:, None])
+    return logits.log_softmax(-1).gather(-1, targets[:, None])
 
 
 def _own_logprobs(model: PreTrainedModel, input_ids: Tensor, attended: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from onebase.errors import ModelError
+from onebase.models.decoder import Decoder
 from onebase.models.heads import ScalarHead
 
 
@@ -50,6 +51,7 @@ class OneBase:
         model: a causal language model of transformers, already on its device; frozen here.
         fingerprint: of the base's weights: a role made on another base is refused.
         layout: `tree` where a prompt tree is exact for this architecture, else `separate`.
+        decoder: runs the model without transformers where that is known to be the same.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class OneBase:
         fingerprint: str,
         layout: str,
         name_or_path: str = "",
+        decoder: Decoder | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         self.layout = layout
         self.name_or_path = name_or_path
+        self._decoder = decoder
         self.roles: dict[str, Role] = {}
         self._active: str | None = None
         self._trained_in_full: str | None = None
@@ -77,6 +81,25 @@ class OneBase:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """What runs the trees and the decode steps; None: transformers, in padded rows.
+
+        In full-parameter training the base's own weights need gradients, and dropout is PEFT's.
+        """
+        if self._decoder is None or self._trained_in_full is not None:
+            return None
+        if self._peft is not None and any(not plain_lora(config) for config in self._peft.peft_config.values()):
+            return None
+        if any(getattr(layer, "lora_variant", None) for layer in self._tuner_layers):  # DoRA, aLoRA and others
+            return None
+        return self._decoder
+
+    @property
+    def packs(self) -> bool:
+        """Whether trees lie end to end in one row, without padding."""
+        return self.layout == "tree" and self.decoder is not None
 
     @property
     def active(self) -> str | None:
@@ -297,6 +320,14 @@ def _misfit(peft: PeftModel, name: str, weights: dict[str, Tensor]) -> str:
         return ""
     first = (missing or unexpected)[0]
     return f"{len(missing)} tensors missing and {len(unexpected)} unexpected, the first is '{first}'"
+
+
+def plain_lora(config: Any) -> bool:
+    """Whether an adapter is W x + s B A x and no more: no dropout, no variant of LoRA."""
+    return (
+        isinstance(config, LoraConfig) and not config.lora_dropout and not config.use_dora and not config.lora_bias
+        and not config.fan_in_fan_out
+    )  # fmt: skip
 
 
 def lora_config(

@@ -16,8 +16,15 @@ from onebase.records import Example, TreeBatch
 
 def lay_out(one: OneBase, examples: Sequence[Example]) -> TreeBatch:
     """The examples as a batch in the layout that is exact for this base, on its device."""
+    if one.packs:
+        return build_tree_batch(examples, max_row_tokens=sum(example.num_tokens for example in examples)).to(one.device)
     chosen = examples if one.layout == "tree" else separate(examples)
     return build_tree_batch(chosen).to(one.device)
+
+
+def split_to_fit(one: OneBase, examples: Sequence[Example], token_budget: int) -> list[list[int]]:
+    """Microbatches of at most `token_budget` tokens, padding included where this base needs any."""
+    return microbatch_indices(examples, token_budget, layout="packed" if one.packs else one.layout)
 
 
 def num_counted(examples: Sequence[Example]) -> int:
@@ -46,7 +53,7 @@ def per_example(
     """
     mine = processes.share([example.num_tokens for example in examples])
     results: dict[int, Tensor] = {}
-    for part_of_mine in microbatch_indices([examples[i] for i in mine], token_budget, layout=one.layout):
+    for part_of_mine in split_to_fit(one, [examples[i] for i in mine], token_budget):
         indices = [mine[i] for i in part_of_mine]
         chosen = [examples[i] for i in indices]
         flat = function(lay_out(one, chosen)).float().cpu()

@@ -34,7 +34,7 @@ from onebase.data.batches import minibatch_indices
 from onebase.evaluation.flight_recorder import FlightRecorder
 from onebase.evaluation.held_out import HeldOut, evaluate_role, improvement
 from onebase.evaluation.report import print_comparison, write_samples
-from onebase.models.forward import head_logprobs, hidden_states, logprobs_and_entropy, source_states, token_values
+from onebase.models.forward import head_logprobs, logprobs_and_entropy, source_states, token_values
 from onebase.models.generation import Sampling, sample_seeds
 from onebase.models.passes import num_counted
 from onebase.models.role_files import save_role
@@ -289,7 +289,7 @@ def train_minibatch(
 
         temperature, with_entropy = config.generation.temperature, ppo.entropy_coefficient > 0
         if shared_trunk:
-            states = source_states(hidden_states(one, batch, role="policy"), batch)
+            states = source_states(one, batch, role="policy")
             if only_critic:
                 states = states.detach()  # the trunk is the policy's
             critic = value_loss(one.roles["critic"].head(states))  # type: ignore[misc]

@@ -54,7 +54,10 @@ def mask_bytes_per_pair(one: OneBase, role: str) -> float:
     """Bytes of the attention masks of a tree per pair of tokens of its row.
 
     One for the mask itself; where attention does not take it as it is, every layer keeps a copy in the model's dtype.
+    Without padding there is one mask for all layers, in float32 and in the model's dtype.
     """
+    if one.packs:
+        return 4.0 + one.model.dtype.itemsize
     if one.layout != "tree":
         return 0.0  # one completion a row needs no mask
     copies = _saved_bytes(one, role, num_completions=2) - _saved_bytes(one, role, num_completions=1)

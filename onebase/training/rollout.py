@@ -11,11 +11,11 @@ from torch import Tensor
 
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import with_completions
-from onebase.models.forward import logprobs_and_entropy, token_logprobs, token_values
+from onebase.models.forward import head_logprobs, source_states, token_logprobs, token_values
 from onebase.models.generation import Sample, Sampling, generate
 from onebase.models.one_base import OneBase
 from onebase.models.passes import per_example
-from onebase.records import Example, RewardSource, ScoreRequest
+from onebase.records import Example, RewardSource, ScoreRequest, TreeBatch
 
 
 @dataclass(slots=True)
@@ -87,27 +87,27 @@ def collect_rollout(
     scores = reward_source.score(score_request(chat, examples))
     scored = time.monotonic()
     temperature = sampling.temperature or 1.0  # as `draw` has it: 0 takes the most probable token
-    policy = per_example(
-        one,
-        examples,
-        lambda batch: torch.stack(
-            logprobs_and_entropy(one, batch, role="policy", temperature=temperature), dim=-1
-        ).flatten(),
-        token_budget=token_budget,
-        numbers_per_token=2,
-    )
-    logprobs, entropy = ([part.view(-1, 2)[:, i] for part in policy] for i in (0, 1))
+    shared_trunk = critic is not None and one.roles[critic].adapter == one.roles["policy"].adapter
+
+    def policy_pass(batch: TreeBatch) -> Tensor:
+        """Log-prob, entropy and, of a critic that is a head on the policy's trunk, value of each token: `[M * 3]`."""
+        states = source_states(one, batch, role="policy")
+        both = head_logprobs(one, states, batch, temperature=temperature, with_entropy=True)
+        values = one.roles[critic].head(states) if shared_trunk else torch.zeros_like(both[0])  # type: ignore[index, misc]
+        return torch.stack([*both, values], dim=-1).flatten()
+
+    policy = per_example(one, examples, policy_pass, token_budget=token_budget, numbers_per_token=3)
+    logprobs, entropy, values = ([part.view(-1, 3)[:, i] for part in policy] for i in range(3))
     reference_logprobs = per_example(
         one,
         examples,
         lambda batch: token_logprobs(one, batch, role="reference", temperature=temperature),
         token_budget=token_budget,
     )
-    values = (
-        per_example(one, examples, lambda batch: token_values(one, batch, role=critic), token_budget=token_budget)
-        if critic is not None
-        else [torch.zeros_like(part) for part in logprobs]
-    )
+    if critic is not None and not shared_trunk:
+        values = per_example(
+            one, examples, lambda batch: token_values(one, batch, role=critic), token_budget=token_budget
+        )
     seconds = {
         "generate": generated - started,
         "score": scored - generated,

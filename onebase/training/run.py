@@ -267,11 +267,12 @@ class Loop:
         self._best_metric, self._best_value = best, -math.inf
         self._signal: int | None = None
         self._last_step_saved = 0
-        self._last_saved = time.monotonic()
+        self._last_saved = self._step_began = time.monotonic()
         self._remember()
 
     def __iter__(self) -> Iterator[int]:
         """The steps that are left, counted from 0."""
+        self._step_began = time.monotonic()
         yield from range(self.done, self._total)
 
     def end_step(self, metrics: Mapping[str, float], *, shown: Iterable[str] = (), steps: int = 1) -> None:
@@ -281,7 +282,11 @@ class Loop:
             shown: names of the metrics beside the progress bar.
             steps: how many steps were done at once.
         """
-        self._run.log(self.done + steps, metrics)
+        seconds = time.monotonic() - self._step_began
+        measured = {"perf/step_seconds": seconds}
+        if "num_tokens" in metrics:
+            measured["perf/tokens_per_second"] = metrics["num_tokens"] / seconds
+        self._run.log(self.done + steps, {**metrics, **measured})
         self.done += steps
         self.progress.advance({name: metrics[name] for name in shown if name in metrics}, steps=steps)
         self._remember()
@@ -292,6 +297,7 @@ class Loop:
         self.stop_if_asked()
         if (by_steps or by_time) and self.done < self._total:
             self._write()
+        self._step_began = time.monotonic()
 
     def stop_if_asked(self) -> None:
         """Saves, and raises `Interrupted` or `Stopped`, where a signal came."""

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from onebase import processes
-from onebase.data.batches import microbatch_indices
 from onebase.errors import DoesNotFitError, NonFiniteError
 from onebase.files import write_atomically
 from onebase.models.one_base import OneBase
-from onebase.models.passes import lay_out
+from onebase.models.passes import lay_out, split_to_fit
 from onebase.records import Example, TreeBatch
 from onebase.training.metrics import Averages
 from onebase.training.progress import say
@@ -160,7 +159,7 @@ class Update:
             try:
                 for examples, loss_function in parts:
                     mine = processes.share([example.num_tokens for example in examples])
-                    split = microbatch_indices([examples[i] for i in mine], self.token_budget, layout=self._one.layout)
+                    split = split_to_fit(self._one, [examples[i] for i in mine], self.token_budget)
                     for indices in ([mine[i] for i in part] for part in split):
                         batch = lay_out(self._one, [examples[i] for i in indices])
                         with self._one.dropout() if self._dropout else nullcontext():

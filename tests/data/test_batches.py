@@ -67,6 +67,21 @@ def test_a_microbatch_keeps_to_its_token_budget_and_no_example_is_lost() -> None
     assert microbatch_indices([], 10) == []
 
 
+def test_a_packed_microbatch_holds_as_many_trees_as_fit_its_budget_end_to_end() -> None:
+    examples = examples_of_many_lengths(40)
+    for budget in (1, 10, 37, 100, 10_000):
+        batches = microbatch_indices(examples, budget, layout="packed")
+        assert sorted(sum(batches, [])) == list(range(40))
+        sizes = [sum(examples[i].num_tokens for i in batch) for batch in batches]
+        for batch, size, following in zip(batches, sizes, [*batches[1:], None], strict=True):
+            assert size <= budget or len(batch) == 1
+            assert following is None or size + examples[following[0]].num_tokens > budget
+            row = build_tree_batch([examples[i] for i in batch], max_row_tokens=size)
+            assert row.input_ids.shape == (1, size) and not (row.tree < 0).any()
+        assert len(batches) <= len(microbatch_indices(examples, budget))
+    assert microbatch_indices([], 10, layout="packed") == []
+
+
 def test_microbatches_hold_neighbours_in_length_so_that_little_is_padding() -> None:
     examples = examples_of_many_lengths(64, seed=1)
     batches = microbatch_indices(examples, 128)
@@ -106,8 +121,9 @@ def test_a_microbatch_split_changes_neither_the_loss_nor_the_gradients() -> None
 def test_rows_of_the_separate_layout_are_counted_with_a_prompt_each() -> None:
     examples = [Example([1] * 10, [[2] * 3, [2] * 5]), Example([1] * 4, [[2]] * 3)]
     assert [row_shape(example, "separate") for example in examples] == [(2, 15), (3, 5)]
-    assert [row_shape(example, "tree") for example in examples] == [(1, 18), (1, 7)]
-    # 5 rows as wide as the widest; as trees, 2 rows.
-    for layout, needed in (("separate", 5 * 15), ("tree", 2 * 18)):
+    for layout in ("tree", "packed"):
+        assert [row_shape(example, layout) for example in examples] == [(1, 18), (1, 7)]
+    # 5 rows as wide as the widest; as trees, 2 rows; packed, one row.
+    for layout, needed in (("separate", 5 * 15), ("tree", 2 * 18), ("packed", 18 + 7)):
         assert microbatch_indices(examples, needed, layout=layout) == [[0, 1]]
         assert microbatch_indices(examples, needed - 1, layout=layout) == [[0], [1]]

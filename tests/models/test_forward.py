@@ -12,14 +12,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebase.data import tree as tree_layout
 from onebase.data.tree import build_tree_batch, separate
-from onebase.models import forward
-from onebase.models.forward import completion_scores, hidden_states, logprobs_and_entropy, token_logprobs, token_values
+from onebase.models import decoder, forward, tree_attention
+from onebase.models.forward import (
+    completion_scores,
+    logprobs_and_entropy,
+    selected_logprobs,
+    source_states,
+    token_logprobs,
+    token_values,
+)
 from onebase.models.one_base import OneBase
 from onebase.records import Example, TreeBatch
 from tests.tiny_models import VOCABULARY, WINDOW, add_adapter_role, random_ids, tiny_base
 
 EXACT = 1e-5
-TREE_ARCHITECTURES = ["llama", "gpt2", "qwen3", "gemma3", "gemma2", "mistral", "neox"]
+HF = "llama through transformers"
+TREE_ARCHITECTURES = ["llama", HF, "gpt2", "qwen3", "gemma3", "gemma2", "mistral", "neox"]
 
 
 def examples_with(num_completions: int) -> list[Example]:
@@ -104,7 +112,7 @@ def test_a_tree_gives_the_logprobs_and_gradients_of_separate_rows(architecture: 
         assert_same(gradients(one, "policy", found @ weights), expected_gradients)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "qwen3", "gemma3"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_counted_masks_packed_rows_and_three_completions_are_exact_too(architecture: str, attention: str) -> None:
     one = tiny_base(architecture, layout="tree", attn_implementation=attention)
@@ -135,12 +143,41 @@ def test_a_mask_that_leaks_between_branches_would_be_seen(architecture: str, mon
         plain = replace(batch, branch=one_branch, position_ids=columns)
         return tree_layout.attention_mask(plain, window=window)
 
+    def leaking_groups(batch: TreeBatch, dtype: torch.dtype) -> list[tree_attention.TreeGroup]:
+        return tree_attention.group_trees(replace(batch, branch=torch.zeros_like(batch.branch)), dtype)
+
     monkeypatch.setattr(forward, "attention_mask", leaking_mask)
+    monkeypatch.setattr(decoder, "group_trees", leaking_groups)
     leaked = token_logprobs(one, batch, role="policy")
     assert (leaked - expected).abs().max() > 100 * EXACT
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_a_mask_that_leaks_in_the_backward_pass_alone_would_be_seen(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = tiny_base(architecture)
+    assert one.packs
+    add_adapter_role(one, "policy")
+    examples = examples_with(2)
+    batch = build_tree_batch(examples)
+    expected = logprobs_of_separate_rows(one, examples, "policy")
+    weights = random_weights(len(expected))
+    expected_gradients = gradients(one, "policy", expected @ weights)
+
+    def leaking_groups(batch: TreeBatch, dtype: torch.dtype) -> list[tree_attention.TreeGroup]:
+        one_branch = tree_attention.group_trees(replace(batch, branch=torch.zeros_like(batch.branch)), dtype)
+        groups = tree_attention.group_trees(batch, dtype)
+        return [replace(group, all_masks=leak.all_masks) for group, leak in zip(groups, one_branch, strict=True)]
+
+    monkeypatch.setattr(decoder, "group_trees", leaking_groups)
+    found = token_logprobs(one, batch, role="policy")
+    torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
+    leaked = gradients(one, "policy", found @ weights)
+    assert max((a - b).abs().max().item() for a, b in zip(leaked, expected_gradients, strict=True)) > 100 * EXACT
+
+
+@pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "qwen3", "gemma3"])
 def test_scores_and_values_of_a_tree_are_those_of_separate_rows(architecture: str) -> None:
     one = tiny_base(architecture, layout="tree")
     add_adapter_role(one, "reward", head=True)
@@ -174,7 +211,7 @@ def test_scores_and_values_of_a_tree_are_those_of_separate_rows(architecture: st
         assert_same(gradients(one, "critic", values @ token_weights), value_gradients)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "gemma3"])
 def test_a_score_reads_the_last_token_whether_it_is_counted_or_not(architecture: str) -> None:
     one = tiny_base(architecture, layout="tree")
     add_adapter_role(one, "reward", head=True)
@@ -184,7 +221,7 @@ def test_a_score_reads_the_last_token_whether_it_is_counted_or_not(architecture:
     torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "bloom"])
+@pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "gemma3", "bloom"])
 @pytest.mark.parametrize("pad_id", [1, 200, VOCABULARY - 1])
 def test_what_stands_in_the_padding_changes_nothing(architecture: str, pad_id: int) -> None:
     one = tiny_base(architecture)
@@ -202,7 +239,7 @@ def test_what_stands_in_the_padding_changes_nothing(architecture: str, pad_id: i
                 torch.testing.assert_close(function(one, other, role="policy"), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "gemma3"])
 def test_what_stands_in_one_branch_or_tree_changes_nothing_in_another(architecture: str) -> None:
     one = tiny_base(architecture, layout="tree")
     add_adapter_role(one, "policy")
@@ -236,15 +273,17 @@ def test_the_separate_layout_refuses_a_tree() -> None:
 
 
 def test_llama_in_the_separate_layout_is_llama_in_trees() -> None:
-    trees, rows = tiny_base("llama", layout="tree"), tiny_base("llama", layout="separate")
-    for one in (trees, rows):
-        add_adapter_role(one, "policy")
+    rows = tiny_base("llama", layout="separate")
+    assert not rows.packs
+    add_adapter_role(rows, "policy")
     examples = examples_with(3)
-    torch.testing.assert_close(
-        token_logprobs(trees, build_tree_batch(examples), role="policy"),
-        token_logprobs(rows, build_tree_batch(separate(examples)), role="policy"),
-        rtol=0, atol=EXACT,
-    )  # fmt: skip
+    expected = token_logprobs(rows, build_tree_batch(separate(examples)), role="policy")
+    for architecture in ("llama", HF):
+        trees = tiny_base(architecture, layout="tree")
+        assert trees.packs == (architecture == "llama")
+        add_adapter_role(trees, "policy")
+        found = token_logprobs(trees, build_tree_batch(examples), role="policy")
+        torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
 
 
 # ---------------------------------------------------------------------------------------------- logits in chunks
@@ -262,7 +301,10 @@ def test_temperature_and_entropy_are_those_of_a_direct_computation(temperature: 
     logprobs, entropy = logprobs_and_entropy(one, batch, role="policy", temperature=temperature)
     torch.testing.assert_close(logprobs, expected.log_prob(targets), rtol=0, atol=EXACT)
     torch.testing.assert_close(entropy, expected.entropy(), rtol=0, atol=EXACT)
-    assert torch.equal(token_logprobs(one, batch, role="policy", temperature=temperature), logprobs)
+    # Log-probs alone go another way through the output layer.
+    alone = token_logprobs(one, batch, role="policy", temperature=temperature)
+    torch.testing.assert_close(alone, expected.log_prob(targets), rtol=0, atol=EXACT)
+    torch.testing.assert_close(alone, logprobs, rtol=2e-7, atol=1e-6)
 
 
 def test_entropy_that_is_not_asked_for_is_zero() -> None:
@@ -285,18 +327,75 @@ def test_the_size_of_a_chunk_changes_neither_values_nor_gradients(
     batch = build_tree_batch(examples)
     weights = random_weights(len(batch.targets))
 
-    def measure() -> tuple[Tensor, Tensor, list[Tensor]]:
-        logprobs, entropy = logprobs_and_entropy(one, batch, role="policy", temperature=0.7)
+    def measure(with_entropy: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+        logprobs, entropy = logprobs_and_entropy(
+            one, batch, role="policy", temperature=0.7, with_entropy=with_entropy
+        )
         return logprobs, entropy, gradients(one, "policy", logprobs @ weights + entropy @ weights.flip(0))
 
-    monkeypatch.setattr(forward, "LOGITS_PER_CHUNK", 1 << 30)
-    logprobs, entropy, expected = measure()
-    for tokens in (0, 1, 5, len(weights)):
-        monkeypatch.setattr(forward, "LOGITS_PER_CHUNK", tokens * VOCABULARY)
-        chunked_logprobs, chunked_entropy, found = measure()
-        torch.testing.assert_close(chunked_logprobs, logprobs, rtol=0, atol=1e-6)
-        torch.testing.assert_close(chunked_entropy, entropy, rtol=0, atol=1e-6)
-        assert_same(found, expected)
+    for with_entropy in (True, False):
+        monkeypatch.setattr(forward, "LOGITS_PER_CHUNK", 1 << 30)
+        logprobs, entropy, expected = measure(with_entropy)
+        assert with_entropy == bool(entropy.any())
+        for tokens, fewest in ((0, 1), (1, 1), (5, 1), (len(weights), 1), (5, 32)):
+            monkeypatch.setattr(forward, "LOGITS_PER_CHUNK", tokens * VOCABULARY)
+            monkeypatch.setattr(forward, "FEWEST_TOKENS_PER_CHUNK", fewest)
+            chunked_logprobs, chunked_entropy, found = measure(with_entropy)
+            torch.testing.assert_close(chunked_logprobs, logprobs, rtol=0, atol=1e-6)
+            torch.testing.assert_close(chunked_entropy, entropy, rtol=0, atol=1e-6)
+            assert_same(found, expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize("scale", [1.0, 1 / 0.7, 0.25])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_selected_logprobs_and_their_slope_are_those_of_log_softmax(with_bias: bool, scale: float, chunk: int) -> None:
+    generator = torch.Generator().manual_seed(6)
+    states = torch.randn(40, 24, generator=generator).requires_grad_()
+    weight = torch.randn(101, 24, generator=generator) / 3
+    bias = torch.randn(101, generator=generator) if with_bias else None
+    targets = torch.randint(0, 101, (40,), generator=generator)
+    weights = torch.randn(40, generator=generator)
+    exact = states.detach().double().requires_grad_()
+    logits = scale * torch.nn.functional.linear(exact, weight.double(), None if bias is None else bias.double())
+    expected = logits.log_softmax(-1)[torch.arange(40), targets]
+    (wanted,) = torch.autograd.grad(expected @ weights.double(), exact)
+    found = selected_logprobs(states, weight, bias, targets, scale, chunk)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=5e-6)
+    (gradient,) = torch.autograd.grad(found @ weights, states)
+    torch.testing.assert_close(gradient.double(), wanted, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_selected_logprobs_in_bfloat16_are_no_further_off_than_those_of_pytorch(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(6)
+    states = torch.randn(200, 64, generator=generator).bfloat16().requires_grad_()
+    weight = (torch.randn(501, 64, generator=generator) / 3).bfloat16()
+    targets = torch.randint(0, 501, (200,), generator=generator)
+    weights = torch.randn(200, generator=generator)
+
+    def both(states: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+        (gradient,) = torch.autograd.grad(logprobs @ weights.to(logprobs.dtype), states)
+        return logprobs.detach(), gradient
+
+    def plain(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.nn.functional.linear(states, weight)
+        logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+        return both(states, logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0])
+
+    true = plain(states.detach().double().requires_grad_(), weight.double())
+    found = both(states, selected_logprobs(states, weight, None, targets, 1 / temperature, 64))
+    assert found[0].dtype == torch.float32 and found[1].dtype == torch.bfloat16
+    for ours, theirs, exact in zip(found, plain(states, weight), true, strict=True):
+        assert (ours - exact).norm() <= 1.1 * (theirs - exact).norm()
+
+
+def test_no_logprobs_are_selected_from_no_states() -> None:
+    states = torch.zeros(0, 8).requires_grad_()
+    found = selected_logprobs(states, torch.randn(11, 8), None, torch.zeros(0, dtype=torch.long), 1.0, 7)
+    found.sum().backward()
+    assert found.shape == (0,) and states.grad is not None and states.grad.shape == (0, 8)
 
 
 def test_soft_caps_on_the_logits_are_the_models_own() -> None:
@@ -323,13 +422,18 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_the_logits_of_a_batch_never_exist_at_once_in_forward_or_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    vocabulary, tokens_per_chunk = 50_000, 4
+@pytest.mark.parametrize("with_entropy", [True, False])
+def test_the_logits_of_a_batch_never_exist_at_once_in_forward_or_backward(
+    with_entropy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 16 tokens: what the shapes of matrix products are padded to at least.
+    vocabulary, tokens_per_chunk = 20_000, 16
     one = tiny_base("llama", layout="tree", vocab_size=vocabulary, hidden_size=16, intermediate_size=24)
     add_adapter_role(one, "policy")
     chunk = vocabulary * tokens_per_chunk
     monkeypatch.setattr(forward, "LOGITS_PER_CHUNK", chunk)
-    batch = build_tree_batch(examples_with(3))
+    monkeypatch.setattr(forward, "FEWEST_TOKENS_PER_CHUNK", 1)
+    batch = build_tree_batch(examples_with(4) * 3)
     assert len(batch.targets) * vocabulary > 8 * chunk
     saved = 0
 
@@ -340,14 +444,14 @@ def test_the_logits_of_a_batch_never_exist_at_once_in_forward_or_backward(monkey
 
     with LargestTensor(one) as counter:
         with saved_tensors_hooks(pack, lambda tensor: tensor):
-            logprobs, entropy = logprobs_and_entropy(one, batch, role="policy")
+            logprobs, entropy = logprobs_and_entropy(one, batch, role="policy", with_entropy=with_entropy)
         assert counter.largest == chunk  # the counter sees the chunks
         # Nothing the size of a chunk waits for the backward pass, let alone one from each chunk.
         assert saved < chunk
         (logprobs.sum() + entropy.sum()).backward()
     assert counter.largest == chunk
     with LargestTensor(one) as counter, torch.no_grad():
-        token_logprobs(one, batch, role="policy")
+        logprobs_and_entropy(one, batch, role="policy", with_entropy=with_entropy)
     assert counter.largest == chunk
     assert all(parameter.grad is not None for parameter in one.parameters("policy"))
 
@@ -384,5 +488,5 @@ def test_gradients_have_the_same_bytes_every_time_with_several_threads() -> None
 def test_hidden_states_leave_no_role_in_force() -> None:
     one = tiny_base("llama")
     one.add_role("policy")
-    assert hidden_states(one, build_tree_batch(examples_with(1)), role="policy").shape[-1] == one.hidden_size
+    assert source_states(one, build_tree_batch(examples_with(1)), role="policy").shape[-1] == one.hidden_size
     assert one.active is None

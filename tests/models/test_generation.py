@@ -10,12 +10,22 @@ from transformers import GenerationConfig
 
 from onebase.data.tree import build_tree_batch, separate
 from onebase.errors import PromptTooLongError
+from onebase.models.decoder import Decoder
 from onebase.models.forward import token_logprobs
 from onebase.models.generation import Sample, Sampling, draw, generate, sample_seeds, stop_ids
 from onebase.models.loading import load_base
 from onebase.models.one_base import OneBase
 from onebase.records import Example
-from tests.tiny_models import EOS, PAD, VOCABULARY, WINDOW, add_adapter_role, random_ids, tiny_base
+from tests.tiny_models import (
+    EOS,
+    PAD,
+    VOCABULARY,
+    WINDOW,
+    add_adapter_role,
+    random_ids,
+    through_transformers,
+    tiny_base,
+)
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "
@@ -24,6 +34,7 @@ STORY = (
 PROMPTS = [random_ids(length, seed=length) for length in (5, 11, 1, 8, 8, 3, 14)]
 # Every seventh id ends a completion, so that they end at many different lengths.
 MANY_STOPS = tuple(range(3, VOCABULARY, 7))
+HF = "llama through transformers"
 
 
 def base_with_policy(architecture: str, **options: Any) -> OneBase:
@@ -54,7 +65,7 @@ def greedy_by_recomputing(one: OneBase, prompt: list[int], count: int) -> tuple[
 # ------------------------------------------------------------------------------------------------------------ greedy
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "neox", "bloom"])
+@pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "qwen3", "neox", "bloom"])
 def test_greedy_decoding_is_that_of_transformers(architecture: str) -> None:
     one = base_with_policy(architecture)
     found = draw_samples(one, k=1, sampling=Sampling(max_new_tokens=20, temperature=0, stop_ids=(EOS,)), max_rows=4)
@@ -67,7 +78,7 @@ def test_greedy_decoding_is_that_of_transformers(architecture: str) -> None:
             assert sample.ids == expected[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gemma2", "gemma3", "mistral", "bloom"])
+@pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "qwen3", "gemma2", "gemma3", "mistral", "bloom"])
 def test_greedy_decoding_is_that_of_computing_everything_again(architecture: str) -> None:
     one = base_with_policy(architecture)
     assert min(len(prompt) for prompt in PROMPTS) < WINDOW < max(len(prompt) for prompt in PROMPTS)
@@ -90,7 +101,7 @@ def test_the_small_real_model_tells_its_story(shared: Path) -> None:
 # --------------------------------------------------------------------------------------------- what a sample depends on
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "bloom"])
+@pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "gemma3", "bloom"])
 def test_samples_do_not_depend_on_what_stands_beside_them(architecture: str) -> None:
     one = base_with_policy(architecture)
     expected = draw_samples(one)
@@ -146,7 +157,7 @@ def test_no_prompts_give_no_samples() -> None:
 # ------------------------------------------------------------------------------------------------------ logprobs, ends
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gemma2", "gemma3", "mistral", "neox", "bloom"])
+@pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "qwen3", "gemma2", "gemma3", "mistral", "neox", "bloom"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_logprobs_of_samples_are_those_of_the_tree_built_from_them(architecture: str, temperature: float) -> None:
     one = base_with_policy(architecture)
@@ -159,7 +170,7 @@ def test_the_logprobs_of_samples_are_those_of_the_tree_built_from_them(architect
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+@pytest.mark.parametrize("architecture", ["llama", HF, "bloom"])
 def test_a_stop_token_stays_as_the_last_one_and_the_length_limit_is_no_end(architecture: str) -> None:
     finished: list[Sample] = []
     samples = draw_samples(base_with_policy(architecture), on_finished=finished.append, max_rows=6)
@@ -187,9 +198,10 @@ def test_finished_samples_are_complete_when_they_are_handed_over() -> None:
     assert lengths == {id(sample): len(sample.ids) for sample in samples}
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", [HF, "gpt2"])
 def test_a_prompt_is_read_once_and_finished_rows_are_dropped(architecture: str) -> None:
     one = base_with_policy(architecture)
+    assert one.decoder is None
     shapes: list[tuple[int, int]] = []
 
     def record(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
@@ -205,6 +217,59 @@ def test_a_prompt_is_read_once_and_finished_rows_are_dropped(architecture: str) 
     single = len(PROMPTS) - sum(prefilled)
     assert sum(decoded) - single == sum(len(sample.ids) - 1 for sample in samples)
     assert len(prefilled) > 1  # refilled: seven prompts of two samples do not fit six rows at once
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_the_decoder_reads_a_prompt_once_without_padding_and_drops_finished_rows(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = base_with_policy(architecture)
+    assert one.decoder is not None
+    prefilled: list[tuple[list[int], list[int]]] = []
+    decoded: list[int] = []
+    prefill, step = Decoder.prefill, Decoder.step
+
+    def record_prefill(self: Decoder, ids: Tensor, lengths: Tensor) -> Any:
+        prefilled.append((ids.tolist(), lengths.tolist()))
+        return prefill(self, ids, lengths)
+
+    def record_step(self: Decoder, layers: Any, ids: Tensor, *args: Any) -> Tensor:
+        decoded.append(len(ids))
+        return step(self, layers, ids, *args)
+
+    monkeypatch.setattr(Decoder, "prefill", record_prefill)
+    monkeypatch.setattr(Decoder, "step", record_step)
+    calls: list[Any] = []
+    handle = one.model.base_model.register_forward_pre_hook(lambda *args: calls.append(args))
+    samples = draw_samples(one, k=2, max_rows=6)
+    handle.remove()
+    assert not calls, "it went through transformers"
+    assert all(len(ids) == sum(lengths) for ids, lengths in prefilled)
+    read = [torch.tensor(ids).split(lengths) for ids, lengths in prefilled]
+    assert sorted(part.tolist() for parts in read for part in parts) == sorted(PROMPTS)
+    assert len(prefilled) > 1  # refilled: seven prompts of two samples do not fit six rows at once
+    assert 0 < min(decoded) and max(decoded) <= 6
+    assert sum(decoded) == sum(len(sample.ids) - 1 for sample in samples)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("sampling", [
+    Sampling(max_new_tokens=12, stop_ids=MANY_STOPS),
+    Sampling(max_new_tokens=12, temperature=0.7, top_k=20, top_p=0.9, stop_ids=MANY_STOPS),
+    Sampling(max_new_tokens=12, temperature=0),
+], ids=["plain", "truncated", "greedy"])  # fmt: skip
+def test_the_decoder_draws_the_samples_that_transformers_would_give(
+    architecture: str, k: int, sampling: Sampling
+) -> None:
+    found = draw_samples(base_with_policy(architecture), k=k, sampling=sampling, max_rows=6)
+    plain = through_transformers(base_with_policy(architecture))
+    expected = draw_samples(plain, k=k, sampling=sampling, max_rows=6)
+    assert sampling.temperature == 0 or len({len(sample.ids) for sample in expected}) > 3
+    assert [sample.ids for sample in found] == [sample.ids for sample in expected]
+    assert [sample.ended for sample in found] == [sample.ended for sample in expected]
+    for sample, other in zip(found, expected, strict=True):
+        assert sample.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
 def test_generation_is_done_as_the_role_named_and_leaves_nothing_behind() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from onebase.data.tree import build_tree_batch
 from onebase.models.forward import completion_scores, logprobs_and_entropy, token_logprobs
 from onebase.models.one_base import OneBase
-from onebase.models.passes import lay_out, num_counted, per_example
+from onebase.models.passes import lay_out, num_counted, per_example, split_to_fit
 from onebase.records import Example, TreeBatch
 from tests.tiny_models import add_adapter_role, random_ids, tiny_base
 
@@ -28,13 +28,15 @@ def some_examples() -> list[Example]:
 
 
 def base(layout: str) -> OneBase:
-    one = tiny_base("llama", layout=layout)
+    """Trees of `tree` lie end to end in one row, those of `tree, padded` in a row each."""
+    one = tiny_base("llama through transformers" if "padded" in layout else "llama", layout=layout.split(",")[0])
+    assert one.packs == (layout == "tree")
     add_adapter_role(one, "policy")
     add_adapter_role(one, "reward", head=True, seed=4)
     return one
 
 
-@pytest.mark.parametrize("layout", ["tree", "separate"])
+@pytest.mark.parametrize("layout", ["tree", "tree, padded", "separate"])
 @pytest.mark.parametrize("token_budget", BUDGETS)
 def test_results_come_back_in_the_order_of_the_examples(layout: str, token_budget: int) -> None:
     one, examples, calls = base(layout), some_examples(), []
@@ -52,7 +54,7 @@ def test_results_come_back_in_the_order_of_the_examples(layout: str, token_budge
         assert not part.requires_grad and part.dtype == torch.float32 and part.device.type == "cpu"
 
 
-@pytest.mark.parametrize("layout", ["tree", "separate"])
+@pytest.mark.parametrize("layout", ["tree", "tree, padded", "separate"])
 @pytest.mark.parametrize("token_budget", BUDGETS)
 def test_numbers_per_completion_and_several_per_token_are_sorted_back_too(layout: str, token_budget: int) -> None:
     one, examples = base(layout), some_examples()
@@ -95,6 +97,26 @@ def test_counted_tokens_are_those_of_the_masks_where_there_are_some() -> None:
 def test_the_layout_is_the_one_that_is_exact_for_the_base() -> None:
     examples = some_examples()
     rows = sum(len(example.completions) for example in examples)
-    assert lay_out(base("tree"), examples).input_ids.shape[0] == len(examples)
+    packed, padded = lay_out(base("tree"), examples), lay_out(base("tree, padded"), examples)
+    assert packed.input_ids.shape == (1, sum(example.num_tokens for example in examples))
+    assert int(packed.tree.min()) == 0 and int(packed.tree.max()) == len(examples) - 1  # no padding
+    assert padded.input_ids.shape == (len(examples), max(example.num_tokens for example in examples))
+    for batch in (packed, padded):
+        assert int(batch.branch.max()) == max(len(example.completions) for example in examples)
     batch = lay_out(base("separate"), examples)
     assert batch.input_ids.shape[0] == rows and int(batch.branch.max()) == 1
+
+
+@pytest.mark.parametrize("token_budget", BUDGETS)
+def test_no_batch_holds_more_tokens_than_the_budget_however_it_is_laid_out(token_budget: int) -> None:
+    examples = some_examples()
+    num_batches = {}
+    for layout in ("tree", "tree, padded", "separate"):
+        one = base(layout)
+        split = split_to_fit(one, examples, token_budget)
+        assert sorted(sum(split, [])) == list(range(len(examples)))
+        for indices in split:
+            num_tokens = lay_out(one, [examples[i] for i in indices]).input_ids.numel()
+            assert num_tokens <= token_budget or len(indices) == 1
+        num_batches[layout] = len(split)
+    assert num_batches["tree"] <= num_batches["tree, padded"] <= num_batches["separate"]

@@ -86,7 +86,9 @@ def test_a_healthy_run_is_silent(seed: int, train: Train, capsys: pytest.Capture
     folder = train("late_letters", {"seed": seed, "evaluation.every_steps": 4,
                                     "evaluation.judge": "tests.recipes.test_sick_runs:late_letters"})  # fmt: skip
     rows = metric_rows(folder)
-    assert rows[0]["objective/scores"] < 0.6 and rows[-1]["objective/scores"] > 0.9, "it has not learned"
+    scores = [row["objective/scores"] for row in rows]
+    # A single rollout of 64 samples may dip.
+    assert scores[0] < 0.6 and sum(scores[-4:]) / 4 > 0.9, "it has not learned"
     assert not (folder / "findings.jsonl").exists() and said(capsys) == ""
     assert [row["step"] for row in rows if "eval/judge" in row] == [4, 8, 12, 16]
     assert all(row["eval/judge"] == pytest.approx(row["eval/score"]) for row in rows if "eval/judge" in row)

@@ -8,6 +8,8 @@ from onebase.data.tree import build_tree_batch
 from onebase.errors import DoesNotFitError
 from onebase.models.forward import token_logprobs
 from onebase.models.one_base import OneBase
+from onebase.models.passes import lay_out
+from onebase.models.tree_attention import group_trees
 from onebase.records import Example
 from onebase.training import memory
 from onebase.training.memory import (
@@ -67,10 +69,21 @@ def test_saved_bytes_per_token_are_those_of_a_larger_batch(count: int, prompt: i
 @pytest.mark.parametrize(("count", "completions", "length"), [(1, 2, 200), (2, 4, 100), (8, 3, 20)])
 def test_a_tree_of_several_completions_holds_its_masks_too(count: int, completions: int, length: int) -> None:
     one = base_with_policy(num_layers=3)
+    one._decoder = None  # rows with padding, each layer with its mask
     examples = trees(count, prompt=100, completions=completions, length=length)
     width = examples[0].num_tokens
     estimate = saved_bytes_per_token(one, "policy") + width * mask_bytes_per_pair(one, "policy")
     assert estimate == pytest.approx(bytes_held(one, examples) / (count * width), rel=0.3)
+
+
+@pytest.mark.parametrize(("count", "completions", "length"), [(1, 2, 60), (4, 4, 40)])
+def test_without_padding_the_masks_are_there_once_for_all_layers(count: int, completions: int, length: int) -> None:
+    one = base_with_policy(num_layers=3)
+    examples = trees(count, prompt=112 if completions == 2 else 64, completions=completions, length=length)
+    width = examples[0].num_tokens
+    groups = group_trees(lay_out(one, examples), one.model.dtype)
+    held = sum(mask.nbytes for group in groups for mask in (group.mask, group.all_masks) if mask is not None)
+    assert mask_bytes_per_pair(one, "policy") * count * width**2 == pytest.approx(held, rel=0.1)
 
 
 def test_rows_of_one_completion_need_no_mask() -> None:

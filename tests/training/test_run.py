@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -44,6 +45,21 @@ def test_a_run_makes_its_folder_and_writes_its_configuration(tmp_path: Path) -> 
     assert (run.folder / "config.yaml").read_text() == "seed: 0\n"
     assert strictly((run.folder / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
     assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_a_step_is_logged_with_its_seconds_and_its_tokens_per_second(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    with run.loop("test", 3, save=lambda folder: None) as loop:
+        for step in loop:
+            time.sleep(0.02 * (step + 1))
+            loop.end_step({"num_tokens": 600.0} if step < 2 else {"loss": 1.0})
+            time.sleep(0.01)  # between two steps: it belongs to the next
+    rows = read_metrics(run.folder / "metrics.jsonl")
+    for row, least in zip(rows, (0.02, 0.05, 0.07), strict=True):
+        assert least <= row["perf/step_seconds"] < least + 10
+    for row in rows[:2]:
+        assert row["perf/tokens_per_second"] == pytest.approx(600 / row["perf/step_seconds"])
+    assert "perf/tokens_per_second" not in rows[2]
 
 
 def test_a_finished_run_is_never_written_over(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""Each stage beside the library one would take instead: both sides in turn, in one sitting, in fresh processes.
+
+usage: python -m bench.compare [--only ROW ...] [options of the workload, see --help]
+
+A row is a stage in one precision, e.g. `"dpo bf16"`. Its result is written as soon as it is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.machine import precisions
+from bench.options import Measurement, run_alone
+from bench.ratios import ratio_in_turn
+from bench.results import keep, stamp
+from bench.side import measure_each, run_module, run_side
+from bench.workload import Workload, prepare, python_of
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A stage of ours and its peer."""
+
+    name: str
+    stage: str
+    """Of `bench.ours`."""
+    peer: str
+    """As it is called in the table."""
+    environment: str
+    """Of the peer; empty: our own."""
+    faster: float
+    """The target: times the peer's samples per second, in bf16."""
+    memory: float | None
+    """The target: at most this part of the peer's peak memory, in bf16."""
+    counts_first: bool = False
+    """Whether the peer counts its first batch, which warms up, so that ours has to be counted too."""
+
+
+ROWS = (
+    Row("sft", "sft", "TRL 1.16", "pairs", 4.0, 0.6),
+    Row("reward", "reward", "TRL 1.16", "pairs", 4.0, 0.5),
+    Row("dpo", "dpo", "TRL 1.16", "pairs", 6.0, 0.5),
+    Row("ppo-head", "ppo-head", "TRL 0.11.4, multi-adapter", "classic", 5.0, 1.0),
+    Row("ppo", "ppo", "TRL 1.12", "last", 6.0, 0.6, counts_first=True),
+    Row("ppo-head beside two models", "ppo-head", "TRL 1.12", "last", 6.0, 0.6, counts_first=True),
+    Row("decode", "decode", "transformers generate", "", 2.5, None),
+)
+NAMES = [f"{row.name} {precision}" for precision in ("bf16", "fp32") for row in ROWS]
+
+
+def measure(workload: Workload, results: Path, only: list[str] | None = None) -> list[str]:
+    """Every row, or those named; returns a line for each that failed. What was measured before stays."""
+    prepare(workload, python_of(workload, "classic"), workload.folder)
+    here = {f"{row.name} {precision}": (row, precision) for precision in precisions() for row in ROWS}
+
+    def one_row(name: str) -> None:
+        measured = measure_row(*here[name], workload)
+        keep(name, measured, results, within="rows")
+        print(f"bench: {line_of(name, measured)}", flush=True)
+
+    return measure_each([name for name in here if not only or name in only], one_row)
+
+
+def measure_row(row: Row, precision: str, workload: Workload) -> dict[str, Any]:
+    """Ours, the peer's, ours, the peer's, ..."""
+    sides = {"ours": our_side(row, precision, workload), "peer": peer_side(row, precision, workload)}
+    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
+    for number in range(workload.rounds):
+        for side, run in sides.items():
+            print(f"bench: {row.name} {precision}, round {number + 1} of {workload.rounds}, {side}", flush=True)
+            runs[side].append(run())
+    return {"stage": row.stage, "peer_name": row.peer, "precision": precision, "model": workload.size,
+            "target": {"faster": row.faster, "memory": row.memory} if precision == "bf16" else None,
+            "counts_first": row.counts_first, **runs, **stamp()}  # fmt: skip
+
+
+def our_side(row: Row, precision: str, workload: Workload) -> Callable[[], dict[str, Any]]:
+    if row.stage == "decode":
+        return lambda: decode(workload, precision, "onebase")
+    return lambda: run_module("bench.ours", *workload.ours(row.stage, precision))
+
+
+def peer_side(row: Row, precision: str, workload: Workload) -> Callable[[], dict[str, Any]]:
+    """The peer's program with the same rows, batches and lengths."""
+    if row.stage == "decode":
+        return lambda: decode(workload, precision, "transformers")
+    python = python_of(workload, row.environment)
+    script = {"pairs": "trl_pairs.py", "classic": "trl_classic_ppo.py", "last": "trl_last_ppo.py"}[row.environment]
+    stage = [row.stage, str(workload.pairs)] if row.environment == "pairs" else [
+        str(workload.ppo_batches), str(workload.new_tokens)]  # fmt: skip
+    path = workload.peers / script
+    return lambda: run_side(row.peer, [python, path, workload.folder, workload.size, precision, *stage])
+
+
+def decode(workload: Workload, precision: str, side: str) -> dict[str, Any]:
+    words = (workload.folder, workload.size, precision, side, "--new-tokens", str(workload.new_tokens))
+    return run_module("bench.decode", *words)
+
+
+def ratios(measured: dict[str, Any]) -> dict[str, Any]:
+    """`samples` and `memory`: ours over the peer's."""
+    ours = "samples_per_second_with_first" if measured["counts_first"] else "samples_per_second"
+
+    def of(our_key: str, peer_key: str) -> Any:
+        return ratio_in_turn([run[our_key] for run in measured["ours"]], [run[peer_key] for run in measured["peer"]])
+
+    return {"samples": of(ours, "samples_per_second"), "memory": of("peak_rss_mb", "peak_rss_mb")}
+
+
+def line_of(name: str, measured: dict[str, Any]) -> str:
+    """The row in one line, for the terminal."""
+    found = ratios(measured)
+    return f"{name}: {found['samples']} times the samples/s of {measured['peer_name']}, {found['memory']} its memory"
+
+
+if __name__ == "__main__":
+    run_alone(Measurement("rows", measure), choices=NAMES)

@@ -1,0 +1,136 @@
+"""How cost grows: seconds and memory of a training pass as one thing of it grows.
+
+usage: python -m bench.growth [--only CURVE ...] [options of the workload, see --help]
+       python -m bench.growth point '{"prompt": 512, ...}'       one point, in this process; prints a JSON line
+
+A pass is what an optimizer step does but for the optimizer: log-probs of the completions' tokens, forward and backward,
+in microbatches, with a LoRA adapter on all layers. Each point is a fresh process with a model made in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.machine import default_precision
+from bench.options import Measurement, run_alone
+from bench.results import keep, stamp
+from bench.side import measure_each, run_module
+from bench.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A model and what is run through it; lengths in tokens."""
+
+    examples: int = 8
+    prompt: int = 128
+    completion: int = 64
+    completions: int = 1
+    """K of every prompt."""
+    layout: str = "tree"
+    rank: int = 16
+    hidden: int = 512
+    num_layers: int = 8
+    vocab: int = 8192
+    precision: str = "fp32"
+
+
+Curve = dict[str, Any]
+"""`x`: what grows; `series`: name -> one number per x; `xlabel` and `ylabel`."""
+
+
+def rows(base: Point) -> Curve:
+    """Prompts with one completion each: twice as many take twice as long."""
+    x = [4, 8, 16, 32, 64]
+    return curve(x, "prompts in the pass", seconds={"": [replace(base, examples=n) for n in x]})
+
+
+def completions(base: Point) -> Curve:
+    """K completions of 32 tokens to a prompt of 256: the prompt is paid once in a tree, K times in separate rows."""
+    x, of = [1, 2, 4, 8, 16], replace(base, examples=4, prompt=256, completion=32)
+    return curve(x, "completions per prompt (K)", seconds={
+        layout: [replace(of, completions=k, layout=layout) for k in x] for layout in ("tree", "separate")
+    })  # fmt: skip
+
+
+def vocabulary(base: Point) -> Curve:
+    """The output layer's own weights grow; what the pass adds should not. Beside it: what all logits would take."""
+    x, of = [8192, 16384, 32768, 65536, 151936], replace(base, examples=16, completion=128, num_layers=2)
+    points = [replace(of, vocab=size) for size in x]
+    found = curve(x, "tokens in the vocabulary", seconds={"": points}, memory={"measured": points})
+    found["memory"]["float32 logits of all tokens, by calculation"] = [
+        round(of.examples * of.completion * size * 4 / 2**20, 1) for size in x
+    ]
+    return found
+
+
+def prompt_length(base: Point) -> Curve:
+    x = [64, 128, 256, 512, 1024]
+    points = [replace(base, examples=4, prompt=length) for length in x]
+    return curve(x, "tokens of the prompt", seconds={"": points}, memory={"": points})
+
+
+def rank(base: Point) -> Curve:
+    x = [1, 4, 16, 64, 128]
+    return curve(x, "rank of LoRA, on all linear layers", seconds={"": [replace(base, rank=r) for r in x]})
+
+
+def model_size(base: Point) -> Curve:
+    """By its parameters in matrix products."""
+    sizes = [(256, 4), (384, 6), (512, 8), (768, 12), (1024, 16)]
+    points = [replace(base, hidden=hidden, num_layers=layers) for hidden, layers in sizes]
+    millions = [round((4 + 3 * 2.75) * h * h * n / 1e6 + h * base.vocab / 1e6, 1) for h, n in sizes]
+    return curve(millions, "million parameters", seconds={"": points})
+
+
+CURVES: dict[str, Callable[[Point], Curve]] = {
+    "rows": rows, "completions": completions, "vocabulary": vocabulary, "prompt_length": prompt_length, "rank": rank,
+    "model_size": model_size,
+}  # fmt: skip
+
+
+def curve(
+    x: Sequence[float],
+    xlabel: str,
+    *,
+    seconds: dict[str, list[Point]],
+    memory: dict[str, list[Point]] | None = None,
+) -> Curve:
+    """Measures the points, each once, and lays out the numbers asked for."""
+    measured: dict[Point, dict[str, float]] = {}
+
+    def numbers(points: list[Point], key: str) -> list[float]:
+        for point in points:
+            if point not in measured:
+                measured[point] = run_module("bench.growth", "point", json.dumps(asdict(point)))
+        return [measured[point][key] for point in points]
+
+    found = {"x": list(x), "xlabel": xlabel, "ylabel": "seconds of a pass",
+             "series": {name: numbers(points, "seconds") for name, points in seconds.items()}}  # fmt: skip
+    if memory:
+        found["memory"] = {name: numbers(points, "peak_mb") for name, points in memory.items()}
+    return found
+
+
+def measure(workload: Workload, results: Path, only: list[str] | None = None) -> list[str]:
+    base = Point(precision=default_precision())
+
+    def one_curve(name: str) -> None:
+        print(f"bench: growth, {name}", flush=True)
+        keep(name, {**CURVES[name](base), "precision": base.precision, **stamp()}, results, within="growth")
+
+    return measure_each(only or list(CURVES), one_curve)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["point"]:
+        from bench.training_pass import measure_pass
+
+        print(json.dumps(measure_pass(Point(**json.loads(sys.argv[2])))))
+    else:
+        run_alone(Measurement("growth", measure), choices=list(CURVES))

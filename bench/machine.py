@@ -1,0 +1,114 @@
+"""What the machine is, and what it can do at best: its fastest matrix product and how fast it reads memory.
+
+usage: python -m bench.machine fp32|bf16 [quick]      prints one JSON line; quick: the matrix product alone, one shape
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRODUCTS = [
+    (256, 512, 512), (1024, 512, 1408), (2048, 512, 512), (2048, 1408, 512), (4096, 512, 8192),
+    (1024, 1024, 1024), (2048, 2048, 2048), (4096, 1024, 4096), (4096, 4096, 4096),
+]  # fmt: skip
+"""Rows, inputs and outputs: those of the benchmark's models, and squares that a processor likes."""
+QUICK_PRODUCT = (2048, 512, 1408)
+SECONDS_EACH = 0.3
+
+
+def main() -> None:
+    if sys.argv[2:] == ["quick"]:
+        rate = product_rate(*QUICK_PRODUCT, DTYPES[sys.argv[1]], SECONDS_EACH)
+        print(json.dumps({"gflops": round(rate / 1e9, 1)}))
+    else:
+        print(json.dumps(speed(sys.argv[1])))
+
+
+def speed(precision: str, *, seconds_each: float = SECONDS_EACH) -> dict[str, Any]:
+    """Operations per second (1e9) of the best product of this precision, and which it was; GB/s read."""
+    rate, product = max((product_rate(*shape, DTYPES[precision], seconds_each), shape) for shape in PRODUCTS)
+    return {
+        "gflops": round(rate / 1e9, 1),
+        "product": "x".join(map(str, product)),
+        "cached_gb_per_second": round(read_rate(64 << 20) / 1e9, 1),
+        "memory_gb_per_second": round(read_rate(2 << 30) / 1e9, 1),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def product_rate(rows: int, inputs: int, outputs: int, dtype: torch.dtype, seconds: float) -> float:
+    """Operations per second of `x [rows, inputs] @ W [outputs, inputs]^T`, the fastest of many."""
+    x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
+    with torch.no_grad():
+        return 2 * rows * inputs * outputs / fastest(lambda: torch.nn.functional.linear(x, weight), seconds)
+
+
+def read_rate(num_bytes: int) -> float:
+    """Bytes per second of reading this many again and again: what fits the processor's cache is read from there."""
+    numbers = torch.ones(num_bytes // 4)  # zeros would all be one page, never written
+    vector = torch.ones(1024)
+    by_sum = fastest(lambda: numbers.sum(), 0.5)
+    by_product = fastest(lambda: numbers.view(-1, 1024) @ vector, 0.5)
+    return num_bytes / min(by_sum, by_product)
+
+
+def fastest(function: Callable[[], Any], seconds: float) -> float:
+    """Seconds of the fastest call among those that fit so many seconds, three at least; one before is not timed."""
+    function()
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < until:
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def default_precision() -> str:
+    """bf16 where the hardware computes in it, else fp32."""
+    from onebase.models.loading import hardware_dtype
+
+    return "bf16" if hardware_dtype(torch.device("cpu")) == torch.bfloat16 else "fp32"
+
+
+def precisions() -> tuple[str, ...]:
+    """Those worth measuring here: bf16 that is emulated says nothing."""
+    return ("bf16", "fp32") if default_precision() == "bf16" else ("fp32",)
+
+
+def num_threads() -> int:
+    """`OMP_NUM_THREADS` where it is set, else the physical cores: what torch takes by itself."""
+    return int(os.environ.get("OMP_NUM_THREADS") or psutil.cpu_count(logical=False) or 1)
+
+
+def describe() -> dict[str, Any]:
+    """What a figure has to be read with."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(logical=False),
+        "instructions": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags],
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+        "python": platform.python_version(),
+        "torch": torch.__version__.split("+")[0],
+        "threads": num_threads(),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Our side of the benchmark: one stage on the workload that the peers' `prepare.py` made, as `onebase STAGE` runs it.
+
+usage: python -m bench.ours WORK s|m fp32|bf16 sft|reward|dpo|ppo|ppo-head [--rows N] [--batches N] [--new-tokens N]
+                            [KEY=VALUE ...]   (keys of the verb's config, e.g. lora.layers=upper-half)
+
+Prints one JSON line: seconds of the optimizer steps (reading data and loading are not counted, as with the peers),
+samples per second, the operations these steps ask for (`bench.flops`), the peak resident memory of the process in MB.
+
+DPO computes the reference's log-probs in every step, as its peer does, and not once before the first: they are counted.
+PPO samples one completion of every prompt, as its peers do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from bench.flops import Shape, Tokens, stage_operations, tokens_of
+from onebase.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
+from onebase.config_files import load_config
+from onebase.training.update import Part, Update
+
+TURN = "\n\nAssistant:"
+PAIR_STAGES = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("size")
+    parser.add_argument("precision", choices=["fp32", "bf16"])
+    parser.add_argument("stage", choices=[*PAIR_STAGES, "ppo", "ppo-head"])
+    parser.add_argument("--data", type=Path, help="hh-rlhf transcripts; needed once, to write the rows")
+    parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--batches", type=int, default=3, help="of PPO; the first is warm-up and not counted")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_intermixed_args()  # overrides may stand behind the options
+    measure = measure_pairs if options.stage in PAIR_STAGES else measure_ppo
+    measured = measure(options)
+    print(json.dumps({
+        "side": "onebase", "stage": options.stage, "model": options.size, "precision": options.precision, **measured,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }))  # fmt: skip
+
+
+def measure_pairs(options: argparse.Namespace) -> dict[str, Any]:
+    """One epoch over the rows in batches of 8, LoRA r=16 on all linear layers."""
+    from onebase.recipes import dpo, reward, sft
+
+    rows = options.work / f"pairs-{options.rows}.jsonl"
+    if not rows.exists():
+        write_pairs(rows, options.data, options.rows)
+    keys = {
+        "data.train": str(rows), "data.eval_fraction": "0", "data.max_prompt_tokens": "512", "batch.minibatch": "8",
+        "lora.r": "16", "lora.alpha": "32", **({"preference.reference": "live"} if options.stage == "dpo" else {}),
+    }  # fmt: skip
+    recipe = {"sft": sft, "reward": reward, "dpo": dpo}[options.stage]
+    with watched_steps() as steps:
+        metrics = run(recipe, PAIR_STAGES[options.stage], options, keys)
+    seconds = sum(row["perf/step_seconds"] for row in metrics)
+    return {"seconds": round(seconds, 2), "samples_per_second": round(options.rows / seconds, 3),
+            "gigaoperations": gigaoperations(steps, options, adapted="all-linear")}  # fmt: skip
+
+
+def measure_ppo(options: argparse.Namespace) -> dict[str, Any]:
+    """Batches of 32 prompts, 4 epochs of 4 minibatches, LoRA r=16 on q_proj and v_proj, a reward role of the same."""
+    from onebase.recipes import ppo
+
+    prompts, held_out = options.work / "prompts.jsonl", options.work / "held_out.jsonl"
+    if not prompts.exists():
+        write_prompts(options.work, prompts, held_out)
+    role = options.work / f"onebase-reward-{options.size}"
+    if not role.exists():
+        make_reward_role(options.work / f"base-{options.size}", role)
+    keys = {
+        "data.train": str(prompts), "data.eval": str(held_out), "evaluation.prompts": "1", "reward.role": str(role),
+        "lora.r": "16", "lora.alpha": "32", "lora.target_modules": "[q_proj, v_proj]",
+        "generation.max_new_tokens": str(options.new_tokens),
+        "generation.samples_per_prompt": "1",
+        "ppo.rollout_prompts": "32", "ppo.minibatch_prompts": "8", "ppo.num_ppo_epochs": "4",
+        "max_steps": str(options.batches), "optimizer.learning_rate": "1e-5", "on_finding": "off",
+        "ppo.critic": "head" if options.stage == "ppo-head" else "adapter",
+    }  # fmt: skip
+    with watched_steps() as steps:
+        with_first = run(ppo, PPOConfig, options, keys)
+    metrics = with_first[1:]
+    seconds, seconds_with_first = (
+        sum(row["perf/step_seconds"] for row in rows) / len(rows) for rows in (metrics, with_first)
+    )
+    phases = {name: sum(row[f"perf/{name}_seconds"] for row in metrics) / len(metrics)
+              for name in ("generate", "score", "logprobs", "update")}  # fmt: skip
+    counted = steps[len(steps) // len(with_first) :]
+    return {"seconds_per_batch": round(seconds, 3), **{name: round(value, 3) for name, value in phases.items()},
+            "samples_per_second": round(32 / seconds, 3),
+            "samples_per_second_with_first": round(32 / seconds_with_first, 3),
+            "gigaoperations": gigaoperations(counted, options, adapted=["q_proj", "v_proj"]) / len(metrics),
+            }  # fmt: skip
+
+
+@contextmanager
+def watched_steps() -> Iterator[list[Tokens]]:
+    """The tokens of every optimizer step taken within, in a list that fills."""
+    steps: list[Tokens] = []
+    step = Update.step
+
+    def watched(self: Update, *parts: Part) -> dict[str, float]:
+        trees = [tokens_of(len(e.prompt_ids), map(len, e.completions)) for examples, _ in parts for e in examples]
+        steps.append(sum(trees, start=Tokens()))
+        return step(self, *parts)
+
+    with patch.object(Update, "step", watched):
+        yield steps
+
+
+def gigaoperations(steps: list[Tokens], options: argparse.Namespace, *, adapted: str | list[str]) -> float:
+    """1e9 operations that these optimizer steps ask for, with an adapter of rank 16 on all layers."""
+    from transformers import AutoConfig
+
+    shape = Shape.of(AutoConfig.from_pretrained(options.work / f"base-{options.size}"), rank=16, adapted=adapted)
+    return round(stage_operations(options.stage, shape, sum(steps, start=Tokens())) / 1e9, 3)
+
+
+def run(recipe: Any, kind: Any, options: argparse.Namespace, keys: dict[str, str]) -> list[dict[str, Any]]:
+    """The recipe in a new folder; returns its metrics."""
+    folder = options.work / "runs" / f"{options.stage}-{options.size}-{options.precision}"
+    shutil.rmtree(folder, ignore_errors=True)
+    keys |= {
+        "output_dir": str(folder), "model.model_name_or_path": str(options.work / f"base-{options.size}"),
+        "model.chat_template": "plain", "model.dtype": {"fp32": "float32", "bf16": "bfloat16"}[options.precision],
+    }  # fmt: skip
+    keys |= dict(pair.split("=", 1) for pair in options.overrides)
+    words = [f"--{name}={value}" for name, value in keys.items()]
+    recipe.run(load_config(kind, None, words))
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def write_pairs(path: Path, data: Path, count: int) -> None:
+    """The first rows of the transcripts, split where the last answer begins."""
+    with gzip.open(data, "rt") as file, path.open("w") as out:
+        for _, line in zip(range(count), file, strict=False):
+            row = json.loads(line)
+            cut = {side: row[side].rindex(TURN) + len(TURN) for side in ("chosen", "rejected")}
+            out.write(json.dumps({
+                "prompt": row["chosen"][: cut["chosen"]], "chosen": row["chosen"][cut["chosen"] :],
+                "rejected": row["rejected"][cut["rejected"] :],
+            }) + "\n")  # fmt: skip
+
+
+def write_prompts(work: Path, prompts: Path, held_out: Path) -> None:
+    """The peers' prompts in words (their tokens are those of the text); one more to evaluate on."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(next(work.glob("base-*")))
+    texts = [tokenizer.decode(ids) for ids in json.loads((work / "prompts.json").read_text())]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    held_out.write_text(json.dumps({"prompt": "\n\nHuman: Hello\n\nAssistant:"}) + "\n")
+
+
+def make_reward_role(base: Path, folder: Path) -> None:
+    """A reward role with an adapter as the peers' has: fresh, on q_proj and v_proj."""
+    from onebase.data.chat import chat_format
+    from onebase.models.loading import load_base
+    from onebase.models.one_base import lora_config
+    from onebase.models.role_files import save_role
+
+    one = load_base(str(base), dtype="float32")
+    one.add_role("reward", lora=lora_config(one.model, r=16, alpha=32, target_modules=["q_proj", "v_proj"]), head=True)
+    save_role(one, "reward", folder, kind="reward", chat=chat_format(one.tokenizer, "plain"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""bench/results.json as tables and pictures, between the two marks in docs/performance.md; the prose around them stays.
+
+usage: python -m bench.report [--results FILE] [--page FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench import figures, tables
+from bench.ratios import shown
+from bench.results import RESULTS, read_results
+from bench.side import ROOT
+from onebase.files import write_atomically
+
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
+NOT_YET = "Not measured yet.\n"
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--results", type=Path, default=RESULTS)
+    arguments.add_argument("--page", type=Path, default=PAGE)
+    options = arguments.parse_args()
+    try:
+        write(options.results, options.page)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def write(results: Path, page: Path) -> None:
+    """Draws the pictures beside the page, and puts the tables in it.
+
+    Raises:
+        ValueError: the page has not both marks, once each and in order.
+    """
+    measured = read_results(results)
+    text = between_marks(page.read_text(encoding="utf-8"), measured_part(measured, page.stem), page.name)
+    figures.draw_all(measured.get("growth", {}), page.with_suffix(""))
+    write_atomically(page, text)
+
+
+def between_marks(page: str, part: str, name: str) -> str:
+    """The page with `part` between its marks, whatever was there.
+
+    Raises:
+        ValueError: it has not both marks, once each and in order.
+    """
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"{name}: '{BEGIN}' and '{END}' have to stand in it once each, in this order; put them back")
+    return f"{page[: page.index(BEGIN)]}{BEGIN}\n\n{part.strip()}\n\n{page[page.index(END) :]}"
+
+
+def measured_part(results: dict[str, Any], pictures: str) -> str:
+    """All tables with their headings; `pictures` is the folder of the curves, as seen from the page."""
+    sections = {
+        "Beside the peers, bf16": tables.comparison(results, "bf16"),
+        "Beside the peers, fp32": tables.comparison(results, "fp32"),
+        "Memory of the four roles": tables.memory(results),
+        "Utilisation": tables.utilisation(results),
+        "Decoding and its limits": tables.decoding(results),
+        "Where a PPO batch spends its time": tables.phases(results),
+        "Adapters on the upper layers alone": tables.layers(results),
+        "How cost grows": growth(results.get("growth", {}), pictures),
+    }
+    found = [f"## {title}\n\n{body or NOT_YET}" for title, body in sections.items()]
+    return "\n".join([when(results), tables.targets(results), *found])
+
+
+def when(results: dict[str, Any]) -> str:
+    """The machines and dates of what is below: one line, unless the parts were measured on different ones."""
+    parts = [part for name in ("rows", "memory", "utilisation", "growth") for part in results.get(name, {}).values()]
+    parts += [results[name] for name in ("phases", "layers") if name in results]
+    lines = sorted({tables.machine_line(part) for part in parts})
+    return "\n".join(f"{line}.\n" for line in lines)
+
+
+def growth(curves: dict[str, Any], pictures: str) -> str:
+    """Each picture, under a sentence with its ends."""
+    lines = []
+    for name, curve in curves.items():
+        lines += [f"{ends(curve, curve['series'], 'seconds')}\n", f"![{figures.TITLES[name]}]({pictures}/{name}.png)\n"]
+        if "memory" in curve:
+            lines += [f"{ends(curve, curve['memory'], 'peak memory')}\n",
+                      f"![{figures.MEMORY_TITLES[name]}]({pictures}/{name}_memory.png)\n"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def ends(curve: dict[str, Any], series: dict[str, list[float]], what: str) -> str:
+    """How many times the last point is the first, in words."""
+    x = curve["x"]
+    times = "; ".join(f"{f'{label}: ' if label else ''}{shown(y[-1] / y[0])} times" for label, y in series.items())
+    return f"From {x[0]:,g} to {x[-1]:,g} {curve['xlabel']} ({shown(x[-1] / x[0])} times), {what}: {times}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The tables of docs/performance.md, each from one part of bench/results.json; empty where that was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Any
+
+from bench.compare import ratios
+from bench.ratios import Ratio, ratio_in_turn, shown
+
+Results = dict[str, Any]
+FOUR_ROLES_TARGET = 1.2
+"""PPO's peak memory over that of LoRA SFT, at most."""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def machine_line(measured: Results) -> str:
+    """What the figures below were measured on."""
+    instructions = ", ".join(measured["instructions"]) or "no vector instructions reported"
+    return (f"{measured['date']}: {measured['processor']}, {measured['cores']} cores ({instructions}), "
+            f"{measured['memory_gib']} GiB, {measured['system']}, Python {measured['python']}, torch "
+            f"{measured['torch']}, {measured['threads']} threads on both sides")  # fmt: skip
+
+
+def comparison(results: Results, precision: str) -> str:
+    """Ours beside the peers in one precision."""
+    rows = [row for row in results.get("rows", {}).values() if row["precision"] == precision]
+    if not rows:
+        return ""
+    with_target = any(row["target"] for row in rows)
+    header = ["stage", "peer", "samples/s", "peer's", "ratio", "peak MB", "peer's", "ratio"]
+    if with_target:
+        header[5:5], header[9:9] = ["target"], ["target"]
+    lines = []
+    for row in rows:
+        found, key = ratios(row), "samples_per_second_with_first" if row["counts_first"] else "samples_per_second"
+        line = [row["stage"], row["peer_name"], middle(row["ours"], key), middle(row["peer"], "samples_per_second"),
+                str(found["samples"]), middle(row["ours"], "peak_rss_mb"), middle(row["peer"], "peak_rss_mb"),
+                str(found["memory"])]  # fmt: skip
+        if with_target:
+            line[5:5] = [target(found["samples"], row["target"]["faster"], least=True)]
+            line.append(target(found["memory"], row["target"]["memory"], least=False))
+        lines.append(line)
+    return table(header, lines)
+
+
+def middle(runs: list[dict[str, float]], key: str) -> str:
+    return shown(median(run[key] for run in runs))
+
+
+def target(found: Ratio, wanted: float | None, *, least: bool) -> str:
+    """The target, and whether the ratio of the medians misses it."""
+    if wanted is None:
+        return "-"
+    met = found.median >= wanted if least else found.median <= wanted
+    return f"{'>=' if least else '<='} {wanted:g}{'' if met else ' **missed**'}"
+
+
+def missed(results: Results) -> list[str]:
+    """Every target that was missed, as words."""
+    found = []
+    for row in results.get("rows", {}).values():
+        if row["target"] is None:
+            continue
+        where, goal = f"{row['stage']} beside {row['peer_name']}", row["target"]
+        samples, peak = (ratios(row)[key].median for key in ("samples", "memory"))
+        if samples < goal["faster"]:
+            found.append(f"{where}: {shown(samples)} times its samples/s, not {goal['faster']:g}")
+        if goal["memory"] is not None and peak > goal["memory"]:
+            found.append(f"{where}: {shown(peak)} times its memory, not {goal['memory']:g}")
+    for precision, measured in results.get("memory", {}).items():
+        beside_sft = four_roles(measured["peak_rss_mb"], "ppo", "sft").median
+        if precision == "bf16" and beside_sft > FOUR_ROLES_TARGET:
+            found.append(f"four roles beside LoRA SFT: {shown(beside_sft)} times its memory, not {FOUR_ROLES_TARGET:g}")
+    return found
+
+
+def targets(results: Results) -> str:
+    """What was missed, first; or that nothing was."""
+    if not results.get("rows"):
+        return ""
+    found = missed(results)
+    if not found:
+        return "Every target of what was measured is met.\n"
+    return "Targets missed:\n\n" + "\n".join(f"- {line}" for line in found) + "\n"
+
+
+def four_roles(peaks: dict[str, list[float]], one: str, other: str) -> Ratio:
+    return ratio_in_turn(peaks[one], peaks[other])
+
+
+def memory(results: Results) -> str:
+    """PPO's roles beside SFT and beside four models."""
+    lines = []
+    for precision, measured in results.get("memory", {}).items():
+        peaks = measured["peak_rss_mb"]
+        for stage, what in (("ppo", "four roles, a critic of its own"), ("ppo-head", "four roles, a value head")):
+            beside_sft = four_roles(peaks, stage, "sft")
+            goal = target(beside_sft, FOUR_ROLES_TARGET, least=False) if (stage, precision) == ("ppo", "bf16") else "-"
+            mine, sft, four = (shown(median(peaks[side])) for side in (stage, "sft", "four models"))
+            lines.append([what, precision, mine, sft, str(beside_sft), goal, four,
+                          str(four_roles(peaks, stage, "four models"))])  # fmt: skip
+    header = ["PPO", "precision", "peak MB", "LoRA SFT's", "ratio", "target", "four models'", "ratio"]
+    return table(header, lines) if lines else ""
+
+
+def utilisation(results: Results) -> str:
+    """Shares of the best matrix product."""
+    lines = [
+        [stage, precision, shown(of["gflops"]), shown(of["best_gflops"]), f"{of['share']:.1%}"]
+        for precision, measured in results.get("utilisation", {}).items()
+        for stage, of in measured["stages"].items()
+    ]
+    header = ["optimizer steps of", "precision", "useful GFLOP/s", "best matrix product", "utilisation"]
+    return table(header, lines) if lines else ""
+
+
+def decoding(results: Results) -> str:
+    """Decoding with its two limits."""
+    lines = []
+    for precision, measured in results.get("utilisation", {}).items():
+        of, speed = measured["decode"], measured["machine"]
+        lines.append([precision, f"{of['seconds']:.2f} s",
+                      f"{of['bytes_seconds']:.3f} s at {shown(speed['cached_gb_per_second'])} GB/s",
+                      f"{of['bytes_seconds'] / of['seconds']:.0%}",
+                      f"{of['operations_seconds']:.3f} s at {shown(speed['gflops'])} GFLOP/s",
+                      f"{of['operations_seconds'] / of['seconds']:.0%}"])  # fmt: skip
+    header = ["precision", "32 completions", "to read weights, keys, values", "share", "to compute", "share"]
+    return table(header, lines) if lines else ""
+
+
+def phases(results: Results) -> str:
+    """A PPO batch by phase, and its longest phase by operator."""
+    measured = results.get("phases")
+    if not measured:
+        return ""
+    seconds = measured["seconds_per_batch"]
+    by_phase = table(["phase", "seconds", "share"], [
+        [phase, f"{spent:.2f}", f"{spent / seconds:.0%}"] for phase, spent in measured["phases"].items()
+    ])  # fmt: skip
+    by_operator = table([f"operator in `{measured['longest']}`", "share of its operators' time", "calls"], [
+        [f"`{of['name']}`", f"{of['share']:.1%}", f"{of['calls']:,}"] for of in measured["operators"]
+    ])  # fmt: skip
+    return f"A batch of {measured['precision']} took {seconds:.2f} s.\n\n{by_phase}\n{by_operator}"
+
+
+def layers(results: Results) -> str:
+    """PPO with adapters on fewer layers."""
+    measured = results.get("layers")
+    if not measured:
+        return ""
+    everywhere = [run["seconds_per_batch"] for run in measured["runs"]["all"]]
+    lines = []
+    for name, runs in measured["runs"].items():
+        seconds = [run["seconds_per_batch"] for run in runs]
+        lines.append([name, f"{median(seconds):.2f}", f"{median(run['update'] for run in runs):.2f}",
+                      str(ratio_in_turn(seconds, everywhere)) if name != "all" else "1",
+                      middle(runs, "peak_rss_mb")])  # fmt: skip
+    return table(["`lora.layers`", "seconds of a batch", "of them the update", "ratio", "peak MB"], lines)

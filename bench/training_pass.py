@@ -1,0 +1,81 @@
+"""A training pass over random tokens with a model made in memory: one point of the curves of `bench.growth`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bench.machine import DTYPES, fastest
+from onebase.data.batches import microbatch_indices
+from onebase.models.forward import token_logprobs
+from onebase.models.loading import wrap_model
+from onebase.models.one_base import OneBase, lora_config
+from onebase.models.passes import lay_out
+from onebase.models.tiny import train_tokenizer
+from onebase.records import Example
+
+if TYPE_CHECKING:
+    from bench.growth import Point
+
+MICROBATCH_TOKENS = 4096
+
+
+def measure_pass(point: Point) -> dict[str, Any]:
+    """`seconds` of the fastest of three passes, and `peak_mb`: MiB at its peak above those before it."""
+    one, examples = make_model(point), make_examples(point)
+
+    def training_pass() -> None:
+        for indices in microbatch_indices(examples, MICROBATCH_TOKENS, layout=one.layout):
+            batch = lay_out(one, [examples[i] for i in indices])
+            token_logprobs(one, batch, role="policy").sum().backward()
+        for parameter in one.parameters("policy"):
+            parameter.grad = None
+
+    peak = peak_above(training_pass)
+    return {"seconds": round(fastest(training_pass, 0.0), 4), "peak_mb": round(peak, 1)}
+
+
+def make_model(point: Point) -> OneBase:
+    """A Llama with random weights, and a policy with an adapter on all linear layers."""
+    config = LlamaConfig(
+        vocab_size=point.vocab, hidden_size=point.hidden, intermediate_size=point.hidden * 11 // 4,
+        num_hidden_layers=point.num_layers, num_attention_heads=point.hidden // 64,
+        num_key_value_heads=point.hidden // 64, max_position_embeddings=4096, dtype=DTYPES[point.precision],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(config)
+    model = model.to(DTYPES[point.precision])
+    one = wrap_model(model, train_tokenizer(["text"], vocab_size=300), layout=point.layout, fingerprint="random")
+    one.add_role("policy", lora=lora_config(model, r=point.rank, alpha=32), trains=True)
+    return one
+
+
+def make_examples(point: Point) -> list[Example]:
+    """Random tokens: all examples of one length."""
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(0, point.vocab, (count,), generator=generator).tolist()
+
+    return [
+        Example(ids(point.prompt), [ids(point.completion) for _ in range(point.completions)])
+        for _ in range(point.examples)
+    ]
+
+
+def peak_above(function: Callable[[], None]) -> float:
+    """MiB of the process at its peak in the call, above those it held before. Linux alone counts them."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = status_mb("VmRSS")
+    function()
+    return status_mb("VmHWM") - before
+
+
+def status_mb(name: str) -> float:
+    """A line of the process's own record, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024

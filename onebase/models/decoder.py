@@ -1,0 +1,211 @@
+"""A decoder of the Llama family run step by step: prompt trees end to end without padding, and one-token steps.
+
+transformers loads the model and holds its modules, and PEFT the adapters; here is only the order of the operations, for
+the architectures whose order is this one (Llama, Mistral, Qwen2, Qwen3). Every other goes through transformers. That
+both give the same is tried when a model is loaded.
+
+    h = x + O(attention(rotate(Q(n)), rotate(K(n)), V(n))),   n = norm(x)
+    y = h + Down(silu(Gate(m)) * Up(m)),                      m = norm(h)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import PreTrainedModel
+
+from onebase.models.decode_cache import SlotCache
+from onebase.models.decoder_steps import gated_silu, rms_norm, rotate_
+from onebase.models.hardware import usual_size
+from onebase.models.projection import Projection, project, projection_of
+from onebase.models.tree_attention import TreeGroup, group_sequences, group_trees, tree_attention
+from onebase.records import TreeBatch
+
+FAMILY = ("llama", "mistral", "qwen2", "qwen3")
+"""`model_type` of the architectures that are made of these operations in this order."""
+ROTARY = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary positions whose angles do not depend on the length of a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer's weights as the role in force sees them."""
+
+    first_norm: nn.Module
+    query_key_value: tuple[Projection, Projection, Projection]
+    head_norms: tuple[nn.Module, nn.Module] | None
+    """Norms of each query and key head (Qwen3)."""
+    output: Projection
+    second_norm: nn.Module
+    gate_up: tuple[Projection, Projection]
+    down: Projection
+
+
+class Decoder:
+    """Runs a model's modules.
+
+    Args:
+        model: a causal language model of transformers that `runs` says yes to.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._trunk: Any = model.base_model
+        config = model.config.get_text_config()
+        self._num_heads = int(config.num_attention_heads)
+        self._num_kv_heads = int(getattr(config, "num_key_value_heads", None) or self._num_heads)
+        self._head_size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self._scaling = self._head_size**-0.5
+
+    @staticmethod
+    def runs(model: PreTrainedModel) -> bool:
+        """Whether the model is of the family, unquantised, with linear layers in one number format."""
+        config: Any = model.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+        return (
+            config.model_type in FAMILY
+            and not getattr(model, "is_quantized", False)
+            and not window
+            and rope.get("rope_type", "default") in ROTARY
+            and not rope.get("partial_rotary_factor", None)
+            and getattr(config, "hidden_act", "") == "silu"
+        )
+
+    def layers(self) -> list[Layer]:
+        """The weights of every layer, with the adapter that is in force now."""
+        found = []
+        for layer in self._trunk.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
+            found.append(Layer(
+                layer.input_layernorm,
+                (projection_of(attention.q_proj), projection_of(attention.k_proj), projection_of(attention.v_proj)),
+                norms,
+                projection_of(attention.o_proj),
+                layer.post_attention_layernorm,
+                (projection_of(mlp.gate_proj), projection_of(mlp.up_proj)),
+                projection_of(mlp.down_proj),
+            ))  # fmt: skip
+        return found
+
+    def states(self, batch: TreeBatch, row: Tensor, column: Tensor) -> Tensor:
+        """Hidden states after the final norm at the places asked for: `[m, H]`, with the adapter that is in force."""
+        groups = group_trees(batch, self._trunk.embed_tokens.weight.dtype)
+        needed, which = torch.unique(row * batch.input_ids.shape[1] + column, return_inverse=True)
+        found = self.trees(batch.input_ids.flatten(), batch.position_ids.flatten(), groups, columns=needed)
+        return _rows(found, which)
+
+    def trees(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        groups: Sequence[TreeGroup],
+        *,
+        columns: Tensor | None = None,
+        keep: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm: `[T, H]`, or `[m, H]` of the columns asked for.
+
+        Args:
+            input_ids, position_ids: `[T]`, trees end to end.
+            columns: `[m]`, which states are needed; the last layer then computes only these.
+            keep: where to append each layer's keys and values `[T, kv heads, d]`.
+        """
+        layers, num_tokens = self.layers(), len(input_ids)
+        padding = (0, usual_size(num_tokens) - num_tokens)  # in no group: attention leaves it at zero
+        x = self._trunk.embed_tokens(pad(input_ids, padding))
+        rotary = self._angles(x, pad(position_ids, padding))
+        if columns is None:
+            columns = torch.arange(num_tokens, device=input_ids.device)
+        num_columns = len(columns)
+        columns = pad(columns, (0, usual_size(num_columns) - num_columns))
+        for layer in layers:
+            heads = self._heads(layer, x, rotary)
+            if keep is not None:
+                _, key, value = self._parts(heads[:num_tokens])
+                keep.append((key, value))
+            read = tree_attention(heads, groups, self._scaling, num_heads=self._num_heads).flatten(1)
+            if layer is layers[-1]:  # nothing reads the other columns any more
+                read, x = _rows(read, columns), _rows(x, columns)
+            x = _output_and_mlp(layer, x, read)
+        return _normed(x, self._trunk.norm)[:num_columns]
+
+    def prefill(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Prompts end to end: `[B, H]` at their ends, and each layer's keys and values `[B, kv heads, longest, d]`.
+
+        Args:
+            ids: `[T]`, all prompts. lengths: `[B]`, of each.
+        """
+        ends = lengths.cumsum(0)
+        starts = ends - lengths
+        rows = torch.arange(len(lengths), device=ids.device).repeat_interleave(lengths)
+        positions = torch.arange(len(ids), device=ids.device) - starts[rows]
+        groups = group_sequences(rows, self._trunk.embed_tokens.weight.dtype)
+        kept: list[tuple[Tensor, Tensor]] = []
+        last = self.trees(ids, positions, groups, columns=ends - 1, keep=kept)
+        longest = int(lengths.max())
+
+        def padded(tensor: Tensor) -> Tensor:
+            out = tensor.new_zeros(len(lengths), longest, *tensor.shape[1:])
+            out[rows, positions] = tensor
+            return out.transpose(1, 2)
+
+        return last, [(padded(key), padded(value)) for key, value in kept]
+
+    def step(self, layers: Sequence[Layer], ids: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
+        """One token for every slot in use: `[B, H]`, no gradient.
+
+        Args:
+            layers: `layers()` under the role that decodes.
+            mask: `[B, 1, 1, L]` bool, the columns that each row sees.
+        """
+        x = self._trunk.embed_tokens(ids)
+        rotary = self._angles(x, cache.lengths)
+        # Added up as it is; a mask of bools would be turned into this one in every layer.
+        mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -torch.inf)
+        for layer, slot in zip(layers, cache.slots, strict=True):
+            query, key, value = self._parts(self._heads(layer, x, rotary))
+            keys, values = slot.update(key[:, :, None], value[:, :, None])
+            read = scaled_dot_product_attention(
+                query[:, :, None], keys, values, attn_mask=mask, scale=self._scaling,
+                enable_gqa=keys.shape[1] != query.shape[1],
+            )  # fmt: skip
+            x = _output_and_mlp(layer, x, read.flatten(1))
+        return _normed(x, self._trunk.norm)
+
+    def _angles(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        cosine, sine = self._trunk.rotary_emb(x, position_ids[None])
+        return cosine[0], sine[0]
+
+    def _heads(self, layer: Layer, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries, keys and values side by side, `[T, heads + 2 kv heads, d]`, the first two at their positions."""
+        projected = project(_normed(x, layer.first_norm), layer.query_key_value)
+        heads = projected.unflatten(-1, (-1, self._head_size))
+        if layer.head_norms is not None:
+            query, key, value = self._parts(heads)
+            query, key = (_normed(part, norm) for part, norm in zip((query, key), layer.head_norms, strict=True))
+            heads = torch.cat([query, key, value], dim=1)
+        return rotate_(heads, *rotary, num_heads=self._num_heads + self._num_kv_heads)
+
+    def _parts(self, heads: Tensor) -> Sequence[Tensor]:
+        return heads.split([self._num_heads, self._num_kv_heads, self._num_kv_heads], dim=1)
+
+
+def _output_and_mlp(layer: Layer, x: Tensor, read: Tensor) -> Tensor:
+    x = project(read, (layer.output,)).add_(x)
+    gate_up = project(_normed(x, layer.second_norm), layer.gate_up)
+    return project(gated_silu(gate_up), (layer.down,)).add_(x)
+
+
+def _normed(x: Tensor, norm: Any) -> Tensor:
+    return rms_norm(x, norm.weight, norm.variance_epsilon)
+
+
+def _rows(x: Tensor, indices: Tensor) -> Tensor:
+    # Not plain indexing, whose backward pass adds up in the order in which threads come.
+    return torch.nn.functional.embedding(indices, x)

@@ -1,0 +1,504 @@
+"""The decoder of our own against the same modules run by transformers: states, log-probs and gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from onebase.data.tree import build_tree_batch
+from onebase.models import decoder, forward, tree_attention
+from onebase.models.decoder import Decoder
+from onebase.models.forward import completion_scores, logprobs_and_entropy, states_at, token_logprobs, token_values
+from onebase.models.loading import load_base, wrap_model
+from onebase.models.one_base import OneBase, lora_config
+from onebase.models.passes import lay_out
+from onebase.records import Example, TreeBatch
+from tests.tiny_models import WINDOW, add_adapter_role, disturb, random_ids, save_tiny, tiny_model, tiny_tokenizer
+
+EXACT = 1e-5
+"""Of the largest number of a tensor."""
+FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama with wide heads": ("llama", {"head_dim": 16}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+}
+TARGETS: dict[str, list[str] | str] = {"all linear": "all-linear", "two layers": ["q_proj", "v_proj"]}
+ROTARY: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4},
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16, "rope_theta": 1e4,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4},
+}  # fmt: skip
+
+
+def base_of(kind: str, *, dtype: torch.dtype = torch.float32, **overrides: Any) -> OneBase:
+    """A tiny base whose norms and biases are not at their start, where they would change nothing.
+
+    In another number format its weights are those of float32, rounded.
+    """
+    architecture, options = FAMILY.get(kind, (kind, {}))
+    model = tiny_model(architecture, **(options | overrides))
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(parameter.bfloat16())
+    for parameter in model.parameters():  # the angles of the positions stay in float32, as they do in a loaded model
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return wrap_model(model, tiny_tokenizer())
+
+
+def some_examples(num_completions: int) -> list[Example]:
+    """Of unequal lengths, one with some tokens counted."""
+    lengths = [5, 1, 7, 3, 11]
+    examples = []
+    for e, prompt_length in enumerate([9, 1, 14, 6, 3]):
+        completions = [random_ids(lengths[(k + e) % 5], seed=70 * e + k) for k in range(num_completions)]
+        examples.append(Example(random_ids(prompt_length, seed=2000 + e), completions))
+    counted = [[position % 2 == 1 or len(ids) == 1 for position in range(len(ids))] for ids in examples[2].completions]
+    examples[2] = replace(examples[2], counted=counted)
+    return examples
+
+
+def batch_of(*num_completions: int, max_row_tokens: int = 60, pad_id: int = 0) -> TreeBatch:
+    """Rows of several trees, and padding where they end."""
+    examples = [example for count in num_completions for example in some_examples(count)]
+    return build_tree_batch(examples, max_row_tokens=max_row_tokens, pad_id=pad_id)
+
+
+def weights_for(tensor: Tensor, seed: int = 5) -> Tensor:
+    return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)).to(tensor.dtype)
+
+
+@dataclass
+class Measured:
+    states: Tensor
+    logprobs: Tensor
+    gradients: dict[str, Tensor]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"states": self.states, "logprobs": self.logprobs, **self.gradients}
+
+
+@contextmanager
+def by_transformers(one: OneBase) -> Iterator[None]:
+    """Without the decoder for a while."""
+    kept, one._decoder = one._decoder, None
+    try:
+        yield
+    finally:
+        one._decoder = kept
+
+
+def measure(one: OneBase, batch: TreeBatch, role: str = "policy") -> Measured:
+    """States at places in no order and twice, log-probs, and the gradients of both for every parameter of the role."""
+    places = torch.randperm(len(batch.source_row), generator=torch.Generator().manual_seed(3)).repeat(2)[:50]
+    states = states_at(one, batch, batch.source_row[places], batch.source_column[places], role=role)
+    logprobs = token_logprobs(one, batch, role=role)
+    parameters = {name: p for name, p in one.model.named_parameters() if f".{role}." in name}
+    loss = (states * weights_for(states)).sum() / 8 + (logprobs * weights_for(logprobs)).sum()
+    found = torch.autograd.grad(loss, list(parameters.values()))
+    return Measured(states.detach(), logprobs.detach(), dict(zip(parameters, found, strict=True)))
+
+
+def assert_same(found: Measured, expected: Measured) -> None:
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, tensor in found.tensors.items():
+        other = expected.tensors[name]
+        largest = float(other.abs().max())
+        assert tensor.isfinite().all() and tensor.dtype == other.dtype and largest > 1e-3, name
+        torch.testing.assert_close(tensor, other, rtol=0, atol=EXACT * largest, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def count_calls(one: OneBase) -> list[Any]:
+    """Grows whenever the whole model of transformers is run."""
+    calls: list[Any] = []
+    one.model.base_model.register_forward_pre_hook(lambda *args: calls.append(args))
+    return calls
+
+
+# ------------------------------------------------------------------------------------------------ the same numbers
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("kind", FAMILY)
+def test_states_logprobs_and_gradients_are_those_of_transformers(
+    kind: str, num_kv_heads: int, targets: str, tied: bool
+) -> None:
+    one = base_of(kind, num_key_value_heads=num_kv_heads, tie_word_embeddings=tied)
+    assert one.packs and one.layout == "tree"
+    add_adapter_role(one, "policy", target_modules=TARGETS[targets])
+    calls = count_calls(one)
+    batch = batch_of(1, 3)
+    assert batch.input_ids.shape[0] > 2 and (batch.tree < 0).any() and int(batch.tree.max()) > 0
+    found = measure(one, batch)
+    assert not calls
+    with by_transformers(one):
+        expected = measure(one, batch)
+    assert len(calls) == 2 and len(found.gradients) == 2 * 2 * (7 if targets == "all linear" else 2)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("max_row_tokens", [0, 45, 10_000])
+@pytest.mark.parametrize("num_completions", [1, 3])
+def test_trees_of_one_and_of_three_completions_are_exact_in_rows_of_any_length(
+    num_completions: int, max_row_tokens: int
+) -> None:
+    one = base_of("llama")
+    add_adapter_role(one, "policy")
+    batch = batch_of(num_completions, max_row_tokens=max_row_tokens)
+    found = measure(one, batch)
+    with by_transformers(one):
+        assert_same(found, measure(one, batch))
+
+
+@pytest.mark.parametrize("rotary", ROTARY)
+def test_stretched_positions_are_those_of_transformers(rotary: str) -> None:
+    one, plain = base_of("llama", rope_parameters=ROTARY[rotary]), base_of("llama")
+    assert one.packs
+    batch = batch_of(3)
+    for base in (one, plain):
+        add_adapter_role(base, "policy")
+    found = measure(one, batch)
+    assert not torch.allclose(found.logprobs, measure(plain, batch).logprobs, atol=1e-2)
+    with by_transformers(one):
+        assert_same(found, measure(one, batch))
+
+
+def test_each_role_is_run_with_its_own_adapter_or_with_none() -> None:
+    one = base_of("qwen3")
+    add_adapter_role(one, "policy")
+    add_adapter_role(one, "other", seed=1, r=2, layers="upper-half", target_modules=["k_proj", "down_proj"])
+    one.add_role("reference")
+    batch, found = batch_of(2), {}
+    for role in one.roles:
+        with torch.no_grad():
+            found[role] = token_logprobs(one, batch, role=role)
+            with by_transformers(one):
+                expected = token_logprobs(one, batch, role=role)
+        torch.testing.assert_close(found[role], expected, rtol=0, atol=EXACT)
+    assert (found["policy"] - found["other"]).abs().max() > 0.1 < (found["policy"] - found["reference"]).abs().max()
+    fresh = base_of("qwen3")
+    fresh.add_role("reference")
+    assert torch.equal(token_logprobs(fresh, batch, role="reference"), found["reference"])
+    result = measure(one, batch, "other")
+    with by_transformers(one):
+        assert_same(result, measure(one, batch, "other"))
+
+
+def test_a_role_that_does_not_train_gets_no_gradient_and_needs_no_graph() -> None:
+    one = base_of("llama")
+    add_adapter_role(one, "reference", trains=False)
+    for parameter in one.parameters("reference"):
+        parameter.requires_grad_(False)
+    logprobs = token_logprobs(one, batch_of(2), role="reference")
+    assert not logprobs.requires_grad
+
+
+def test_scores_values_and_entropies_are_those_of_transformers() -> None:
+    one = base_of("qwen2")
+    add_adapter_role(one, "policy", head=True)
+    batch = batch_of(1, 3)
+    for pooling in ("last", "mean"):
+        one.roles["policy"].pooling = pooling
+        functions: list[Callable[[], Tensor]] = [
+            lambda: completion_scores(one, batch, role="policy"),
+            lambda: token_values(one, batch, role="policy"),
+            lambda: torch.cat(logprobs_and_entropy(one, batch, role="policy", temperature=0.7)),
+        ]
+        for function in functions:
+            results = []
+            for _ in range(2):
+                result = function()
+                owned = one.parameters("policy")
+                loss = (result * weights_for(result)).sum()
+                gradients = torch.autograd.grad(loss, owned, allow_unused=True)
+                results.append([result.detach(), *(g for g in gradients if g is not None)])
+                one._decoder = None
+            one._decoder = Decoder(one.model)
+            assert len(results[0]) == len(results[1]) >= len(one.parameters("policy"))
+            for tensor, other in zip(*results, strict=True):
+                torch.testing.assert_close(tensor, other, rtol=0, atol=EXACT * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_in_bfloat16_it_is_about_as_near_to_float32_as_transformers_is(kind: str, targets: str) -> None:
+    exact, one = base_of(kind), base_of(kind, dtype=torch.bfloat16)
+    for base in (exact, one):
+        add_adapter_role(base, "policy", target_modules=TARGETS[targets])
+        assert base.packs and all(parameter.dtype == torch.float32 for parameter in base.parameters("policy"))
+    batch = batch_of(1, 3)
+    with by_transformers(exact):
+        true = measure(exact, batch)
+    found = measure(one, batch)
+    with by_transformers(one):
+        plain = measure(one, batch)
+
+    def distance(measured: Measured, names: list[str]) -> float:
+        """Root of the mean square of the tensors' relative errors."""
+        pairs = [(measured.tensors[name].float(), true.tensors[name]) for name in names]
+        return sum(float((a - b).norm() / b.norm()) ** 2 for a, b in pairs) ** 0.5 / len(pairs) ** 0.5
+
+    matrices = list(true.gradients)
+    kinds = [["states"], ["logprobs"], [name for name in matrices if "lora_A" in name],
+             [name for name in matrices if "lora_B" in name]]  # fmt: skip
+    for names in kinds:
+        ours, theirs = distance(found, names), distance(plain, names)
+        assert 0 < ours <= 1.5 * theirs, (names, ours, theirs)
+        assert ours < 0.05
+    assert found.states.dtype == torch.bfloat16 and found.logprobs.dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------------ padding
+
+
+def padded_by(monkeypatch: pytest.MonkeyPatch, more: Callable[[int], int]) -> None:
+    for module in (decoder, tree_attention, forward):
+        monkeypatch.setattr(module, "usual_size", more)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_however_much_is_padded_the_results_and_gradients_are_the_same(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = base_of(kind)
+    add_adapter_role(one, "policy")
+    batch = batch_of(1, 3)
+    padded_by(monkeypatch, lambda count: count)
+    expected = measure(one, batch)
+    for extra in (1, 37, 200):
+        padded_by(monkeypatch, lambda count, extra=extra: count + extra)
+        assert_same(measure(one, batch), expected)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e4])
+def test_what_the_padding_holds_leaks_nowhere(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for value in (size, 1.0):
+        one = base_of("llama")
+        add_adapter_role(one, "policy")
+        # Id 0 stands in the padding alone. An embedding of zeros has no length to be divided by.
+        with torch.no_grad():
+            one.model.get_input_embeddings().weight[0] = value
+        batch = batch_of(1, 3)
+        assert not (batch.input_ids[batch.tree >= 0] == 0).any()
+        padded_by(monkeypatch, lambda count: count + 50)
+        found.append(measure(one, batch))
+    assert_same(*found)
+
+
+def test_one_token_alone_and_a_tree_that_is_exactly_a_usual_size_are_run_too() -> None:
+    one = base_of("llama")
+    add_adapter_role(one, "policy", head=True)
+    for prompt, completions in ((1, [1]), (8, [8]), (16, [8, 4, 4]), (17, [8, 4, 4])):
+        example = Example(random_ids(prompt, seed=1), [random_ids(n, seed=n) for n in completions])
+        batch = build_tree_batch([example])
+        found = measure(one, batch)
+        with by_transformers(one):
+            expected = measure(one, batch)
+        for name, tensor in found.tensors.items():
+            # Of all gradients: a token that sees itself alone gives queries and keys none.
+            size = max(float(g.abs().max()) for g in expected.gradients.values())
+            torch.testing.assert_close(tensor, expected.tensors[name], rtol=0, atol=EXACT * size)
+
+
+# ------------------------------------------------------------------------------------------------ nothing counted
+
+
+def test_where_nothing_is_counted_results_are_empty_and_the_backward_pass_runs() -> None:
+    one = base_of("llama")
+    add_adapter_role(one, "policy", head=True)
+    examples = [replace(e, counted=[[False] * len(ids) for ids in e.completions]) for e in some_examples(2)]
+    batch = lay_out(one, examples)
+    for forced in (False, True):
+        if forced:
+            one._decoder = None
+        with torch.no_grad():
+            assert token_logprobs(one, batch, role="policy").shape == (0,)
+            assert token_values(one, batch, role="policy").shape == (0,)
+            scores = completion_scores(one, batch, role="policy")
+        assert scores.shape == (10,) and scores.isfinite().all()
+        for logprobs in logprobs_and_entropy(one, batch, role="policy"), logprobs_and_entropy(
+            one, batch, role="policy", with_entropy=False
+        ):  # fmt: skip
+            assert logprobs[0].shape == (0,)
+            logprobs[0].sum().backward()  # a microbatch of a step in which others are counted
+    assert all(p.grad is None or not p.grad.any() for p in one.parameters("policy"))
+
+
+def test_no_gradient_comes_from_trees_in_which_nothing_is_counted() -> None:
+    one = base_of("llama")
+    add_adapter_role(one, "policy")
+    counted, silent = some_examples(2)[:2]
+    silent = replace(silent, counted=[[False] * len(ids) for ids in silent.completions])
+    found = measure(one, lay_out(one, [counted, silent]))
+    alone = measure(one, lay_out(one, [counted]))
+    assert_same(found, alone)
+
+
+# ------------------------------------------------------------------------------------------------ which bases
+
+
+def loss_of(one: OneBase) -> Tensor:
+    """Of trees of unequal lengths, a step's whole pass."""
+    return token_logprobs(one, lay_out(one, some_examples(2)), role="policy").sum()
+
+
+def assert_run_by_transformers(one: OneBase) -> None:
+    assert one.decoder is None and not one.packs
+    batch = lay_out(one, some_examples(2))
+    assert batch.input_ids.shape[0] in (5, 10)  # a row for each tree, or for each completion
+    calls = count_calls(one)
+    loss_of(one).backward()
+    assert len(calls) >= 1
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "neox", "gemma2", "gemma3", "bloom"])
+def test_architectures_of_other_families_are_run_by_transformers(architecture: str) -> None:
+    one = base_of(architecture)
+    add_adapter_role(one, "policy")
+    assert not Decoder.runs(one.model)
+    assert_run_by_transformers(one)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("mistral", {"sliding_window": WINDOW}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 0}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+        ("llama", {"hidden_act": "gelu"}),
+    ],
+    ids=["mistral's window", "qwen2's window", "qwen3's window", "dynamic positions", "another activation"],
+)
+def test_what_the_decoder_does_not_know_is_run_by_transformers(architecture: str, options: dict[str, Any]) -> None:
+    one = base_of(architecture, **options)
+    add_adapter_role(one, "policy")
+    assert not Decoder.runs(one.model)
+    assert_run_by_transformers(one)
+
+
+def test_a_window_that_is_not_in_use_keeps_no_base_from_the_decoder() -> None:
+    one = base_of("qwen2", use_sliding_window=False, sliding_window=WINDOW)
+    add_adapter_role(one, "policy")
+    assert one.packs
+    found = measure(one, batch_of(3))
+    with by_transformers(one):
+        assert_same(found, measure(one, batch_of(3)))
+
+
+def test_a_base_in_4_bits_is_run_by_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = str(save_tiny(tmp_path, "llama", hidden_size=64, intermediate_size=64))
+    one = load_base(folder, dtype="float32", quantization="nf4", device="cpu")
+    add_adapter_role(one, "policy")
+    assert not Decoder.runs(one.model)
+    assert_run_by_transformers(one)
+    assert load_base(folder, dtype="float32", device="cpu").packs
+
+
+def test_the_separate_layout_is_run_by_transformers() -> None:
+    one = wrap_model(tiny_model("llama"), tiny_tokenizer(), layout="separate")
+    add_adapter_role(one, "policy")
+    assert_run_by_transformers(one)
+
+
+def test_a_base_whose_own_weights_train_is_run_by_transformers_and_all_of_them_get_gradients() -> None:
+    one = base_of("llama")
+    one.add_role("policy")
+    assert one.packs
+    one.train_base("policy")
+    assert_run_by_transformers(one)
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in one.parameters("policy"))
+
+
+def test_dropout_is_left_to_transformers_as_long_as_a_role_has_it() -> None:
+    one = base_of("llama")
+    add_adapter_role(one, "reward")
+    assert one.packs
+    add_adapter_role(one, "policy", dropout=0.5)
+    assert_run_by_transformers(one)
+    with one.dropout():
+        assert loss_of(one).item() != loss_of(one).item()
+    one.remove_role("policy")
+    assert one.packs
+
+
+VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "DoRA": lambda: {"use_dora": True},
+    "a bias of its own": lambda: {"lora_bias": True},
+    "KaSA": lambda: {"kasa_config": peft.tuners.lora.config.KasaConfig()},
+    "activated LoRA": lambda: {"alora_invocation_tokens": [5]},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_lora_are_run_by_transformers(variant: str) -> None:
+    one = base_of("llama", attention_bias=True, mlp_bias=True)
+    config = lora_config(one.model, r=4, alpha=8)
+    try:
+        options = VARIANTS[variant]()
+    except AttributeError:
+        pytest.skip("this version of PEFT does not have it")
+    for name, value in options.items():
+        assert hasattr(config, name)
+        setattr(config, name, value)
+    one.add_role("policy", lora=config, trains=True)
+    disturb(one, "policy")
+    assert one.decoder is None and not one.packs
+    calls = count_calls(one)
+    loss_of(one).backward()
+    assert calls and all(p.grad is not None for p in one.parameters("policy"))
+
+
+def test_a_rank_stabilised_scale_and_ranks_of_their_own_are_known_to_the_decoder() -> None:
+    one = base_of("llama")
+    config = lora_config(one.model, r=4, alpha=8)
+    config.use_rslora, config.rank_pattern, config.alpha_pattern = True, {"q_proj": 2}, {"v_proj": 3}
+    one.add_role("policy", lora=config, trains=True)
+    disturb(one, "policy")
+    assert one.packs
+    found = measure(one, batch_of(3))
+    with by_transformers(one):
+        assert_same(found, measure(one, batch_of(3)))
+
+
+def test_a_decoder_that_gives_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert base_of("llama").decoder is not None
+    turn = decoder.rotate_
+    monkeypatch.setattr(
+        decoder, "rotate_", lambda x, cosine, sine, *, num_heads: turn(x, cosine, -sine, num_heads=num_heads - 1)
+    )
+    for dtype in (torch.float32, torch.bfloat16):
+        one = base_of("llama", dtype=dtype)
+        add_adapter_role(one, "policy")
+        assert_run_by_transformers(one)
+
+
+def test_the_trial_of_the_decoder_leaves_the_model_as_it_was() -> None:
+    model = tiny_model("llama")
+    before = copy.deepcopy(model.state_dict())
+    one = wrap_model(model, tiny_tokenizer())
+    assert one.packs and not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
