@@ -305,6 +305,12 @@ def test_temperature_and_entropy_are_those_of_a_direct_computation(temperature: 
     alone = token_logprobs(one, batch, role="policy", temperature=temperature)
     torch.testing.assert_close(alone, expected.log_prob(targets), rtol=0, atol=EXACT)
     torch.testing.assert_close(alone, logprobs, rtol=2e-7, atol=1e-6)
+    with torch.no_grad():
+        measured, its_entropy = logprobs_and_entropy(one, batch, role="policy", temperature=temperature)
+        torch.testing.assert_close(measured, expected.log_prob(targets), rtol=0, atol=EXACT)
+        torch.testing.assert_close(its_entropy, expected.entropy(), rtol=0, atol=EXACT)
+        # So that a role has no divergence from itself, whatever else is measured of it.
+        assert torch.equal(token_logprobs(one, batch, role="policy", temperature=temperature), measured)
 
 
 def test_entropy_that_is_not_asked_for_is_zero() -> None:
@@ -344,6 +350,10 @@ def test_the_size_of_a_chunk_changes_neither_values_nor_gradients(
             torch.testing.assert_close(chunked_logprobs, logprobs, rtol=0, atol=1e-6)
             torch.testing.assert_close(chunked_entropy, entropy, rtol=0, atol=1e-6)
             assert_same(found, expected)
+            with torch.no_grad():
+                results = logprobs_and_entropy(one, batch, role="policy", temperature=0.7, with_entropy=with_entropy)
+            for result, wanted in zip(results, (logprobs, entropy), strict=True):
+                torch.testing.assert_close(result, wanted, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
