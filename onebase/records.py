@@ -45,6 +45,19 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class LowerStates:
+    """What the lowest layers make of some trees, kept because no adapter stands on these layers."""
+
+    num_layers: int
+    """How many layers that are."""
+    states: Tensor
+    """`[T, H]`, the tokens of the trees end to end, in the base's number format; no gradient."""
+
+    def to(self, device: torch.device | str) -> LowerStates:
+        return LowerStates(self.num_layers, self.states.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A prompt and K >= 1 completions in tokens: what one tree is built from."""
 
@@ -57,6 +70,8 @@ class Example:
     grades: Sequence[float] | None = None
     margin: float | None = None
     row: Row | None = None
+    lower: LowerStates | None = field(default=None, compare=False, repr=False)
+    """Of this tree, where they have been computed."""
 
     @property
     def num_tokens(self) -> int:
@@ -105,13 +120,16 @@ class TreeBatch:
     """`[N]` int64: the last token of each completion, counted or not."""
     example_index: Tensor
     """`[N]` int64: which of the examples given each completion belongs to."""
+    lower: LowerStates | None = None
+    """Of all trees, where every example has them."""
 
     @property
     def num_completions(self) -> int:
         return self.last_row.numel()
 
     def to(self, device: torch.device | str) -> TreeBatch:
-        return TreeBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        there = {f.name: getattr(self, f.name) for f in fields(self)}
+        return TreeBatch(**{name: value.to(device) for name, value in there.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)

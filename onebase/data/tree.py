@@ -20,7 +20,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from onebase.records import Example, TreeBatch
+from onebase.records import Example, LowerStates, TreeBatch
 
 
 def separate(examples: Sequence[Example]) -> list[Example]:
@@ -31,6 +31,7 @@ def separate(examples: Sequence[Example]) -> list[Example]:
             completions=[completion],
             counted=None if example.counted is None else [example.counted[k]],
             grades=None if example.grades is None else [example.grades[k]],
+            lower=None,
         )
         for example in examples
         for k, completion in enumerate(example.completions)
@@ -108,7 +109,16 @@ def build_tree_batch(examples: Sequence[Example], *, pad_id: int = 0, max_row_to
         last_row=column_of(last_row),
         last_column=column_of(last_column),
         example_index=column_of(example_index),
+        lower=_lower_states(examples) if len(rows) == 1 else None,
     )
+
+
+def _lower_states(examples: Sequence[Example]) -> LowerStates | None:
+    """Those of the examples end to end, None unless all have them below the same layer."""
+    found = [example.lower for example in examples if example.lower is not None]
+    if len(found) < len(examples) or len({lower.num_layers for lower in found}) > 1:
+        return None
+    return LowerStates(found[0].num_layers, torch.cat([lower.states for lower in found]))
 
 
 def attention_mask(batch: TreeBatch, *, window: int | None = None) -> Tensor:

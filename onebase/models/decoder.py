@@ -24,7 +24,7 @@ from onebase.models.decoder_steps import gated_silu, rms_norm, rotate_
 from onebase.models.hardware import usual_size
 from onebase.models.projection import Projection, project, projection_of
 from onebase.models.tree_attention import TreeGroup, group_sequences, group_trees, tree_attention
-from onebase.records import TreeBatch
+from onebase.records import LowerStates, TreeBatch
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type` of the architectures that are made of these operations in this order."""
@@ -44,6 +44,12 @@ class Layer:
     second_norm: nn.Module
     gate_up: tuple[Projection, Projection]
     down: Projection
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the role in force has an adapter anywhere in this layer."""
+        projections = (*self.query_key_value, self.output, *self.gate_up, self.down)
+        return any(projection.a is not None for projection in projections)
 
 
 class Decoder:
@@ -93,12 +99,28 @@ class Decoder:
             ))  # fmt: skip
         return found
 
+    def num_plain_layers(self) -> int:
+        """How many of the lowest layers have no adapter of the role in force."""
+        adapted = [layer.is_adapted for layer in self.layers()]
+        return adapted.index(True) if True in adapted else len(adapted)
+
     def states(self, batch: TreeBatch, row: Tensor, column: Tensor) -> Tensor:
         """Hidden states after the final norm at the places asked for: `[m, H]`, with the adapter that is in force."""
         groups = group_trees(batch, self._trunk.embed_tokens.weight.dtype)
         needed, which = torch.unique(row * batch.input_ids.shape[1] + column, return_inverse=True)
-        found = self.trees(batch.input_ids.flatten(), batch.position_ids.flatten(), groups, columns=needed)
-        return _rows(found, which)
+        ids, positions = batch.input_ids.flatten(), batch.position_ids.flatten()
+        return _rows(self.trees(ids, positions, groups, columns=needed, lower=batch.lower), which)
+
+    @torch.no_grad()
+    def lower_states(self, batch: TreeBatch, num_layers: int) -> LowerStates:
+        """What the lowest layers make of the trees of a batch, `[T, H]`: the same for every role that adapts none of
+        them."""
+        groups = group_trees(batch, self._trunk.embed_tokens.weight.dtype)
+        ids = batch.input_ids.flatten()
+        x, rotary = self._start(ids, batch.position_ids.flatten(), None)
+        for layer in self.layers()[:num_layers]:
+            x = self._layer(layer, x, rotary, groups)
+        return LowerStates(num_layers, x[: len(ids)])
 
     def trees(
         self,
@@ -108,6 +130,7 @@ class Decoder:
         *,
         columns: Tensor | None = None,
         keep: list[tuple[Tensor, Tensor]] | None = None,
+        lower: LowerStates | None = None,
     ) -> Tensor:
         """Hidden states after the final norm: `[T, H]`, or `[m, H]` of the columns asked for.
 
@@ -115,24 +138,21 @@ class Decoder:
             input_ids, position_ids: `[T]`, trees end to end.
             columns: `[m]`, which states are needed; the last layer then computes only these.
             keep: where to append each layer's keys and values `[T, kv heads, d]`.
+            lower: to go on from; it is left aside where the role in force has an adapter on a layer it stands for.
         """
         layers, num_tokens = self.layers(), len(input_ids)
-        padding = (0, usual_size(num_tokens) - num_tokens)  # in no group: attention leaves it at zero
-        x = self._trunk.embed_tokens(pad(input_ids, padding))
-        rotary = self._angles(x, pad(position_ids, padding))
+        if lower is not None and not any(layer.is_adapted for layer in layers[: lower.num_layers]):
+            layers = layers[lower.num_layers :]
+        else:
+            lower = None
+        x, rotary = self._start(input_ids, position_ids, lower)
         if columns is None:
             columns = torch.arange(num_tokens, device=input_ids.device)
         num_columns = len(columns)
         columns = pad(columns, (0, usual_size(num_columns) - num_columns))
         for layer in layers:
-            heads = self._heads(layer, x, rotary)
-            if keep is not None:
-                _, key, value = self._parts(heads[:num_tokens])
-                keep.append((key, value))
-            read = tree_attention(heads, groups, self._scaling, num_heads=self._num_heads).flatten(1)
-            if layer is layers[-1]:  # nothing reads the other columns any more
-                read, x = _rows(read, columns), _rows(x, columns)
-            x = _output_and_mlp(layer, x, read)
+            only = columns if layer is layers[-1] else None  # nothing reads the other columns any more
+            x = self._layer(layer, x, rotary, groups, only=only, num_tokens=num_tokens, keep=keep)
         return _normed(x, self._trunk.norm)[:num_columns]
 
     def prefill(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -177,6 +197,38 @@ class Decoder:
             )  # fmt: skip
             x = _output_and_mlp(layer, x, read.flatten(1))
         return _normed(x, self._trunk.norm)
+
+    def _start(
+        self, input_ids: Tensor, position_ids: Tensor, lower: LowerStates | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """What the first layer to run reads, `[T, H]` padded to a usual size, and the angles of its positions."""
+        padding = usual_size(len(input_ids)) - len(input_ids)  # in no group: attention leaves it at zero
+        if lower is None:
+            x = self._trunk.embed_tokens(pad(input_ids, (0, padding)))
+        else:
+            x = pad(lower.states, (0, 0, 0, padding))
+        return x, self._angles(x, pad(position_ids, (0, padding)))
+
+    def _layer(
+        self,
+        layer: Layer,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        groups: Sequence[TreeGroup],
+        *,
+        only: Tensor | None = None,
+        num_tokens: int = 0,
+        keep: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """One layer over trees, `[T, H]`, or the columns `only` of it; `keep` as in `trees`."""
+        heads = self._heads(layer, x, rotary)
+        if keep is not None:
+            _, key, value = self._parts(heads[:num_tokens])
+            keep.append((key, value))
+        read = tree_attention(heads, groups, self._scaling, num_heads=self._num_heads).flatten(1)
+        if only is not None:
+            read, x = _rows(read, only), _rows(x, only)
+        return _output_and_mlp(layer, x, read)
 
     def _angles(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         cosine, sine = self._trunk.rotary_emb(x, position_ids[None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from onebase import processes
 from onebase.data.batches import microbatch_indices
 from onebase.data.tree import build_tree_batch, separate
 from onebase.models.one_base import OneBase
-from onebase.records import Example, TreeBatch
+from onebase.records import Example, LowerStates, TreeBatch
 
 
 def lay_out(one: OneBase, examples: Sequence[Example]) -> TreeBatch:
@@ -33,6 +34,30 @@ def num_counted(examples: Sequence[Example]) -> int:
         sum(map(len, example.completions)) if example.counted is None else sum(map(sum, example.counted))
         for example in examples
     )
+
+
+def with_lower_states(
+    one: OneBase, examples: Sequence[Example], *, roles: Sequence[str], token_budget: int
+) -> list[Example]:
+    """The examples with what the layers below every adapter of these roles make of them, to be used again and again.
+
+    Unchanged where a role adapts the lowest layer, or where transformers runs the model.
+    """
+    if not one.packs or (num_layers := min(_num_plain_layers(one, role) for role in roles)) == 0:
+        return list(examples)
+    found: dict[int, Example] = {}
+    for indices in split_to_fit(one, examples, token_budget):
+        chosen = [examples[i] for i in indices]
+        lower = one.decoder.lower_states(lay_out(one, chosen), num_layers)  # type: ignore[union-attr]
+        parts = lower.states.split([example.num_tokens for example in chosen])
+        for i, part in zip(indices, parts, strict=True):
+            found[i] = replace(examples[i], lower=LowerStates(num_layers, part.clone()))
+    return [found[i] for i in range(len(examples))]
+
+
+def _num_plain_layers(one: OneBase, role: str) -> int:
+    with one.role(role):
+        return one.decoder.num_plain_layers()  # type: ignore[union-attr]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from onebase.data.prepare import with_completions
 from onebase.models.forward import head_logprobs, source_states, token_logprobs, token_values
 from onebase.models.generation import Sample, Sampling, generate
 from onebase.models.one_base import OneBase
-from onebase.models.passes import per_example
+from onebase.models.passes import per_example, with_lower_states
 from onebase.records import Example, RewardSource, ScoreRequest, TreeBatch
 
 
@@ -83,7 +83,9 @@ def collect_rollout(
         samples_per_prompt=samples_per_prompt,
     )
     generated = time.monotonic()
-    examples = trees(prompts, samples)
+    roles = ["policy", "reference", *([critic] if critic is not None else [])]
+    examples = with_lower_states(one, trees(prompts, samples), roles=roles, token_budget=token_budget)
+    lowered = time.monotonic()
     scores = reward_source.score(score_request(chat, examples))
     scored = time.monotonic()
     temperature = sampling.temperature or 1.0  # as `draw` has it: 0 takes the most probable token
@@ -110,8 +112,8 @@ def collect_rollout(
         )
     seconds = {
         "generate": generated - started,
-        "score": scored - generated,
-        "logprobs": time.monotonic() - scored,
+        "score": scored - lowered,
+        "logprobs": time.monotonic() - scored + lowered - generated,
     }
     return Rollout(examples, samples, logprobs, entropy, reference_logprobs, values, scores, seconds)
 

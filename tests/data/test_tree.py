@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from onebase.data.tree import attention_mask, build_tree_batch, is_plain_causal, separate
-from onebase.records import Example, Row, TreeBatch
+from onebase.records import Example, LowerStates, Row, TreeBatch
 
 P, A, B = [11, 12, 13], [21, 22, 23], [31, 32]
 
@@ -39,7 +39,8 @@ def test_the_worked_example_of_the_record_comes_out_field_by_field() -> None:
         "last_column": [5, 7],
         "example_index": [0, 0],
     }
-    assert {field.name for field in fields(TreeBatch)} == set(expected)
+    assert {field.name for field in fields(TreeBatch)} == {*expected, "lower"}
+    assert batch.lower is None
     for name, values in expected.items():
         tensor = getattr(batch, name)
         assert tensor.tolist() == values, name
@@ -216,8 +217,11 @@ def test_tuples_serve_as_well_as_lists_and_nothing_given_is_changed() -> None:
 
 
 def test_moving_a_batch_moves_every_field() -> None:
-    moved = build_tree_batch([Example(P, [A, B])]).to("meta")
-    assert all(getattr(moved, field.name).device.type == "meta" for field in fields(TreeBatch))
+    lower = LowerStates(1, torch.zeros(len(P + A + B), 4))
+    moved = build_tree_batch([Example(P, [A, B], lower=lower)]).to("meta")
+    assert moved.lower is not None and moved.lower.num_layers == 1
+    tensors = [getattr(moved, field.name) for field in fields(TreeBatch) if field.name != "lower"]
+    assert all(tensor.device.type == "meta" for tensor in [*tensors, moved.lower.states])
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebase.data.tree import build_tree_batch
+from onebase.data.tree import build_tree_batch, separate
 from onebase.models import decoder, forward, tree_attention
 from onebase.models.decoder import Decoder
 from onebase.models.forward import completion_scores, logprobs_and_entropy, states_at, token_logprobs, token_values
 from onebase.models.loading import load_base, wrap_model
 from onebase.models.one_base import OneBase, lora_config
-from onebase.models.passes import lay_out
+from onebase.models.passes import lay_out, with_lower_states
 from onebase.records import Example, TreeBatch
 from tests.tiny_models import WINDOW, add_adapter_role, disturb, random_ids, save_tiny, tiny_model, tiny_tokenizer
 
 EXACT = 1e-5
 """Of the largest number of a tensor."""
+ROUNDING: dict[str, float] = {"rtol": 0, "atol": 1e-5}
 FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -502,3 +503,74 @@ def test_the_trial_of_the_decoder_leaves_the_model_as_it_was() -> None:
     one = wrap_model(model, tiny_tokenizer())
     assert one.packs and not any(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+# ----------------------------------------------------------------------------- lower layers, computed once for all
+
+
+def with_and_without_lower_states(one: OneBase, *roles: str) -> tuple[list[Example], list[Example]]:
+    examples = some_examples(3)
+    lowered = with_lower_states(one, examples, roles=roles, token_budget=60)
+    assert lowered == examples  # the field takes no part in that
+    return lowered, examples
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_lower_states_change_neither_logprobs_nor_gradients(kind: str) -> None:
+    one = base_of(kind, num_hidden_layers=4)
+    add_adapter_role(one, "policy", layers="3")
+    add_adapter_role(one, "critic", layers="upper-half", head=True)
+    one.add_role("reference")
+    lowered, examples = with_and_without_lower_states(one, "policy", "critic", "reference")
+    assert [example.lower.num_layers for example in lowered if example.lower] == [2] * 5
+    # In other company and order than when they were computed.
+    order = [3, 0, 4, 2]
+    with_states, without = (lay_out(one, [some[i] for i in order]) for some in (lowered, examples))
+    assert with_states.lower is not None and without.lower is None
+    assert_same(measure(one, with_states), measure(one, without))
+    for values in (token_logprobs, token_values):
+        role = "reference" if values is token_logprobs else "critic"
+        torch.testing.assert_close(values(one, with_states, role=role), values(one, without, role=role), **ROUNDING)
+
+
+def test_lower_layers_are_not_run_again() -> None:
+    one = base_of("llama", num_hidden_layers=4)
+    add_adapter_role(one, "policy", layers="upper-quarter")
+    lowered, examples = with_and_without_lower_states(one, "policy")
+    before = {name: lay_out(one, some) for name, some in (("with", lowered), ("without", examples))}
+    with torch.no_grad():
+        for layer in one.model.base_model.layers[:3]:
+            layer.mlp.down_proj.weight.mul_(2)
+    changed = {name: token_logprobs(one, batch, role="policy") for name, batch in before.items()}
+    with torch.no_grad():
+        for layer in one.model.base_model.layers[:3]:
+            layer.mlp.down_proj.weight.div_(2)
+    same = token_logprobs(one, before["without"], role="policy")
+    torch.testing.assert_close(changed["with"], same, **ROUNDING)
+    assert (changed["without"] - same).abs().max() > 1e-3
+
+
+def test_a_role_with_an_adapter_below_leaves_lower_states_aside() -> None:
+    one = base_of("llama", num_hidden_layers=4)
+    add_adapter_role(one, "policy", layers="upper-half")
+    add_adapter_role(one, "reward", head=True)
+    lowered, examples = with_and_without_lower_states(one, "policy")
+    scores = [completion_scores(one, lay_out(one, some), role="reward") for some in (lowered, examples)]
+    assert torch.equal(*scores)
+    assert with_lower_states(one, examples, roles=["policy", "reward"], token_budget=60)[0].lower is None
+
+
+def test_where_transformers_runs_the_model_there_are_no_lower_states() -> None:
+    one = base_of("llama")
+    add_adapter_role(one, "policy", layers="1")
+    with by_transformers(one):
+        assert with_lower_states(one, some_examples(2), roles=["policy"], token_budget=60)[0].lower is None
+
+
+def test_lower_states_stay_out_of_batches_they_do_not_fit() -> None:
+    one = base_of("llama", num_hidden_layers=4)
+    add_adapter_role(one, "policy", layers="upper-half")
+    lowered, examples = with_and_without_lower_states(one, "policy")
+    assert lay_out(one, [lowered[0], examples[1]]).lower is None
+    assert build_tree_batch(lowered).lower is None  # a row each, with padding
+    assert all(example.lower is None for example in separate(lowered))
