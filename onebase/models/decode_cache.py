@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+MOST_BLOCKS = 4
+FEWEST_ROWS = 8
+"""In a block of rows that attention reads together."""
+
 
 class _SlotLayer(CacheLayerMixin):
     """One layer's buffers `[max_rows, kv heads, max_length, head size]`; rows 0..B-1 are in use."""
@@ -19,8 +23,9 @@ class _SlotLayer(CacheLayerMixin):
 
     def __init__(self, like_keys: Tensor, like_values: Tensor, max_rows: int, max_length: int) -> None:
         super().__init__()
-        self.keys = like_keys.new_zeros(max_rows, like_keys.shape[1], max_length, like_keys.shape[3])
-        self.values = like_values.new_zeros(max_rows, like_values.shape[1], max_length, like_values.shape[3])
+        self.keys, self.values = (
+            like.new_zeros(max_rows, like.shape[1], max_length, like.shape[2]) for like in (like_keys, like_values)
+        )
         self.is_initialized = True
         self.rows = torch.zeros(0, dtype=torch.long)
         self.columns = torch.zeros(0, dtype=torch.long)
@@ -50,7 +55,7 @@ class SlotCache(Cache):
     """Slots for rows that come and go. `lengths [B]` counts the tokens each row in use has stored.
 
     Args:
-        like: keys and values of each layer, for the shapes.
+        like: keys and values of each layer, `[any, kv heads, d]`.
     """
 
     def __init__(self, like: Sequence[tuple[Tensor, Tensor]], *, max_rows: int, max_length: int) -> None:
@@ -59,12 +64,18 @@ class SlotCache(Cache):
         self.lengths = torch.zeros(0, dtype=torch.long, device=self.slots[0].keys.device)
 
     def admit(self, prefilled: Sequence[tuple[Tensor, Tensor]], lengths: Tensor, *, copies: int) -> None:
-        """Copies each row of each layer's keys and values, padded behind `lengths`, into `copies` slots."""
-        start, width = len(self.lengths), int(lengths.max())
-        stop = start + len(lengths) * copies
-        for slot, (keys, values) in zip(self.slots, prefilled, strict=True):
-            slot.keys[start:stop, :, :width] = keys[:, :, :width].repeat_interleave(copies, dim=0)
-            slot.values[start:stop, :, :width] = values[:, :, :width].repeat_interleave(copies, dim=0)
+        """Puts each prompt's keys and values into `copies` slots.
+
+        Args:
+            prefilled: for each layer `[T, kv heads, d]`, the prompts end to end.
+            lengths: `[B]`, of the prompts.
+        """
+        prompts, columns = places_end_to_end(lengths)
+        for copy in range(copies):
+            rows = len(self.lengths) + prompts * copies + copy
+            for slot, (keys, values) in zip(self.slots, prefilled, strict=True):
+                slot.keys[rows, :, columns] = keys
+                slot.values[rows, :, columns] = values
         self.lengths = torch.cat([self.lengths, lengths.repeat_interleave(copies)])
 
     def begin_step(self) -> Tensor:
@@ -75,6 +86,15 @@ class SlotCache(Cache):
             slot.rows, slot.columns, slot.view_length = rows, self.lengths, view_length
         columns = torch.arange(view_length, device=self.lengths.device)
         return (columns[None, :] <= self.lengths[:, None])[:, None, None, :]
+
+    def blocks(self) -> list[tuple[slice, int]]:
+        """The rows in use in a few blocks, and how many columns the longest row of each sees.
+
+        Attention over a block does not read for every row as much as for the longest row of all.
+        """
+        lengths = (self.lengths + 1).tolist()
+        size = max(FEWEST_ROWS, -(-len(lengths) // MOST_BLOCKS))
+        return [(slice(i, i + size), max(lengths[i : i + size])) for i in range(0, len(lengths), size)]
 
     def end_step(self) -> None:
         self.lengths = self.lengths + 1
@@ -91,11 +111,19 @@ class SlotCache(Cache):
         self.lengths = self.lengths[kept]
 
 
-def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
-    """Each layer's `[B, kv heads, T, d]`."""
+def places_end_to_end(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Of sequences end to end, for each token which sequence it is in and where in it: two of `[T]`."""
+    which = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    starts = lengths.cumsum(0) - lengths
+    return which, torch.arange(len(which), device=lengths.device) - starts[which]
+
+
+def keys_and_values(cache: DynamicCache, lengths: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Each layer's `[T, kv heads, d]`, the rows end to end without what stands behind their lengths `[B]`."""
     pairs = []
+    row, column = places_end_to_end(lengths)
     for layer in cache.layers:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         assert isinstance(keys, Tensor) and isinstance(values, Tensor), "every layer of this model has keys and values"
-        pairs.append((keys, values))
+        pairs.append((keys[row, :, column], values[row, :, column]))
     return pairs

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-from onebase.models.decode_cache import SlotCache
+from onebase.models.decode_cache import SlotCache, places_end_to_end
 from onebase.models.decoder_steps import gated_silu, rms_norm, rotate_
 from onebase.models.hardware import usual_size
-from onebase.models.projection import Projection, project, projection_of
-from onebase.models.tree_attention import TreeGroup, group_sequences, group_trees, tree_attention
+from onebase.models.projection import Projection, lay_together, project, projection_of
+from onebase.models.tree_attention import TreeGroups, group_sequences, group_trees, tree_attention
 from onebase.records import LowerStates, TreeBatch
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
@@ -37,19 +37,18 @@ class Layer:
     """One layer's weights as the role in force sees them."""
 
     first_norm: nn.Module
-    query_key_value: tuple[Projection, Projection, Projection]
+    query_key_value: Projection
     head_norms: tuple[nn.Module, nn.Module] | None
     """Norms of each query and key head (Qwen3)."""
     output: Projection
     second_norm: nn.Module
-    gate_up: tuple[Projection, Projection]
+    gate_up: Projection
     down: Projection
 
     @property
     def is_adapted(self) -> bool:
         """Whether the role in force has an adapter anywhere in this layer."""
-        projections = (*self.query_key_value, self.output, *self.gate_up, self.down)
-        return any(projection.a is not None for projection in projections)
+        return any(part.adapters for part in (self.query_key_value, self.output, self.gate_up, self.down))
 
 
 class Decoder:
@@ -60,12 +59,16 @@ class Decoder:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._trunk: Any = model.base_model
+        trunk: Any = model.base_model
+        self._trunk = trunk
         config = model.config.get_text_config()
         self._num_heads = int(config.num_attention_heads)
         self._num_kv_heads = int(getattr(config, "num_key_value_heads", None) or self._num_heads)
         self._head_size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self._scaling = self._head_size**-0.5
+        for layer in trunk.layers:
+            lay_together([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj])
+            lay_together([layer.mlp.gate_proj, layer.mlp.up_proj])
 
     @staticmethod
     def runs(model: PreTrainedModel) -> bool:
@@ -90,11 +93,11 @@ class Decoder:
             norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
             found.append(Layer(
                 layer.input_layernorm,
-                (projection_of(attention.q_proj), projection_of(attention.k_proj), projection_of(attention.v_proj)),
+                projection_of(attention.q_proj, attention.k_proj, attention.v_proj),
                 norms,
                 projection_of(attention.o_proj),
                 layer.post_attention_layernorm,
-                (projection_of(mlp.gate_proj), projection_of(mlp.up_proj)),
+                projection_of(mlp.gate_proj, mlp.up_proj),
                 projection_of(mlp.down_proj),
             ))  # fmt: skip
         return found
@@ -126,7 +129,7 @@ class Decoder:
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        groups: Sequence[TreeGroup],
+        groups: TreeGroups,
         *,
         columns: Tensor | None = None,
         keep: list[tuple[Tensor, Tensor]] | None = None,
@@ -156,26 +159,15 @@ class Decoder:
         return _normed(x, self._trunk.norm)[:num_columns]
 
     def prefill(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Prompts end to end: `[B, H]` at their ends, and each layer's keys and values `[B, kv heads, longest, d]`.
+        """Prompts end to end: `[B, H]` at their ends, and each layer's keys and values `[T, kv heads, d]`.
 
         Args:
             ids: `[T]`, all prompts. lengths: `[B]`, of each.
         """
-        ends = lengths.cumsum(0)
-        starts = ends - lengths
-        rows = torch.arange(len(lengths), device=ids.device).repeat_interleave(lengths)
-        positions = torch.arange(len(ids), device=ids.device) - starts[rows]
-        groups = group_sequences(rows, self._trunk.embed_tokens.weight.dtype)
+        prompts, positions = places_end_to_end(lengths)
+        groups = group_sequences(prompts, self._trunk.embed_tokens.weight.dtype)
         kept: list[tuple[Tensor, Tensor]] = []
-        last = self.trees(ids, positions, groups, columns=ends - 1, keep=kept)
-        longest = int(lengths.max())
-
-        def padded(tensor: Tensor) -> Tensor:
-            out = tensor.new_zeros(len(lengths), longest, *tensor.shape[1:])
-            out[rows, positions] = tensor
-            return out.transpose(1, 2)
-
-        return last, [(padded(key), padded(value)) for key, value in kept]
+        return self.trees(ids, positions, groups, columns=lengths.cumsum(0) - 1, keep=kept), kept
 
     def step(self, layers: Sequence[Layer], ids: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
         """One token for every slot in use: `[B, H]`, no gradient.
@@ -188,14 +180,19 @@ class Decoder:
         rotary = self._angles(x, cache.lengths)
         # Added up as it is; a mask of bools would be turned into this one in every layer.
         mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -torch.inf)
+        blocks = cache.blocks()
         for layer, slot in zip(layers, cache.slots, strict=True):
             query, key, value = self._parts(self._heads(layer, x, rotary))
             keys, values = slot.update(key[:, :, None], value[:, :, None])
-            read = scaled_dot_product_attention(
-                query[:, :, None], keys, values, attn_mask=mask, scale=self._scaling,
-                enable_gqa=keys.shape[1] != query.shape[1],
-            )  # fmt: skip
-            x = _output_and_mlp(layer, x, read.flatten(1))
+            reads = [
+                scaled_dot_product_attention(
+                    query[rows, :, None], keys[rows, :, :length], values[rows, :, :length],
+                    attn_mask=mask[rows, ..., :length], scale=self._scaling,
+                    enable_gqa=keys.shape[1] != query.shape[1],
+                )
+                for rows, length in blocks
+            ]  # fmt: skip
+            x = _output_and_mlp(layer, x, torch.cat(reads).flatten(1))
         return _normed(x, self._trunk.norm)
 
     def _start(
@@ -214,7 +211,7 @@ class Decoder:
         layer: Layer,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        groups: Sequence[TreeGroup],
+        groups: TreeGroups,
         *,
         only: Tensor | None = None,
         num_tokens: int = 0,
@@ -249,9 +246,9 @@ class Decoder:
 
 
 def _output_and_mlp(layer: Layer, x: Tensor, read: Tensor) -> Tensor:
-    x = project(read, (layer.output,)).add_(x)
+    x = project(read, layer.output).add_(x)
     gate_up = project(_normed(x, layer.second_norm), layer.gate_up)
-    return project(gated_silu(gate_up), (layer.down,)).add_(x)
+    return project(gated_silu(gate_up), layer.down).add_(x)
 
 
 def _normed(x: Tensor, norm: Any) -> Tensor:

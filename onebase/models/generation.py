@@ -285,7 +285,7 @@ def _prefill(
         mask = mask_argument(one.model, causal, causal & (order[:, None] - order[None, :] < window))
     stored = DynamicCache()  # built without the model's configuration, it keeps all tokens of sliding layers too
     output = one.model.base_model(input_ids=input_ids, attention_mask=mask, past_key_values=stored, use_cache=True)
-    filled = keys_and_values(stored)
+    filled = keys_and_values(stored, lengths)
     if cache is None:
         cache = SlotCache(filled, max_rows=max_rows, max_length=max_length)
     cache.admit(filled, lengths, copies=num_samples)

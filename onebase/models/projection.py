@@ -1,10 +1,11 @@
-"""A frozen linear layer with a LoRA adapter on it, in one pass forward and one backward.
+"""Frozen linear layers with LoRA adapters on them, in one pass forward and one backward.
 
     y = x W^T + b + s (x A^T) B^T                                                (Hu et al. 2021, section 4.1)
 
-Layers that read the same input go together (query, key and value; gate and up): the gradient of the input is then
-added up inside the matrix products. The adapter's matrices stay in float32 for the optimizer and are multiplied in the
-base's number format, as autocast does; nothing of the input is kept in another format.
+Layers that read the same input (query, key and value; gate and up) go together as one: their weights below one another,
+their A too, their B as the blocks of a diagonal. The low-rank product is made first, and the large one is added to it
+inside the matrix product: memory is read and written once. The adapter's matrices stay in float32 for the optimizer and
+are multiplied in the base's number format, as autocast does; nothing of the input is kept in another format.
 """
 
 from __future__ import annotations
@@ -19,89 +20,140 @@ from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """LoRA on one of the layers of a projection."""
+
+    a: Tensor
+    """`[r, in]`, the parameter."""
+    b: Tensor
+    """`[out of the layer, r]`, the parameter."""
+    scaling: float
+    out: slice
+    """The layer's part of the projection's outputs."""
+    ranks: slice
+    """The adapter's part of all ranks."""
+
+
+@dataclass(frozen=True, slots=True)
 class Projection:
-    """A linear layer as the role in force sees it; `a` and `b` are None where the role has no adapter on it."""
+    """Linear layers that read the same input, as the role in force sees them."""
 
     weight: Tensor
-    """`[out, in]`"""
+    """`[out, in]`, all layers below one another."""
     bias: Tensor | None
+    """`[out]`"""
+    adapters: tuple[Adapter, ...] = ()
     a: Tensor | None = None
-    """`[r, in]`, the parameter."""
+    """`[R, in]`, of all adapters, in the base's number format."""
     b: Tensor | None = None
-    """`[out, r]`, the parameter."""
-    scaling: float = 1.0
-    cast_a: Tensor | None = None
-    """`a` in the base's number format."""
-    cast_b: Tensor | None = None
-    """`scaling * b` in the base's number format."""
+    """`[out, R]`, the blocks of a diagonal, scaled, in the base's number format."""
 
 
-def projection_of(module: nn.Module) -> Projection:
-    """Reads a linear layer, adapted by PEFT or not, with the adapter that is in force."""
-    adapted: Any = module if hasattr(module, "get_base_layer") else None
-    base: Any = module if adapted is None else adapted.get_base_layer()
-    active = [] if adapted is None else [name for name in adapted.active_adapters if name in adapted.lora_A]
+def lay_together(layers: Sequence[nn.Linear]) -> None:
+    """Moves the weights of layers with the same input behind one another in memory, so that they are one matrix too."""
+    weights = torch.cat([layer.weight.detach() for layer in layers])
+    for layer, rows in zip(layers, weights.split([len(layer.weight) for layer in layers]), strict=True):
+        layer.weight.data = rows
+
+
+def projection_of(*modules: nn.Module) -> Projection:
+    """Reads linear layers with the same input, adapted by PEFT or not, with the adapter that is in force."""
+    layers: list[Any] = [getattr(module, "get_base_layer", lambda module=module: module)() for module in modules]
+    weight = _below_one_another([layer.weight for layer in layers])
+    bias = None
+    if any(layer.bias is not None for layer in layers):
+        bias = torch.cat([x.weight.new_zeros(len(x.weight)) if x.bias is None else x.bias for x in layers])
+    adapters, row, rank = [], 0, 0
+    for module, layer in zip(modules, layers, strict=True):
+        num_rows = len(layer.weight)
+        found = _lora_in_force(module)
+        if found is not None:
+            a, b, scaling = found
+            adapters.append(Adapter(a, b, scaling, slice(row, row + num_rows), slice(rank, rank + len(a))))
+            rank += len(a)
+        row += num_rows
+    return adapted(weight, bias, adapters)
+
+
+def adapted(weight: Tensor, bias: Tensor | None, adapters: Sequence[Adapter]) -> Projection:
+    """A projection with these adapters, their matrices put together."""
+    if not adapters:
+        return Projection(weight, bias)
+    rank = sum(len(adapter.a) for adapter in adapters)
+    a, b = weight.new_empty(rank, weight.shape[1]), weight.new_zeros(len(weight), rank)
+    for adapter in adapters:
+        a[adapter.ranks] = adapter.a.detach()
+        b[adapter.out, adapter.ranks] = adapter.scaling * adapter.b.detach()
+    return Projection(weight, bias, tuple(adapters), a, b)
+
+
+def _lora_in_force(module: Any) -> tuple[Tensor, Tensor, float] | None:
+    active = [name for name in getattr(module, "active_adapters", []) if name in module.lora_A]
     if not active:
-        return Projection(base.weight, base.bias)
+        return None
     (name,) = active
-    a, b, scaling = adapted.lora_A[name].weight, adapted.lora_B[name].weight, float(adapted.scaling[name])
-    dtype = base.weight.dtype
-    return Projection(
-        base.weight, base.bias, a, b, scaling, a.detach().to(dtype), (scaling * b.detach()).to(dtype)
-    )
+    return module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name])
 
 
-def project(x: Tensor, projections: Sequence[Projection]) -> Tensor:
-    """`x [T, in]` through every layer, the results side by side: `[T, sum of out]`."""
+def _below_one_another(weights: Sequence[Tensor]) -> Tensor:
+    """The rows of all as one matrix, without a copy where they lie behind one another."""
+    first, end = weights[0], weights[0].storage_offset()
+    for weight in weights:
+        apart = weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+        if apart or weight.storage_offset() != end or not weight.is_contiguous():
+            return torch.cat(list(weights))
+        end += weight.numel()
+    return first.detach().as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
+
+
+def project(x: Tensor, projection: Projection) -> Tensor:
+    """`x [T, in]` through every layer, the results side by side: `[T, out]`."""
     if not torch.is_grad_enabled():
-        return _forward(x, projections)[0]
-    adapters = [tensor for part in projections for tensor in (part.a, part.b)]
-    return _Project.apply(x, tuple(projections), *adapters)
+        return _forward(x, projection)[0]
+    adapters = [tensor for adapter in projection.adapters for tensor in (adapter.a, adapter.b)]
+    return _Project.apply(x, projection, *adapters)
 
 
-def _forward(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, list[Tensor | None]]:
-    """The results, and `x A^T [T, r]` of each layer that has an adapter."""
-    out = x.new_empty(len(x), sum(len(part.weight) for part in projections))
-    lows: list[Tensor | None] = []
-    for part, side in zip(projections, _sides(out, projections), strict=True):
-        torch.mm(x, part.weight.t(), out=side)
-        if part.bias is not None:
-            side.add_(part.bias)
-        low = None
-        if part.cast_a is not None and part.cast_b is not None:
-            low = x @ part.cast_a.t()
-            side.addmm_(low, part.cast_b.t())
-        lows.append(low)
-    return out, lows
-
-
-def _sides(tensor: Tensor, projections: Sequence[Projection]) -> Sequence[Tensor]:
-    return tensor.split([len(part.weight) for part in projections], dim=1)
+def _forward(x: Tensor, projection: Projection) -> tuple[Tensor, Tensor | None]:
+    """The results, and `x A^T [T, R]`."""
+    weight, low = projection.weight, None
+    if projection.a is None or projection.b is None:
+        out = x @ weight.t()
+    else:
+        low = x @ projection.a.t()
+        out = (low @ projection.b.t()).addmm_(x, weight.t())
+    if projection.bias is not None:
+        out.add_(projection.bias)
+    return out, low
 
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, projections: tuple[Projection, ...], *adapters: Tensor | None) -> Tensor:
-        out, lows = _forward(x, projections)
-        ctx.projections = projections
+    def forward(ctx: Any, x: Tensor, projection: Projection, *adapters: Tensor) -> Tensor:
+        out, low = _forward(x, projection)
+        ctx.projection = projection
         # Without an adapter that trains the input is not needed again.
-        ctx.save_for_backward(x if any(ctx.needs_input_grad[2:]) else None, *lows)
+        ctx.save_for_backward(*((x, low) if any(ctx.needs_input_grad[2:]) else (None, None)))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, *lows = ctx.saved_tensors
-        into_x: Tensor | None = None
+        x, low = ctx.saved_tensors
+        projection: Projection = ctx.projection
+        if projection.a is None or projection.b is None:
+            return gradient @ projection.weight, None
+        through_b = gradient @ projection.b  # [T, R]
+        into_x = None
+        if ctx.needs_input_grad[0]:
+            into_x = (through_b @ projection.a).addmm_(gradient, projection.weight)
+        if x is None:
+            return into_x, None, *(None for _ in ctx.needs_input_grad[2:])
+        into_a, into_b = through_b.t() @ x, gradient.t() @ low
         into_adapters: list[Tensor | None] = []
-        sides = _sides(gradient, ctx.projections)
-        for i, (part, low, g) in enumerate(zip(ctx.projections, lows, sides, strict=True)):
-            through_b = g @ part.cast_b if part.cast_b is not None else None  # [T, r]
-            if ctx.needs_input_grad[0]:
-                into_x = g @ part.weight if into_x is None else into_x.addmm_(g, part.weight)
-                if through_b is not None:
-                    into_x.addmm_(through_b, part.cast_a)
-            trains = part.a is not None and ctx.needs_input_grad[2 + 2 * i]
-            into_adapters.append((through_b.t() @ x).to(part.a.dtype) if trains else None)  # type: ignore[union-attr]
-            into_adapters.append((g.t() @ low).to(part.b.dtype).mul_(part.scaling) if trains else None)
+        for i, adapter in enumerate(projection.adapters):
+            trains = ctx.needs_input_grad[2 + 2 * i]
+            part = into_b[adapter.out, adapter.ranks]
+            into_adapters.append(into_a[adapter.ranks].to(adapter.a.dtype) if trains else None)
+            into_adapters.append(part.to(adapter.b.dtype).mul_(adapter.scaling) if trains else None)
         return into_x, None, *into_adapters

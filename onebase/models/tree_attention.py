@@ -25,36 +25,38 @@ from onebase.records import TreeBatch
 SHORTEST_TO_LONGEST = 0.8
 """Trees of a batch differ in length by no more than this: what is padded is then at most about a fifth."""
 SCORES_AT_ONCE = 1 << 23
-"""Attention scores that exist at once in the backward pass: 32 MiB in float32, and as much again for their softmax."""
+"""Attention scores that exist at once in the backward pass: 32 MiB in float32, and as much again for their softmax. One
+head of a group of trees has no more than these."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeGroup:
-    """Trees that attention handles at once.
-
-    A batch has `n` rows of `t` places; behind a tree's end its last column stands again, as padding.
-    """
+    """Trees of about the same length, which attention handles at once: `n` of them in `t` places each."""
 
     shape: tuple[int, int]
     """n, t"""
-    columns: Tensor
-    """`[n * t]`, the column of the row that stands in each place."""
-    real: Tensor
-    """`[m]`, the places that are not padding."""
+    places: slice
+    """Its `n * t` places among those of all groups."""
     mask: Tensor | None
     """`[n, 1, t, t]`, added to the scores; None where every tree is one plain causal sequence."""
     all_masks: Tensor
-    """`[n or 1, 1, t, t]` float32, also of causal sequences."""
+    """`[n or 1, t, t]` float32, also of causal sequences."""
 
+
+@dataclass(frozen=True, slots=True)
+class TreeGroups:
+    """All trees of a batch, in groups. A token has one place of its own; behind a tree's end its last stands again."""
+
+    groups: tuple[TreeGroup, ...]
+    columns: Tensor
+    """`[P]`, the column of the batch that stands in each place."""
+    places: Tensor
+    """`[T]`, the place of each column."""
     padding: Tensor
-    """`[n, 1, t, 1]` bool."""
-
-    @property
-    def has_padding(self) -> bool:
-        return len(self.real) < len(self.columns)
+    """The places behind the ends of trees."""
 
 
-def group_trees(batch: TreeBatch, dtype: torch.dtype) -> list[TreeGroup]:
+def group_trees(batch: TreeBatch, dtype: torch.dtype) -> TreeGroups:
     """Groups the trees of a batch whose rows are laid end to end; padding is a tree of its own, which nothing reads.
 
     Args:
@@ -66,152 +68,161 @@ def group_trees(batch: TreeBatch, dtype: torch.dtype) -> list[TreeGroup]:
     return _grouped(tree, branch, dtype)
 
 
-def group_sequences(sequence: Tensor, dtype: torch.dtype) -> list[TreeGroup]:
+def group_sequences(sequence: Tensor, dtype: torch.dtype) -> TreeGroups:
     """Groups plain causal sequences laid end to end; `sequence [T]` numbers them."""
     return _grouped(sequence, torch.zeros_like(sequence), dtype)
 
 
-def _grouped(tree: Tensor, branch: Tensor, dtype: torch.dtype) -> list[TreeGroup]:
+def _grouped(tree: Tensor, branch: Tensor, dtype: torch.dtype) -> TreeGroups:
     _, counts = torch.unique_consecutive(tree, return_counts=True)
+    lengths = counts.tolist()
     starts = (counts.cumsum(0) - counts).tolist()
-    order = sorted(range(len(starts)), key=lambda i: -int(counts[i]))
-    groups: list[list[int]] = []
-    for i in order:
-        if groups and counts[i] >= SHORTEST_TO_LONGEST * counts[groups[-1][0]]:
-            groups[-1].append(i)
+    members: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[members[-1][0]] if members else 0
+        fits = members and (len(members[-1]) + 1) * usual_size(longest) ** 2 <= SCORES_AT_ONCE
+        if fits and lengths[i] >= SHORTEST_TO_LONGEST * longest:
+            members[-1].append(i)
         else:
-            groups.append([i])
-    return [_group([starts[i] for i in group], counts[group], branch, dtype) for group in groups]
+            members.append([i])
+    groups: list[TreeGroup] = []
+    columns: list[Tensor] = []
+    padding: list[Tensor] = []
+    num_places = 0
+    for chosen in members:
+        shape = len(chosen), usual_size(lengths[chosen[0]])
+        steps = torch.arange(shape[1], device=tree.device)
+        start, length = (torch.tensor([x[i] for i in chosen], device=tree.device)[:, None] for x in (starts, lengths))
+        columns.append(start + torch.minimum(steps[None, :], length - 1))
+        padding.append((steps[None, :] >= length).flatten().nonzero().squeeze(-1) + num_places)
+        places = slice(num_places, num_places + shape[0] * shape[1])
+        groups.append(TreeGroup(shape, places, *_masks(branch[columns[-1]], dtype)))
+        num_places = places.stop
+    all_columns, all_padding = torch.cat([part.flatten() for part in columns]), torch.cat(padding)
+    real = torch.ones(num_places, dtype=torch.bool, device=tree.device).index_fill_(0, all_padding, False)
+    place = torch.empty_like(tree)
+    place[all_columns[real]] = real.nonzero().squeeze(-1)
+    return TreeGroups(tuple(groups), all_columns, place, all_padding)
 
 
-def _group(starts: list[int], lengths: Tensor, branch: Tensor, dtype: torch.dtype) -> TreeGroup:
-    steps = torch.arange(usual_size(int(lengths.max())), device=branch.device)
-    lengths = lengths[:, None]
-    columns = torch.tensor(starts, device=branch.device)[:, None] + torch.minimum(steps[None, :], lengths - 1)
-    padding = steps[None, :] >= lengths
-    real = (~padding).flatten().nonzero().squeeze(-1)
-    branches = branch[columns]  # [n, t]
+def _masks(branch: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
+    """A group's masks from the branches `[n, t]` of its places."""
+    steps = torch.arange(branch.shape[1], device=branch.device)
     allowed = (steps[:, None] >= steps[None, :])[None]  # what stands behind a tree's end is later than all of it
-    plain = bool((branches <= 1).all())
+    plain = bool((branch <= 1).all())
     if not plain:
-        allowed = allowed & ((branches[:, :, None] == branches[:, None, :]) | (branches == 0)[:, None, :])
-    mask = torch.zeros(allowed.shape, device=branch.device).masked_fill_(~allowed, -torch.inf)[:, None]
-    return TreeGroup(
-        (len(starts), len(steps)), columns.flatten(), real, None if plain else mask.to(dtype), mask,
-        padding[:, None, :, None],
-    )  # fmt: skip
+        allowed = allowed & ((branch[:, :, None] == branch[:, None, :]) | (branch == 0)[:, None, :])
+    mask = torch.zeros(allowed.shape, device=branch.device).masked_fill_(~allowed, -torch.inf)
+    return None if plain else mask.to(dtype)[:, None], mask
 
 
-def tree_attention(
-    query_key_value: Tensor, groups: Sequence[TreeGroup], scaling: float, *, num_heads: int
-) -> Tensor:
-    """What every token reads from the tokens it may see: `[T, heads, d]`.
+def tree_attention(query_key_value: Tensor, groups: TreeGroups, scaling: float, *, num_heads: int) -> Tensor:
+    """What every token reads from the tokens it may see: `[T, heads, d]`, zeros in columns of no group.
 
     Args:
         query_key_value: `[T, heads + 2 kv heads, d]`; each kv head is read by `heads / kv heads` query heads.
-        groups: of the trees that make up the T columns.
+        groups: of the trees that make up the first columns.
         num_heads: of the queries.
     """
     if not torch.is_grad_enabled():
-        return _forward(query_key_value, groups, scaling, num_heads)
-    return _TreeAttention.apply(query_key_value, tuple(groups), scaling, num_heads)
+        return _forward(query_key_value, groups, scaling, num_heads)[0]
+    return _TreeAttention.apply(query_key_value, groups, scaling, num_heads)
 
 
-def _gathered(tensor: Tensor, group: TreeGroup) -> Tensor:
-    """`[T, heads, d] -> [n, heads, t, d]`."""
-    taken = tensor.index_select(0, group.columns).view(*group.shape, *tensor.shape[1:])
-    return taken.transpose(1, 2).contiguous()
-
-
-def _parts(tensor: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of `[n, heads + 2 kv heads, t, d]`, each `[n, heads, t, d]`."""
-    rest = (tensor.shape[1] - num_heads) // 2
-    query, key, value = tensor.split([num_heads, rest, rest], dim=1)
+def _parts(tensor: Tensor, num_heads: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, which stand side by side in `dim`; as many of each, keys and values repeated."""
+    rest = (tensor.shape[dim] - num_heads) // 2
+    query, key, value = tensor.split([num_heads, rest, rest], dim=dim)
     if rest != num_heads:
-        key, value = (part.repeat_interleave(num_heads // rest, dim=1) for part in (key, value))
+        key, value = (part.repeat_interleave(num_heads // rest, dim=dim) for part in (key, value))
     return query, key, value
 
 
-def _scatter(out: Tensor, values: Tensor, group: TreeGroup) -> None:
-    """Puts `[n, heads, t, d]` back into the columns of `[T, heads, d]`, without what is padding."""
-    flat = values.transpose(1, 2).flatten(0, 1)  # [n * t, heads, d]
-    if group.has_padding:
-        out.index_copy_(0, group.columns[group.real], flat.index_select(0, group.real))
-    else:
-        out.index_copy_(0, group.columns, flat)
+def _back_in_columns(parts: Sequence[Tensor], groups: TreeGroups, num_columns: int) -> Tensor:
+    """Each group's `[n * t, heads, d]` to `[T, heads, d]`."""
+    everywhere = torch.cat(list(parts))
+    out = everywhere.new_empty(num_columns, *everywhere.shape[1:])
+    num_tokens = len(groups.places)
+    torch.index_select(everywhere, 0, groups.places, out=out[:num_tokens])
+    out[num_tokens:] = 0
+    return out
 
 
-def _forward(query_key_value: Tensor, groups: Sequence[TreeGroup], scaling: float, num_heads: int) -> Tensor:
-    num_tokens, _, size = query_key_value.shape
-    out = query_key_value.new_zeros(num_tokens, num_heads, size)
-    for group in groups:
-        query, key, value = _parts(_gathered(query_key_value, group), num_heads)
+def _forward(
+    query_key_value: Tensor, groups: TreeGroups, scaling: float, num_heads: int
+) -> tuple[Tensor, Tensor]:
+    """`[T, heads, d]`, and the queries, keys and values of every place."""
+    placed = query_key_value.index_select(0, groups.columns)
+    reads = []
+    for group in groups.groups:
+        query, key, value = _parts(placed[group.places].unflatten(0, group.shape).transpose(1, 2), num_heads, 1)
         read = scaled_dot_product_attention(
             query, key, value, attn_mask=group.mask, is_causal=group.mask is None, scale=scaling
         )  # [n, heads, t, d]
-        _scatter(out, read, group)
-    return out
+        reads.append(read.transpose(1, 2).flatten(0, 1))
+    return _back_in_columns(reads, groups, len(query_key_value)), placed
 
 
 class _TreeAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, query_key_value: Tensor, groups: tuple[TreeGroup, ...], scaling: float, num_heads: int
-    ) -> Tensor:
-        ctx.save_for_backward(query_key_value)
-        ctx.groups, ctx.scaling, ctx.num_heads = groups, scaling, num_heads
-        return _forward(query_key_value, groups, scaling, num_heads)
+    def forward(ctx: Any, query_key_value: Tensor, groups: TreeGroups, scaling: float, num_heads: int) -> Tensor:
+        out, placed = _forward(query_key_value, groups, scaling, num_heads)
+        ctx.save_for_backward(placed)
+        ctx.groups, ctx.scaling = groups, scaling
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        (query_key_value,) = ctx.saved_tensors
-        into = torch.zeros_like(query_key_value)
-        for group in ctx.groups:
-            g = _gathered(gradient, group)
-            if group.has_padding:
-                g.masked_fill_(group.padding, 0)
-            _scatter(into, _backward(_gathered(query_key_value, group), g, group, ctx.scaling), group)
-        return into, None, None, None
+        (placed,) = ctx.saved_tensors
+        groups: TreeGroups = ctx.groups
+        into_reads = gradient.index_select(0, groups.columns).index_fill_(0, groups.padding, 0)
+        parts = [
+            _backward(placed[group.places], into_reads[group.places], group, ctx.scaling) for group in groups.groups
+        ]
+        return _back_in_columns(parts, groups, len(gradient)), None, None, None
 
 
 def _backward(query_key_value: Tensor, gradient: Tensor, group: TreeGroup, scaling: float) -> Tensor:
-    """Gradient of `query_key_value [n, heads + 2 kv heads, t, d]` from that of `[n, heads, t, d]`."""
-    n, heads, t, d = gradient.shape
+    """Gradient of a group's `query_key_value [n * t, heads + 2 kv heads, d]` from that of `[n * t, heads, d]`."""
+    n, t = group.shape
+    heads, d = gradient.shape[1:]
     rest = (query_key_value.shape[1] - heads) // 2
-    query, key, value = (part.reshape(n * heads, t, d) for part in _parts(query_key_value, heads))
-    gradient = gradient.view(n * heads, t, d)
-    into = gradient.new_empty(3, n * heads, t, d)  # of queries, keys and values
-    num_heads = max(1, min(heads, SCORES_AT_ONCE // (t * t)))  # at once, of one tree or of several whole ones
-    num_trees = max(1, SCORES_AT_ONCE // (heads * t * t))
-    for tree in range(0, n, num_trees):
-        masks = group.all_masks if len(group.all_masks) == 1 else group.all_masks[tree : tree + num_trees]
-        for head in range(tree * heads, min(tree + num_trees, n) * heads, num_heads * num_trees):
-            part = slice(head, min(head + num_heads * num_trees, min(tree + num_trees, n) * heads))
-            _attention_gradients(query[part], key[part], value[part], gradient[part], masks, scaling, into[:, part])
-    into_query, into_key, into_value = into.view(3, n, heads, t, d)
+
+    def by_head(tensor: Tensor) -> Tensor:  # [n * t, heads, d] -> [heads, n * t, d]
+        return tensor.transpose(0, 1).contiguous()
+
+    query, key, value = _parts(by_head(query_key_value), heads, 0)
+    gradient = by_head(gradient)
+    into = gradient.new_empty(3, heads, n * t, d)  # of queries, keys and values
+    at_once = max(1, SCORES_AT_ONCE // (n * t * t))
+    for head in range(0, heads, at_once):
+        part = slice(head, head + at_once)
+        q, k, v, g = (tensor[part].reshape(-1, t, d) for tensor in (query, key, value, gradient))
+        _attention_gradients(q, k, v, g, group.all_masks, scaling, into[:, part].unflatten(2, (n, t)).flatten(1, 2))
+    into_query, into_key, into_value = into
     if rest != heads:  # several query heads read the same keys and values
-        into_key, into_value = (x.unflatten(1, (rest, -1)).sum(2) for x in (into_key, into_value))
-    return torch.cat([into_query, into_key, into_value], dim=1)
+        into_key, into_value = (x.unflatten(0, (rest, -1)).sum(1) for x in (into_key, into_value))
+        return torch.cat([into_query, into_key, into_value]).transpose(0, 1)
+    return into.flatten(0, 1).transpose(0, 1)
 
 
 def _attention_gradients(
     query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, masks: Tensor, scaling: float, into: Tensor
 ) -> None:
-    """Writes the gradients of query, key and value `[b, t, d]` to `into [3, b, t, d]`.
+    """Writes the gradients of query, key and value `[heads * n, t, d]` to `into [3, heads * n, t, d]`.
 
     Args:
-        masks: `[n or 1, 1, t, t]`, of the n trees whose heads these are.
+        masks: `[n or 1, t, t]`.
     """
     # The scores in float32 as in the forward pass: a score of 20 in bfloat16 would be off by 0.06.
     scores = torch.bmm(query.to(torch.float32, copy=True).mul_(scaling), key.float().transpose(1, 2))
-    scores.unflatten(0, (len(masks), -1)).add_(masks)
+    scores.unflatten(0, (-1, len(masks))).add_(masks)
     probabilities = scores.softmax(-1).to(query.dtype)
     del scores
     torch.bmm(probabilities.transpose(1, 2), gradient, out=into[2])
     into_scores = torch._softmax_backward_data(
-        torch.bmm(gradient, value.transpose(1, 2)), probabilities, -1, query.dtype
+        torch.bmm(gradient * scaling, value.transpose(1, 2)), probabilities, -1, query.dtype
     )
     torch.bmm(into_scores, key, out=into[0])
     torch.bmm(into_scores.transpose(1, 2), query, out=into[1])
-    into[:2].mul_(scaling)

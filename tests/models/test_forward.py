@@ -143,7 +143,7 @@ def test_a_mask_that_leaks_between_branches_would_be_seen(architecture: str, mon
         plain = replace(batch, branch=one_branch, position_ids=columns)
         return tree_layout.attention_mask(plain, window=window)
 
-    def leaking_groups(batch: TreeBatch, dtype: torch.dtype) -> list[tree_attention.TreeGroup]:
+    def leaking_groups(batch: TreeBatch, dtype: torch.dtype) -> tree_attention.TreeGroups:
         return tree_attention.group_trees(replace(batch, branch=torch.zeros_like(batch.branch)), dtype)
 
     monkeypatch.setattr(forward, "attention_mask", leaking_mask)
@@ -165,10 +165,11 @@ def test_a_mask_that_leaks_in_the_backward_pass_alone_would_be_seen(
     weights = random_weights(len(expected))
     expected_gradients = gradients(one, "policy", expected @ weights)
 
-    def leaking_groups(batch: TreeBatch, dtype: torch.dtype) -> list[tree_attention.TreeGroup]:
+    def leaking_groups(batch: TreeBatch, dtype: torch.dtype) -> tree_attention.TreeGroups:
         one_branch = tree_attention.group_trees(replace(batch, branch=torch.zeros_like(batch.branch)), dtype)
         groups = tree_attention.group_trees(batch, dtype)
-        return [replace(group, all_masks=leak.all_masks) for group, leak in zip(groups, one_branch, strict=True)]
+        pairs = zip(groups.groups, one_branch.groups, strict=True)
+        return replace(groups, groups=tuple(replace(group, all_masks=leak.all_masks) for group, leak in pairs))
 
     monkeypatch.setattr(decoder, "group_trees", leaking_groups)
     found = token_logprobs(one, batch, role="policy")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onebase.models.projection import Projection, project, projection_of
+from onebase.models.projection import Adapter, Projection, adapted, lay_together, project, projection_of
 from tests.tiny_models import add_adapter_role, tiny_base
 
 TOKENS, WIDTH, RANK, SCALING = 13, 20, 3, 1.7
@@ -31,15 +31,6 @@ class Part:
     def trained(self) -> list[Tensor]:
         return [tensor for tensor in (self.a, self.b) if tensor is not None]
 
-    def projection(self) -> Projection:
-        if self.a is None or self.b is None:
-            return Projection(self.weight, self.bias)
-        cast = self.weight.dtype
-        return Projection(
-            self.weight, self.bias, self.a, self.b, SCALING, self.a.detach().to(cast),
-            (SCALING * self.b.detach()).to(cast),
-        )  # fmt: skip
-
     def literal(self, x: Tensor) -> Tensor:
         """In the number format of `x`."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -47,6 +38,19 @@ class Part:
         if self.a is None or self.b is None:
             return out
         return out + SCALING * (x @ self.a.to(x.dtype).t()) @ self.b.to(x.dtype).t()
+
+
+def joined(parts: list[Part]) -> Projection:
+    """The layers as one."""
+    adapters, row, rank = [], 0, 0
+    for part in parts:
+        if part.a is not None and part.b is not None:
+            out, ranks = slice(row, row + len(part.weight)), slice(rank, rank + RANK)
+            adapters.append(Adapter(part.a, part.b, SCALING, out, ranks))
+            rank += RANK
+        row += len(part.weight)
+    biases = [part.bias for part in parts if part.bias is not None]
+    return adapted(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None, adapters)
 
 
 def three_parts(adapters: tuple[bool, bool, bool], *, bias: bool, **options: Any) -> list[Part]:
@@ -77,7 +81,7 @@ def test_layers_side_by_side_are_those_one_by_one_in_both_directions(
     expected = torch.cat([part.literal(x) for part in parts], dim=1)
     weights = weights_like(expected)
     wanted = torch.autograd.grad((expected * weights).sum(), trained)
-    found = project(x, [part.projection() for part in parts])
+    found = project(x, joined(parts))
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
     for gradient, other in zip(torch.autograd.grad((found * weights).sum(), trained), wanted, strict=True):
         torch.testing.assert_close(gradient, other, rtol=0, atol=1e-5)
@@ -85,17 +89,17 @@ def test_layers_side_by_side_are_those_one_by_one_in_both_directions(
 
 @pytest.mark.parametrize("adapters", [(True, False, True), (False, False, False)])
 def test_without_gradients_the_results_are_the_same(adapters: tuple[bool, bool, bool]) -> None:
-    projections = [part.projection() for part in three_parts(adapters, bias=True)]
+    projection = joined(three_parts(adapters, bias=True))
     with torch.no_grad():
-        found = project(some_input(), projections)
-    assert not found.requires_grad and torch.equal(found, project(some_input(), projections))
+        found = project(some_input(), projection)
+    assert not found.requires_grad and torch.equal(found, project(some_input(), projection))
 
 
 def test_an_input_that_needs_no_gradient_gives_the_adapters_theirs() -> None:
     parts, x = three_parts((True, False, True), bias=False), some_input()
     trained = [tensor for part in parts for tensor in part.trained]
-    with_input = project(x, [part.projection() for part in parts])
-    without = project(x.detach(), [part.projection() for part in parts])
+    with_input = project(x, joined(parts))
+    without = project(x.detach(), joined(parts))
     weights = weights_like(without)
     expected = torch.autograd.grad((with_input * weights).sum(), trained)
     found = torch.autograd.grad((without * weights).sum(), trained)
@@ -109,7 +113,7 @@ def test_an_adapter_that_does_not_train_passes_the_gradient_on_and_gets_none() -
     expected = torch.cat([part.literal(x) for part in parts], dim=1)
     weights = weights_like(expected)
     wanted = torch.autograd.grad((expected * weights).sum(), [x, *parts[1].trained])
-    found = project(x, [part.projection() for part in parts])
+    found = project(x, joined(parts))
     (found * weights).sum().backward()
     gradients = [x.grad, *(tensor.grad for tensor in parts[1].trained)]
     for gradient, other in zip(gradients, wanted, strict=True):
@@ -120,7 +124,7 @@ def test_an_adapter_that_does_not_train_passes_the_gradient_on_and_gets_none() -
 
 def test_nothing_of_the_base_gets_a_gradient() -> None:
     parts, x = three_parts((True, True, True), bias=True), some_input()
-    project(x, [part.projection() for part in parts]).sum().backward()
+    project(x, joined(parts)).sum().backward()
     assert all(part.weight.grad is None and part.bias is not None and part.bias.grad is None for part in parts)
 
 
@@ -138,7 +142,7 @@ def test_in_bfloat16_it_is_as_near_to_float64_as_linear_layers_are() -> None:
     weights = weights_like(exact.bfloat16()).double()
     true = [exact, *torch.autograd.grad((exact * weights).sum(), [exact_input, *trained[1:]])]
     plain = measured(torch.cat([part.literal(x) for part in parts], dim=1))
-    found = measured(project(x, [part.projection() for part in parts]))
+    found = measured(project(x, joined(parts)))
     assert [tensor.dtype for tensor in found] == [x.dtype, x.dtype, *(tensor.dtype for tensor in trained[1:])]
     errors = [[(a.double() - t.double()).norm().item() for a, t in zip(side, true, strict=True)]
               for side in (found, plain)]  # fmt: skip
@@ -158,19 +162,22 @@ def test_a_layer_is_read_with_the_adapter_that_is_in_force() -> None:
     for role, ranks in (("policy", (4, 0, 0)), ("other", (2, 0, 2)), ("reference", (0, 0, 0))):
         with one.role(role):
             modules = [layer.q_proj, layer.k_proj, layer.v_proj]
-            read = [projection_of(module) for module in modules]
-            assert tuple(0 if part.a is None else len(part.a) for part in read) == ranks
+            read = projection_of(*modules)
+            sizes = [len(module.weight) for module in modules]
+            found = {adapter.out.start: len(adapter.a) for adapter in read.adapters}
+            assert found == {sum(sizes[:i]): rank for i, rank in enumerate(ranks) if rank}
             torch.testing.assert_close(
                 project(x, read), torch.cat([module(x) for module in modules], dim=1), rtol=0, atol=5e-6
             )
             if role != "reference":
-                assert read[0].a is layer.q_proj.lora_A[role].weight and read[0].b is layer.q_proj.lora_B[role].weight
+                first = read.adapters[0]
+                assert first.a is layer.q_proj.lora_A[role].weight and first.b is layer.q_proj.lora_B[role].weight
 
 
 def test_a_layer_without_any_adapter_is_read_as_it_is() -> None:
     layer = nn.Linear(6, 4)
     x = some_input_of(6)
-    torch.testing.assert_close(project(x, [projection_of(layer)]), layer(x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(project(x, projection_of(layer)), layer(x), rtol=0, atol=1e-6)
 
 
 def test_what_is_read_again_after_an_optimizer_step_is_new() -> None:
@@ -179,13 +186,42 @@ def test_what_is_read_again_after_an_optimizer_step_is_new() -> None:
     layer: Any = one.model.base_model.layers[0].mlp  # type: ignore[operator, union-attr, index]
     x = some_input_of(one.hidden_size)
     with one.role("policy"), torch.no_grad():
-        before = project(x, [projection_of(layer.up_proj)])
+        before = project(x, projection_of(layer.up_proj))
         for parameter in one.parameters("policy"):
             parameter.add_(0.1)
-        after = project(x, [projection_of(layer.up_proj)])
+        after = project(x, projection_of(layer.up_proj))
         assert not torch.allclose(before, after)
         torch.testing.assert_close(after, layer.up_proj(x), rtol=0, atol=5e-6)
 
 
 def some_input_of(width: int) -> Tensor:
     return torch.randn(7, width, generator=torch.Generator().manual_seed(5))
+
+
+def test_layers_laid_together_are_one_matrix_without_a_copy_and_stay_what_they_were() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, out, bias=out == 4) for out in (4, 3, 5)]
+    before, x = [layer.weight.detach().clone() for layer in layers], some_input_of(6)
+    apart = projection_of(*layers)
+    assert apart.weight.data_ptr() != layers[0].weight.data_ptr()
+    lay_together(layers)
+    together = projection_of(*layers)
+    assert together.weight.data_ptr() == layers[0].weight.data_ptr()
+    for layer, weight in zip(layers, before, strict=True):
+        assert torch.equal(layer.weight, weight) and isinstance(layer.weight, nn.Parameter)
+    assert torch.equal(project(x, together), project(x, apart))
+    with torch.no_grad():
+        layers[1].weight.mul_(2)
+    expected = torch.cat([layer(x) for layer in layers], dim=1)
+    torch.testing.assert_close(project(x, together), expected, rtol=0, atol=1e-6)
+
+
+def test_layers_in_another_order_or_moved_since_are_read_right() -> None:
+    torch.manual_seed(0)
+    layers, x = [nn.Linear(6, 4, bias=False) for _ in range(3)], some_input_of(6)
+    lay_together(layers)
+    layers[2].weight = nn.Parameter(torch.randn(4, 6))
+    for order in ((1, 0), (0, 2), (0, 1, 2), (1,)):
+        chosen = [layers[i] for i in order]
+        expected = torch.cat([layer(x) for layer in chosen], dim=1)
+        torch.testing.assert_close(project(x, projection_of(*chosen)), expected, rtol=0, atol=1e-6)

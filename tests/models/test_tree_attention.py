@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from onebase.data.tree import attention_mask, build_tree_batch
 from onebase.models import tree_attention as module
 from onebase.models.hardware import usual_size
-from onebase.models.tree_attention import TreeGroup, group_sequences, group_trees, tree_attention
+from onebase.models.tree_attention import TreeGroups, group_sequences, group_trees, tree_attention
 from onebase.records import Example, TreeBatch
 
 SIZE = 8
@@ -61,9 +61,9 @@ def allowed_of(batch: TreeBatch) -> Tensor:
 class Squares(TorchDispatchMode):
     """The most numbers in a tensor `[..., t, t]` that an operation makes: scores, and all that is of their size."""
 
-    def __init__(self, groups: list[TreeGroup]) -> None:
+    def __init__(self, groups: TreeGroups) -> None:
         super().__init__()
-        self.given = {group.all_masks.untyped_storage().data_ptr() for group in groups}
+        self.given = {group.all_masks.untyped_storage().data_ptr() for group in groups.groups}
         self.largest = 0
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -76,7 +76,7 @@ class Squares(TorchDispatchMode):
         return result
 
 
-def check(query_key_value: Tensor, groups: list[TreeGroup], allowed: Tensor, real: Tensor, num_heads: int) -> None:
+def check(query_key_value: Tensor, groups: TreeGroups, allowed: Tensor, real: Tensor, num_heads: int) -> None:
     """Both directions against float64; what stands in padding is read by nobody and gets no gradient from anybody."""
     weights = random(len(query_key_value), num_heads, SIZE, seed=1) * real[:, None, None]
     exact = query_key_value.double().requires_grad_()
@@ -120,8 +120,8 @@ def test_scores_in_parts_give_the_gradients_of_all_at_once(
 ) -> None:
     batch, (num_heads, num_kv_heads) = batch_of(TREES["trees of many lengths"] * 2), HEADS[heads]
     values = random(batch.input_ids.numel(), num_heads + 2 * num_kv_heads, SIZE)
-    groups = group_trees(batch, torch.float32)
     monkeypatch.setattr(module, "SCORES_AT_ONCE", scores_at_once)
+    groups = group_trees(batch, torch.float32)
     real = torch.ones(len(values), dtype=torch.bool)
     check(values, groups, allowed_of(batch), real, num_heads)
 
@@ -131,13 +131,13 @@ def test_no_more_scores_nor_masks_exist_at_once_than_allowed(
     scores_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = batch_of(TREES["trees of many lengths"] * 2)
-    groups = group_trees(batch, torch.float32)
     monkeypatch.setattr(module, "SCORES_AT_ONCE", scores_at_once)
+    groups = group_trees(batch, torch.float32)
     values = random(batch.input_ids.numel(), 12, SIZE).requires_grad_()
     found = tree_attention(values, groups, SCALING, num_heads=4)
     with Squares(groups) as squares:
         found.sum().backward()
-    longest = max(group.shape[1] for group in groups)
+    longest = max(group.shape[1] for group in groups.groups)
     assert longest**2 <= squares.largest <= max(scores_at_once, longest**2)
 
 
@@ -145,7 +145,7 @@ def test_sequences_end_to_end_are_plain_causal_attention() -> None:
     lengths = torch.tensor([7, 1, 12, 12, 3])
     sequence = torch.arange(len(lengths)).repeat_interleave(lengths)
     groups = group_sequences(sequence, torch.float32)
-    assert all(group.mask is None for group in groups)
+    assert all(group.mask is None for group in groups.groups)
     order = torch.arange(len(sequence))
     allowed = (sequence[:, None] == sequence[None, :]) & (order[:, None] >= order[None, :])
     check(random(len(sequence), 8, SIZE), groups, allowed, torch.ones(len(sequence), dtype=torch.bool), 4)
@@ -156,15 +156,15 @@ def test_sequences_end_to_end_are_plain_causal_attention() -> None:
 def test_every_column_stands_in_one_group_and_little_of_a_group_is_padding(trees: str, max_row_tokens: int) -> None:
     batch = batch_of(TREES[trees], max_row_tokens)
     groups = group_trees(batch, torch.float32)
-    columns = torch.cat([group.columns[group.real] for group in groups])
-    assert sorted(columns.tolist()) == list(range(batch.input_ids.numel()))
-    for group in groups:
+    real = torch.ones(len(groups.columns), dtype=torch.bool).index_fill_(0, groups.padding, False)
+    num_columns = batch.input_ids.numel()
+    assert sorted(groups.columns[real].tolist()) == list(range(num_columns))
+    assert torch.equal(groups.columns[groups.places], torch.arange(num_columns)) and real[groups.places].all()
+    assert [group.places.stop for group in groups.groups][-1] == len(groups.columns)
+    for group in groups.groups:
         rows, width = group.shape
-        assert len(group.columns) == rows * width and width % 16 == 0
-        assert group.has_padding == (len(group.real) < rows * width)
-        places = torch.zeros(rows * width, dtype=torch.bool).index_fill_(0, group.real, True).view(rows, width)
-        assert torch.equal(places, ~group.padding[:, 0, :, 0])
-        lengths = places.sum(-1)
+        lengths = real[group.places].view(rows, width).sum(-1)
+        assert group.places.stop - group.places.start == rows * width and width % 16 == 0
         assert int(lengths.min()) >= module.SHORTEST_TO_LONGEST * int(lengths.max())
         assert width == usual_size(int(lengths.max()))
 
@@ -233,10 +233,11 @@ def test_in_bfloat16_gradients_are_no_further_off_than_those_of_pytorchs_fused_a
 
 def test_a_group_whose_mask_is_lost_would_be_seen() -> None:
     batch = batch_of(TREES["one tree"])
-    (group,) = group_trees(batch, torch.float32)
+    groups = group_trees(batch, torch.float32)
+    (group,) = groups.groups
     values = random(batch.input_ids.numel(), 12, SIZE)
     real = torch.ones(len(values), dtype=torch.bool)
     causal = group.all_masks.new_full(group.all_masks.shape, -torch.inf).triu(1)
     for leak in (replace(group, mask=None), replace(group, all_masks=causal)):
         with pytest.raises(AssertionError, match="Tensor-likes are not close"):
-            check(values, [leak], allowed_of(batch), real, 4)
+            check(values, replace(groups, groups=(leak,)), allowed_of(batch), real, 4)

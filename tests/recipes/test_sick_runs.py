@@ -133,9 +133,9 @@ def test_a_score_that_rises_while_the_judge_falls(train: Train, capsys: pytest.C
     assert "judge" in found(folder) and "the policy games the reward; go back to the roles in best/" in said(capsys)
     rows = [row for row in metric_rows(folder) if "eval/judge" in row]
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
-    assert rows[-1]["eval/judge"] < rows[0]["eval/judge"] and rows[-1]["eval/score"] > rows[0]["eval/score"]
     best = json.loads((folder / "best" / "best.json").read_text())
-    assert best["step"] == 0 and best["eval/judge"] > rows[0]["eval/judge"]  # he likes it short, as it was
+    assert best["step"] == 0  # he likes it short, as it was
+    assert all(row["eval/judge"] < best["eval/judge"] and row["eval/score"] > best["eval/score"] for row in rows)
 
 
 def test_a_pause_goes_back_to_the_best_and_can_go_on(train: Train, capsys: pytest.CaptureFixture[str]) -> None:

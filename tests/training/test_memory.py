@@ -82,7 +82,7 @@ def test_without_padding_the_masks_are_there_once_for_all_layers(count: int, com
     examples = trees(count, prompt=112 if completions == 2 else 64, completions=completions, length=length)
     width = examples[0].num_tokens
     groups = group_trees(lay_out(one, examples), one.model.dtype)
-    held = sum(mask.nbytes for group in groups for mask in (group.mask, group.all_masks) if mask is not None)
+    held = sum(mask.nbytes for group in groups.groups for mask in (group.mask, group.all_masks) if mask is not None)
     assert mask_bytes_per_pair(one, "policy") * count * width**2 == pytest.approx(held, rel=0.1)
 
 
