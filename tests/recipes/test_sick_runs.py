@@ -135,7 +135,8 @@ def test_a_score_that_rises_while_the_judge_falls(train: Train, capsys: pytest.C
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     best = json.loads((folder / "best" / "best.json").read_text())
     assert best["step"] == 0  # he likes it short, as it was
-    assert all(row["eval/judge"] < best["eval/judge"] and row["eval/score"] > best["eval/score"] for row in rows)
+    assert all(row["eval/judge"] < best["eval/judge"] for row in rows)
+    assert rows[-1]["eval/score"] > rows[0]["eval/score"]
 
 
 def test_a_pause_goes_back_to_the_best_and_can_go_on(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
