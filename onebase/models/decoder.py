@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from onebase.models.decode_cache import SlotCache, places_end_to_end
 from onebase.models.decoder_steps import gated_silu, rms_norm, rotate_
 from onebase.models.hardware import usual_size
-from onebase.models.projection import Projection, lay_together, project, projection_of
+from onebase.models.projection import Projection, project, projection_of
 from onebase.models.tree_attention import TreeGroups, group_sequences, group_trees, tree_attention
 from onebase.records import LowerStates, TreeBatch
 
@@ -59,16 +59,12 @@ class Decoder:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        trunk: Any = model.base_model
-        self._trunk = trunk
+        self._trunk: Any = model.base_model
         config = model.config.get_text_config()
         self._num_heads = int(config.num_attention_heads)
         self._num_kv_heads = int(getattr(config, "num_key_value_heads", None) or self._num_heads)
         self._head_size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self._scaling = self._head_size**-0.5
-        for layer in trunk.layers:
-            lay_together([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj])
-            lay_together([layer.mlp.gate_proj, layer.mlp.up_proj])
 
     @staticmethod
     def runs(model: PreTrainedModel) -> bool:

@@ -37,7 +37,7 @@ def usual_size(count: int) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep freed memory for the next tensors, in large pages, where it is glibc; elsewhere nothing.
+    """Has the C library keep freed memory for the next tensors, where it is glibc; elsewhere nothing.
 
     It gives large blocks back to the system at once, which takes and clears them page by page when the next tensor asks
     for as much: between two optimizer steps the same gigabyte went back and forth. The peak is the same.
@@ -48,18 +48,5 @@ def keep_freed_memory() -> None:
             c_library = ctypes.CDLL("libc.so.6")
             c_library.mallopt(mmap_threshold, 2**30)
             c_library.mallopt(trim_threshold, most)
-            _ask_for_large_pages(c_library, 2**30 - 2**22)
         except (OSError, AttributeError):  # another C library
             return
-
-
-def _ask_for_large_pages(c_library: ctypes.CDLL, size: int) -> None:
-    """Advises the kernel to fill the next `size` bytes of the heap with pages of 2 MiB, once they are used."""
-    advice, page = 14, 2**21  # MADV_HUGEPAGE
-    c_library.malloc.restype, c_library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    c_library.free.argtypes = [ctypes.c_void_p]
-    c_library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    block = c_library.malloc(size)  # from the end of the heap, where it stays when it is free
-    if block:
-        c_library.madvise(-(-block // page) * page, size - page, advice)
-        c_library.free(block)

@@ -2,15 +2,15 @@
 
     y = x W^T + b + s (x A^T) B^T                                                (Hu et al. 2021, section 4.1)
 
-Layers that read the same input (query, key and value; gate and up) go together as one: their weights below one another,
-their A too, their B as the blocks of a diagonal. The low-rank product is made first, and the large one is added to it
-inside the matrix product: memory is read and written once. The adapter's matrices stay in float32 for the optimizer and
-are multiplied in the base's number format, as autocast does; nothing of the input is kept in another format.
+Layers that read the same input (query, key and value; gate and up) go together: their A stand below one another, their
+B are the blocks of a diagonal. The low-rank products are made first, and the large ones are added to them inside the
+matrix product: memory is read and written once. The adapter's matrices stay in float32 for the optimizer and are
+multiplied in the base's number format, as autocast does; nothing of the input is kept in another format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,10 @@ class Adapter:
 class Projection:
     """Linear layers that read the same input, as the role in force sees them."""
 
-    weight: Tensor
-    """`[out, in]`, all layers below one another."""
+    weights: tuple[Tensor, ...]
+    """`[out of the layer, in]` of each, where the loader has put them: they may be pages of a file."""
     bias: Tensor | None
-    """`[out]`"""
+    """`[out]`, of all."""
     adapters: tuple[Adapter, ...] = ()
     a: Tensor | None = None
     """`[R, in]`, of all adapters, in the base's number format."""
@@ -49,17 +49,9 @@ class Projection:
     """`[out, R]`, the blocks of a diagonal, scaled, in the base's number format."""
 
 
-def lay_together(layers: Sequence[nn.Linear]) -> None:
-    """Moves the weights of layers with the same input behind one another in memory, so that they are one matrix too."""
-    weights = torch.cat([layer.weight.detach() for layer in layers])
-    for layer, rows in zip(layers, weights.split([len(layer.weight) for layer in layers]), strict=True):
-        layer.weight.data = rows
-
-
 def projection_of(*modules: nn.Module) -> Projection:
     """Reads linear layers with the same input, adapted by PEFT or not, with the adapter that is in force."""
     layers: list[Any] = [getattr(module, "get_base_layer", lambda module=module: module)() for module in modules]
-    weight = _below_one_another([layer.weight for layer in layers])
     bias = None
     if any(layer.bias is not None for layer in layers):
         bias = torch.cat([x.weight.new_zeros(len(x.weight)) if x.bias is None else x.bias for x in layers])
@@ -72,19 +64,20 @@ def projection_of(*modules: nn.Module) -> Projection:
             adapters.append(Adapter(a, b, scaling, slice(row, row + num_rows), slice(rank, rank + len(a))))
             rank += len(a)
         row += num_rows
-    return adapted(weight, bias, adapters)
+    return adapted([layer.weight for layer in layers], bias, adapters)
 
 
-def adapted(weight: Tensor, bias: Tensor | None, adapters: Sequence[Adapter]) -> Projection:
+def adapted(weights: Sequence[Tensor], bias: Tensor | None, adapters: Sequence[Adapter]) -> Projection:
     """A projection with these adapters, their matrices put together."""
     if not adapters:
-        return Projection(weight, bias)
+        return Projection(tuple(weights), bias)
     rank = sum(len(adapter.a) for adapter in adapters)
-    a, b = weight.new_empty(rank, weight.shape[1]), weight.new_zeros(len(weight), rank)
+    a = weights[0].new_empty(rank, weights[0].shape[1])
+    b = weights[0].new_zeros(sum(map(len, weights)), rank)
     for adapter in adapters:
         a[adapter.ranks] = adapter.a.detach()
         b[adapter.out, adapter.ranks] = adapter.scaling * adapter.b.detach()
-    return Projection(weight, bias, tuple(adapters), a, b)
+    return Projection(tuple(weights), bias, tuple(adapters), a, b)
 
 
 def _lora_in_force(module: Any) -> tuple[Tensor, Tensor, float] | None:
@@ -93,17 +86,6 @@ def _lora_in_force(module: Any) -> tuple[Tensor, Tensor, float] | None:
         return None
     (name,) = active
     return module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name])
-
-
-def _below_one_another(weights: Sequence[Tensor]) -> Tensor:
-    """The rows of all as one matrix, without a copy where they lie behind one another."""
-    first, end = weights[0], weights[0].storage_offset()
-    for weight in weights:
-        apart = weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
-        if apart or weight.storage_offset() != end or not weight.is_contiguous():
-            return torch.cat(list(weights))
-        end += weight.numel()
-    return first.detach().as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
 
 
 def project(x: Tensor, projection: Projection) -> Tensor:
@@ -116,15 +98,24 @@ def project(x: Tensor, projection: Projection) -> Tensor:
 
 def _forward(x: Tensor, projection: Projection) -> tuple[Tensor, Tensor | None]:
     """The results, and `x A^T [T, R]`."""
-    weight, low = projection.weight, None
+    low = None
     if projection.a is None or projection.b is None:
-        out = x @ weight.t()
+        out = x.new_empty(len(x), sum(map(len, projection.weights)))
+        for side, weight in _sides(out, projection):
+            torch.mm(x, weight.t(), out=side)
     else:
         low = x @ projection.a.t()
-        out = (low @ projection.b.t()).addmm_(x, weight.t())
+        out = low @ projection.b.t()
+        for side, weight in _sides(out, projection):
+            side.addmm_(x, weight.t())
     if projection.bias is not None:
         out.add_(projection.bias)
     return out, low
+
+
+def _sides(out: Tensor, projection: Projection) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each layer's part of `out [T, out]`, and its weight."""
+    return zip(out.split(list(map(len, projection.weights)), dim=1), projection.weights, strict=True)
 
 
 class _Project(torch.autograd.Function):
@@ -141,13 +132,13 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, low = ctx.saved_tensors
         projection: Projection = ctx.projection
-        if projection.a is None or projection.b is None:
-            return gradient @ projection.weight, None
-        through_b = gradient @ projection.b  # [T, R]
+        through_b = None if projection.b is None else gradient @ projection.b  # [T, R]
         into_x = None
         if ctx.needs_input_grad[0]:
-            into_x = (through_b @ projection.a).addmm_(gradient, projection.weight)
-        if x is None:
+            into_x = through_b @ projection.a if through_b is not None and projection.a is not None else None
+            for side, weight in _sides(gradient, projection):
+                into_x = side @ weight if into_x is None else into_x.addmm_(side, weight)
+        if x is None or through_b is None:
             return into_x, None, *(None for _ in ctx.needs_input_grad[2:])
         into_a, into_b = through_b.t() @ x, gradient.t() @ low
         into_adapters: list[Tensor | None] = []
