@@ -53,7 +53,9 @@ def by_layers(workload: Workload, precision: str) -> dict[str, Any]:
     runs: dict[str, list[dict[str, float]]] = {layers: [] for layers in LAYERS}
     for _ in range(workload.rounds):
         for layers, measured in runs.items():
-            measured.append(run_module("bench.ours", *workload.ours("ppo", precision, f"lora.layers={layers}")))
+            # The critic like the policy: it would start as the reward role, which has adapters on all layers here.
+            keys = f"lora.layers={layers}", "ppo.critic_start=policy"
+            measured.append(run_module("bench.ours", *workload.ours("ppo", precision, *keys)))
     print("bench: lora.layers: " + ", ".join(
         f"{k} {median(r['seconds_per_batch'] for r in v):.2f} s" for k, v in runs.items()), flush=True)  # fmt: skip
     return {"precision": precision, "runs": runs}

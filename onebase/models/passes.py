@@ -37,13 +37,17 @@ def num_counted(examples: Sequence[Example]) -> int:
 
 
 def with_lower_states(
-    one: OneBase, examples: Sequence[Example], *, roles: Sequence[str], token_budget: int
+    one: OneBase, examples: Sequence[Example], *, role: str, token_budget: int
 ) -> list[Example]:
-    """The examples with what the layers below every adapter of these roles make of them, to be used again and again.
+    """The examples with what the layers below the role's adapter make of them, for all roles that have none there.
 
-    Unchanged where a role adapts the lowest layer, or where transformers runs the model.
+    Unchanged where the role adapts the lowest layer, or where transformers runs the model.
     """
-    if not one.packs or (num_layers := min(_num_plain_layers(one, role) for role in roles)) == 0:
+    if not one.packs:
+        return list(examples)
+    with one.role(role):
+        num_layers = one.decoder.num_plain_layers()  # type: ignore[union-attr]
+    if num_layers == 0:
         return list(examples)
     found: dict[int, Example] = {}
     for indices in split_to_fit(one, examples, token_budget):
@@ -53,11 +57,6 @@ def with_lower_states(
         for i, part in zip(indices, parts, strict=True):
             found[i] = replace(examples[i], lower=LowerStates(num_layers, part.clone()))
     return [found[i] for i in range(len(examples))]
-
-
-def _num_plain_layers(one: OneBase, role: str) -> int:
-    with one.role(role):
-        return one.decoder.num_plain_layers()  # type: ignore[union-attr]
 
 
 @torch.no_grad()

@@ -83,8 +83,7 @@ def collect_rollout(
         samples_per_prompt=samples_per_prompt,
     )
     generated = time.monotonic()
-    roles = ["policy", "reference", *([critic] if critic is not None else [])]
-    examples = with_lower_states(one, trees(prompts, samples), roles=roles, token_budget=token_budget)
+    examples = with_lower_states(one, trees(prompts, samples), role="policy", token_budget=token_budget)
     lowered = time.monotonic()
     scores = reward_source.score(score_request(chat, examples))
     scored = time.monotonic()

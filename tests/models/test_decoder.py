@@ -508,9 +508,9 @@ def test_the_trial_of_the_decoder_leaves_the_model_as_it_was() -> None:
 # ----------------------------------------------------------------------------- lower layers, computed once for all
 
 
-def with_and_without_lower_states(one: OneBase, *roles: str) -> tuple[list[Example], list[Example]]:
+def with_and_without_lower_states(one: OneBase, role: str = "policy") -> tuple[list[Example], list[Example]]:
     examples = some_examples(3)
-    lowered = with_lower_states(one, examples, roles=roles, token_budget=60)
+    lowered = with_lower_states(one, examples, role=role, token_budget=60)
     assert lowered == examples  # the field takes no part in that
     return lowered, examples
 
@@ -518,10 +518,10 @@ def with_and_without_lower_states(one: OneBase, *roles: str) -> tuple[list[Examp
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_lower_states_change_neither_logprobs_nor_gradients(kind: str) -> None:
     one = base_of(kind, num_hidden_layers=4)
-    add_adapter_role(one, "policy", layers="3")
-    add_adapter_role(one, "critic", layers="upper-half", head=True)
+    add_adapter_role(one, "policy", layers="upper-half")
+    add_adapter_role(one, "critic", layers="3", head=True)
     one.add_role("reference")
-    lowered, examples = with_and_without_lower_states(one, "policy", "critic", "reference")
+    lowered, examples = with_and_without_lower_states(one)
     assert [example.lower.num_layers for example in lowered if example.lower] == [2] * 5
     # In other company and order than when they were computed.
     order = [3, 0, 4, 2]
@@ -536,7 +536,7 @@ def test_lower_states_change_neither_logprobs_nor_gradients(kind: str) -> None:
 def test_lower_layers_are_not_run_again() -> None:
     one = base_of("llama", num_hidden_layers=4)
     add_adapter_role(one, "policy", layers="upper-quarter")
-    lowered, examples = with_and_without_lower_states(one, "policy")
+    lowered, examples = with_and_without_lower_states(one)
     before = {name: lay_out(one, some) for name, some in (("with", lowered), ("without", examples))}
     with torch.no_grad():
         for layer in one.model.base_model.layers[:3]:
@@ -554,23 +554,23 @@ def test_a_role_with_an_adapter_below_leaves_lower_states_aside() -> None:
     one = base_of("llama", num_hidden_layers=4)
     add_adapter_role(one, "policy", layers="upper-half")
     add_adapter_role(one, "reward", head=True)
-    lowered, examples = with_and_without_lower_states(one, "policy")
+    lowered, examples = with_and_without_lower_states(one)
     scores = [completion_scores(one, lay_out(one, some), role="reward") for some in (lowered, examples)]
     assert torch.equal(*scores)
-    assert with_lower_states(one, examples, roles=["policy", "reward"], token_budget=60)[0].lower is None
+    assert with_lower_states(one, examples, role="reward", token_budget=60)[0].lower is None
 
 
 def test_where_transformers_runs_the_model_there_are_no_lower_states() -> None:
     one = base_of("llama")
     add_adapter_role(one, "policy", layers="1")
     with by_transformers(one):
-        assert with_lower_states(one, some_examples(2), roles=["policy"], token_budget=60)[0].lower is None
+        assert with_lower_states(one, some_examples(2), role="policy", token_budget=60)[0].lower is None
 
 
 def test_lower_states_stay_out_of_batches_they_do_not_fit() -> None:
     one = base_of("llama", num_hidden_layers=4)
     add_adapter_role(one, "policy", layers="upper-half")
-    lowered, examples = with_and_without_lower_states(one, "policy")
+    lowered, examples = with_and_without_lower_states(one)
     assert lay_out(one, [lowered[0], examples[1]]).lower is None
     assert build_tree_batch(lowered).lower is None  # a row each, with padding
     assert all(example.lower is None for example in separate(lowered))
