@@ -26,7 +26,6 @@ from bench.workload import Workload, prepare, python_of
 def measure(workload: Workload, results: Path) -> list[str]:
     prepare(workload, python_of(workload, "classic"), workload.folder)
 
-
     def one_precision(precision: str) -> None:
         keep(precision, {**measure_precision(workload, precision), **stamp()}, results, within="memory")
 

@@ -29,7 +29,6 @@ STAGES = ("sft", "reward", "dpo", "ppo-head", "ppo")
 def measure(workload: Workload, results: Path) -> list[str]:
     prepare(workload, python_of(workload, "classic"), workload.folder)
 
-
     def one_precision(precision: str) -> None:
         keep(precision, {**measure_precision(workload, precision), **stamp()}, results, within="utilisation")
 

@@ -63,7 +63,8 @@ def test_the_page_is_written_from_any_part_of_the_results(tmp_path: Path) -> Non
 
 
 def test_the_projects_own_page_has_its_marks() -> None:
-    report.between_marks(report.PAGE.read_text(encoding="utf-8"), "", report.PAGE.name)
+    page = report.between_marks(report.PAGE.read_text(encoding="utf-8"), "a new part", report.PAGE.name)
+    assert f"{report.BEGIN}\n\na new part\n\n{report.END}" in page and "## How it is measured" in page
 
 
 def test_what_was_measured_before_is_kept(tmp_path: Path) -> None:
