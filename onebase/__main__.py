@@ -2,7 +2,7 @@
 
 import sys
 
-from onebase.cli import main
+from onebase.start import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
-    {"cli", "__main__"},
+    {"cli", "start", "__main__"},
     {"recipes"},
     {"evaluation"},
     {"training", "rewards"},

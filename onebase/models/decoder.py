@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from onebase.models.decode_cache import SlotCache, places_end_to_end
 from onebase.models.decoder_steps import gated_silu, rms_norm, rotate_
 from onebase.models.hardware import usual_size
-from onebase.models.projection import Projection, project, projection_of
+from onebase.models.projection import Projection, lay_together, project, projection_of
 from onebase.models.tree_attention import TreeGroups, group_sequences, group_trees, tree_attention
 from onebase.records import LowerStates, TreeBatch
 
@@ -97,6 +97,13 @@ class Decoder:
                 projection_of(mlp.down_proj),
             ))  # fmt: skip
         return found
+
+    def lay_weights_together(self) -> None:
+        """Puts the base's weights where one product does for all layers that read the same input."""
+        for layer in self._trunk.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            lay_together(attention.q_proj, attention.k_proj, attention.v_proj)
+            lay_together(mlp.gate_proj, mlp.up_proj)
 
     def num_plain_layers(self) -> int:
         """How many of the lowest layers have no adapter of the role in force."""

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from onebase import processes
 from onebase.errors import DoesNotFitError, PromptTooLongError
 from onebase.models.decode_cache import SlotCache, keys_and_values
-from onebase.models.decoder import Layer
+from onebase.models.decoder import Decoder, Layer
 from onebase.models.forward import adjust_logits, final_logits, mask_argument, sliding_window
 from onebase.models.hardware import free_memory
 from onebase.models.one_base import OneBase
@@ -223,7 +223,8 @@ def _decode_in_slots(
     longest = max((len(p) for p in prompts), default=0) + sampling.max_new_tokens
     stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=one.device)
     cache: SlotCache | None = None
-    layers = one.decoder.layers() if one.decoder is not None else []
+    decoder = one.decoder
+    layers = decoder.layers() if decoder is not None else []
     rows: list[int] = []  # the sample in each slot
     ids = torch.zeros(0, dtype=torch.long, device=one.device)
     taken = torch.zeros(0, dtype=torch.long, device=one.device)  # tokens drawn so far, per slot
@@ -236,14 +237,15 @@ def _decode_in_slots(
             count = min(room, max(1, PREFILL_TOKENS // len(prompts[waiting[0]])))
             entering, waiting = waiting[:count], waiting[count:]
             new_rows = [p * num_samples + k for p in entering for k in range(num_samples)]
-            hidden, cache = _prefill(one, [prompts[p] for p in entering], cache, num_samples, max_rows, longest)
+            texts = [prompts[p] for p in entering]
+            hidden, cache = _prefill(one, decoder, texts, cache, num_samples, max_rows, longest)
             none_taken = torch.zeros(len(new_rows), dtype=torch.long, device=one.device)
             new_ids = _step(one, hidden, samples, new_rows, randoms, none_taken, sampling)
             rows, ids = rows + new_rows, torch.cat([ids, new_ids])
             taken = torch.cat([taken, torch.ones_like(new_ids)])
         else:
             assert cache is not None
-            hidden = _decode_step(one, ids, cache, layers)
+            hidden = _decode_step(one, decoder, layers, ids, cache)
             ids = _step(one, hidden, samples, rows, randoms, taken, sampling)
             taken = taken + 1
         ended = torch.isin(ids, stops)
@@ -259,6 +261,7 @@ def _decode_in_slots(
 
 def _prefill(
     one: OneBase,
+    decoder: Decoder | None,
     prompts: list[Sequence[int]],
     cache: SlotCache | None,
     num_samples: int,
@@ -267,8 +270,8 @@ def _prefill(
 ) -> tuple[Tensor, SlotCache]:
     """Runs the prompts once each and copies their keys and values into K slots: `[B, H]` at each prompt's end."""
     lengths = torch.tensor([len(p) for p in prompts], device=one.device)
-    if one.decoder is not None:
-        last, filled = one.decoder.prefill(torch.tensor([token for prompt in prompts for token in prompt]), lengths)
+    if decoder is not None:
+        last, filled = decoder.prefill(torch.tensor([token for prompt in prompts for token in prompt]), lengths)
         if cache is None:
             cache = SlotCache(filled, max_rows=max_rows, max_length=max_length)
         cache.admit(filled, lengths, copies=num_samples)
@@ -293,13 +296,15 @@ def _prefill(
     return last.repeat_interleave(num_samples, dim=0), cache
 
 
-def _decode_step(one: OneBase, ids: Tensor, cache: SlotCache, layers: Sequence[Layer]) -> Tensor:
+def _decode_step(
+    one: OneBase, decoder: Decoder | None, layers: Sequence[Layer], ids: Tensor, cache: SlotCache
+) -> Tensor:
     """One token for every slot in use: `[B, H]`."""
     positions = cache.lengths[:, None]
     window = sliding_window(one.model)
     visible = cache.begin_step()  # [B, 1, 1, L]
-    if one.decoder is not None:
-        hidden = one.decoder.step(layers, ids, cache, visible)
+    if decoder is not None:
+        hidden = decoder.step(layers, ids, cache, visible)
         cache.end_step()
         return hidden
     near = None

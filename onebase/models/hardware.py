@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 
 def free_memory(device: torch.device) -> int:
@@ -34,6 +35,21 @@ def usual_size(count: int) -> int:
     """
     step = max(16, 1 << max(0, count.bit_length() - 4))
     return -(-count // step) * step
+
+
+def is_mapped_from_file(tensor: Tensor) -> bool:
+    """Whether a tensor's memory is pages of a file; where the system does not say, it may be."""
+    maps = Path("/proc/self/maps")
+    if tensor.device.type != "cpu":
+        return False
+    if not maps.is_file():
+        return True
+    for line in maps.read_text().splitlines():  # 7f00-7f10 r--p 00000000 fe:00 1234   /a/file
+        fields = line.split(maxsplit=5)
+        start, end = (int(address, 16) for address in fields[0].split("-"))
+        if start <= tensor.data_ptr() < end:
+            return fields[4] != "0"  # the file's number
+    return True
 
 
 def keep_freed_memory() -> None:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from onebase.models.hardware import is_mapped_from_file
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
@@ -39,7 +41,7 @@ class Projection:
     """Linear layers that read the same input, as the role in force sees them."""
 
     weights: tuple[Tensor, ...]
-    """`[out of the layer, in]` of each, where the loader has put them: they may be pages of a file."""
+    """`[out of the layer, in]` of each; of all in one, where they lie behind one another."""
     bias: Tensor | None
     """`[out]`, of all."""
     adapters: tuple[Adapter, ...] = ()
@@ -70,14 +72,39 @@ def projection_of(*modules: nn.Module) -> Projection:
 def adapted(weights: Sequence[Tensor], bias: Tensor | None, adapters: Sequence[Adapter]) -> Projection:
     """A projection with these adapters, their matrices put together."""
     if not adapters:
-        return Projection(tuple(weights), bias)
+        return Projection(_in_one(weights), bias)
     rank = sum(len(adapter.a) for adapter in adapters)
     a = weights[0].new_empty(rank, weights[0].shape[1])
     b = weights[0].new_zeros(sum(map(len, weights)), rank)
     for adapter in adapters:
         a[adapter.ranks] = adapter.a.detach()
         b[adapter.out, adapter.ranks] = adapter.scaling * adapter.b.detach()
-    return Projection(tuple(weights), bias, tuple(adapters), a, b)
+    return Projection(_in_one(weights), bias, tuple(adapters), a, b)
+
+
+def lay_together(*modules: nn.Module) -> None:
+    """Puts the weights of linear layers with the same input behind one another, so that one product does for all.
+
+    Not those that are pages of a file: they cost no memory that could not be had back, and a copy would.
+    """
+    weights: list[Tensor] = [module.weight for module in modules]  # type: ignore[misc]
+    if any(is_mapped_from_file(weight) for weight in weights):
+        return
+    together = torch.cat([weight.data for weight in weights])
+    for weight, part in zip(weights, together.split(list(map(len, weights))), strict=True):
+        weight.data = part
+
+
+def _in_one(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The weights as one, if they are parts of one tensor, the next beginning where the last ends."""
+    first, end = weights[0], weights[0].data_ptr()
+    storage = first.untyped_storage().data_ptr()
+    for weight in weights:
+        if weight.data_ptr() != end or not weight.is_contiguous() or weight.untyped_storage().data_ptr() != storage:
+            return tuple(weights)
+        end += weight.nbytes
+    shape = sum(map(len, weights)), first.shape[1]
+    return (first.detach().as_strided(shape, (shape[1], 1)),)
 
 
 def _lora_in_force(module: Any) -> tuple[Tensor, Tensor, float] | None:

@@ -273,3 +273,22 @@ def test_the_small_real_model_loads_with_its_tokenizer(shared: Path) -> None:
     one = load_base(str(shared / "models" / "stories260K" / "hf"), dtype="float32", device="cpu")
     assert one.layout == "tree" and one.hidden_size == 64 and one.context_length == 512
     assert sum(parameter.numel() for parameter in one.model.parameters()) == 260_032
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="the system does not say what is mapped from a file")
+def test_weights_of_layers_with_one_input_lie_together_unless_they_are_pages_of_a_file(llama: Path) -> None:
+    def num_products(dtype: str) -> list[int]:
+        layer = load_base(str(llama), dtype=dtype).decoder.layers()[0]  # type: ignore[union-attr]
+        return [len(part.weights) for part in (layer.query_key_value, layer.gate_up)]
+
+    assert num_products("bfloat16") == [1, 1]  # converted, so in memory of their own
+    assert num_products("float32") == [3, 2]
+
+
+def test_a_base_whose_weights_lie_together_is_saved_as_it_was(llama: Path, tmp_path: Path) -> None:
+    one = load_base(str(llama), dtype="bfloat16")
+    one.model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    original = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16)
+    assert list(again.state_dict()) == list(original.state_dict())
+    assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in again.state_dict().items())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onebase.models.projection import Adapter, Projection, adapted, project, projection_of
+from onebase.models.projection import Adapter, Projection, adapted, lay_together, project, projection_of
 from tests.tiny_models import add_adapter_role, tiny_base
 
 TOKENS, WIDTH, RANK, SCALING = 13, 20, 3, 1.7
@@ -192,6 +192,34 @@ def test_what_is_read_again_after_an_optimizer_step_is_new() -> None:
         after = project(x, projection_of(layer.up_proj))
         assert not torch.allclose(before, after)
         torch.testing.assert_close(after, layer.up_proj(x), rtol=0, atol=5e-6)
+
+
+def test_weights_laid_together_are_the_same_layers_and_one_product() -> None:
+    layers = [nn.Linear(WIDTH, out, bias=False) for out in (8, 5, 11)]
+    before = [layer.weight.detach().clone() for layer in layers]
+    x = some_input_of(WIDTH)
+    expected = project(x, projection_of(*layers))
+    lay_together(*layers)
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, before, strict=True))
+    (weight,) = projection_of(*layers).weights
+    assert torch.equal(weight, torch.cat(before))
+    torch.testing.assert_close(project(x, projection_of(*layers)), expected, rtol=0, atol=1e-6)
+    assert len(projection_of(layers[0], layers[2]).weights) == 2  # something lies between them
+    assert len(projection_of(layers[1], layers[0]).weights) == 2
+    layers[1].weight.data = before[1]
+    assert len(projection_of(*layers).weights) == 3
+
+
+def test_weights_side_by_side_in_two_tensors_are_not_taken_for_one() -> None:
+    both = torch.randn(4, WIDTH)
+    buffer = both.numpy()
+    layers = [nn.Linear(WIDTH, 2, bias=False) for _ in range(2)]
+    for layer, rows in zip(layers, (buffer[:2], buffer[2:]), strict=True):
+        layer.weight.data = torch.from_numpy(rows)  # as a loader hands out parts of a file
+    assert layers[1].weight.data_ptr() == layers[0].weight.data_ptr() + layers[0].weight.nbytes
+    x = some_input_of(WIDTH)
+    assert len(projection_of(*layers).weights) == 2
+    torch.testing.assert_close(project(x, projection_of(*layers)), x @ both.t(), rtol=0, atol=1e-5)
 
 
 def some_input_of(width: int) -> Tensor:

@@ -1,0 +1,79 @@
+"""How a process starts: with the memory settings that only a start can give."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from onebase.start import MALLOC
+
+GLIBC = sys.platform == "linux" and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+needs_glibc = pytest.mark.skipif(not GLIBC, reason="the C library is not glibc: there is nothing to set")
+
+PROGRAM = (
+    "import os, sys; from onebase.start import keep_freed_memory_whole\n"
+    "print(os.getpid(), flush=True)\n"  # twice: before and after
+    "keep_freed_memory_whole()\n"
+    "print(os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:], sep='|')"
+)
+
+
+def started(*words: str, tunables: str | None = None) -> list[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    if tunables is not None:
+        environment["GLIBC_TUNABLES"] = tunables
+    command = [sys.executable, "-c", PROGRAM, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return done.stdout.splitlines()
+
+
+@needs_glibc
+def test_a_process_starts_again_once_with_the_same_words_and_number() -> None:
+    first, second, said = started("sft", "a b.yaml", "--seed=1")
+    assert first == second
+    assert said == f"{MALLOC}|sft|a b.yaml|--seed=1"
+
+
+@needs_glibc
+def test_other_settings_of_the_c_library_are_kept() -> None:
+    assert started(tunables="glibc.pthread.rseq=0")[-1] == f"glibc.pthread.rseq=0:{MALLOC}"
+
+
+def test_what_a_person_told_the_allocator_stays() -> None:
+    (_, said) = started(tunables="glibc.malloc.mxfast=64")
+    assert said == "glibc.malloc.mxfast=64"
+
+
+@needs_glibc
+def test_the_c_library_takes_the_settings() -> None:
+    """Its own account: with neither store in use a small freed piece is free at once, not kept apart."""
+    program = (
+        "import ctypes\n"
+        "class Info(ctypes.Structure):\n"
+        "    _fields_ = [(name, ctypes.c_size_t) for name in 'arena ordblks smblks hblks hblkhd usmblks fsmblks "
+        "uordblks fordblks keepcost'.split()]\n"
+        "libc = ctypes.CDLL('libc.so.6')\n"
+        "libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = Info, ctypes.c_void_p, [ctypes.c_void_p]\n"
+        "held = [libc.malloc(40) for _ in range(1000)]\n"
+        "for piece in held: libc.free(piece)\n"
+        "print(libc.mallinfo2().fsmblks)"
+    )
+
+    def kept_apart(tunables: str) -> int:
+        environment = {**os.environ, "GLIBC_TUNABLES": tunables}
+        command = [sys.executable, "-c", program]
+        return int(subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout)
+
+    if not hasattr_mallinfo2():
+        pytest.skip("glibc before 2.33 has no mallinfo2")
+    assert kept_apart("glibc.malloc.tcache_count=0") > 30_000
+    assert kept_apart(MALLOC) == 0
+
+
+def hasattr_mallinfo2() -> bool:
+    import ctypes
+
+    return hasattr(ctypes.CDLL("libc.so.6"), "mallinfo2")
