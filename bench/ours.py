@@ -170,7 +170,7 @@ def make_reward_role(base: Path, folder: Path) -> None:
     """A reward role with an adapter as the peers' has: fresh, on q_proj and v_proj."""
     from onebase.data.chat import chat_format
     from onebase.models.loading import load_base
-    from onebase.models.one_base import lora_config
+    from onebase.models.lora import lora_config
     from onebase.models.role_files import save_role
 
     one = load_base(str(base), dtype="float32")

@@ -13,7 +13,8 @@ from bench.machine import DTYPES, fastest
 from onebase.data.batches import microbatch_indices
 from onebase.models.forward import token_logprobs
 from onebase.models.loading import wrap_model
-from onebase.models.one_base import OneBase, lora_config
+from onebase.models.lora import lora_config
+from onebase.models.one_base import OneBase
 from onebase.models.passes import lay_out
 from onebase.models.tiny import train_tokenizer
 from onebase.records import Example

@@ -73,6 +73,7 @@ def write_report(
         f"<p class=soft>{escape(run.verb)} · {escape(run.state)} · {steps} · {duration(run.seconds)} · "
         f"report of {written}</p>",
         f"<p class=result>{escape(run.result) or 'no step is recorded yet'}</p>",
+        _found(run),
         _section("Checks", _checks(run, bands)),
         _section("Curves", _curves(run, bands)),
         _section("Samples before and after", _samples(run.folder / "samples.jsonl")),
@@ -121,6 +122,19 @@ def _points(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float,
     """Step and value, where there is one; what was not finite is null."""
     pairs = [(row.get("step"), row.get(metric)) for row in rows]
     return [(x, y) for x, y in pairs if isinstance(x, int) and isinstance(y, int | float) and math.isfinite(y)]
+
+
+def _found(run: RunRecord) -> str:
+    """What the flight recorder said as the run went on; nothing where it had nothing to say."""
+    path, language = run.folder / "findings.jsonl", "zh" if run.config.get("lang") == "zh" else "en"
+    if not path.exists():
+        return ""
+    try:
+        findings = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        table = _table([(finding["step"], finding[language]) for finding in findings], ("rollout", ""))
+    except (ValueError, KeyError, TypeError):
+        table = _nothing(f"{path.name} cannot be read: it is damaged.")
+    return _section("Found while training", table) if table else ""
 
 
 def _checks(run: RunRecord, bands: Mapping[str, Band]) -> str:

@@ -15,6 +15,7 @@ TITLES = {
 PANELS = (
     ("loss", ("loss", "eval/loss")),
     ("score", ("objective/scores", "eval/score")),
+    ("score by the judge, which training never sees", ("eval/judge",)),
     ("score of the round's samples", ("samples/mean_score", "samples/best_score")),
     ("KL to the reference (nats per completion)", ("objective/kl", "eval/kl")),
     ("KL coefficient", ("objective/kl_coef",)),

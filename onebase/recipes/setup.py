@@ -26,7 +26,8 @@ from onebase.data.batches import num_minibatches, row_shape
 from onebase.data.chat import ChatFormat, chat_format
 from onebase.data.prepare import Limits, dropped_line, read_split
 from onebase.models.loading import load_base
-from onebase.models.one_base import OneBase, lora_config
+from onebase.models.lora import lora_config
+from onebase.models.one_base import OneBase
 from onebase.records import Example, Row
 from onebase.training.memory import find_token_budget
 from onebase.training.progress import say

@@ -208,6 +208,34 @@ def test_damaged_samples_are_told(tmp_path: Path) -> None:
     assert "samples.jsonl cannot be read" in page_of(folder).texts["Samples before and after"]
 
 
+@pytest.mark.parametrize(("language", "told"), [("en", "<b>KL</b> is negative"), ("zh", "KL 为负")])
+def test_what_the_flight_recorder_said_stands_above_the_checks(tmp_path: Path, language: str, told: str) -> None:
+    folder = make_run(tmp_path / "run", PPO_ROWS, SUMMARY)
+    (folder / "config.yaml").write_text(CONFIG + f"lang: {language}\n")
+    finding = {"step": 7, "rule": "negative-kl", "en": "<b>KL</b> is negative", "zh": "KL 为负"}
+    (folder / "findings.jsonl").write_text(json.dumps(finding, ensure_ascii=False) + "\n", encoding="utf-8")
+    page = page_of(folder)
+    assert [heading for heading in page.texts if heading] == ["Found while training", *SECTIONS]
+    assert page.texts["Found while training"].split("rollout")[1].split() == ["7", *told.split()]
+
+
+@pytest.mark.parametrize(("text", "sections"), [("", SECTIONS), ('{"step": 7', ["Found while training", *SECTIONS])])
+def test_without_findings_there_is_no_section_and_damaged_ones_are_told(
+    tmp_path: Path, text: str, sections: list[str]
+) -> None:
+    folder = make_run(tmp_path / "run", PPO_ROWS, SUMMARY)
+    (folder / "findings.jsonl").write_text(text)
+    page = page_of(folder)
+    assert [heading for heading in page.texts if heading] == sections
+    assert ("findings.jsonl cannot be read" in page.texts.get("Found while training", "")) == bool(text)
+
+
+def test_the_judge_has_a_curve(tmp_path: Path) -> None:
+    rows = [{"step": step, "eval/judge": step / 10} for step in (10, 20)]
+    page = page_of(make_run(tmp_path / "run", rows), verb="ppo")
+    assert "score by the judge" in page.texts["Curves"] and "eval/judge 2" in page.texts["Curves"]
+
+
 def test_a_long_run_keeps_its_extremes_in_few_points(tmp_path: Path) -> None:
     points = [(float(s), math.sin(s)) for s in range(100_000)]
     points[77_777] = (77_777.0, 50.0)

@@ -18,7 +18,8 @@ from onebase.errors import DoesNotFitError, ModelError, RoleMismatchError
 from onebase.models.classifier import save_classifier
 from onebase.models.forward import completion_scores, token_logprobs, token_values
 from onebase.models.loading import load_base
-from onebase.models.one_base import OneBase, lora_config
+from onebase.models.lora import lora_config
+from onebase.models.one_base import OneBase
 from onebase.models.role_files import SCORE_KEY, load_role, read_card, save_base, save_role
 from onebase.records import Example, TreeBatch
 from tests.tiny_models import PAD, add_adapter_role, disturb, random_ids, save_tiny, tiny_base, tiny_tokenizer

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from onebase.errors import ModelError
-from onebase.models.one_base import OneBase, lora_config
+from onebase.models.lora import lora_config
+from onebase.models.one_base import OneBase
 from tests.models.test_one_base import four_roles
 from tests.tiny_models import tiny_base, tiny_model
 

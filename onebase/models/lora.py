@@ -1,0 +1,100 @@
+"""Which of a model's layers get LoRA adapters, in PEFT's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from onebase.errors import ModelError
+
+
+def lora_config(
+    model: PreTrainedModel,
+    *,
+    r: int,
+    alpha: float,
+    dropout: float = 0.0,
+    target_modules: str | Sequence[str] = "all-linear",
+    layers: str | Sequence[int] = "all",
+) -> LoraConfig:
+    """A LoRA configuration for this model.
+
+    Args:
+        dropout: off by default. With it on, the shared prompt of a tree is dropped once for all its completions.
+        target_modules: names of linear layers, or `all-linear`: all but the output layer.
+        layers: `all`, `upper-half`, `upper-quarter`, a range such as `8-15`, or a list of indices from 0.
+
+    Raises:
+        ModelError: a name or a layer that the model does not have.
+    """
+    linear = _linear_layers(model)
+    suffixes = {name.rsplit(".", 1)[-1] for name in linear}
+    if target_modules == "all-linear":
+        targets = sorted(suffixes)
+    else:
+        targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+        unknown = [name for name in targets if name not in suffixes]
+        if unknown:
+            raise ModelError(
+                f"lora.target_modules: no linear layer is named {unknown[0]!r}; here: {', '.join(sorted(suffixes))}"
+            )
+    num_layers = int(model.config.get_text_config().num_hidden_layers)
+    chosen = _layer_indices(layers, num_layers)
+    return LoraConfig(
+        r=r,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=targets,
+        layers_to_transform=None if len(chosen) == num_layers else chosen,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
+    )
+
+
+def plain_lora(config: Any) -> bool:
+    """Whether an adapter is W x + s B A x and no more: no dropout, no variant of LoRA."""
+    return (
+        isinstance(config, LoraConfig) and not config.lora_dropout and not config.use_dora and not config.lora_bias
+        and not config.fan_in_fan_out
+    )  # fmt: skip
+
+
+def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The base's linear layers by name, adapted or not, without the output layer."""
+    output = model.get_output_embeddings()
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside_adapter = ".base_layer" in name or ".lora_" in name
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not output and not inside_adapter:
+            found[name] = layer
+    return found
+
+
+def _layer_indices(layers: str | Sequence[int], num_layers: int) -> list[int]:
+    everything = list(range(num_layers))
+    if layers == "all":
+        return everything
+    if layers == "upper-half":
+        return everything[num_layers // 2 :]
+    if layers == "upper-quarter":
+        return everything[num_layers - max(1, num_layers // 4) :]
+    if isinstance(layers, str):
+        first, _, last = layers.partition("-")
+        last = last or first
+        if not (first.isdigit() and last.isdigit()):
+            raise ModelError(
+                f"lora.layers: {layers!r} is not all, upper-half, upper-quarter, a range such as 8-15, or a list"
+            )
+        chosen = list(range(int(first), int(last) + 1))
+    else:
+        chosen = sorted(set(layers))
+    if not chosen or min(chosen) < 0 or max(chosen) >= num_layers:
+        raise ModelError(f"lora.layers: {layers!r} reaches outside the model's layers, 0-{num_layers - 1}")
+    return chosen
