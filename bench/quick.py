@@ -2,9 +2,10 @@
 
 usage: python -m bench.quick [--save] [--peers FOLDER] [--data FOLDER] [--work FOLDER] [--results FILE]
 
-Every stage's seconds are multiplied by the speed of a matrix product timed just before and after it: a cost in 1e9
-operations, which a slower machine leaves as it is. The lower of two runs counts. Exit code 5 where a stage costs over
-15 % more than what `--save` kept last. The peers are not needed, but for their program that makes the workload.
+Every stage's seconds are multiplied by the speed of a matrix product, the better of one timed just before and one just
+after it: a cost in 1e9 operations, which a slower machine leaves as it is. The lower of two runs counts. Exit code 5
+where a stage costs over 15 % more than what `--save` kept last. The peers are not needed, but for their program that
+makes the workload.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def measure(workload: Workload) -> dict[str, Any]:
         for stage in STAGES:
             seconds = seconds_of(stage, folder, workload, precision)
             before, speed = speed, matrix_product(precision)
-            cost = seconds * (before + speed) / 2
+            cost = seconds * max(before, speed)  # what disturbs a product makes it slower, never faster
             if stage not in stages or cost < stages[stage]["cost"]:
                 stages[stage] = {"cost": round(cost, 2), "seconds": round(seconds, 3)}
     return {"precision": precision, "stages": stages, **stamp()}
