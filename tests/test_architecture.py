@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
-    {"cli", "start", "__main__"},
+    {"start", "__main__"},
+    {"cli"},
     {"recipes"},
     {"evaluation"},
     {"training", "rewards"},
