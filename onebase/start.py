@@ -28,7 +28,10 @@ def keep_freed_memory_whole() -> None:
     if sys.platform != "linux" or "glibc.malloc." in told or not sys.executable or not _is_glibc():
         return
     os.environ["GLIBC_TUNABLES"] = f"{told}:{MALLOC}".lstrip(":")
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except OSError:
+        pass  # nothing is wrong but that freed memory falls into pieces
 
 
 def _is_glibc() -> bool:

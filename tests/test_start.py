@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from onebase.start import MALLOC
+from onebase.start import MALLOC, keep_freed_memory_whole
 
 GLIBC = sys.platform == "linux" and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
 needs_glibc = pytest.mark.skipif(not GLIBC, reason="the C library is not glibc: there is nothing to set")
@@ -45,6 +46,13 @@ def test_other_settings_of_the_c_library_are_kept() -> None:
 def test_what_a_person_told_the_allocator_stays() -> None:
     (_, said) = started(tunables="glibc.malloc.mxfast=64")
     assert said == "glibc.malloc.mxfast=64"
+
+
+def test_a_process_that_cannot_start_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    keep_freed_memory_whole()
+    assert os.environ["GLIBC_TUNABLES"] == (MALLOC if GLIBC else "")
 
 
 @needs_glibc
