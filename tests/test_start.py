@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -75,13 +76,7 @@ def test_the_c_library_takes_the_settings() -> None:
         command = [sys.executable, "-c", program]
         return int(subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout)
 
-    if not hasattr_mallinfo2():
+    if not hasattr(ctypes.CDLL("libc.so.6"), "mallinfo2"):
         pytest.skip("glibc before 2.33 has no mallinfo2")
     assert kept_apart("glibc.malloc.tcache_count=0") > 30_000
     assert kept_apart(MALLOC) == 0
-
-
-def hasattr_mallinfo2() -> bool:
-    import ctypes
-
-    return hasattr(ctypes.CDLL("libc.so.6"), "mallinfo2")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onebase.training.run import Run
 
 INPUTS = {"base": "the base model", "data": "the data", "roles": "a role that does not train"}
+"""What must not have changed when a run is gone on with, by the names of `inputs` in `Run.loop`."""
 
 
 class Loop:
