@@ -51,6 +51,8 @@ class RunConfig(Group):
     """Seed of the order of the data, of new weights and of sampling."""
     report_to: Trackers = []
     """Trackers that get the metrics too, where they are installed: tensorboard, trackio, wandb."""
+    threads: Count | None = None
+    """CPU threads; null = one per core. Another number changes the last digits of results."""
     checkpoint: CheckpointGroup = CheckpointGroup()
 
 

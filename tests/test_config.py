@@ -137,7 +137,7 @@ def test_an_unknown_key_near_nothing_lists_what_there_is() -> None:
         "command line: 'lora.zzz' is unknown; the keys of lora are r, alpha, dropout, target_modules, layers"
     ]
     (line,) = messages(SFTConfig, *SFT, "--qqq={}")
-    assert "'qqq' is unknown; the keys of the config are output_dir, seed, report_to, checkpoint, max_steps, " in line
+    assert "'qqq' is unknown; the keys of the config are output_dir, seed, report_to, threads, checkpoint, " in line
 
 
 def test_a_wrong_value_is_named_with_its_key_and_what_is_expected() -> None:
