@@ -21,7 +21,7 @@ LAYERS = [
     {"models", "data"},
     {"objectives", "records"},
     {"config", "config_files", "config_groups", "config_ppo"},
-    {"errors", "files", "processes", "__init__"},
+    {"errors", "files", "processes", "shown", "__init__"},
 ]
 """Top to bottom: a part imports from its layer and those below; of two parts in a layer, one may import the other."""
 LAYER_OF = {part: number for number, layer in enumerate(LAYERS) for part in layer}
