@@ -154,7 +154,7 @@ class PPOGroup(Group):
     score_baseline: Float = 0.0
     """Taken from every score before it is scaled."""
     score_scaling: Literal["none", "running"] = "none"
-    """running = scores are divided by their running standard deviation."""
+    """running = scores are divided by their running standard deviation, once they differ."""
     missing_end_penalty: NonNegative = 0.0
     """Taken from the score of a completion that did not end by itself."""
     length_penalty: NonNegative = 0.0

@@ -227,7 +227,7 @@ def shape_scores(rollout: Rollout, trainer: Trainer) -> Tensor:
     scores = rollout.scores - ppo.score_baseline
     if ppo.score_scaling == "running":
         trainer.moments.update(scores)
-        scores = scores / max(trainer.moments.std, 1e-6)
+        scores = scores / trainer.moments.scale
     if ppo.score_clip is not None:
         scores = scores.clamp(-ppo.score_clip, ppo.score_clip)
     not_ended = torch.tensor([0.0 if sample.ended else 1.0 for sample in rollout.samples])
