@@ -34,6 +34,9 @@ Strings = Annotated[list[str], BeforeValidator(_one_or_more)]
 
 Trackers = Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeValidator(_one_or_more)]
 
+FUNCTION = r"([\w.]+|.+\.py):[\w.]+"
+"""How a Python function is named."""
+
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -305,11 +308,11 @@ class PromptEvaluationGroup(EvaluationGroup):
     samples_per_prompt: Count = 1
     """Completions sampled per held-out prompt, where the verb samples."""
     judge: str | None = None
-    """A Python function, written module:function, that scores them too and is not trained on; best/ goes by it."""
+    """A Python function, named as in reward.callable, that scores them too and is not trained on; best/ goes by it."""
 
     @field_validator("judge")
     @classmethod
     def _judge_is_a_function(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[\w.]+:[\w.]+", value):
-            raise ValueError("it should be written module:function")
+        if value is not None and not re.fullmatch(FUNCTION, value):
+            raise ValueError("it should be written module:function or path/to/file.py:function")
         return value
