@@ -361,7 +361,8 @@ def test_a_function_in_a_file_is_found_with_what_lies_beside_it(write: Write, tm
     # Called like a library that is imported already.
     (folder / "random.py").write_text(
         "import dataclasses\nfrom neighbour import value\n\n@dataclasses.dataclass\n"
-        "class Rewards:\n    weight: float\n\ncount = 0\ndef score(prompts, completions):\n    global count\n    count += 1\n"
+        "class Rewards:\n    weight: float\n\n"
+        "count = 0\ndef score(prompts, completions):\n    global count\n    count += 1\n"
         "    return [Rewards(value).weight * count]\n"
     )
     source = FunctionReward("my rewards/random.py:score")
