@@ -317,6 +317,28 @@ def test_stop_ids_are_those_of_the_tokenizer_the_model_and_the_caller() -> None:
     assert stop_ids(one) == () and stop_ids(one, [7]) == (7,)
 
 
+@pytest.mark.parametrize("layout", ["tree", "separate"])
+def test_two_tokens_in_a_row_are_drawn_as_often_as_the_model_says(layout: str) -> None:
+    """Their joint distribution: two tokens that each follow the model's may still depend on one random number."""
+    one, prompt, count = tiny_base("llama", layout=layout), random_ids(5, seed=3), 6000
+    one.add_role("policy")
+    samples = generate(
+        one, [prompt] * 20, role="policy", sampling=Sampling(max_new_tokens=2),
+        seeds=sample_seeds(0, num_prompts=20, samples_per_prompt=count // 20), samples_per_prompt=count // 20,
+    )  # fmt: skip
+    with torch.no_grad():
+        first = one.model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+        rows = torch.tensor([[*prompt, token] for token in range(VOCABULARY)])
+        joint = first[:, None] * one.model(rows).logits[:, -1].double().softmax(-1)  # [V, V]
+    # Thirds of the vocabulary, as tokens of low numbers are drawn for low random numbers.
+    third = torch.arange(VOCABULARY) * 3 // VOCABULARY
+    cell = third[:, None] * 3 + third
+    expected = count * torch.zeros(9, dtype=torch.float64).index_add(0, cell.flatten(), joint.flatten())
+    drawn = torch.tensor([int(cell[sample.ids[0], sample.ids[1]]) for sample in samples])
+    counts = torch.bincount(drawn, minlength=9).double()
+    assert float(((counts - expected) ** 2 / expected).sum()) < 26.1  # 8 degrees of freedom: exceeded once in 1000
+
+
 # ---------------------------------------------------------------------------------------------------------------- draw
 
 
