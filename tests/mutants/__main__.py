@@ -110,9 +110,10 @@ def copy_to(folder: Path) -> Path:
 
 
 def take_folder(free: multiprocessing.queues.SimpleQueue[Path]) -> None:
-    """Gives this process a copy of its own, for good."""
+    """Gives this process a copy of its own, for good; its tests end with it."""
     global FOLDER
     FOLDER = free.get()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 
 def pass_without_fault(test: str) -> tuple[bool, str]:
@@ -160,6 +161,7 @@ def run_tests(tests: Sequence[str], seconds: float) -> tuple[bool, str]:
 def tests_here(tests: Sequence[str], output: Path) -> int:
     """Runs them in this process, against the copy."""
     os.setsid()  # what the tests start ends with them
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with output.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
