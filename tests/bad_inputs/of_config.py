@@ -155,15 +155,15 @@ FOUND = [
          codes={2, 3}, says="length"),
 ]  # fmt: skip
 
-LOSSES = ("-1 sigmoid", "nan sigmoid", "inf sigmoid", "sigmoid +", "+ sigmoid", "+", "", " ", "sigmoid - nll", "kto + nll",
-          "sigmoid nll", "0.5", "nosuch", "2*nosuch", "1e-400 sigmoid", "0.0 sigmoid + nll", "sigmoid +0.1 sigmoid",
+LOSSES = ("-1 sigmoid", "nan sigmoid", "inf sigmoid", "sigmoid +", "+ sigmoid", "+", "", " ", "sigmoid - nll",
+          "kto + nll", "sigmoid nll", "0.5", "nosuch", "2*nosuch", "1e-400 sigmoid", "0.0 sigmoid + nll", "sigmoid +0.1 sigmoid",
           "sigmoid\x1b[31m", "nll + 0 nll", "1_0 sigmoid", "9" * 400 + " sigmoid")  # fmt: skip
 FOUND += [Case(f"dpo_loss_wrong_{number}_{ascii(loss)[:30]}", [*DPO.split(), "--loss", loss], files_for("dpo"),
                says="loss") for number, loss in enumerate(LOSSES)]  # fmt: skip
 IDLE = {
-    "dpo": ("--preference.desirable_weight 3", "--preference.undesirable_weight 3", "--loss kto --preference.max_pairs 3",
-            "--loss orpo --preference.reference live", "--loss simpo --reference_role fix/run_sft/policy",
-            "--loss hinge --preference.label_smoothing 0.2"),
+    "dpo": ("--preference.desirable_weight 3", "--preference.undesirable_weight 3",
+            "--loss kto --preference.max_pairs 3", "--loss orpo --preference.reference live",
+            "--loss simpo --reference_role fix/run_sft/policy", "--loss hinge --preference.label_smoothing 0.2"),
     "ppo": ("--ppo.kl_horizon 5000",),
     "iterate": ("--learn sft --preference.beta 3", "--learn sft --loss ipo", "--learn sft --reference kept"),
     "pretrain": ("--model.chat_template hh", "--model.quantization nf4"),

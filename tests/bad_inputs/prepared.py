@@ -121,7 +121,7 @@ def _make_models(folder: Path) -> None:
 
     tokenizer = _make_base(Path("base"), seed=0)
     _make_base(Path("base2"), seed=1)
-    _make_base(Path("base3"), seed=0, vocabulary=300)
+    _make_base(Path("base_more"), seed=0, vocabulary=340)
     size = len(tokenizer)
     torch.manual_seed(0)
     bert = BertConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -157,6 +157,7 @@ def _make_base(folder: Path, *, seed: int, vocabulary: int = 320):  # type: igno
     from onebase.models.tiny import make_llama, train_tokenizer
 
     tokenizer = train_tokenizer(SENTENCES, vocab_size=vocabulary)
+    assert len(tokenizer) == vocabulary
     model = make_llama(tokenizer, hidden_size=32, num_layers=2, num_heads=2, max_length=96, seed=seed)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(4)
