@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from onebase.config import BestOfConfig, DPOConfig, IterateConfig, SFTConfig
-from onebase.data.batches import minibatch_indices
+from onebase.data.batches import minibatch_indices, mixed_seed
 from onebase.data.formats import read_files
 from onebase.errors import DataError
 from onebase.files import atomic_folder
@@ -103,7 +103,7 @@ def _shared(config: IterateConfig, keys: Sequence[str]) -> dict[str, Any]:
 
 def _seed(config: IterateConfig, number: int) -> int:
     # Each round samples other answers and reads them in another order.
-    return (config.seed + 1_000_003 * number) % 2**32
+    return mixed_seed("round", config.seed, number)
 
 
 def plan(config: IterateConfig) -> str:

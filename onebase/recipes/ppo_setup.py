@@ -99,11 +99,7 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
         token_budget=budget,
         repro_folder=run.folder / "refused",
     )
-    generation = config.generation
-    sampling = sampling_of(one, chat, generation)
-    if generation.top_k or generation.top_p < 1:
-        say("ppo: top_k and top_p sample from another distribution than the one that trains; the KL will be biased, "
-            "and can turn negative")  # fmt: skip
+    sampling = sampling_of(one, chat, config.generation)
     kl = FixedKL(ppo.kl_coefficient) if ppo.kl_target is None else AdaptiveKL(
         ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon
     )  # fmt: skip

@@ -19,6 +19,7 @@ from onebase.errors import ConfigError, DataError
 from onebase.models.generation import sample_seeds
 from onebase.models.one_base import OneBase
 from onebase.models.tiny import train_tokenizer
+from onebase.objectives.moments import RunningMoments
 from onebase.recipes import ppo
 from onebase.recipes.ppo_setup import set_up
 from onebase.recipes.setup import open_run
@@ -56,7 +57,6 @@ OPTIONS: dict[str, Options] = {
     "discount": {"ppo.gamma": 0.9, "ppo.lam": 0.5},
     "no kl": {"ppo.kl_coefficient": 0},
     "random length": {"generation.random_min_new_tokens": 1},
-    "truncated sampling": {"generation.top_k": 20, "generation.top_p": 0.9},
     "cold sampling": {"generation.temperature": 0.5},
     "a stop string": {"generation.stop": ["."]},
     "upper half": {"lora.layers": "upper-half"},
@@ -113,6 +113,20 @@ def test_running_scaling_divides_by_the_deviation_of_all_scores_so_far(
     torch.testing.assert_close(ppo.shape_scores(second, trainer), expected)
 
 
+def test_a_rollout_whose_scores_are_all_equal_is_not_scaled_also_after_a_resume(
+    base: Path, prompts: Path, tmp_path: Path
+) -> None:
+    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, {"ppo.score_scaling": "running"})))
+    equal, differing = collected(trainer, 0), collected(trainer, 1)
+    equal.scores = torch.full_like(equal.scores, 0.1)
+    assert torch.equal(ppo.shape_scores(equal, trainer), equal.scores)
+    resumed = RunningMoments()
+    resumed.load_state_dict(trainer.moments.state_dict())
+    trainer.moments = resumed
+    expected = differing.scores / torch.cat([equal.scores, differing.scores]).std(unbiased=False)
+    torch.testing.assert_close(ppo.shape_scores(differing, trainer), expected)
+
+
 def test_adaptive_kl_moves_the_coefficient(base: Path, prompts: Path, tmp_path: Path) -> None:
     more: Options = {"ppo.kl_target": 5.0, "ppo.kl_horizon": 16, "ppo.kl_coefficient": 0.1, "max_steps": 3}
     ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
@@ -127,6 +141,8 @@ def test_adaptive_kl_moves_the_coefficient(base: Path, prompts: Path, tmp_path: 
         ({"ppo.kl_target": 1.0, "ppo.kl_coefficient": 0}, "'ppo.kl_target' .*'ppo.kl_coefficient' above 0"),
         ({"ppo.kl_target": 1.0, "ppo.kl_horizon": 1}, "'ppo.kl_horizon' = 1 .*8 completions"),
         ({"reward.normalize": "held_out"}, "'reward.normalize' = held_out needs 'reward.role'"),
+        ({"generation.top_k": 20}, "'generation.top_k' = 20 .*another distribution.*leave them at 0 and 1"),
+        ({"generation.top_p": 0.9}, "'generation.top_p' = 0.9 would sample from another distribution"),
     ],
 )
 def test_settings_that_could_not_work_are_refused_before_the_run(
