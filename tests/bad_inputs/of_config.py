@@ -156,7 +156,8 @@ FOUND = [
 ]  # fmt: skip
 
 LOSSES = ("-1 sigmoid", "nan sigmoid", "inf sigmoid", "sigmoid +", "+ sigmoid", "+", "", " ", "sigmoid - nll",
-          "kto + nll", "sigmoid nll", "0.5", "nosuch", "2*nosuch", "1e-400 sigmoid", "0.0 sigmoid + nll", "sigmoid +0.1 sigmoid",
+          "kto + nll", "sigmoid nll", "0.5", "nosuch", "2*nosuch", "1e-400 sigmoid", "0.0 sigmoid + nll",
+          "sigmoid +0.1 sigmoid",
           "sigmoid\x1b[31m", "nll + 0 nll", "1_0 sigmoid", "9" * 400 + " sigmoid")  # fmt: skip
 FOUND += [Case(f"dpo_loss_wrong_{number}_{ascii(loss)[:30]}", [*DPO.split(), "--loss", loss], files_for("dpo"),
                says="loss") for number, loss in enumerate(LOSSES)]  # fmt: skip
@@ -220,7 +221,8 @@ ZERO = {
     "ppo.entropy_coefficient", "ppo.ptx_coefficient", "threads",
 }  # fmt: skip
 """Keys for which 0 is a value with a meaning of its own; `threads` may read it as all of them."""
-NEEDS_MEMORY = {"lora.r", "tiny.hidden_size", "tiny.num_layers", "tiny.max_length", "generation.samples_per_prompt", "seed"}
+NEEDS_MEMORY = {"lora.r", "tiny.hidden_size", "tiny.num_layers", "tiny.max_length", "generation.samples_per_prompt",
+"seed"}
 VALUES = {"minus": "-1", "zero": "0", "nan": ".nan", "inf": ".inf", "1e309": "1e309", "empty": "''", "null": "null",
           "list": "[1]", "mapping": "{a: 1}", "text": "abc", "minus_inf": "-.inf", "quoted": "'7'",
           "beyond_64_bits": "99999999999999999999"}  # fmt: skip

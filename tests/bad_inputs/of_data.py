@@ -200,25 +200,30 @@ def _files() -> Iterator[Case]:
                        says=rf"d\.{suffix}")  # fmt: skip
     kinds: dict[str, Any] = {
         "gz_cut": ("d.jsonl.gz", _PACKED[: len(_PACKED) // 2]), "gz_flipped": ("d.jsonl.gz", _flip(_PACKED)),
-        "gz_plain": ("d.jsonl.gz", _ROWS), "gz_empty": ("d.jsonl.gz", b""), "gz_bz2": ("d.jsonl.gz", bz2.compress(_ROWS)),
+        "gz_plain": ("d.jsonl.gz", _ROWS), "gz_empty": ("d.jsonl.gz", b""), "gz_bz2": ("d.jsonl.gz", bz2.compress(
+        _ROWS)),
         "gz_tail": ("d.jsonl.gz", _PACKED + b"garbage"), "gz_of_nothing": ("d.jsonl.gz", gzip.compress(b"")),
         "bz2": ("d.jsonl.bz2", bz2.compress(_ROWS)), "zst": ("d.jsonl.zst", b"\x28\xb5\x2f\xfd"),
         "zip": ("d.zip", b"PK\x03\x04"), "no_suffix": ("data", _ROWS), "pdf": ("d.pdf", b"%PDF-1.4"),
         "parquet_garbage": ("d.parquet", b"PAR1garbagePAR1"), "csv_garbage": ("d.csv", bytes(range(256))),
-        "csv_empty": ("d.csv", b""), "tsv_header_only": ("d.tsv", b"prompt\tcompletion\n"), "arrow": ("d.arrow", b"ARROW1"),
+        "csv_empty": ("d.csv", b""), "tsv_header_only": ("d.tsv", b"prompt\tcompletion\n"), "arrow": ("d.arrow",
+        b"ARROW1"),
         "packed_without_suffix": ("d.jsonl", _PACKED), "folder": ("d.jsonl", Folder()), "fifo": ("d.jsonl", Fifo()),
-        "unreadable": ("d.jsonl", Closed()), "loop": ("d.jsonl", Link("d.jsonl")), "dangling": ("d.jsonl", Link("nosuch")),
+        "unreadable": ("d.jsonl", Closed()), "loop": ("d.jsonl", Link("d.jsonl")), "dangling": ("d.jsonl", Link(
+        "nosuch")),
         "folder_of_nothing": ("d", Folder()), "upper": ("D.JSONL", b""), "dots": ("...jsonl", b""),
         "missing": ("d.txt", TEXT), "txt_blanks": ("d.txt", b"\n\n \n"), "txt_binary": ("d.txt", bytes(range(256))),
     }  # fmt: skip
     for name, (file, content) in kinds.items():
         wanted = "d.jsonl" if name == "missing" else file
-        yield Case(f"file_{name}", SFT.replace("d.jsonl", wanted), {file: content}, {3}, says=wanted.replace(".", r"\."),
+        yield Case(f"file_{name}", SFT.replace("d.jsonl", wanted), {file: content}, {3}, says=wanted.replace(".",
+        r"\."),
                    limit=20 if name == "fifo" else 60)  # fmt: skip
     for verb in ("reward", "dpo", "ppo", "best-of", "iterate", "pretrain"):
         for name in ("empty", "utf16", "half_line", "number", "deep"):
             file = "d.txt" if verb == "pretrain" and name in ("empty", "utf16") else "d.jsonl"
-            yield Case(f"file_{verb}_{name}", COMMANDS[verb].replace("d.txt", file), {file: GARBLED[name]}, {3}, says=file)
+            yield Case(f"file_{verb}_{name}", COMMANDS[verb].replace("d.txt", file), {file: GARBLED[name]}, {3},
+            says=file)
 
 
 def _flip(content: bytes) -> bytes:
@@ -227,7 +232,8 @@ def _flip(content: bytes) -> bytes:
 
 
 def _sharegpt(i: int, **more: Any) -> dict[str, Any]:
-    return {"conversations": [{"from": "human", "value": f"Is it number {i}?"}, {"from": "gpt", "value": "It is."}], **more}
+    return {"conversations": [{"from": "human", "value": f"Is it number {i}?"}, {"from": "gpt", "value": "It is."}],
+    **more}
 
 
 LAYOUTS: dict[str, tuple[str, list[dict[str, Any]], tuple[str, ...]]] = {
@@ -253,7 +259,8 @@ LAYOUTS: dict[str, tuple[str, list[dict[str, Any]], tuple[str, ...]]] = {
 }  # fmt: skip
 DAMAGES: dict[str, Any] = {
     "missing": None, "null": None, "number": 7, "true": True, "list": [1, 2], "empty_list": [], "object": {"a": 1},
-    "empty": "", "blanks": " \n\t\u3000", "1_MB": "The cat is good. " * 60_000, "surrogate": "a \ud83d b", "nul": "a\0b",
+    "empty": "", "blanks": " \n\t\u3000", "1_MB": "The cat is good. " * 60_000, "surrogate": "a \ud83d b",
+    "nul": "a\0b",
     "escapes": "\x1b[2J\x1b]0;owned\x07 good \x9b31m", "nested": [[["a"]]], "bidi": "\u202egood\u2066",
 }  # fmt: skip
 OPTIONAL = {"input", "history", "system", "grades", "initial_reason_steps"}
@@ -283,7 +290,8 @@ def _row_case(name: str, command: str, rows: list[dict[str, Any]], key: str, dam
         fine, warns = "what is too long is cut, and counted", COUNTED
     elif key == "label" and damage == "true":
         fine = "a label is true or false"
-    return Case(name, command, {"d.jsonl": rows}, {3}, says=r"d\.jsonl(:7)?|rows cannot be used", fine=fine, warns=warns)
+    return Case(name, command, {"d.jsonl": rows}, {3}, says=r"d\.jsonl(:7)?|rows cannot be used", fine=fine,
+    warns=warns)
 
 
 CASES = [*FOUND, *_files(), *_row_damages()]

@@ -77,13 +77,16 @@ TEMPLATES: dict[str, Any] = {
     "type": "{{ messages + 1 }}", "div": "{{ 1 / 0 }}", "include": '{% include "x" %}', "num": 5,
     "rec": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "mem": "{{ 'a' * 100000000000 }}",
     "loop": "{% for i in range(1000000000) %}x{% endfor %}", "nested_loops": NESTED, "list": ["a"], "true": True,
-    "syntax": "{% for %}", "unclosed": "{% if true %}", "undefined": "{{ nosuch.deep.er }}", "import": '{% import "os" as os %}',
+    "syntax": "{% for %}", "unclosed": "{% if true %}", "undefined": "{{ nosuch.deep.er }}",
+    "import": '{% import "os" as os %}',
     "raise": "{{ raise_exception('no') }}", "raise_escape": "{{ raise_exception('\x1b[31mno\nerror: fake') }}",
     "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}", "empty": "", "blank": " ", "constant": "always the same",
     "power": "{{ 10 ** 10 ** 8 }}", "attribute": "{{ messages[0].content.nosuch() }}", "format": "{{ '%s%s' % 1 }}",
-    "index": "{{ messages[99].content }}", "no_user": "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}"
+    "index": "{{ messages[99].content }}",
+    "no_user": "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}"
     "{% endif %}{% endfor %}", "encode": "{{ '\\ud83d' }}", "repeat": "{{ ('%0999999999d' % 1) | length }}",
-    "last_alone": "{{ messages[-1].content }}", "random": "{{ range(1000000) | random }}", "now": "{{ strftime_now('%f') }}",
+    "last_alone": "{{ messages[-1].content }}", "random": "{{ range(1000000) | random }}",
+    "now": "{{ strftime_now('%f') }}",
 }  # fmt: skip
 
 CASES: list[Case] = [
@@ -148,7 +151,8 @@ CASES += [
 CASES += [
     Case(f"model_{dry}{name}", f"{SFT.replace('fix/base', f'fix/{name}')} {'--dry-run' if dry else ''}",
          files_for("sft"), says=name)
-    for name in ("m_bert", "m_bertmodel", "m_seqcls_untied", "m_seqcls_tied", "m_seqcls3", "m_t5") for dry in ("", "dry_")
+    for name in ("m_bert", "m_bertmodel", "m_seqcls_untied", "m_seqcls_tied", "m_seqcls3", "m_t5") for dry in ("",
+    "dry_")
 ]  # fmt: skip
 CASES += [
     *model("m_wrongtok", {"tokenizer.json": lambda path: path.write_bytes(larger_tokenizer(path))}, "token|vocab"),
@@ -169,7 +173,8 @@ def _paths() -> Iterator[Case]:
         yield Case(f"model_tpl_file_{name}", SFT.replace("template plain", "template t.jinja"),
                    {**files_for("sft"), "t.jinja": content}, says="t.jinja")  # fmt: skip
     for name, value in {"missing": "./nope", "file": "d.jsonl", "empty_folder": "e", "hub": "nosuch-org/nosuch-model",
-                        "blank": "' '", "empty": "''", "dots": "..", "url": "https://example.com/x"}.items():  # fmt: skip
+                        "blank": "' '", "empty": "''", "dots": "..", "url": "https://example.com/x"}.items(
+                        ):  # fmt: skip
         yield Case(f"model_path_{name}", SFT.replace("fix/base", value), {**files_for("sft"), "e": Folder()},
                    says="model", limit=40)  # fmt: skip
     for name, value in {"binary": bytes(range(256)), "list": "[]", "cut": Cut()}.items():
@@ -194,7 +199,8 @@ def _paths() -> Iterator[Case]:
         for dry in ("", " --dry-run"):
             if dry and name in ("rm_half", "rm_head_nan", "rm_no_head"):
                 continue
-            yield Case(name + ("_dry" if dry else ""), rm + dry, {**files_for("ppo"), "m": content}, {1, 2}, says=r"\bm\b",
+            yield Case(name + ("_dry" if dry else ""), rm + dry, {**files_for("ppo"), "m": content}, {1, 2},
+            says=r"\bm\b",
                        fine="padding is by our own" if name == "rm_no_pad" else "", stdin=b"y\n" * 50)  # fmt: skip
     yield Case("rm_missing", rm.replace("--reward.model m", "--reward.model nope"), files_for("ppo"), says="nope")
 

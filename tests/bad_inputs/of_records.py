@@ -15,41 +15,61 @@ def rows(*values: Any) -> str:
 
 
 METRICS: dict[str, Any] = {
-    "garbage": b"\xff\xfe\x00" * 50, "list": rows([1], [2], [3]), "strvals": rows({"step": None, "loss": "x"}, {"step": None}),
+    "garbage": b"\xff\xfe\x00" * 50, "list": rows([1], [2], [3]), "strvals": rows({"step": None, "loss": "x"}, {
+    "step": None}),
     "nostep": rows({"loss": 1.0}, {"loss": 2.0}), "empty": "", "blanks": "\n\n", "half": Cut(), "folder": Folder(),
     "closed": lambda path: (path.unlink(), path.write_text(Closed().text), path.chmod(0)), "numbers": rows(1, 2, 3),
-    "nulls": rows(None, None), "texts": rows("a", "b"), "negative_step": rows({"step": -5, "loss": 1}, {"step": -4, "loss": 2}),
-    "text_step": rows({"step": "one", "loss": 1}, {"step": "two", "loss": 2}), "huge_step": rows({"step": 10**400, "loss": 1}),
+    "nulls": rows(None, None), "texts": rows("a", "b"), "negative_step": rows({"step": -5, "loss": 1}, {"step": -4,
+    "loss": 2}),
+    "text_step": rows({"step": "one", "loss": 1}, {"step": "two", "loss": 2}), "huge_step": rows({"step": 10**400,
+    "loss": 1}),
     "nan_step": '{"step": NaN, "loss": 1}\n', "inf": '{"step": 1, "loss": Infinity}\n{"step": 2, "loss": -Infinity}\n',
-    "float_step": rows({"step": 1.5, "loss": 1}), "list_values": rows({"step": 1, "loss": [1]}, {"step": 2, "loss": {}}),
-    "backwards": rows({"step": 5, "loss": 1}, {"step": 1, "loss": 2}), "same": rows({"step": 1, "loss": 1}, {"step": 1, "loss": 1}),
-    "bool_values": rows({"step": True, "loss": False}), "garbled_middle": '{"step": 1, "loss": 1}\n{{{\n{"step": 2, "loss": 2}\n',
+    "float_step": rows({"step": 1.5, "loss": 1}), "list_values": rows({"step": 1, "loss": [1]}, {"step": 2, "loss": {
+    }}),
+    "backwards": rows({"step": 5, "loss": 1}, {"step": 1, "loss": 2}), "same": rows({"step": 1, "loss": 1}, {
+    "step": 1, "loss": 1}),
+    "bool_values": rows({"step": True, "loss": False}),
+    "garbled_middle": '{"step": 1, "loss": 1}\n{{{\n{"step": 2, "loss": 2}\n',
     "escape_names": rows({"step": 1, "\x1b[31mloss": 1}, {"step": 2, "\x1b[31mloss": 2}), "nul": "\0" * 500,
     "bigint": '{"step": 1, "loss": ' + "1" * 5000 + "}\n", "deep": "[" * 100_000 + "\n", "fifo": Fifo(),
     "overflow": rows({"step": 1, "loss": 1e308}, {"step": 2, "loss": -1e308}, {"step": 3, "loss": 1e308}),
     "surrogate": '{"step": 1, "\\ud83d": 1}\n{"step": 2, "\\ud83d": 2}\n',
 }  # fmt: skip
 SUMMARY: dict[str, Any] = {
-    "list": "[]", "null": "null", "strs": Json({"seconds": "y", "phase_seconds": "x", "data": "z"}), "number": "3", "text": '"a"',
-    "empty": "", "half": Cut(), "garbage": bytes(range(256)), "folder": Folder(), "empty_object": "{}", "verb_number": Json({"verb": 3}),
-    "verb_unknown": Json({"verb": "nosuch"}), "seconds_null": Json({"seconds": None}), "seconds_list": Json({"seconds": [1]}),
+    "list": "[]", "null": "null", "strs": Json({"seconds": "y", "phase_seconds": "x", "data": "z"}), "number": "3",
+    "text": '"a"',
+    "empty": "", "half": Cut(), "garbage": bytes(range(256)), "folder": Folder(), "empty_object": "{}",
+    "verb_number": Json({"verb": 3}),
+    "verb_unknown": Json({"verb": "nosuch"}), "seconds_null": Json({"seconds": None}), "seconds_list": Json({
+    "seconds": [1]}),
     "seconds_nan": '{"verb": "sft", "seconds": NaN}', "seconds_negative": Json({"seconds": -1e300}),
-    "seconds_huge": Json({"seconds": 1e300}), "phases_list": Json({"phase_seconds": [1, 2]}), "phases_text": Json({"phase_seconds":
-    {"set_up": "x"}}), "data_list": Json({"data": [1]}), "data_text": Json({"data": {"train": "x"}}), "data_null": Json({"data": None}),
+    "seconds_huge": Json({"seconds": 1e300}), "phases_list": Json({"phase_seconds": [1, 2]}), "phases_text": Json({
+    "phase_seconds":
+    {"set_up": "x"}}), "data_list": Json({"data": [1]}), "data_text": Json({"data": {"train": "x"}}),
+    "data_null": Json({"data": None}),
     "escape": Json({"verb": "\x1b[31msft", "note": "\x1b]0;owned\x07"}), "deep": "[" * 100_000, "fifo": Fifo(),
-    "held_out_text": Json({"held_out_loss": "x", "held_out_loss_before": []}), "held_out_null": Json({"held_out_loss": None}),
-    "numbers_as_text": Json({"steps": "four", "examples": "x"}), "bigint": '{"verb": "sft", "seconds": ' + "1" * 5000 + "}",
-    "closed": lambda path: (path.unlink(), path.write_text(Closed().text), path.chmod(0)), "html": Json({"note": "<script>x</script>"}),
+    "held_out_text": Json({"held_out_loss": "x", "held_out_loss_before": []}), "held_out_null": Json({
+    "held_out_loss": None}),
+    "numbers_as_text": Json({"steps": "four", "examples": "x"}), "bigint": '{"verb": "sft", "seconds": ' +
+    "1" * 5000 + "}",
+    "closed": lambda path: (path.unlink(), path.write_text(Closed().text), path.chmod(0)), "html": Json({
+    "note": "<script>x</script>"}),
     "surrogate": '{"verb": "sft", "note": "\\ud83d"}',
 }  # fmt: skip
 CONFIG: dict[str, Any] = {
-    "empty": "", "list": "- a\n", "text": "abc\n", "null": "null\n", "garbage": bytes(range(256)), "half": Cut(), "folder": Folder(),
-    "deep": "x: " + "[" * 5000, "bomb": "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n"
-    for a, b in zip("abcdefgh", "bcdefghi", strict=True)), "recursive": "lora: &a {x: *a}\n", "tag": "a: !!python/name:os.system\n",
-    "bad_tag": "seed: !!int abc\n", "other_keys": "a: 1\nb: {c: 2}\n", "groups_as_values": "model: 3\ndata: x\nlora: []\n",
+    "empty": "", "list": "- a\n", "text": "abc\n", "null": "null\n", "garbage": bytes(range(256)), "half": Cut(),
+    "folder": Folder(),
+    "deep": "x: " + "[" * 5000, "bomb": "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n"
+    for a, b in zip("abcdefgh", "bcdefghi", strict=True)), "recursive": "lora: &a {x: *a}\n",
+    "tag": "a: !!python/name:os.system\n",
+    "bad_tag": "seed: !!int abc\n", "other_keys": "a: 1\nb: {c: 2}\n",
+    "groups_as_values": "model: 3\ndata: x\nlora: []\n",
     "number_keys": "1: 2\n3: {4: 5}\n", "null_key": "null: 3\n", "date": "seed: 2026-01-01\n", "fifo": Fifo(),
-    "closed": lambda path: (path.unlink(), path.write_text(Closed().text), path.chmod(0)), "surrogate": 'a: "\\ud83d"\n',
-    "escape": 'output_dir: "\\e[31m"\n', "list_key": "? [a]\n: 3\n", "binary": "a: !!binary aGVsbG8=\n", "set": "a: !!set {b, c}\n",
+    "closed": lambda path: (path.unlink(), path.write_text(Closed().text), path.chmod(0)),
+    "surrogate": 'a: "\\ud83d"\n',
+    "escape": 'output_dir: "\\e[31m"\n', "list_key": "? [a]\n: 3\n", "binary": "a: !!binary aGVsbG8=\n",
+    "set": "a: !!set {b, c}\n",
 }  # fmt: skip
 VERBS = {"ls": "runs ls .", "show": "runs show run", "report": "runs report run", "plot": "runs plot run",
          "compare": "runs compare run fix/run_ppo", "lsjson": "runs ls . --json", "showjson": "runs show run --json",
@@ -79,8 +99,10 @@ CASES: list[Case] = [
     Case("oth_runs_ls_nul", ["runs", "ls", "a\0b"]),
     Case("oth_runs_ls_empty_name", ["runs", "ls", ""], fine="the working directory"),
     Case("oth_runs_ls_escape", ["runs", "ls", "\x1b[31mx"]),
-    Case("oth_runs_ls_link_to_itself", "runs ls .", {"run/up": Linked(".."), "good": Copy("run_sft")}, fine="not followed"),
-    Case("oth_runs_ls_closed_folder", "runs ls .", {"good": Copy("run_sft"), "c/config.yaml": "a: b", "shut": lambda path: (
+    Case("oth_runs_ls_link_to_itself", "runs ls .", {"run/up": Linked(".."), "good": Copy("run_sft")},
+    fine="not followed"),
+    Case("oth_runs_ls_closed_folder", "runs ls .", {"good": Copy("run_sft"), "c/config.yaml": "a: b",
+    "shut": lambda path: (
          path.mkdir(), path.chmod(0))}, fine="what cannot be looked into is passed over", codes={0}),
     Case("oth_runs_ls_escape_name", "runs ls .", {"\x1b[31mrun": Copy("run_sft")}, fine="its name is shown without"),
     Case("oth_runs_show_missing", "runs show nope", says="nope"),
@@ -95,7 +117,8 @@ CASES: list[Case] = [
     Case("oth_runs_plot_twice", "runs plot fix/run_sft fix/run_sft"),
     Case("oth_runs_plot_output_folder", "runs plot fix/run_sft --output e", EMPTY, says="e|png"),
     Case("oth_runs_plot_output_txt", "runs plot fix/run_sft --output x.txt", says="png"),
-    Case("oth_runs_plot_output_nowhere", "runs plot fix/run_sft --output nope/x.png", says="nope", fine="the folder is made",
+    Case("oth_runs_plot_output_nowhere", "runs plot fix/run_sft --output nope/x.png", says="nope",
+    fine="the folder is made",
          writes=("nope",)),
     Case("oth_runs_plot_output_proc", "runs plot fix/run_sft --output /proc/x.png", says="/proc/x.png"),
     Case("oth_runs_plot_output_long", ["runs", "plot", "fix/run_sft", "--output", "x" * 300 + ".png"], says="xxx"),
@@ -112,7 +135,8 @@ CASES: list[Case] = [
     *(Case(f"oth_runs_report_price_{price}", f"runs report fix/run_sft --price-per-hour={price}", says="price")
       for price in ("-1", "nan", "inf", "abc", "''", "true")),
     Case("oth_runs_report_missing", "runs report nope", says="nope"),
-    Case("oth_runs_report_closed", "runs report run", {"run": Copy("run_sft"), "run/report.html": Folder()}, says="report.html"),
+    Case("oth_runs_report_closed", "runs report run", {"run": Copy("run_sft"), "run/report.html": Folder()},
+    says="report.html"),
     Case("oth_runs_nosuch", "runs nosuch", says="nosuch"),
     Case("oth_runs_option_unknown", "runs ls --nosuch", says="nosuch"),
 ]  # fmt: skip

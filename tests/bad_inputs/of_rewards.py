@@ -28,10 +28,12 @@ NO_TIMEOUT = f"{PPO} --reward.timeout null"
 EXITS = ("sys.exit()", "sys.exit(0)", "sys.exit(3)", "sys.exit('gone')", "raise SystemExit", "exit(0)", "quit()")
 RETURNS = {
     "none": "None", "number": "1.0", "text": "'abc'", "dict": "{0: 1.0}", "set": "{1.0, 2.0}", "strings": "['1'] * N",
-    "nones": "[None] * N", "one_none": "[1.0] * (N - 1) + [None]", "bools_as_text": "['true'] * N", "lists": "[[1.0]] * N",
+    "nones": "[None] * N", "one_none": "[1.0] * (N - 1) + [None]", "bools_as_text": "['true'] * N",
+    "lists": "[[1.0]] * N",
     "nan": "[math.nan] * N", "inf": "[math.inf] * N", "minus_inf": "[-math.inf] * N", "too_large": "[1e39] * N",
     "bigint": "[10 ** 400] * N", "complex": "[1j] * N", "one_less": "[1.0] * (N - 1)", "one_more": "[1.0] * (N + 1)",
-    "empty": "[]", "twice": "[1.0] * 2 * N", "objects": "[object()] * N", "functions": "[len] * N", "bytes": "[b'1'] * N",
+    "empty": "[]", "twice": "[1.0] * 2 * N", "objects": "[object()] * N", "functions": "[len] * N",
+    "bytes": "[b'1'] * N",
     "matrix": "__import__('torch').ones(N, 2)", "scalar_tensor": "__import__('torch').ones(())",
     "nan_tensor": "__import__('torch').full((N,), math.nan)", "numpy_text": "__import__('numpy').array(['a'] * N)",
     "numpy_object": "__import__('numpy').array([None] * N)", "type": "float", "coroutine": "(x for x in [1.0])",
@@ -46,15 +48,22 @@ FINE = {
     "fractions": "[__import__('fractions').Fraction(1, 3)] * N", "large": "[1e30] * N",
 }  # fmt: skip
 RAISES = {
-    "value": "ValueError('x')", "key": "KeyError(3)", "lines": "ValueError('a\\nerror: fake\\nb')", "unicode": "ValueError('\\ud83d')",
-    "escape": "ValueError('\\x1b[2Jx')", "long": "ValueError('x' * 100000)", "memory": "MemoryError()", "os": "OSError(28, 'x')",
-    "broken_pipe": "BrokenPipeError()", "interrupted": "InterruptedError()", "stop": "StopIteration()", "recursion": "RecursionError()",
-    "assertion": "AssertionError()", "timeout": "TimeoutError()", "import": "ImportError('nosuch')", "eof": "EOFError()",
-    "group": "ExceptionGroup('a', [ValueError('b')])", "read_only": "OSError(30, 'x', 'y')", "warning": "UserWarning('w')",
-    "torch_memory": "__import__('torch').OutOfMemoryError('x')", "unpickling": "__import__('pickle').UnpicklingError('x')",
+    "value": "ValueError('x')", "key": "KeyError(3)", "lines": "ValueError('a\\nerror: fake\\nb')",
+    "unicode": "ValueError('\\ud83d')",
+    "escape": "ValueError('\\x1b[2Jx')", "long": "ValueError('x' * 100000)", "memory": "MemoryError()",
+    "os": "OSError(28, 'x')",
+    "broken_pipe": "BrokenPipeError()", "interrupted": "InterruptedError()", "stop": "StopIteration()",
+    "recursion": "RecursionError()",
+    "assertion": "AssertionError()", "timeout": "TimeoutError()", "import": "ImportError('nosuch')",
+    "eof": "EOFError()",
+    "group": "ExceptionGroup('a', [ValueError('b')])", "read_only": "OSError(30, 'x', 'y')",
+    "warning": "UserWarning('w')",
+    "torch_memory": "__import__('torch').OutOfMemoryError('x')",
+    "unpickling": "__import__('pickle').UnpicklingError('x')",
 }  # fmt: skip
 BASES = {
-    "baseexc": "class B(BaseException): pass\n", "genexit": "B = GeneratorExit\n", "keyboard": "B = KeyboardInterrupt\n",
+    "baseexc": "class B(BaseException): pass\n", "genexit": "B = GeneratorExit\n",
+    "keyboard": "B = KeyboardInterrupt\n",
     "cancelled": "from asyncio import CancelledError as B\n",
 }  # fmt: skip
 
@@ -84,7 +93,8 @@ def _cases() -> Iterator[Case]:
     for name in ("none", "nan", "one_less", "strings"):
         yield rew(f"bestof_returns_{name}", f"N = len(completions); return {RETURNS[name]}\n", BEST_OF)
         yield rew(f"iterate_returns_{name}", f"N = len(completions); return {RETURNS[name]}\n", COMMANDS["iterate"])
-    yield rew("exc_no_str", "raise E()\n", head="class E(Exception):\n    def __str__(self): raise RuntimeError('no str')\n")
+    yield rew("exc_no_str", "raise E()\n",
+    head="class E(Exception):\n    def __str__(self): raise RuntimeError('no str')\n")
     yield rew("exc_str_not_text", "raise E()\n", head="class E(Exception):\n    def __str__(self): return 3\n")
     yield rew("exc_exiting_str", "raise E()\n", head="class E(Exception):\n    def __str__(self): sys.exit(0)\n")
     yield rew("score_repr_raises", "return [S()] * len(completions)\n",
@@ -102,7 +112,8 @@ def _signatures() -> Iterator[Case]:
         "no_columns": "def score(prompts, completions): return [1.0] * len(completions)\n",
         "other_names": "def score(a, b, **c): return [1.0] * len(b)\n", "class": "class score:\n    pass\n",
         "async": "async def score(prompts, completions, **c): return [1.0] * len(completions)\n",
-        "generator": "def score(prompts, completions, **c):\n    yield 'a'\n", "syntax": "def score(:\n", "tabs": "\tx = 1\n",
+        "generator": "def score(prompts, completions, **c):\n    yield 'a'\n", "syntax": "def score(:\n",
+        "tabs": "\tx = 1\n",
         "nul": "x = '\0'\n", "import_missing": "import nosuch_module\n", "import_self": "import rew; rew.nosuch\n",
         "import_hangs": "import time; time.sleep(1000)\n", "import_spins": "while True: pass\n",
         "utf16": "x", "latin1": "x", "module_getattr": "def __getattr__(name): raise RuntimeError('x')\n",
@@ -116,15 +127,18 @@ def _signatures() -> Iterator[Case]:
                        {**files_for("ppo"), "rew.py": coded.get(name, text)}, {1, 2}, says="rew",
                        fine="only a call shows it" if dry and needs_a_call else
                        "the rows have no further columns" if name == "no_columns" else "")  # fmt: skip
-    for name, value in {"no_colon": "rew", "missing_module": "nosuch:score", "dots": "...:score", "path": "/nowhere.py:f",
+    for name, value in {"no_colon": "rew", "missing_module": "nosuch:score", "dots": "...:score",
+    "path": "/nowhere.py:f",
                         "missing_function": "rew:nosuch", "deep": "rew:score.a.b", "builtin": "os:abort", "empty": "''",
                         "keyword": "class:def", "digits": "1:2", "torch": "torch:nosuch", "escape": "'re\x1bw:score'"
                         }.items():  # fmt: skip
         for dry in ("", " --dry-run"):
             if name == "builtin" and not dry:
                 continue
-            yield Case(f"rew_named_{name}{'_dry' if dry else ''}", PPO.replace("rew:score", value) + dry, files_for("ppo"),
-                       {2}, says="reward.callable|callable|nosuch", fine="only a call shows it" if name == "builtin" else "")
+            yield Case(f"rew_named_{name}{'_dry' if dry else ''}", PPO.replace("rew:score", value) + dry, files_for(
+            "ppo"),
+                       {2}, says="reward.callable|callable|nosuch", fine="only a call shows it"
+                       if name == "builtin" else "")
     yield Case("rew_judge_missing_dry", f"{PPO} --evaluation.judge nosuch:f --dry-run", files_for("ppo"), says="judge")
     yield Case("rew_judge_missing", f"{PPO} --evaluation.judge nosuch:f", files_for("ppo"), says="judge")
     shadow = {name: "open('owned', 'w')\nraise RuntimeError('the wrong one')\n" for name in
@@ -144,9 +158,12 @@ def _behind_the_back() -> Iterator[Case]:
     yield odd("stderr_none", f"sys.stderr = None; {GIVE}", stands, lines=None)
     yield odd("prints", f"print('\\x1b[2J' if False else 'hello'); {GIVE}", "its own words are its own")
     yield odd("reads_stdin", f"sys.stdin.read(); {GIVE}", stands)
-    yield odd("rm_out", f"import shutil; shutil.rmtree('out', ignore_errors=True); {GIVE}", "it is made anew", says="out")
-    yield odd("rm_out_metrics", f"os.path.exists('out/metrics.jsonl') and os.remove('out/metrics.jsonl'); {GIVE}", stands)
-    yield odd("out_is_file", "import shutil; shutil.rmtree('out', ignore_errors=True); open('out', 'w').close(); " + GIVE,
+    yield odd("rm_out", f"import shutil; shutil.rmtree('out', ignore_errors=True); {GIVE}", "it is made anew",
+    says="out")
+    yield odd("rm_out_metrics", f"os.path.exists('out/metrics.jsonl') and os.remove('out/metrics.jsonl'); {GIVE}",
+    stands)
+    yield odd("out_is_file", "import shutil; shutil.rmtree('out', ignore_errors=True); open('out', 'w').close(); " +
+    GIVE,
               "", says="out")
     yield odd("chdir", f"os.makedirs('/tmp/x', exist_ok=True); os.chdir('/tmp'); {GIVE}", stands)
     yield odd("import_chdir", GIVE, stands, head="os.chdir('/tmp')\n")
@@ -165,10 +182,12 @@ def _behind_the_back() -> Iterator[Case]:
               f"signal.signal(signal.SIGINT, signal.SIG_IGN); {GIVE}", stands)  # fmt: skip
     yield odd("recursion_limit", f"sys.setrecursionlimit(100); {GIVE}", stands)
     yield odd("umask", f"os.umask(0o777); {GIVE}", stands)
-    yield odd("changes_its_arguments", "prompts.clear(); found = [1.0] * len(completions); completions.clear(); return found\n",
+    yield odd("changes_its_arguments",
+    "prompts.clear(); found = [1.0] * len(completions); completions.clear(); return found\n",
               "the lists are its own")  # fmt: skip
     yield odd("changes_columns", f"[value.clear() for value in columns.values()]; {GIVE}", "the lists are its own")
-    yield odd("daemon_thread", f"threading.Thread(target=time.sleep, args=(1000,), daemon=True).start(); {GIVE}", stands)
+    yield odd("daemon_thread", f"threading.Thread(target=time.sleep, args=(1000,), daemon=True).start(); {GIVE}",
+    stands)
     yield rew("recursion", "return score(prompts, completions)\n")
     yield rew("memory", "return [0.0] * 10 ** 12\n")
     yield odd("warns", f"import warnings; warnings.warn('look'); {GIVE}", "its own words are its own")
@@ -176,7 +195,8 @@ def _behind_the_back() -> Iterator[Case]:
     yield odd("logging", f"import logging; logging.basicConfig(level=0); {GIVE}", stands)
     yield odd("gc_off", f"import gc; gc.disable(); {GIVE}", stands)
     yield odd("excepthook", f"sys.excepthook = None; {GIVE}", stands)
-    yield odd("builtins_open", f"import builtins; builtins.open = None; {GIVE}", "", says="rew|open|unexpected|callable")
+    yield odd("builtins_open", f"import builtins; builtins.open = None; {GIVE}", "",
+    says="rew|open|unexpected|callable")
     yield odd("sys_path_cleared", f"sys.path.clear(); {GIVE}", stands)
     yield odd("modules_cleared", f"sys.modules.pop('json', None); {GIVE}", stands)
 

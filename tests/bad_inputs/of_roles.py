@@ -91,7 +91,8 @@ FILES: dict[str, dict[str, Any]] = {
     "weights_fifo": {WEIGHTS: Fifo()}, "weights_pickle": {WEIGHTS: b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00N."},
     "weights_one_less": {WEIGHTS: tensors(one_less)}, "weights_shape": {WEIGHTS: tensors(another_shape)},
     "weights_inf": {WEIGHTS: tensors(one_inf)}, "template_gone": {"chat_template.jinja": None},
-    "template_binary": {"chat_template.jinja": bytes(range(256))}, "template_broken": {"chat_template.jinja": "{% for %}"},
+    "template_binary": {"chat_template.jinja": bytes(range(256))}, "template_broken": {
+    "chat_template.jinja": "{% for %}"},
     "header_huge": {WEIGHTS: b"\xff" * 8 + b"{}"},
 }  # fmt: skip
 WRONG: dict[str, dict[str, Any]] = {
@@ -99,7 +100,8 @@ WRONG: dict[str, dict[str, Any]] = {
         "kind": (None, 3, "nosuch", []), "base": (3, [], ""), "base_fingerprint": (None, 3, "abc"),
         "tokenizer_fingerprint": (None, "abc"), "dtype": (None, 3, "nosuch", "int8", "inf"),
         "quantization": (None, 3, True, "gptq"), "chat_template": (3, [], {}), "chat_template_fingerprint": (None, 3),
-        "pooling": (None, 3, "first", []), "score_mean": ("x", [], True, 1e999), "score_std": (0, True, [], 1e999, -0.5),
+        "pooling": (None, 3, "first", []), "score_mean": ("x", [], True, 1e999), "score_std": (0, True, [], 1e999,
+        -0.5),
         "nosuch": (3,),
     },
     ADAPTER: {
@@ -112,7 +114,8 @@ WRONG: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 UNREAD = {
     "kind", "nosuch", "chat_template", "lora_dropout", "init_lora_weights", "fan_in_fan_out", "modules_to_save",
-    "layers_to_transform", "use_rslora", "lora_alpha", "bias", "rank_pattern", "target_modules", "chat_template_fingerprint",
+    "layers_to_transform", "use_rslora", "lora_alpha", "bias", "rank_pattern", "target_modules",
+    "chat_template_fingerprint",
     "score_mean",
 }  # fmt: skip
 """Entries of which some values say nothing wrong: 7 as dropout of a role that is only read, another template's name."""
@@ -142,7 +145,8 @@ def _damaged() -> Iterator[Case]:
                         fine = "of no matter to a policy that goes on from it"
                     if value is None and entry in ("quantization", "pooling", "dtype"):
                         fine = ""
-                    yield kind(f"role_{use}_{file.split('.')[0]}_{entry}={value}", command, {file: Json({entry: value})},
+                    yield kind(f"role_{use}_{file.split('.')[0]}_{entry}={value}", command, {file: Json({
+                    entry: value})},
                                codes={1, 2}, fine=fine)  # fmt: skip
         for entry in entries:
             kind, command = USES["score"]
