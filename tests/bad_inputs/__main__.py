@@ -1,7 +1,8 @@
-"""Runs the bad inputs and prints counts: `python -m tests.bad_inputs [WORD ...] [--jobs N] [--part 1/4] [--to FILE]`.
+"""Runs the bad inputs and prints counts: `python -m tests.bad_inputs [WORD ...] [--minutes 9] [--to FILE] [--again]`.
 
 A WORD chooses the cases whose name contains it, `^WORD` those that begin with it, `@FILE` the names in a file. What did
-not end as it has to is printed with the last lines of stderr; every result goes to FILE as a JSON line.
+not end as it has to is printed with the last lines of stderr. Every result goes to FILE as a JSON line, and a case that
+has its line there is not run again: the same command resumes where `--minutes` ended it. `--again` runs what failed.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import os
 import shlex
 import sys
 import tempfile
+import time
+import traceback
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from tests.bad_inputs.case import Case
 from tests.bad_inputs.cases import ALL
@@ -25,27 +29,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bad_inputs", description=__doc__)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--part", default="1/1", help="of so many, so that each takes minutes")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no case begins after so many")
     parser.add_argument("--to", type=Path)
+    parser.add_argument("--again", action="store_true", help="run those once more that failed in FILE")
+    parser.add_argument("--prepared", type=Path, help="folder of bases, models and runs, kept for the next time")
     parser.add_argument("--list", action="store_true", help="names alone")
-    parser.add_argument("--keep", action="store_true", help="the folders of failed cases stay")
     options = parser.parse_args()
-    part, parts = map(int, options.part.split("/"))
-    cases = [case for case in ALL if _wanted(case, options.words)][part - 1 :: parts]
+    before = _read(options.to)
+    done = {name for name, result in before.items() if not options.again or result["kind"] == "ok"}
+    cases = [case for case in ALL if _wanted(case, options.words) and case.name not in done]
     if options.list:
         print(*(case.name for case in cases), sep="\n")
         return 0
-    where = Path(tempfile.mkdtemp(prefix="bad-inputs-"))
-    warm_up()
-    prepare(where / "fix")
-    results = _run(cases, where, options.jobs, options.keep)
+    until = time.monotonic() + 60 * options.minutes
+    with tempfile.TemporaryDirectory(prefix="bad-inputs-") as place:
+        prepared = options.prepared or Path(place) / "fix"
+        warm_up()
+        if not (prepared / "done").exists():
+            prepare(prepared)
+        results = {**before, **_run(cases, Path(place), prepared, options.jobs, until)}
     if options.to:
-        options.to.write_text("".join(json.dumps(result) + "\n" for result in results))
-    counts = Counter(result["kind"] for result in results)
-    print(f"{len(results)} cases: {counts.pop('ok', 0)} ok" + "".join(f", {n} {kind}" for kind, n in counts.items()))
-    if not options.keep:
-        clear(where)
+        options.to.write_text("".join(json.dumps(result) + "\n" for result in results.values()))
+    counts = Counter(result["kind"] for result in results.values())
+    told = [f"{counts.pop('ok', 0)} ok", *(f"{count} {kind}" for kind, count in counts.most_common())]
+    print(f"{len(results)} cases: {', '.join(told)}; {len([c for c in cases if c.name not in results])} not run yet")
     return 1 if counts else 0
+
+
+def _read(path: Path | None) -> dict[str, dict[str, Any]]:
+    if path is None or not path.exists():
+        return {}
+    return {result["name"]: result for result in map(json.loads, path.read_text().splitlines())}
 
 
 def _wanted(case: Case, words: list[str]) -> bool:
@@ -58,7 +72,8 @@ def _wanted(case: Case, words: list[str]) -> bool:
     return not words
 
 
-def _run(cases: list[Case], where: Path, jobs: int, keep: bool) -> list[dict[str, object]]:
+def _run(cases: list[Case], where: Path, prepared: Path, jobs: int, until: float) -> dict[str, dict[str, Any]]:
+    """Results by name, from so many processes side by side."""
     workers = []
     for number in range(jobs):
         process = os.fork()
@@ -67,29 +82,36 @@ def _run(cases: list[Case], where: Path, jobs: int, keep: bool) -> list[dict[str
             try:
                 with (where / f"{number}.jsonl").open("w", encoding="utf-8") as results:
                     for case in cases[number::jobs]:
-                        print(json.dumps(_result(case, where / "cases" / case.name[:100], where / "fix", keep)),
-                              file=results, flush=True)  # fmt: skip
+                        if time.monotonic() < until:
+                            print(json.dumps(_result(case, where / "cases" / str(number), prepared)), file=results)
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         workers.append(process)
     for process in workers:
         os.waitpid(process, 0)
-    lines = [line for number in range(jobs) for line in (where / f"{number}.jsonl").read_text().splitlines()]
-    return [json.loads(line) for line in lines]
+    found: dict[str, dict[str, Any]] = {}
+    for number in range(jobs):
+        found |= _read(where / f"{number}.jsonl")
+    return found
 
 
-def _result(case: Case, folder: Path, prepared: Path, keep: bool) -> dict[str, object]:
-    ending = ending_of(case, folder, prepared)
-    if ending.kind == "ok" or not keep:
+def _result(case: Case, folder: Path, prepared: Path) -> dict[str, Any]:
+    started = time.monotonic()
+    try:
+        ending = ending_of(case, folder, prepared)
+    finally:
         clear(folder)
     command = case.shell.replace("{}", "") + " onebase " + shlex.join(word[:200] for word in case.words)
     last = [line[:300] for line in ending.ended.err.splitlines() if line.strip()][-3:]
     if ending.kind != "ok":
         told = [f"- {case.name}: {ending.kind}: {ending.why}", f"   {command.strip()}", *(f"     {x}" for x in last)]
         print(*(RAW.sub("?", line[:400]) for line in told), sep="\n", flush=True)
-    return {"name": case.name, "area": case.area, "kind": ending.kind, "why": ending.why[:500],
-            "command": command.strip(), "code": ending.ended.code, "last": last}  # fmt: skip
+    seconds = round(time.monotonic() - started, 2)
+    return {"name": case.name, "area": case.area, "kind": ending.kind, "why": ending.why[:500], "last": last,
+            "command": command.strip(), "code": ending.ended.code, "seconds": seconds}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ MEMORY = 6 << 30
 LONGEST_LINE = 1_500
 RAW = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters that a terminal would obey."""
-_ONEBASE = """onebase() { "%s" -c 'import sys; sys.argv[0] = "onebase"; from onebase.cli import main; sys.exit(main())' "$@"; }
+_ONEBASE = """onebase() { "%s" -c 'import sys; from onebase.cli import main; sys.exit(main())' "$@"; }
 """
 
 

@@ -34,6 +34,7 @@ COMMANDS = {"sft": SFT, "reward": REWARD, "dpo": DPO, "ppo": PPO, "best-of": BES
 
 ANIMALS = ("cat", "dog", "bird", "fish", "horse", "mouse", "goat", "duck", "frog", "hen", "cow", "fox")
 SENTENCES = [f"The {animal} is {word}. I like the {animal}." for animal in ANIMALS for word in ("good", "bad", "big")]
+WORDS = ("red", "green", "black", "white", "brown", "pink", "orange", "purple", "silver", "golden", "grey", "blue")
 TEXT = "\n\n".join(SENTENCES) + "\n"
 
 
@@ -121,7 +122,8 @@ def _make_models(folder: Path) -> None:
 
     tokenizer = _make_base(Path("base"), seed=0)
     _make_base(Path("base2"), seed=1)
-    _make_base(Path("base3"), seed=0, vocabulary=300)
+    more = _make_base(Path("base_more"), seed=0, sentences=SENTENCES + [f"{word}ing the {word}ness" for word in WORDS])
+    assert len(more) > len(tokenizer)
     size = len(tokenizer)
     torch.manual_seed(0)
     bert = BertConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -151,12 +153,12 @@ def _labels(config: object, count: int, **more: object) -> object:
     return config
 
 
-def _make_base(folder: Path, *, seed: int, vocabulary: int = 320):  # type: ignore[no-untyped-def]
+def _make_base(folder: Path, *, seed: int, sentences: list[str] = SENTENCES):  # type: ignore[no-untyped-def]
     import torch
 
     from onebase.models.tiny import make_llama, train_tokenizer
 
-    tokenizer = train_tokenizer(SENTENCES, vocab_size=vocabulary)
+    tokenizer = train_tokenizer(sentences, vocab_size=360)
     model = make_llama(tokenizer, hidden_size=32, num_layers=2, num_heads=2, max_length=96, seed=seed)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(4)
