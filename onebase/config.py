@@ -55,6 +55,8 @@ class RunConfig(Group):
     """Seed of the order of the data, of new weights and of sampling."""
     report_to: Trackers = []
     """Trackers that get the metrics too, where they are installed: tensorboard, trackio, wandb."""
+    threads: Count | None = None
+    """CPU threads; null = one per core. Another number changes the last digits of results."""
     checkpoint: CheckpointGroup = CheckpointGroup()
 
 
@@ -245,6 +247,12 @@ class PPOConfig(VerbConfig):
         if self.lora.r == 0:
             problems.append(
                 "ppo trains adapters: with 'lora.r' = 0 the base would change under the other roles; set lora.r >= 1"
+            )
+        if self.generation.top_k or self.generation.top_p < 1:
+            problems.append(
+                f"'generation.top_k' = {self.generation.top_k} and 'generation.top_p' = {self.generation.top_p:g} "
+                "would sample from another distribution than the one PPO trains, which biases its ratios and its KL; "
+                "leave them at 0 and 1"
             )
         if self.ppo.critic == "adapter" and self.ppo.critic_start == "reward" and self.reward.role is None:
             problems.append(

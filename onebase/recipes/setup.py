@@ -32,11 +32,13 @@ from onebase.records import Example, Row
 from onebase.training.memory import find_token_budget
 from onebase.training.progress import say
 from onebase.training.run import Run, Schedule
+from onebase.training.threads import use_threads
 from onebase.training.update import ParameterGroup, Update
 
 
 def open_run(config: RunConfig) -> Run:
     """The run's folder; where it holds a checkpoint, the run goes on from there."""
+    use_threads(config.threads)
     kept = config.checkpoint
     return Run(
         config.output_dir,

@@ -16,6 +16,9 @@ from onebase.models.one_base import OneBase
 from onebase.models.passes import per_example
 from onebase.records import ScoreRequest
 
+LEAST_STD = 1e-6
+"""Standard deviation of a reward role's held-out scores at or below which they are all equal."""
+
 
 class RoleReward:
     """The score of a reward role, read from the very tokens that were sampled."""
@@ -23,6 +26,8 @@ class RoleReward:
     def __init__(self, one: OneBase, role: str, *, token_budget: int, normalize: bool = False) -> None:
         self.name = role
         self._one, self._role, self._token_budget, self._normalize = one, role, token_budget, normalize
+        if normalize:
+            check_moments(one.roles[role].score_mean, one.roles[role].score_std)
 
     def score(self, request: ScoreRequest) -> Tensor:
         """`[N]`: one per completion; with `normalize`, less the mean of the role's held-out scores, over their
@@ -40,12 +45,22 @@ class RoleReward:
         role = self._one.roles[self._role]
         if not self._normalize:
             return scores
-        if role.score_mean is None or role.score_std is None:
-            raise ModelError(
-                "reward.normalize: held_out needs the moments of held-out scores, and this reward role was saved "
-                "without them; train it to the end with held-out data, or set reward.normalize: none"
-            )
+        assert role.score_mean is not None and role.score_std is not None
         return (scores - role.score_mean) / role.score_std
+
+
+def check_moments(mean: float | None, std: float | None) -> None:
+    """Raises ModelError unless scores can be normalised by these moments of a reward role."""
+    if mean is None or std is None:
+        raise ModelError(
+            "reward.normalize: held_out needs the moments of held-out scores, and this reward role was saved "
+            "without them; train it to the end with held-out data, or set reward.normalize: none"
+        )
+    if std <= LEAST_STD:
+        raise ModelError(
+            f"reward.normalize: held_out would divide by the deviation of the held-out scores, which is {std:g}: the "
+            "reward role gives all answers the same score; train it further, or set reward.normalize: none"
+        )
 
 
 class ClassifierReward:

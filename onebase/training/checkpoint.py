@@ -112,16 +112,6 @@ def remove_old(folder: Path, *, newest: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed process was still writing; an older folder that was being replaced comes back."""
-    for path in folder.glob(".*.old"):
-        name = path.name[1:].rsplit(".", 2)[0]
-        if not (folder / name).exists():
-            path.rename(folder / name)
-    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
 def fingerprint_examples(*sides: list[Example]) -> str:
     """Of all that is learnt from in the examples, in their order: other data is another run."""
     digest = hashlib.sha256()

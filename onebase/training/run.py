@@ -21,16 +21,16 @@ import torch
 import yaml
 
 from onebase import processes
-from onebase.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, Stopped
-from onebase.files import write_atomically
-from onebase.training.checkpoint import Stateful, changed_keys, checkpoints, read_checkpoint, remove_leftovers
+from onebase.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, OnebaseError, Stopped
+from onebase.files import settle_leftovers, write_atomically
+from onebase.training.checkpoint import Stateful, changed_keys, checkpoints, read_checkpoint
 from onebase.training.loop import Loop
 from onebase.training.metrics import MetricsFile
 from onebase.training.progress import say
 from onebase.training.trackers import numbers_of, open_trackers
 from onebase.training.update import Update
 
-FREE_KEYS = ("output_dir", "model.device", "batch.microbatch_tokens", "checkpoint.", "report_to", "rounds",
+FREE_KEYS = ("output_dir", "model.device", "batch.microbatch_tokens", "checkpoint.", "report_to", "threads", "rounds",
              "on_finding", "lang")  # fmt: skip
 """What may differ from the configuration of the checkpoint: it does not change what is computed."""
 
@@ -83,7 +83,7 @@ class Run:
                 f"{self.folder}: cannot be written ({error.strerror}); choose another --output_dir"
             ) from error
         if processes.is_main():
-            remove_leftovers(self.folder)
+            settle_leftovers(self.folder)
         self.schedule = schedule
         self.config_text = config_text
         self._trackers = open_trackers(report_to if processes.is_main() else (), self.folder)
@@ -139,6 +139,11 @@ class Run:
         self._phases["steps"] = self.seconds - self._phases.get("set_up", 0.0)
         if not processes.is_main():
             return
+        if not self.folder.is_dir():
+            raise OnebaseError(
+                f"{self.folder}: the run's folder was removed or moved while it ran, and what was trained with it; "
+                "put it back if you can, and run the same command to resume"
+            )
         self.open_record().write(step, values)
         for tracker in self._trackers:
             tracker.log(numbers_of(values), step=step)

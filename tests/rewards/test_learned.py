@@ -63,6 +63,14 @@ def test_normalised_scores_are_deviations_from_the_held_out_mean() -> None:
     torch.testing.assert_close(normalised, (scores - 1.5) / 0.25)
 
 
+@pytest.mark.parametrize(("std", "reason"), [(None, "was saved without them"), (1e-6, "is 1e-06: .*same score")])
+def test_a_role_without_a_spread_of_scores_cannot_be_normalised(std: float | None, reason: str) -> None:
+    one = base_with_reward()
+    one.roles["reward"].score_mean, one.roles["reward"].score_std = 0.0, std
+    with pytest.raises(ModelError, match=f"reward.normalize: held_out .*{reason}"):
+        RoleReward(one, "reward", token_budget=64, normalize=True)
+
+
 # ----------------------------------------------------------------------------------------------- a classifier
 
 PROMPTS = ["the cat sat on and on " * 2, "the cat sat on and on " * 2, "a dog. ", "狗 "]

@@ -36,7 +36,6 @@ from onebase.training.checkpoint import (
     fingerprint_examples,
     inputs_of,
     read_checkpoint,
-    remove_leftovers,
     remove_old,
     write_checkpoint,
 )
@@ -376,7 +375,7 @@ def test_what_a_killed_writer_left_is_removed_and_what_it_was_replacing_comes_ba
     (tmp_path / ".best.4711.old").mkdir()
     (tmp_path / ".best.4711.old" / "best.json").write_text("{}")
     (tmp_path / "notes.tmp").write_text("mine")
-    remove_leftovers(tmp_path)
+    files.settle_leftovers(tmp_path)
     assert inside(tmp_path) == ["best", "checkpoint-1", "checkpoint-2", "config.yaml", "metrics.jsonl", "notes.tmp",
                                 "policy"]  # fmt: skip
     assert (tmp_path / "best" / "best.json").read_text() == "{}"

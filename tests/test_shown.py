@@ -1,0 +1,48 @@
+"""Other people's text in our messages: no terminal escape, one line, no longer than asked."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from onebase.shown import shown
+
+
+def test_control_characters_are_written_out() -> None:
+    assert shown("\x1b]0;title\x07\x1b[2Jgone") == r"\x1b]0;title\x07\x1b[2Jgone"
+    assert shown("a\r\nb\tc\x7f\x9bm") == r"a\r\nb\tc\x7f\x9bm"
+    assert shown("abc\u202edcba\u2066\u2028") == r"abc\u202edcba\u2066\u2028"
+
+
+def test_no_character_that_moves_the_cursor_is_left() -> None:
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    for lines in (False, True):
+        left = shown(every, lines=lines)
+        left.encode("utf-8")
+        assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in left if not (lines and c in "\n\t"))
+
+
+def test_words_of_any_script_stay_as_they_are() -> None:
+    text = "naïve 中文 🙂 👩\u200d👩\u200d👧 می\u200cخواهم עברית [bold]"
+    assert shown(text) == text
+
+
+def test_paragraphs_keep_their_lines() -> None:
+    assert shown("a\n\tb\x1b[0m\r\n", lines=True) == "a\n\tb\\x1b[0m\\r\n"
+
+
+@pytest.mark.parametrize("text", ["x" * 100, "\x1b" * 100, "x" * 39 + "\x1b"])
+def test_a_long_text_is_cut(text: str) -> None:
+    cut = shown(text, 40)
+    assert len(cut) == 40 and cut.endswith("...")
+    assert shown("x" * 40, 40) == "x" * 40 and shown("", 40) == ""
+
+
+def test_what_has_no_text_of_its_own_is_named() -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    assert shown(Silent()) == "(Silent without a text: its __str__ raises RuntimeError)"
+    assert shown(12) == "12"
