@@ -92,9 +92,10 @@ def describe_config(model_class: type[BaseModel], width: int = 100) -> str:
         if group != section:
             section = group
             title = _groups(model_class)[group].__doc__ if group else None
-            lines += ["", f"{group}: {title}" if title else "top level:"]
+            lines += ["", *textwrap.wrap(f"{group}: {title}" if title else "top level:", width)]
         default = "(required)" if field.is_required() else f"= {_plain(field.default)}"
-        lines.append(f"  --{key} {_type_name(field.annotation)} {default}")
+        named = f"  --{key} {_type_name(field.annotation)} {default}"
+        lines += [named] if len(named) <= width else [f"  --{key}", f"      {_type_name(field.annotation)} {default}"]
         lines += textwrap.wrap(field.description or "", width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines).lstrip("\n")
 
