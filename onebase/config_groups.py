@@ -79,6 +79,9 @@ Paths = Annotated[list[PathText], BeforeValidator(_one_or_more)]
 
 Trackers = Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeValidator(_one_or_more)]
 
+FUNCTION = r"([\w.]+|.+\.py):[\w.]+"
+"""How a Python function is named."""
+
 Device = Annotated[str, _written(r"auto|cpu|mps|(cuda|xpu|npu)(:\d{1,3})?", "auto, cpu, cuda or cuda:1")]
 ModuleName = Annotated[str, _written(r"[^\s\x00-\x1f]+", "the name of a module, such as q_proj")]
 
@@ -363,11 +366,11 @@ class PromptEvaluationGroup(EvaluationGroup):
     samples_per_prompt: Count = 1
     """Completions sampled per held-out prompt, where the verb samples."""
     judge: str | None = None
-    """A Python function, written module:function, that scores them too and is not trained on; best/ goes by it."""
+    """A Python function, named as in reward.callable, that scores them too and is not trained on; best/ goes by it."""
 
     @field_validator("judge")
     @classmethod
     def _judge_is_a_function(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[\w.]+:[\w.]+", value):
-            raise ValueError("it should be written module:function")
+        if value is not None and not re.fullmatch(FUNCTION, value):
+            raise ValueError("it should be written module:function or path/to/file.py:function")
         return value

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from onebase.config_groups import (
+    FUNCTION,
     Count,
     Float,
     Group,
@@ -61,9 +62,9 @@ class OptionalRewardSourceGroup(Group):
     role: PathText | None = None
     """Folder of a reward role made on the same base."""
     callable: str | None = None
-    """A Python function, written module:function."""
+    """A Python function: module:function, or path/to/file.py:function."""
     timeout: Positive | None = 600.0
-    """Seconds a call of that function may take; null = any."""
+    """Seconds that importing that function, or a call of it, may take; null = any."""
     model: PathText | None = None
     """Folder or hub name of a sequence-classification model with one label."""
     normalize: Literal["none", "held_out"] = "none"
@@ -87,8 +88,11 @@ class OptionalRewardSourceGroup(Group):
                 "'reward.normalize' = held_out needs 'reward.role': other sources have no held-out scores; "
                 "set it to none"
             )
-        if self.callable is not None and not re.fullmatch(r"[\w.]+:[\w.]+", self.callable):
-            raise ValueError(f"'reward.callable' = {self.callable!r}: it should be written module:function")
+        if self.callable is not None and not re.fullmatch(FUNCTION, self.callable):
+            raise ValueError(
+                f"'reward.callable' = {self.callable!r}: it should be written module:function or "
+                "path/to/file.py:function"
+            )
         return self
 
 

@@ -11,13 +11,24 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
+from onebase.errors import ConfigError
+from onebase.shown import shown
+
 T = TypeVar("T")
 
 
 @cache
 def _state() -> Any:
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    told = os.environ.get("WORLD_SIZE", "1")
+    if not told.isdecimal() or int(told) < 1:
+        raise ConfigError(f"WORLD_SIZE is '{shown(told, 40)}', not a number of processes; start them with torchrun")
+    if int(told) == 1:
         return None
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise ConfigError(
+            f"WORLD_SIZE is {told}, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; start "
+            f"several processes with torchrun --nproc_per_node {told} -m onebase ..., or unset WORLD_SIZE"
+        )
     import torch
     from accelerate import PartialState
 

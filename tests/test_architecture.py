@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
     {"start", "__main__"},
-    {"cli"},
+    {"cli", "failures"},
     {"recipes"},
     {"evaluation"},
     {"training", "rewards"},

@@ -106,10 +106,10 @@ def test_a_bare_flag_is_true_even_before_another_word() -> None:
 
 
 def test_override_values_are_yaml_only_where_marked_so() -> None:
-    words = ["--generation.stop", "\n\nHuman:", "--generation.top-p", ".5", "--ppo.value_clip", "null"]
+    words = ["--generation.stop", "\n\nHuman:", "--ppo.clip-low", ".5", "--ppo.value_clip", "null"]
     config = load_config(PPOConfig, None, [*PPO, *words, "--ppo.score_baseline", "-1", "--data.eval", "['1', b]"])
     assert config.generation.stop == ["\n\nHuman:"]
-    assert config.generation.top_p == 0.5
+    assert config.ppo.clip_low == 0.5
     assert config.ppo.value_clip is None
     assert config.ppo.score_baseline == -1
     assert config.data.eval == ["1", "b"]

@@ -84,7 +84,9 @@ sys.exit(cli.main(["sft", "output_dir=none", "model.model_name_or_path=none", "d
 def test_sigterm_before_the_steps_is_not_lost(part: str, said: str) -> None:
     ended = subprocess.run([sys.executable, "-c", STOPPED_WHILE, part], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (75, said)
-    assert ended.stderr == "error: stopped; the same command begins again, or goes on from the last checkpoint\n"
+    assert ended.stderr == (
+        "error: stopped; run the same command to start again, or to resume from the last checkpoint\n"
+    )
 
 
 @pytest.fixture

@@ -25,9 +25,15 @@ from onebase.evaluation.intervals import bootstrap_mean, paired_bootstrap
 from onebase.files import write_atomically
 from onebase.models.generation import Sample, generate, sample_seeds
 from onebase.models.role_files import load_role
-from onebase.recipes.ppo_setup import longest_rollout_tree, open_reward_source, sampling_of
+from onebase.recipes.ppo_setup import (
+    check_columns,
+    longest_rollout_tree,
+    open_function,
+    open_reward_source,
+    sampling_of,
+)
 from onebase.recipes.setup import open_base, open_chat, open_run, token_budget
-from onebase.records import Example, Row
+from onebase.records import Example, RewardSource, Row
 from onebase.training.checkpoint import inputs_of
 from onebase.training.plan import describe_base
 from onebase.training.progress import say
@@ -43,6 +49,7 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
         rows: the prompts, in place of those of `data.train`.
     """
     run = open_run(config)
+    function = open_function(config.reward)
     one = open_base(config.model)
     chat = open_chat(one.tokenizer, config.model)
     if config.policy is not None:
@@ -52,9 +59,12 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
     if config.reward.role is not None:
         load_role(one, "reward", config.reward.role, kinds=("reward",))
     prompts = encode(config, chat, one.context_length, rows)
+    check_columns([function], prompts)
     count, longest = config.generation.samples_per_prompt, longest_rollout_tree(one, config.generation, prompts)
     budget = token_budget(one, config.batch, role="policy", longest=longest)
-    source = open_reward_source(config.reward, one, budget) if config.reward.source is not None else None
+    source: RewardSource | None = function
+    if source is None and config.reward.source is not None:
+        source = open_reward_source(config.reward, one, budget)
     sampling = sampling_of(one, chat, config.generation)
     seeds = sample_seeds(config.seed, num_prompts=len(prompts), samples_per_prompt=count, stream="best-of")
     say(f"best-of: {len(prompts)} prompts x {count} answers, {f'scored by {source.name}' if source else 'not scored'}")
@@ -256,6 +266,7 @@ def plan(config: BestOfConfig) -> str:
         config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
     )
     prompts = encode(config, open_chat(base.tokenizer, config.model), base.context)
+    check_columns([open_function(config.reward)], prompts)
     return "\n".join([
         *base.lines,
         f"samples     {len(prompts)} prompts x {config.generation.samples_per_prompt} answers of at most "

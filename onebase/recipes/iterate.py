@@ -24,6 +24,7 @@ from onebase.data.formats import read_files
 from onebase.errors import DataError
 from onebase.files import atomic_folder
 from onebase.recipes import best_of, dpo, sft
+from onebase.recipes.ppo_setup import open_function
 from onebase.recipes.setup import open_run
 from onebase.records import Row
 from onebase.training.plan import describe_base
@@ -112,6 +113,8 @@ def plan(config: IterateConfig) -> str:
         config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
     )
     rows = read_files(config.data.train, limit=config.data.limit)
+    if (function := open_function(config.reward)) is not None:
+        function.check_columns([row.columns for row in rows])
     size, count = min(config.prompts_per_round, len(rows)), config.generation.samples_per_prompt
     how = "sft on the best" if config.learn == "sft" else f"dpo ({config.loss}), reference {config.reference}"
     return "\n".join([

@@ -73,9 +73,11 @@ class Trainer:
 
 def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
     """Loads the base, puts the four roles on it, reads the prompts; returns the trainer and the held-out prompts."""
+    scorer, judge = open_functions(config)
     one = open_base(config.model)
     ppo, chat = config.ppo, open_chat(one.tokenizer, config.model)
     prompts, held_out, ptx = read_prompts(config, chat, one.context_length)
+    check_columns([scorer, judge], [*prompts, *held_out])
     add_policy_and_reference(one, config)
     if config.reward.role is not None:
         load_role(one, "reward", config.reward.role, kinds=("reward",))
@@ -103,10 +105,8 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
     kl = FixedKL(ppo.kl_coefficient) if ppo.kl_target is None else AdaptiveKL(
         ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon
     )  # fmt: skip
-    source = open_reward_source(config.reward, one, budget)
-    judges: dict[str, RewardSource] = {}
-    if (judge := config.evaluation.judge) is not None:
-        judges["judge"] = FunctionReward(judge, timeout=config.reward.timeout, key="evaluation.judge")
+    source = scorer or open_reward_source(config.reward, one, budget)
+    judges: dict[str, RewardSource] = {} if judge is None else {"judge": judge}
     return Trainer(config, one, chat, source, prompts, ptx, update, kl, RunningMoments(), sampling, judges), held_out
 
 
@@ -154,12 +154,32 @@ def add_critic(one: OneBase, config: PPOConfig) -> None:
                 critic.head.weight.div_(one.roles["reward"].score_std or 1.0)
 
 
+def open_functions(config: PPOConfig) -> tuple[FunctionReward | None, FunctionReward | None]:
+    """Imports the reward function and the judge, where they are configured, before anything that takes long."""
+    judge = config.evaluation.judge
+    return (
+        open_function(config.reward),
+        None if judge is None else FunctionReward(judge, timeout=config.reward.timeout, key="evaluation.judge"),
+    )
+
+
+def open_function(reward: OptionalRewardSourceGroup) -> FunctionReward | None:
+    """Imports the reward function, where one is configured."""
+    return None if reward.callable is None else FunctionReward(reward.callable, timeout=reward.timeout)
+
+
+def check_columns(functions: Sequence[FunctionReward | None], prompts: Sequence[Example]) -> None:
+    """Raises ConfigError unless every function can be called with the columns of the prompts' rows."""
+    rows = [prompt.row.columns if prompt.row else {} for prompt in prompts]
+    for function in functions:
+        if function is not None:
+            function.check_columns(rows)
+
+
 def open_reward_source(reward: OptionalRewardSourceGroup, one: OneBase, token_budget: int) -> RewardSource:
-    """The reward role (which is on the base already), a function, or another model, as configured."""
+    """The reward role, which is on the base already, or another model, as configured."""
     if reward.role is not None:
         return RoleReward(one, "reward", token_budget=token_budget, normalize=reward.normalize == "held_out")
-    if reward.callable is not None:
-        return FunctionReward(reward.callable, timeout=reward.timeout)
     assert reward.model is not None
     return ClassifierReward(reward.model, device=one.device)
 
@@ -207,6 +227,7 @@ def plan(config: PPOConfig) -> str:
     )
     chat = open_chat(base.tokenizer, config.model)
     prompts, held_out, ptx = read_prompts(config, chat, base.context)
+    check_columns(open_functions(config), [*prompts, *held_out])
     ppo, k = config.ppo, config.generation.samples_per_prompt
     lengths = sorted(len(p.prompt_ids) for p in prompts)
     steps = ppo.num_ppo_epochs * -(-ppo.rollout_prompts // ppo.minibatch_prompts)

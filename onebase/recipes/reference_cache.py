@@ -13,10 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from onebase.files import atomic_folder
+from onebase.files import atomic_folder, settle_leftovers
 from onebase.models.one_base import OneBase
 from onebase.records import Example
-from onebase.training.checkpoint import remove_leftovers
 from onebase.training.progress import say
 
 FOLDER = "reference-logprobs"
@@ -44,7 +43,7 @@ def computed_once(
     try:
         # Runs side by side write one after the other, so that what is half-written is nobody's.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        remove_leftovers(kept.parent)
+        settle_leftovers(kept.parent)
         with atomic_folder(kept) as temporary:
             save_file({"logprobs": torch.cat(logprobs)}, temporary / "logprobs.safetensors")
     finally:

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from onebase import processes
-from onebase.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, Stopped
+from onebase.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, OnebaseError, Stopped
 from onebase.files import settle_leftovers, write_atomically
 from onebase.training.checkpoint import Stateful, changed_keys, checkpoints, read_checkpoint
 from onebase.training.loop import Loop
@@ -139,6 +139,11 @@ class Run:
         self._phases["steps"] = self.seconds - self._phases.get("set_up", 0.0)
         if not processes.is_main():
             return
+        if not self.folder.is_dir():
+            raise OnebaseError(
+                f"{self.folder}: the run's folder was removed or moved while it ran, and what was trained with it; "
+                "put it back if you can, and run the same command to resume"
+            )
         self.open_record().write(step, values)
         for tracker in self._trackers:
             tracker.log(numbers_of(values), step=step)

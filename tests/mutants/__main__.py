@@ -76,8 +76,7 @@ def main() -> int:
         for folder in folders:
             free.put(folder)
         with multiprocessing.get_context("fork").Pool(options.jobs, take_folder, (free,)) as pool:
-            tests = sorted({test for mutant in chosen for test in mutant.tests.split()})
-            failed = [output for passed, output in pool.map(pass_without_fault, tests) if not passed]
+            failed = [output for passed, output in pool.imap(pass_without_fault, by_file(chosen)) if not passed]
             if failed:
                 print("\n".join([*failed, "these tests fail without any mutant; mend them first"]))
                 return FAILED
@@ -110,19 +109,29 @@ def copy_to(folder: Path) -> Path:
 
 
 def take_folder(free: multiprocessing.queues.SimpleQueue[Path]) -> None:
-    """Gives this process a copy of its own, for good."""
+    """Gives this process a copy of its own, for good; its tests end with it."""
     global FOLDER
     FOLDER = free.get()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 
-def pass_without_fault(test: str) -> tuple[bool, str]:
-    return run_tests([test], SECONDS_WIDE)
+def by_file(mutants: Sequence[Mutant]) -> list[list[str]]:
+    """The nearest tests of all mutants, those of one file together."""
+    files: dict[str, set[str]] = {}
+    for mutant in mutants:
+        for test in mutant.tests.split():
+            files.setdefault(test.partition("::")[0], set()).add(test)
+    return [[file] if file in tests else sorted(tests) for file, tests in files.items()]
+
+
+def pass_without_fault(tests: Sequence[str]) -> tuple[bool, str]:
+    return run_tests(tests, SECONDS_WIDE)
 
 
 def try_one(mutant: Mutant) -> Result:
     path, started, by = FOLDER / mutant.file, time.monotonic(), ""
     whole = path.read_text(encoding="utf-8")
-    path.write_text(mutant.broken(), encoding="utf-8")
+    path.write_text(mutant.broken(FOLDER), encoding="utf-8")
     try:
         passed, _ = run_tests(mutant.tests.split(), SECONDS_NEAR)
         if passed and not mutant.harmless:
@@ -160,6 +169,7 @@ def run_tests(tests: Sequence[str], seconds: float) -> tuple[bool, str]:
 def tests_here(tests: Sequence[str], output: Path) -> int:
     """Runs them in this process, against the copy."""
     os.setsid()  # what the tests start ends with them
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with output.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

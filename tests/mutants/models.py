@@ -33,6 +33,7 @@ SIDE_BY_SIDE = f"{TEST_PROJECTION}::test_layers_side_by_side_are_those_one_by_on
 PACKED = f"{TEST_ATTENTION}::test_packed_trees_are_the_softmax_over_what_each_token_may_see"
 ALONE = f"{TEST_GENERATION}::test_samples_do_not_depend_on_what_stands_beside_them"
 OF_THE_TREE = f"{TEST_GENERATION}::test_the_logprobs_of_samples_are_those_of_the_tree_built_from_them"
+NEXT_NUMBER = f"{TEST_GENERATION}::test_every_token_is_drawn_by_the_next_random_number_of_its_samples_seed"
 DRAWN = f"{TEST_GENERATION}::test_tokens_are_drawn_as_often_as_the_softmax_says"
 TRUNCATED = f"{TEST_GENERATION}::test_top_k_and_top_p_exclude_exactly_what_they_should"
 LIKE_THE_SAVED = f"{TEST_ROLE_FILES}::test_a_loaded_role_computes_what_the_saved_one_did"
@@ -63,7 +64,10 @@ MUTANTS = [
            "capped logits are not scaled back", f"{TEST_FORWARD}::test_soft_caps_on_the_logits_are_the_models_own"),
     Mutant(FORWARD, "scale = 1.0 / float(config.logits_scaling)", "scale = float(config.logits_scaling)",
            "Granite's logits are multiplied instead of divided",
-           f"{TEST_FORWARD}::test_soft_caps_on_the_logits_are_the_models_own"),
+           f"{TEST_FORWARD}::test_the_scale_of_the_logits_is_the_models_own"),
+    Mutant(FORWARD, "scale = float(config.logit_scale)", "scale = 1.0 / float(config.logit_scale)",
+           "Cohere's logits are divided instead of multiplied",
+           f"{TEST_FORWARD}::test_the_scale_of_the_logits_is_the_models_own"),
     Mutant(FORWARD, "weight, bias).float()", "weight, bias)",
            "the softmax of selected log-probs runs in bfloat16",
            f"{TEST_FORWARD}::test_selected_logprobs_in_bfloat16_are_no_further_off_than_those_of_pytorch"),
@@ -84,7 +88,7 @@ MUTANTS = [
            "sliding windows are ignored", f"{TREES} {TEST_FORWARD}"),
     Mutant("onebase/models/heads.py", "linear(hidden.float(), self.weight).squeeze(-1)",
            "linear(hidden, self.weight.to(hidden.dtype)).float().squeeze(-1)",
-           "scores are computed in the base's number format", f"{SCORES} {TEST_FORWARD} {TEST_ONE_BASE}"),
+           "scores are computed in the base's number format", "tests/models/test_heads.py"),
     # ---------------------------------------------------------------------------------------------------- decoder
     Mutant(DECODER, "num_heads=self._num_heads + self._num_kv_heads)", "num_heads=self._num_heads)",
            "keys are not rotated", LIKE_TRANSFORMERS),
@@ -119,7 +123,8 @@ MUTANTS = [
     Mutant(PROJECTION, "part.to(adapter.b.dtype).mul_(adapter.scaling)", "part.to(adapter.b.dtype)",
            "the gradient of an adapter's B is not scaled", SIDE_BY_SIDE),
     Mutant(PROJECTION, "slice(rank, rank + len(a))))", "slice(0, len(a))))",
-           "adapters side by side share their ranks", SIDE_BY_SIDE),
+           "adapters side by side share their ranks",
+           f"{TEST_PROJECTION}::test_a_layer_is_read_with_the_adapter_that_is_in_force"),
     Mutant(PROJECTION, "through_b @ projection.a if through_b is not None and projection.a is not None else None",
            "None",
            "no gradient passes through adapters to lower layers", SIDE_BY_SIDE),
@@ -158,7 +163,7 @@ MUTANTS = [
            "every stream has the same random numbers",
            f"{TEST_GENERATION}::test_seeds_are_a_pure_function_of_seed_stream_prompt_and_sample"),
     Mutant(GENERATION, "generator.manual_seed(seed)) for seed in seeds", "generator.manual_seed(0)) for seed in seeds",
-           "every sample has the same random numbers", TEST_GENERATION),
+           "every sample has the same random numbers", NEXT_NUMBER),
     Mutant(GENERATION, "logits.float() / (sampling.temperature or 1.0)", "logits.float()",
            "tokens are drawn at temperature one", DRAWN),
     Mutant(GENERATION, "torch.searchsorted(cumulative, thresholds, right=True)",
@@ -177,7 +182,7 @@ MUTANTS = [
            "top-p behind top-k reads the mass of the whole distribution", TRUNCATED),
     Mutant(GENERATION, "[torch.tensor(rows, device=randoms.device), taken]",
            "[torch.tensor(rows, device=randoms.device), (taken - 1).clamp_min(0)]",
-           "the second token is drawn by the first random number", TEST_GENERATION),
+           "the second token is drawn by the first random number", NEXT_NUMBER),
     Mutant(GENERATION, "[torch.tensor(rows, device=randoms.device), taken]",
            "[torch.arange(len(rows), device=randoms.device), taken]",
            "random numbers go by the slot and not by the sample", ALONE),

@@ -23,13 +23,13 @@ class Mutant:
     harmless: str = ""
     """Why it changes no result, for one that no test can notice; empty for all others."""
 
-    def broken(self) -> str:
-        """The file's text with the fault in it.
+    def broken(self, root: Path = ROOT) -> str:
+        """The file's text with the fault in it, below `root`.
 
         Raises:
             ValueError: the text to replace stands there never, or more than once; or the new text is no Python.
         """
-        source = (ROOT / self.file).read_text(encoding="utf-8")
+        source = (root / self.file).read_text(encoding="utf-8")
         if source.count(self.old) != 1:
             raise ValueError(
                 f"{self.file}: the text of the mutant '{self.fault}' stands there {source.count(self.old)} times "
