@@ -74,14 +74,16 @@ def _quiet_libraries() -> None:
 def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: bool, resume: bool) -> None:
     from onebase.config import VERB_CONFIGS
     from onebase.config_files import dump_config, load_config
+    from onebase.training.run_folder import check_folder
 
     if config_file is None and words and not words[0].startswith("-"):
         if "=" not in words[0] or words[0].endswith((".yaml", ".yml")):
             config_file, words = Path(words[0]), words[1:]
     config = load_config(VERB_CONFIGS[verb], config_file, words)
     preflight.check(config)
-    if resume and not _goes_on(Path(config.output_dir)):
+    if resume and not _goes_on(Path(config.output_dir), dump_config(config)):
         return
+    check_folder(Path(config.output_dir), dump_config(config))
     if not dry_run:
         global _run_folder
         _run_folder = Path(config.output_dir)
@@ -94,9 +96,11 @@ def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: b
     print(_recipe(verb).plan(config), file=sys.stderr)
 
 
-def _goes_on(folder: Path) -> bool:
+def _goes_on(folder: Path, config_text: str) -> bool:
     """Whether there is something left to do in a run that should be resumed."""
-    if (folder / "summary.json").exists():
+    from onebase.training.run_folder import asks_for_more
+
+    if (folder / "summary.json").exists() and not asks_for_more(folder, config_text):
         print(f"{folder} holds a finished run; nothing is left to do", file=sys.stderr)
         return False
     if not folder.is_dir():

@@ -39,11 +39,9 @@ class RunRecord:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run; of one that is not finished those since it began, or last went on."""
-        if self.summary.get("seconds") is not None:
-            return float(self.summary["seconds"])
-        times = [self.folder / name for name in ("metrics.jsonl", "config.yaml")]
-        return max(0.0, times[0].stat().st_mtime - times[1].stat().st_mtime) if times[0].exists() else 0.0
+        """Of the whole run up to its last step or its end, without the time it stood still."""
+        measured = [self.summary.get("seconds"), *(row.get("perf/seconds") for row in self.rows[-1:])]
+        return next((float(seconds) for seconds in measured if isinstance(seconds, int | float)), 0.0)
 
     @property
     def state(self) -> str:
