@@ -7,14 +7,14 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
-from onebase.config_groups import DEVICES
 from onebase.data.files import read_text, suffix_of
 from onebase.errors import ConfigError, DataError
 from onebase.shown import shown
+
+if TYPE_CHECKING:  # a tenth of a second, which --help has no use for
+    from pydantic import BaseModel
 
 
 def check(config: BaseModel) -> None:
@@ -51,6 +51,8 @@ def check_device(name: str) -> None:
     Raises:
         ConfigError: it does not.
     """
+    from onebase.config_groups import DEVICES
+
     if not re.fullmatch(DEVICES, name):
         raise ConfigError(f"--device is {shown(name, 60)}; it should be auto, cpu, cuda or cuda:1")
 
