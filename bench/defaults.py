@@ -2,9 +2,9 @@
 
 usage: defaults.py OUT [VERB ...] [KEY=VALUE ...]    from the root of the repository, beside `../shared`
 
-Nothing is set but the files: the pretrained stories260K, hh-rlhf's pairs for reward and dpo, story openings for ppo with
-a Python reward that likes happy words. Chance is 0.5 for an accuracy, 0 for a rise in score. A KEY=VALUE tries another
-value than the default.
+Nothing is set but the files: the pretrained stories260K, hh-rlhf's pairs for reward and dpo, story openings for ppo
+with a Python reward that likes happy words. Chance is 0.5 for an accuracy, 0 for a rise in score. A KEY=VALUE tries
+another value than the default.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ PAIRS = ["data.train=../shared/data/hh_rlhf/harmless-base-test.jsonl.gz", "data.
 NEEDED = {
     "reward": PAIRS,
     "dpo": PAIRS,
-    "ppo": ["data.train=../shared/data/text_en/tinystories_sample.txt.gz",
+    "ppo": ["data.limit=480", "data.train=../shared/data/text_en/tinystories_sample.txt.gz",
             f"reward.callable={Path(__file__)}:happy_words"],
 }  # fmt: skip
 SEEDS = range(5)
 
 
 def happy_words(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """How many of the words are happy ones."""
-    return [float(sum(word.strip(".,!?\"'").lower() in HAPPY for word in text.split())) for text in completions]
+    """1 where a word is a happy one, else 0."""
+    return [float(any(word.strip(".,!?\"'").lower() in HAPPY for word in text.split())) for text in completions]
 
 
 def main(words: Sequence[str]) -> None:

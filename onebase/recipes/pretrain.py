@@ -26,6 +26,7 @@ from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
 from onebase.models.role_files import save_base
 from onebase.models.tiny import make_llama, read_tokenizer, train_tokenizer
+from onebase.recipes.dry_run import require_unfinished
 from onebase.recipes.setup import (
     best_by,
     largest_example,
@@ -41,6 +42,7 @@ from onebase.training.language import language_step, mean_nll
 from onebase.training.memory import peak_memory_mb
 from onebase.training.plan import describe_base, describe_steps
 from onebase.training.progress import say
+from onebase.training.trackers import require_trackers
 from onebase.training.update import ParameterGroup
 
 LONGEST_BLOCK = 1024
@@ -154,6 +156,8 @@ def to_blocks(one: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list
 
 def plan(config: PretrainConfig) -> str:
     """What `run` would do, in words."""
+    require_unfinished(config)
+    require_trackers(config.report_to)
     if config.model.model_name_or_path is None:
         tiny, rows = config.tiny, read_files(config.data.train, limit=config.data.limit)
         vocabulary = f"of at most {tiny.vocab_size or VOCAB_SIZE}"
