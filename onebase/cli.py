@@ -7,13 +7,12 @@ Results go to stdout, everything else to stderr.
 
 from __future__ import annotations
 
-import errno
+import io
 import logging
 import os
 import shutil
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -23,8 +22,9 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from onebase import __version__
-from onebase.errors import ConfigError, DoesNotFitError, OnebaseError, Stopped
+from onebase import __version__, failures
+from onebase.errors import ConfigError, Interrupted, Stopped
+from onebase.shown import shown
 
 app = App(
     name="onebase",
@@ -33,6 +33,9 @@ app = App(
     default_parameter=Parameter(negative=()),  # no --no-rank, no --empty-compare
     suppress_keyboard_interrupt=False,  # main answers it
 )
+
+_run_folder: Path | None = None
+"""The folder of the run that this command line started: a traceback goes there."""
 
 TRAINING_VERBS = {
     "pretrain": "Train a language model on plain text, from scratch or further.",
@@ -73,9 +76,11 @@ def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: b
         if "=" not in words[0] or words[0].endswith((".yaml", ".yml")):
             config_file, words = Path(words[0]), words[1:]
     config = load_config(VERB_CONFIGS[verb], config_file, words)
-    if resume and not _goes_on(Path(config.output_dir)):
+    if resume and not _goes_on(Path(config.output_dir), dump_config(config)):
         return
     if not dry_run:
+        global _run_folder
+        _run_folder = Path(config.output_dir)
         _recipe(verb).run(config)
         _recipe("runs").leave_pictures(Path(config.output_dir))
         return
@@ -84,9 +89,11 @@ def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: b
     print(_recipe(verb).plan(config), file=sys.stderr)
 
 
-def _goes_on(folder: Path) -> bool:
+def _goes_on(folder: Path, config_text: str) -> bool:
     """Whether there is something left to do in a run that should be resumed."""
-    if (folder / "summary.json").exists():
+    from onebase.training.run_folder import asks_for_more
+
+    if (folder / "summary.json").exists() and not asks_for_more(folder, config_text):
         print(f"{folder} holds a finished run; nothing is left to do", file=sys.stderr)
         return False
     if not folder.is_dir():
@@ -276,8 +283,12 @@ def report(run: Path, /, *, price_per_hour: float | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit code. Every expected failure is one line on stderr per problem."""
+    """Runs one command line and returns its exit code. Every failure is one line on stderr per problem."""
     words = list(sys.argv[1:] if argv is None else argv)
+    global _run_folder
+    _run_folder = None
+    verb = " ".join(word for word in words[: 2 if words[:1] == ["runs"] else 1] if not word.startswith("-"))
+    _open_streams()
     try:
         # Where a run is in its steps, it saves first; before and after them there is nothing to save.
         signal.signal(signal.SIGTERM, _stop)
@@ -287,37 +298,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return 0 if words else 2  # nothing asked: the help is shown, but a script with an empty verb should notice
-    except OnebaseError as error:
-        _say(str(error) or type(error).__name__)
-        return error.exit_code
     except CycloptsError as error:
-        verb = f" {words[0]}" if words and words[0] in app else ""
-        _say(f"{' '.join(str(error).split())} See 'onebase{verb} --help'.")
+        known = f" {words[0]}" if words and words[0] in app else ""
+        failures.say(f"{shown(' '.join(str(error).split()), 500)} See 'onebase{known} --help'.")
         return ConfigError.exit_code
     except KeyboardInterrupt:
-        _say("interrupted")
-        return 130
+        failures.say("interrupted")
+        return Interrupted.exit_code
     except _StopNow:
-        _say("stopped; the same command begins again, or goes on from the last checkpoint")
+        failures.say("stopped; run the same command to start again, or to resume from the last checkpoint")
         return Stopped.exit_code
     except BrokenPipeError:
         # Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        if error.errno == errno.EROFS:  # a disk that failed is often still there to be read
-            _say(f"{error.filename}: {error.strerror}; make it writable, and run the same command again")
-            return 1
-        if error.errno != errno.ENOSPC:
-            return _unexpected(error)
-        where = f" for '{error.filename}'" if error.filename else ""
-        _say(f"no space left on the disk{where}; free some and run the same command again")
-        return 4
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            _say("out of memory on the device; lower batch.microbatch_tokens or generation.samples_per_prompt")
-            return DoesNotFitError.exit_code
-        return _unexpected(error)
+    except BaseException as error:  # sys.exit in a reward function too: 0 would say that all went well
+        return failures.told(error, shown(verb, 40), _run_folder)
+    finally:
+        if sys.stdout.closed:  # by a reward function, say: Python would complain when it flushes it at exit
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 class _StopNow(BaseException):
@@ -328,12 +327,18 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise _StopNow
 
 
-def _say(message: str) -> None:
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+def _open_streams() -> None:
+    """Has stdin, stdout and stderr open, and able to show any text.
 
-
-def _unexpected(error: BaseException) -> int:
-    traceback.print_exception(error)
-    _say(f"unexpected {type(error).__name__}; the lines above say where; please report them with the command you ran")
-    return 1
+    Where one is closed (`>&-`), the next file opened would take its number, and be written to by whatever prints.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII alone shows Chinese as escapes
+            stream.reconfigure(errors="backslashreplace")

@@ -14,10 +14,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BloomConfig,
+    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
@@ -70,6 +72,8 @@ ARCHITECTURES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "max_position_embeddings": 128,
         },
     ),
+    "granite": (GraniteConfig, _LLAMA_LIKE | {"logits_scaling": 4.0}),
+    "cohere": (CohereConfig, _LLAMA_LIKE | {"logit_scale": 0.25}),
     "bloom": (BloomConfig, {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
 }  # fmt: skip
 

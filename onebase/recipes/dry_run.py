@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from onebase.config import RewardConfig, RunConfig
-from onebase.errors import ConfigError
+from onebase.config_files import dump_config
 from onebase.models.loading import require_quantization
 from onebase.models.role_files import check_role
 from onebase.recipes.setup import new_lora
 from onebase.rewards.learned import check_moments
 from onebase.training.plan import BasePlan, describe_base
+from onebase.training.run import check_writable
 from onebase.training.trackers import require_trackers
 
 
@@ -20,12 +21,12 @@ def planned_base(config: RunConfig) -> BasePlan:
     roles it starts from, the adapter's layers.
 
     Raises:
-        ConfigError: `output_dir` holds a finished run.
+        ConfigError, CheckpointError: `output_dir` cannot be that of this run.
         ModelError: the base, a role or a layer is not there, or does not fit.
         MissingExtraError: a package is not installed.
     """
     keys: Any = config
-    require_unfinished(config)
+    check_writable(Path(config.output_dir), dump_config(config))
     require_trackers(config.report_to)
     require_quantization(keys.model.quantization)
     base = describe_base(keys.model.model_name_or_path, keys.model.quantization, keys.model.dtype, keys.model.device)
@@ -37,17 +38,9 @@ def planned_base(config: RunConfig) -> BasePlan:
     lora = getattr(keys, "lora", None)
     if lora is not None and lora.r and not any(started):
         new_lora(base, lora)
-    reward = getattr(keys, "reward", None)
+    reward: Any = getattr(keys, "reward", None)
     if getattr(reward, "role", None) is not None:
         card = check_role(base, reward.role, ("reward",))
         if reward.normalize == "held_out":
             check_moments(card.score_mean, card.score_std)
     return base
-
-
-def require_unfinished(config: RunConfig) -> None:
-    """Raises ConfigError where `output_dir` holds a finished run."""
-    if (Path(config.output_dir) / "summary.json").exists():
-        raise ConfigError(
-            f"{config.output_dir} holds a finished run; choose another --output_dir, or remove that folder first"
-        )

@@ -12,6 +12,7 @@ from onebase.models.loading import load_base
 from onebase.models.one_base import OneBase
 from onebase.models.role_files import TEMPLATE_FILE, load_role, read_card
 from onebase.training.progress import say
+from onebase.training.threads import use_threads
 
 NO_TEMPLATE = hashlib.sha256(b"").hexdigest()
 """The fingerprint where there was none: plain text needs none."""
@@ -31,6 +32,7 @@ def open_saved(
         ModelError: folders of several models, a model where a reward role is needed, or the base is not where a role
             says.
     """
+    use_threads(None)
     folders = {name: Path(folder) for name, (folder, _) in roles.items()}
     bases = {name: _is_model(folder) for name, folder in folders.items()}
     for name, (folder, kinds) in roles.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase
 
+from onebase import processes
 from onebase.config import RunConfig
 from onebase.config_files import dump_config
 from onebase.config_groups import (
@@ -33,11 +34,13 @@ from onebase.training.memory import find_token_budget
 from onebase.training.plan import BasePlan
 from onebase.training.progress import say
 from onebase.training.run import Run, Schedule
+from onebase.training.threads import use_threads
 from onebase.training.update import ParameterGroup, Update
 
 
 def open_run(config: RunConfig) -> Run:
     """The run's folder; where it holds a checkpoint, the run goes on from there."""
+    use_threads(config.threads)
     kept = config.checkpoint
     return Run(
         config.output_dir,
@@ -113,7 +116,8 @@ def token_budget(
         return batch.microbatch_tokens
     if before is not None:
         return before
-    return find_token_budget(one, role, longest=longest)
+    # Every process finds another amount free; the same microbatches in all of them give the same bits again.
+    return min(processes.gather(find_token_budget(one, role, longest=longest)))
 
 
 def largest_example(one: OneBase, *examples: Sequence[Example]) -> int:

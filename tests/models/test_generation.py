@@ -150,6 +150,20 @@ def test_seeds_are_a_pure_function_of_seed_stream_prompt_and_sample() -> None:
     assert not set(others) & set(seeds)
 
 
+@pytest.mark.parametrize("architecture", ["llama", HF, "bloom"])
+def test_every_token_is_drawn_by_the_next_random_number_of_its_samples_seed(architecture: str) -> None:
+    """Two tokens drawn by one number would each be distributed as they should be, and together not."""
+    one, seeds, count = base_with_policy(architecture), [5, 6, 7, 8], 6
+    samples = draw_samples(one, PROMPTS[:2], k=2, seeds=seeds, sampling=Sampling(max_new_tokens=count))
+    for sample, seed in zip(samples, seeds, strict=True):
+        ids = list(PROMPTS[sample.prompt])
+        for number in torch.rand(count, generator=torch.Generator().manual_seed(seed)).tolist():
+            with torch.no_grad(), one.role("policy"):
+                logits = one.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            ids.append(int((logits.double().softmax(-1).cumsum(-1) <= number).sum()))
+        assert sample.ids == ids[len(PROMPTS[sample.prompt]) :]
+
+
 def test_no_prompts_give_no_samples() -> None:
     assert draw_samples(base_with_policy("llama"), []) == []
 

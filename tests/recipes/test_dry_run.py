@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from onebase.config import BestOfConfig, DPOConfig, IterateConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
-from onebase.errors import MissingExtraError, ModelError, OnebaseError, RoleMismatchError
+from onebase.errors import ConfigError, MissingExtraError, ModelError, OnebaseError, RoleMismatchError
 from onebase.recipes import best_of, dpo, iterate, ppo, pretrain, reward, sft
+from onebase.recipes.setup import open_run
 from onebase.training import trackers
 from tests.recipes.conftest import Options, common, load, make_base, pair_rows, write_rows
 
@@ -115,7 +117,7 @@ def test_a_finished_run_and_a_tracker_that_is_not_installed_are_refused(
         patched.setattr(trackers, "find_spec", no_spec)
         with pytest.raises(MissingExtraError, match="report_to: wandb is not installed"):
             plan({"report_to": ["wandb"]})
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run").mkdir(exist_ok=True)
     (tmp_path / "run" / "summary.json").write_text("{}")
     with pytest.raises(OnebaseError, match="holds a finished run"):
         plan({})
@@ -126,3 +128,18 @@ def test_a_function_that_cannot_take_the_rows_is_refused_by_best_of_and_iterate(
     for verb in ("best-of", "iterate"):
         with pytest.raises(OnebaseError, match="reward.callable: .* missing a required .*'gold'"):
             planned(verb, base, tmp_path, more)
+
+
+def test_a_folder_that_cannot_be_written_or_is_being_written_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+        with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\)"):
+            planned("sft", base, tmp_path, {"output_dir": str(tmp_path / "not" / "yet")})
+    config = load(SFTConfig, common(base, tmp_path / "run", write_rows(tmp_path / "rows.jsonl", pair_rows())))
+    writing = open_run(config)
+    with pytest.raises(ConfigError, match="another process is writing this run"):
+        planned("sft", base, tmp_path)
+    writing.close()
+    assert planned("sft", base, tmp_path)
