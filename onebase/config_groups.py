@@ -247,7 +247,7 @@ class SFTOptimizerGroup(EpochsOptimizerGroup):
 class PPOOptimizerGroup(OptimizerGroup):
     """AdamW and its schedule."""
 
-    learning_rate: Positive = 5e-5
+    learning_rate: Positive = 2e-4
     """Learning rate of the policy at its peak."""
 
 
