@@ -104,6 +104,8 @@ def _what_is_wrong(case: Case, ended: Ended) -> tuple[str, str] | None:
         if case.warns and not re.search(case.warns, ended.err):
             return "silent", f"accepted without the words {case.warns!r}"
         return ("wrong message", "exit 0 with an error line") if errors else None
+    if case.lines == 0:
+        return ("wrong message", "an error line where none is needed") if errors else None
     if not errors or lines[-len(errors) :] != errors or (case.lines is not None and len(errors) != case.lines):
         return "not one line", f"{len(errors)} error lines, {case.lines or 'some'} at the end of stderr are needed"
     if max(map(len, errors)) > LONGEST_LINE:

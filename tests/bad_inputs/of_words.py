@@ -134,8 +134,9 @@ def _chats() -> Iterator[Case]:
     yield Case("oth_score_role_run", "score fix/run_rm d.jsonl", {"d.jsonl": pairs()}, says="fix/run_rm")
     yield Case("oth_score_other_model", f"{SCORE} --model fix/base2", {"d.jsonl": pairs()}, says="base")
     yield Case("oth_score_no_file", "score fix/run_rm/reward")
-    yield Case("oth_score_escapes", f"{SCORE} --rank", {"d.jsonl": [
-               {**row, "chosen": f"\x1b[2J\x9b31m good {i}"} for i, row in enumerate(pairs())]}, {0}, fine="the text is shown without what a terminal obeys")  # fmt: skip
+    wild = [{**row, "chosen": f"\x1b[2J\x9b31m good {i}"} for i, row in enumerate(pairs())]
+    yield Case("oth_score_escapes", f"{SCORE} --rank", {"d.jsonl": wild}, {0},
+               fine="the text is shown without what a terminal obeys")  # fmt: skip
     yield Case("oth_score_unknown_option", f"{SCORE} --nosuch", {"d.jsonl": pairs()}, says="nosuch")
     yield Case("oth_demo_seed_neg", "demo --seed -1 --output-dir dd", says="seed")
     yield Case("oth_demo_proc", "demo --output-dir /proc/x", says="/proc/x", limit=20)
