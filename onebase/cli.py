@@ -76,7 +76,7 @@ def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: b
         if "=" not in words[0] or words[0].endswith((".yaml", ".yml")):
             config_file, words = Path(words[0]), words[1:]
     config = load_config(VERB_CONFIGS[verb], config_file, words)
-    if resume and not _goes_on(Path(config.output_dir)):
+    if resume and not _goes_on(Path(config.output_dir), dump_config(config)):
         return
     if not dry_run:
         global _run_folder
@@ -89,9 +89,11 @@ def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: b
     print(_recipe(verb).plan(config), file=sys.stderr)
 
 
-def _goes_on(folder: Path) -> bool:
+def _goes_on(folder: Path, config_text: str) -> bool:
     """Whether there is something left to do in a run that should be resumed."""
-    if (folder / "summary.json").exists():
+    from onebase.training.run_folder import asks_for_more
+
+    if (folder / "summary.json").exists() and not asks_for_more(folder, config_text):
         print(f"{folder} holds a finished run; nothing is left to do", file=sys.stderr)
         return False
     if not folder.is_dir():

@@ -33,7 +33,6 @@ USUAL_NAMES: dict[str, tuple[str, ...] | str] = {
     "micro_batch_size": ("batch.microbatch_tokens",),
     "gradient_accumulation_steps": "a minibatch is split to fit memory by itself; leave it out (its size is "
     "batch.minibatch, or ppo.minibatch_prompts)",
-    "gradient_checkpointing": "memory is fitted by batch.microbatch_tokens",
     "rollout_batch_size": ("ppo.rollout_prompts",),
     "num_generations": ("generation.samples_per_prompt",),
     "n_samples_per_prompt": ("generation.samples_per_prompt",),

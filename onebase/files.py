@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from onebase import processes
-from onebase.errors import DoesNotFitError
+from onebase.errors import DoesNotFitError, OnebaseError
 
 
 @contextmanager
@@ -87,6 +87,13 @@ def settle_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif match:
             path.unlink(missing_ok=True)
+
+
+def cannot_be_written(path: Path, error: OSError) -> OnebaseError:
+    """What to raise where a file of a run in progress refuses to be written."""
+    return _no_room(error, path, path) or OnebaseError(
+        f"{path}: cannot be written ({error.strerror}); a run's folder has to stay where it is, and writable"
+    )
 
 
 def _settle(folder: Path, temporary: Path, replaced: Path) -> None:

@@ -264,23 +264,6 @@ def test_a_failure_names_the_function_of_ours_that_it_happened_in(
     assert re.match(expected, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc', not a number of processes"),
-        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1', not a number of processes"),
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, and RANK, MASTER_ADDR, MASTER_PORT are not set; start several"),
-    ],
-)
-def test_several_processes_that_were_not_started_right_are_one_line(settings: dict[str, str], message: str) -> None:
-    program = "from onebase import processes; processes.count()"
-    program = f"import sys; from onebase import failures\ntry: {program}\n"
-    program += "except Exception as error: sys.exit(failures.told(error, 'sft', None))"
-    environment = {**os.environ, **settings}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
-
-
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
 def test_closed_streams_are_no_failure(closed: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: 1\n")

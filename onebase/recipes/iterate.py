@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from onebase import processes
 from onebase.config import BestOfConfig, DPOConfig, IterateConfig, SFTConfig
 from onebase.data.batches import minibatch_indices, mixed_seed
 from onebase.data.formats import read_files
@@ -29,6 +30,7 @@ from onebase.recipes.setup import open_run
 from onebase.records import Row
 from onebase.training.plan import describe_base
 from onebase.training.progress import say
+from onebase.training.record import checkpoints
 
 
 def run(config: IterateConfig) -> dict[str, Any]:
@@ -93,6 +95,9 @@ def summary_of(folder: Path, run: Callable[[], object]) -> dict[str, Any]:
     path = folder / "summary.json"
     if not path.exists():
         run()
+    if processes.is_main():
+        for checkpoint in checkpoints(folder):  # of a round that is never made longer
+            shutil.rmtree(checkpoint, ignore_errors=True)
     summary = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(summary, dict)
     return summary

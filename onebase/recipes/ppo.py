@@ -113,6 +113,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
                 say(f"ppo: stopped at rollout {index + 1}: KL {metrics['objective/kl']:.2f} nats per completion is over"
                     f" ppo.kl_budget = {config.ppo.kl_budget:g}; the policy is the one before, within it")  # fmt: skip
                 break
+        loop.end_steps()
         after = evaluate(trainer, held_out, role="policy")
         budget = config.ppo.kl_budget
         while budget is not None and not (kl := after.row()["kl"].mean) <= budget and trainer.within_kl_budget:

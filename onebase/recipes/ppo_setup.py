@@ -94,7 +94,9 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
         one,
         [
             ParameterGroup(one.parameters("policy"), learning_rate),
-            ParameterGroup(one.parameters("critic"), ppo.critic_learning_rate or learning_rate),
+            # A head on the policy's trunk trains it too: their losses are one sum, whose gradient is clipped as one.
+            ParameterGroup(one.parameters("critic"), ppo.critic_learning_rate or learning_rate,
+                           role="policy" if ppo.critic == "head" else "critic"),
         ],
         config.optimizer,
         total_steps=num_updates(config, prompts),

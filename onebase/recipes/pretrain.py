@@ -66,7 +66,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
                                   before=run.token_budget),
         repro_folder=run.folder / "refused",
     )  # fmt: skip
-    before = mean_nll(one, held_out, token_budget=update.token_budget)
+    before = mean_nll(one, held_out, token_budget=update.token_budget, trained=False)
     parameters = sum(p.numel() for p in one.model.parameters())
     say(f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(one.tokenizer)}, {len(train)} blocks "
         f"({num_counted(train)} tokens), {len(held_out)} held out, {total} steps")  # fmt: skip
@@ -84,6 +84,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
                 metrics["eval/loss"] = mean_nll(one, held_out, token_budget=update.token_budget)
             loop.end_step(metrics, shown=["loss"])
+        loop.end_steps()
         after = mean_nll(one, held_out, token_budget=update.token_budget)
         loop.keep_best({"eval/loss": after})
     save(run.folder)

@@ -69,7 +69,7 @@ def run(config: RewardConfig) -> dict[str, Any]:
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
     update = make_update(
         one,
-        [ParameterGroup(one.parameters("reward"), config.optimizer.learning_rate)],
+        [ParameterGroup(one.parameters("reward"), config.optimizer.learning_rate, role="reward")],
         config.optimizer,
         total_steps=total,
         dropout=config.lora.dropout > 0,
@@ -102,6 +102,7 @@ def run(config: RewardConfig) -> dict[str, Any]:
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
                 metrics["eval/accuracy"] = evaluate(one, held_out, update.token_budget)["accuracy"]
             loop.end_step(metrics, shown=["loss", "accuracy"])
+        loop.end_steps()
         held = evaluate(one, held_out, update.token_budget)
         loop.keep_best({"eval/accuracy": held["accuracy"]})
     role = one.roles["reward"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase
 
+from onebase import processes
 from onebase.config import RunConfig
 from onebase.config_files import dump_config
 from onebase.config_groups import (
@@ -114,7 +115,8 @@ def token_budget(
         return batch.microbatch_tokens
     if before is not None:
         return before
-    return find_token_budget(one, role, longest=longest)
+    # Every process finds another amount free; the same microbatches in all of them give the same bits again.
+    return min(processes.gather(find_token_budget(one, role, longest=longest)))
 
 
 def largest_example(one: OneBase, *examples: Sequence[Example]) -> int:

@@ -58,7 +58,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
                                   before=run.token_budget),
         repro_folder=run.folder / "refused",
     )  # fmt: skip
-    before = mean_nll(one, held_out, token_budget=update.token_budget)
+    before = mean_nll(one, held_out, token_budget=update.token_budget, trained=False)
     say(f"sft: {len(train)} examples ({num_counted(train)} counted tokens), {len(held_out)} held out, {total} steps, "
         f"train_on {config.data.train_on}, layout {one.layout}")  # fmt: skip
 
@@ -78,6 +78,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
                 metrics["eval/loss"] = mean_nll(one, held_out, token_budget=update.token_budget)
             loop.end_step(metrics, shown=["loss"])
+        loop.end_steps()
         after = mean_nll(one, held_out, token_budget=update.token_budget)
         loop.keep_best({"eval/loss": after})
     save(run.folder)

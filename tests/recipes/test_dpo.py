@@ -189,10 +189,11 @@ def test_the_references_log_probs_are_kept_and_read_again_where_nothing_changed(
     assert computed == [20]
     run("other-reference", reference_role="base")
     assert computed == [30]
-    kept = tmp_path / "runs" / "reference-logprobs"
-    assert len(list(kept.iterdir())) == 3
-    for folder in kept.iterdir():
-        (folder / "logprobs.safetensors").write_bytes(b"cut off")
+    kept = sorted((tmp_path / "runs").glob("*/reference-logprobs/*.safetensors"))
+    assert [path.parts[-3] for path in kept] == ["first", "other-data", "other-reference"]
+    assert not (tmp_path / "runs" / "reference-logprobs").exists(), "a run writes to its own folder alone"
+    for path in kept:
+        path.write_bytes(b"cut off")
     assert run("after-damage") == first and computed == [30]
 
 

@@ -158,7 +158,7 @@ def test_a_pause_goes_back_to_the_best_and_can_go_on(train: Train, capsys: pytes
     assert str(stop.value).splitlines() == [
         f"rollout {step}: {sentence}",
         f"paused after step {step}: {run / 'critic'} and {run / 'policy'} are the best so far, those of step 0 "
-        f"(eval/judge {judged:.4g}); the same command goes on from checkpoint-{step}, where it stopped",
+        f"(eval/judge {judged:.4g}); run the same command to resume from checkpoint-{step}",
     ]
     assert f"warning: rollout {step}: {sentence}" in said(capsys)
     assert not (run / "summary.json").exists() and (run / f"checkpoint-{step}" / "policy").is_dir()
