@@ -117,8 +117,8 @@ FOUND = [
           **said("assistant|in a row|alternate|follow")),
     found("sft_msg_system_mid", SFT, [{"messages": [*row["messages"], {"role": "system", "content": "s"},
           *row["messages"]]} for row in talks()], **said("system")),
-    found("sft_msg_tool_orphan", SFT, [{"messages": [{"role": "tool", "content": "4"}, row["messages"][1]]}
-          for row in talks()], **said("tool")),
+    found("sft_msg_tool_orphan", SFT, [{"messages": [{"role": "tool", "content": f"{number}"},
+          row["messages"][1]]} for number, row in enumerate(talks())], **said("tool")),
     found("sft_msg_role_unknown", SFT, [_talk(("narrator", "a"), ("assistant", "b"))] * 12, r"d\.jsonl:1.*role"),
     found("sft_msg_content_parts", SFT, [{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url":
           "x"}]}, TURNS[1]]}] * 12, r"d\.jsonl:1"),
@@ -136,7 +136,8 @@ FOUND = [
           for i in range(24)], **said("choices")),
     found("sft_context_lost", SFT, [{"question": f"which {i}?", "context": "long story", "answer": "A"}
           for i in range(24)], **said("context")),
-    found("sft_response_key", SFT, [{"prompt": f"a {i}", "response": "b"} for i in range(24)], r"response|completion",
+    found("sft_response_key", SFT, [{"prompt": f"a {i}", "response": "b"} for i in range(24)],
+    "response|completion|keys",
           fine="where that key is read"),
     Case("data_sft_same_twice", [*SFT.split()[:-1], "[d.jsonl, d.jsonl]"], files_for("sft"), {0, 2, 3},
          says="twice|same", warns="(?i)warning.*(twice|same)"),

@@ -108,7 +108,7 @@ CASES: list[Case] = [
     *model("m_config_vocab", config(vocab_size=7), "vocab|token"),
     *model("m_config_vocab_huge", config(vocab_size=10**15), "vocab|memory|m", codes={2, 4}),
     *model("m_config_hidden_huge", config(hidden_size=10**7), "m", codes={2, 4}),
-    *model("m_config_rope", config(rope_parameters={"rope_type": "nosuch"}), "rope"),
+    *model("m_config_rope", config(rope_parameters={"rope_type": "nosuch"}), "rope|nosuch"),
     *model("m_config_act", config(hidden_act="nosuch"), "hidden_act|nosuch"),
     *model("m_config_nan", {"config.json": '{"model_type": "llama", "rms_norm_eps": NaN, "hidden_size": 32}'}),
     *model("m_config_list", {"config.json": "[]"}),
