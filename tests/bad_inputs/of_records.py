@@ -84,11 +84,16 @@ def _damaged() -> Iterator[Case]:
                     continue
                 if name == "fifo" and verb not in ("ls", "show"):
                     continue
-                yield Case(f"oth_runs_{verb}_{file.split('.')[0]}_{name}", command,
-                           {"run": Copy("run_sft", {file: change}), "good": Copy("run_dpo")}, {0} if verb.startswith(
-                           "ls") else {1, 2, 3}, says=r"run\b",
-                           fine="a listing goes on" if verb.startswith("ls") else "what can be read is shown", limit=15,
-                           writes=("run/plots", "run/report.html", "x.png"))  # fmt: skip
+                yield Case(
+                    f"oth_runs_{verb}_{file.split('.')[0]}_{name}",
+                    command,
+                    {"run": Copy("run_sft", {file: change}), "good": Copy("run_dpo")},
+                    {0} if verb.startswith("ls") else {1, 2, 3},
+                    says=r"run\b",
+                    fine="a listing goes on" if verb.startswith("ls") else "what can be read is shown",
+                    limit=15,
+                    writes=("run/plots", "run/report.html", "x.png"),
+                )
 
 
 EMPTY = {"e": Folder()}
