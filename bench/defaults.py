@@ -2,9 +2,9 @@
 
 usage: defaults.py OUT [VERB ...] [KEY=VALUE ...]    from the root of the repository, beside `../shared`
 
-Nothing is set but the files: the pretrained stories260K, the pairs of hh-rlhf for reward and dpo, story openings for ppo
-with a Python reward that likes happy words. Chance is 0.5 for an accuracy, 0 for a rise in score. A KEY=VALUE tries another
-value than the default.
+Nothing is set but the files: the pretrained stories260K, the pairs of hh-rlhf for reward and dpo, story openings for
+ppo with a Python reward that likes happy words. Chance is 0.5 for an accuracy, 0 for a rise in score. A KEY=VALUE tries
+another value than the default.
 """
 
 from __future__ import annotations

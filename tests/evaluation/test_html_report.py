@@ -24,7 +24,8 @@ SUMMARY = {
 }  # fmt: skip
 PPO_ROWS = [
     {
-        "step": step, "objective/scores": step / 40, "objective/kl": 0.99 + step % 3 / 100, "policy/clipfrac": 0.5 + step % 2 / 100, "num_tokens": 100.0,
+        "step": step, "objective/scores": step / 40, "objective/kl": 0.99 + step % 3 / 100,
+        "policy/clipfrac": 0.5 + step % 2 / 100, "num_tokens": 100.0,
         "completions/num_tokens": 50.0, "val/explained_variance": -30.0 if step == 1 else 0.5,
         "perf/generate_seconds": 1.0, "perf/update_seconds": 0.5, "perf/step_seconds": 1.5,
     }
