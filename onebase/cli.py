@@ -71,20 +71,23 @@ def _quiet_libraries() -> None:
 def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: bool, resume: bool) -> None:
     from onebase.config import VERB_CONFIGS
     from onebase.config_files import dump_config, load_config
+    from onebase.training.run_folder import check_folder
 
     if config_file is None and words and not words[0].startswith("-"):
         if "=" not in words[0] or words[0].endswith((".yaml", ".yml")):
             config_file, words = Path(words[0]), words[1:]
     config = load_config(VERB_CONFIGS[verb], config_file, words)
-    if resume and not _goes_on(Path(config.output_dir), dump_config(config)):
+    folder, text = Path(config.output_dir), dump_config(config)
+    if resume and not _goes_on(folder, text):
         return
+    check_folder(folder, text)  # the run does so too: this is before torch is imported
     if not dry_run:
         global _run_folder
-        _run_folder = Path(config.output_dir)
+        _run_folder = folder
         _recipe(verb).run(config)
-        _recipe("runs").leave_pictures(Path(config.output_dir))
+        _recipe("runs").leave_pictures(folder)
         return
-    print(dump_config(config), end="")
+    print(text, end="")
     sys.stdout.flush()
     print(_recipe(verb).plan(config), file=sys.stderr)
 
