@@ -82,7 +82,8 @@ Trackers = Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeVal
 FUNCTION = r"([\w.]+|.+\.py):[\w.]+"
 """How a Python function is named."""
 
-Device = Annotated[str, _written(r"auto|cpu|mps|(cuda|xpu|npu)(:\d{1,3})?", "auto, cpu, cuda or cuda:1")]
+DEVICES = r"auto|cpu|mps|(cuda|xpu|npu)(:\d{1,3})?"
+Device = Annotated[str, _written(DEVICES, "auto, cpu, cuda or cuda:1")]
 ModuleName = Annotated[str, _written(r"[^\s\x00-\x1f]+", "the name of a module, such as q_proj")]
 
 Count = Annotated[Int, Field(ge=1)]
@@ -246,7 +247,7 @@ class SFTOptimizerGroup(EpochsOptimizerGroup):
 class PPOOptimizerGroup(OptimizerGroup):
     """AdamW and its schedule."""
 
-    learning_rate: Positive = 5e-5
+    learning_rate: Positive = 2e-4
     """Learning rate of the policy at its peak."""
 
 

@@ -72,7 +72,7 @@ def test_the_help_text_shows_type_and_default() -> None:
 def test_a_partly_given_group_keeps_the_defaults_of_its_verb() -> None:
     sft = load_config(SFTConfig, None, [*SFT, "optimizer.weight_decay=0.1"])
     ppo = load_config(PPOConfig, None, [*PPO, "optimizer.weight_decay=0.1"])
-    assert (sft.optimizer.learning_rate, ppo.optimizer.learning_rate) == (2e-4, 5e-5)
+    assert (sft.optimizer.learning_rate, ppo.optimizer.learning_rate) == (2e-4, 2e-4)
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -25,6 +25,7 @@ from onebase.evaluation.intervals import bootstrap_mean, paired_bootstrap
 from onebase.files import write_atomically
 from onebase.models.generation import Sample, generate, sample_seeds
 from onebase.models.role_files import load_role
+from onebase.recipes.dry_run import planned_base
 from onebase.recipes.ppo_setup import (
     check_columns,
     longest_rollout_tree,
@@ -35,7 +36,6 @@ from onebase.recipes.ppo_setup import (
 from onebase.recipes.setup import open_base, open_chat, open_run, token_budget
 from onebase.records import Example, RewardSource, Row
 from onebase.training.checkpoint import inputs_of
-from onebase.training.plan import describe_base
 from onebase.training.progress import say
 from onebase.training.rollout import score_request, trees
 
@@ -262,9 +262,7 @@ def encode(config: BestOfConfig, chat: ChatFormat, context: int, rows: Sequence[
 
 def plan(config: BestOfConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
+    base = planned_base(config)
     prompts = encode(config, open_chat(base.tokenizer, config.model), base.context)
     check_columns([open_function(config.reward)], prompts)
     return "\n".join([

@@ -12,9 +12,10 @@ from onebase.data.tree import separate
 from onebase.errors import DataError
 from onebase.models.one_base import OneBase
 from onebase.models.role_files import load_role
+from onebase.recipes.dry_run import planned_base
 from onebase.recipes.setup import limits_of, new_lora, num_steps, open_chat, read_rows
 from onebase.records import Example, Row
-from onebase.training.plan import describe_base, describe_steps
+from onebase.training.plan import describe_steps
 from onebase.training.progress import say
 
 PAPER_MIXTURES = {
@@ -109,9 +110,7 @@ def _check_answers(row: Row, *, unpaired: bool) -> None:
 
 def plan(config: DPOConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
+    base = planned_base(config)
     train, held_out = read_examples(config, open_chat(base.tokenizer, config.model), base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
     return "\n".join([

@@ -25,10 +25,10 @@ from onebase.data.formats import read_files
 from onebase.errors import DataError
 from onebase.files import atomic_folder
 from onebase.recipes import best_of, dpo, sft
+from onebase.recipes.dry_run import planned_base
 from onebase.recipes.ppo_setup import open_function
 from onebase.recipes.setup import open_run
 from onebase.records import Row
-from onebase.training.plan import describe_base
 from onebase.training.progress import say
 from onebase.training.record import checkpoints
 
@@ -114,9 +114,7 @@ def _seed(config: IterateConfig, number: int) -> int:
 
 def plan(config: IterateConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
+    base = planned_base(config)
     rows = read_files(config.data.train, limit=config.data.limit)
     if (function := open_function(config.reward)) is not None:
         function.check_columns([row.columns for row in rows])

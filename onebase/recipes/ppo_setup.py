@@ -21,12 +21,12 @@ from onebase.models.one_base import OneBase
 from onebase.models.role_files import load_role
 from onebase.objectives.kl import AdaptiveKL, FixedKL
 from onebase.objectives.moments import RunningMoments
+from onebase.recipes.dry_run import planned_base
 from onebase.recipes.saved import warn_of_template
 from onebase.recipes.setup import make_update, new_lora, open_base, open_chat, read_rows, token_budget
 from onebase.records import Example, RewardSource
 from onebase.rewards.functions import FunctionReward
 from onebase.rewards.learned import ClassifierReward, RoleReward
-from onebase.training.plan import describe_base
 from onebase.training.progress import say
 from onebase.training.run import Run
 from onebase.training.update import ParameterGroup, Update
@@ -224,9 +224,7 @@ def num_updates(config: PPOConfig, prompts: Sequence[Example]) -> int:
 
 def plan(config: PPOConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
+    base = planned_base(config)
     chat = open_chat(base.tokenizer, config.model)
     prompts, held_out, ptx = read_prompts(config, chat, base.context)
     check_columns(open_functions(config), [*prompts, *held_out])

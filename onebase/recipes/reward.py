@@ -36,6 +36,7 @@ from onebase.objectives.reward import (
     ranking_loss,
     ranking_pairs,
 )
+from onebase.recipes.dry_run import planned_base
 from onebase.recipes.setup import (
     best_by,
     largest_example,
@@ -54,7 +55,7 @@ from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.memory import peak_memory_mb
 from onebase.training.metrics import Averages, require_finite
-from onebase.training.plan import describe_base, describe_steps
+from onebase.training.plan import describe_steps
 from onebase.training.progress import say
 from onebase.training.update import ParameterGroup, Update
 
@@ -216,9 +217,7 @@ def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple
 
 def plan(config: RewardConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
+    base = planned_base(config)
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)

@@ -31,6 +31,7 @@ from onebase.models.lora import lora_config
 from onebase.models.one_base import OneBase
 from onebase.records import Example, Row
 from onebase.training.memory import find_token_budget
+from onebase.training.plan import BasePlan
 from onebase.training.progress import say
 from onebase.training.run import Run, Schedule
 from onebase.training.threads import use_threads
@@ -75,7 +76,7 @@ def open_chat(tokenizer: PreTrainedTokenizerBase, model: OptionalModelGroup) -> 
     return chat
 
 
-def new_lora(one: OneBase, lora: LoraGroup) -> LoraConfig:
+def new_lora(one: OneBase | BasePlan, lora: LoraGroup) -> LoraConfig:
     """The configuration of a new adapter for this base."""
     return lora_config(
         one.model,

@@ -13,6 +13,7 @@ SFT = "onebase/recipes/sft.py"
 CACHE = "onebase/recipes/reference_cache.py"
 
 TEST_PPO = "tests/recipes/test_ppo.py"
+TEST_OPTIONS = "tests/recipes/test_ppo_options.py"
 TEST_DPO = "tests/recipes/test_dpo.py"
 TEST_DPO_DATA = "tests/recipes/test_dpo_data.py"
 TEST_REWARD = "tests/recipes/test_reward.py"
@@ -24,10 +25,8 @@ TEST_PARITY = "tests/recipes/test_trl_parity.py"
 WHOLE_UPDATE = f"{TEST_PPO}::test_a_whole_update_is_what_plain_loops_give"
 SHAPED = f"{TEST_PPO}::test_a_reward_of_length_gives_what_the_penalties_take"
 SCALED = f"{TEST_PPO}::test_running_scaling_divides_by_the_deviation_of_all_scores_so_far"
-REWARD_ROLE = f"{TEST_PPO}::test_a_reward_role_scores_and_starts_the_critic"
-PTX = f"{TEST_PPO}::test_ptx_mixes_in_texts"
+DRAWS = f"{TEST_OPTIONS}::test_every_rollout_draws_its_own_numbers_and_its_own_order"
 WARM_UP = f"{TEST_PPO}::test_in_the_warm_up_the_critic_alone_trains"
-MAX_KL = f"{TEST_PPO}::test_max_kl_ends_the_epochs_of_a_rollout"
 FIRST_STEP = f"{TEST_DPO}::test_the_first_step_is_the_paper_s_loss_on_separate_rows"
 MIXTURE = f"{TEST_DPO}::test_a_mixture_is_the_weighted_sum"
 LAYOUTS = f"{TEST_DPO}::test_tree_and_separate_layouts_give_the_same_step"
@@ -38,25 +37,31 @@ MUTANTS = [
     # -------------------------------------------------------------------------------------------------------- ppo
     Mutant(PPO, "yield -config.ppo.ptx_coefficient * logprobs.sum() / num_tokens",
            "yield -logprobs.sum() / num_tokens",
-           "ppo.ptx_coefficient is ignored", PTX),
+           "ppo.ptx_coefficient is ignored",
+           f"{TEST_OPTIONS}::test_ptx_adds_its_coefficient_times_the_loss_on_texts"),
     Mutant(PPO, "    trainer.updates_done += 1\n", "",
-           "every step reads the same PTX texts", PTX),
+           "every step reads the same PTX texts",
+           f"{TEST_OPTIONS}::test_ptx_reads_all_texts_before_it_reads_one_again"),
     Mutant(PPO_SETUP, "ppo.critic_learning_rate or learning_rate", "learning_rate",
-           "ppo.critic_learning_rate is ignored", f"{TEST_PPO}::test_every_option_trains"),
+           "ppo.critic_learning_rate is ignored",
+           f"{TEST_OPTIONS}::test_policy_and_critic_learn_at_their_own_rates"),
     Mutant(PPO, "rewards = scale_to_unit_variance(rewards, mask)", "rewards = whiten(rewards, mask)",
-           "ppo.whiten_rewards drops the mean", WHOLE_UPDATE),
+           "ppo.whiten_rewards drops the mean", f"{TEST_OPTIONS}::test_whitened_rewards_keep_their_mean"),
     Mutant(PPO_SETUP, "critic.head.weight.div_(one.roles[\"reward\"].score_std or 1.0)", "pass",
-           "the critic's head is not rescaled under reward.normalize: held_out", REWARD_ROLE),
+           "the critic's head is not rescaled under reward.normalize: held_out",
+           f"{TEST_OPTIONS}::test_a_reward_role_scores_and_starts_the_critic"),
     Mutant(PPO, "    if ppo.score_scaling == \"running\":\n",
            "    if ppo.score_clip is not None:\n        scores = scores.clamp(-ppo.score_clip, ppo.score_clip)\n"
            "    if ppo.score_scaling == \"running\":\n",
-           "ppo.score_clip also clips before scaling", f"{SHAPED} {SCALED}"),
+           "ppo.score_clip also clips before scaling",
+           f"{TEST_OPTIONS}::test_scores_are_clipped_once_after_they_are_scaled"),
     Mutant(PPO, "> ppo.max_kl:", "> 2 * ppo.max_kl:",
-           "ppo.max_kl is doubled", MAX_KL),
+           "ppo.max_kl is doubled",
+           f"{TEST_OPTIONS}::test_the_epochs_end_behind_the_step_that_passes_max_kl"),
     Mutant(PPO, 'stream=f"rollout-{index}"', 'stream="rollout"',
-           "every rollout has the same random numbers", f"{TEST_PPO}::test_every_option_trains"),
+           "every rollout has the same random numbers", DRAWS),
     Mutant(PPO, "seed=config.seed * 1_000_003 + index\n", "seed=config.seed\n",
-           "every rollout has the same order of minibatches", WHOLE_UPDATE),
+           "every rollout has the same order of minibatches", DRAWS),
     Mutant(PPO, "index, num_examples=len(trainer.prompts), size=config.ppo.rollout_prompts",
            "0, num_examples=len(trainer.prompts), size=config.ppo.rollout_prompts",
            "every rollout has the same prompts",
@@ -107,7 +112,7 @@ MUTANTS = [
     Mutant(PPO_SETUP, "temperature=generation.temperature,", "",
            "generation.temperature is ignored in sampling", WHOLE_UPDATE),
     Mutant(PPO_SETUP, "return ppo.num_ppo_epochs * sum(", "return sum(",
-           "the schedule ends with the first epoch of PPO", f"{TEST_PPO}::test_every_option_trains"),
+           "the schedule ends with the first epoch of PPO", TEST_PPO),
     Mutant(PPO_SETUP, 'self.updates_done = state["updates_done"]', "pass",
            "the cursor of PTX texts begins anew on resume",
            "tests/recipes/test_resume.py::test_interrupted_equals_uninterrupted"),
