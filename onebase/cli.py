@@ -84,6 +84,7 @@ def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: b
     if resume and not _goes_on(Path(config.output_dir), dump_config(config)):
         return
     check_folder(Path(config.output_dir), dump_config(config))
+    preflight.check_writable(Path(config.output_dir))
     if not dry_run:
         global _run_folder
         _run_folder = Path(config.output_dir)
@@ -271,6 +272,7 @@ def demo(*, output_dir: Path = Path("runs/demo"), seed: int = 0) -> None:
     """
     if not 0 <= seed < 2**32:
         raise ConfigError(f"--seed is {seed}; a number from 0 up to {2**32 - 1} is needed")
+    preflight.check_writable(output_dir, "--output-dir")
     _recipe("demo").run(output_dir=output_dir, seed=seed)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,31 @@ def check(config: BaseModel) -> None:
         for name in names:
             for path in getattr(getattr(keys, group, None), name, ()):
                 check_file(Path(path))
+
+
+def check_writable(folder: Path, key: str = "--output_dir") -> None:
+    """Tries whether a file can be made where the folder is, or would be; it has no name and is gone at once.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    there = folder.absolute()
+    try:
+        try:
+            os.stat(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # it would be made
+        while not os.path.lexists(there):
+            there = there.parent
+        if not os.path.isdir(there):
+            raise NotADirectoryError(errno.ENOTDIR, f"{shown(there, 200)} is a file")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = f"{shown(folder, 200)}: cannot be written ({error.strerror})"
+        raise ConfigError(f"{reason}; choose another {key}") from None
 
 
 def check_file(path: Path) -> None:
