@@ -241,8 +241,8 @@ def test_a_conversation_is_cut_together_with_its_mask() -> None:
     row = Row(turns, ("d",), place="turns.jsonl:7")
     (example,) = encode_rows([row], chat, Limits(context=256), train_on="assistant")
     assert example.counted is not None and any(example.counted[0]) and not all(example.counted[0])
-    (example,) = encode_rows([row], chat, Limits(context=256, max_completion=5), train_on="assistant")
-    assert example.counted is not None and len(example.counted[0]) == len(example.completions[0]) == 5
+    (cut,) = encode_rows([row], chat, Limits(context=256, max_completion=5), train_on="assistant")
+    assert cut.counted == [example.counted[0][:5]] and cut.completions == [example.completions[0][:5]]
 
 
 # --------------------------------------------------------------------------------------------------- prompts
