@@ -170,8 +170,8 @@ class DataGroup(FilesGroup):
     """Longest prompt, in tokens; null = what the model can hold."""
     max_completion_tokens: Count | None = None
     """Longest completion, in tokens; longer ones are cut; null = what the model can hold."""
-    truncate_prompt: Literal["error", "left"] = "error"
-    """A prompt that is too long: stop with its place, or cut its oldest tokens."""
+    truncate_prompt: Literal["left", "drop", "error"] = "left"
+    """A prompt that is too long: cut its oldest turns and then tokens, leave the row out, or stop with its place."""
 
 
 class SFTDataGroup(DataGroup):
@@ -188,10 +188,12 @@ class SampleDataGroup(Group):
     """One file or a list of files (.jsonl, .json, .txt; .gz too)."""
     limit: Count | None = None
     """Read at most this many rows."""
+    max_dropped_share: Probability = 0.05
+    """Stop when more than this share of the rows cannot be used."""
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
-    truncate_prompt: Literal["error", "left"] = "error"
-    """A prompt that is too long: stop with its place, or cut its oldest tokens."""
+    truncate_prompt: Literal["left", "drop", "error"] = "left"
+    """A prompt that is too long: cut its oldest turns and then tokens, leave the row out, or stop with its place."""
     opening_tokens: Count = 16
     """Where the data is plain text: the policy goes on from the first tokens of each, this many."""
 
@@ -201,8 +203,8 @@ class PromptDataGroup(FilesGroup):
 
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
-    truncate_prompt: Literal["error", "left"] = "error"
-    """A prompt that is too long: stop with its place, or cut its oldest tokens."""
+    truncate_prompt: Literal["left", "drop", "error"] = "left"
+    """A prompt that is too long: cut its oldest turns and then tokens, leave the row out, or stop with its place."""
 
     opening_tokens: Count = 16
     """Where the data is plain text: the policy goes on from the first tokens of each, this many."""

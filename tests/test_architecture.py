@@ -37,7 +37,7 @@ MAY_IMPORT_RECIPES = {
     "onebase.recipes.demo": {f"onebase.recipes.{verb}" for verb in ("pretrain", "sft", "reward", "dpo", "ppo", "runs")},
 }
 MAX_FUNCTION_LINES = 80
-MAX_REACHABLE_LINES = 6850
+MAX_REACHABLE_LINES = 7600
 """Lines of code: blank lines, comments and docstrings make a file longer, not harder to read. The models of the
 configuration are not counted: a list of keys with their defaults is looked up, not read."""
 EMPTY_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "managers", "misc"}

@@ -14,7 +14,7 @@ from onebase.config_ppo import GenerationGroup, OptionalRewardSourceGroup
 from onebase.data.batches import num_minibatches
 from onebase.data.chat import ChatFormat
 from onebase.data.formats import drop_unusable, read_files
-from onebase.data.prepare import Limits, encode_prompts, encode_rows
+from onebase.data.prepare import dropped_line, encode_prompts, encode_rows
 from onebase.errors import DataError
 from onebase.models.generation import Sampling, stop_ids
 from onebase.models.one_base import OneBase
@@ -23,7 +23,7 @@ from onebase.objectives.kl import AdaptiveKL, FixedKL
 from onebase.objectives.moments import RunningMoments
 from onebase.recipes.dry_run import planned_base
 from onebase.recipes.saved import warn_of_template
-from onebase.recipes.setup import make_update, new_lora, open_base, open_chat, read_rows, token_budget
+from onebase.recipes.setup import limits_of, make_update, new_lora, open_base, open_chat, read_rows, token_budget
 from onebase.records import Example, RewardSource
 from onebase.rewards.functions import FunctionReward
 from onebase.rewards.learned import ClassifierReward, RoleReward
@@ -196,11 +196,13 @@ def read_prompts(
             "ppo compares policy and reference on held-out prompts, and none are left; set data.eval, or "
             "data.eval_fraction above 0"
         )
-    limits = Limits(context, config.data.max_prompt_tokens, truncate_prompt=config.data.truncate_prompt)
+    limits = limits_of(config.data, context)
     lengths = {"max_new_tokens": config.generation.max_new_tokens, "opening_tokens": config.data.opening_tokens}
     ptx: list[Example] = []
     if config.ppo.ptx_data:
-        rows, _ = drop_unusable(read_files(config.ppo.ptx_data), max_share=config.data.max_dropped_share)
+        rows, dropped = drop_unusable(read_files(config.ppo.ptx_data), max_share=config.data.max_dropped_share)
+        if dropped:
+            say(f"ppo.ptx_data: {dropped_line(dropped)}")
         ptx = encode_rows(rows, chat, limits)
     return (
         encode_prompts(train, chat, limits, **lengths),

@@ -20,7 +20,6 @@ from onebase.config import PretrainConfig
 from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import chat_format
-from onebase.data.formats import read_files
 from onebase.errors import DataError, ModelError
 from onebase.models.loading import load_base, wrap_model
 from onebase.models.one_base import OneBase
@@ -161,7 +160,7 @@ def plan(config: PretrainConfig) -> str:
     check_writable(Path(config.output_dir), dump_config(config))
     require_trackers(config.report_to)
     if config.model.model_name_or_path is None:
-        tiny, rows = config.tiny, read_files(config.data.train, limit=config.data.limit)
+        tiny, rows = config.tiny, [row for side in read_rows(config.data, config.seed) for row in side]
         vocabulary = f"of at most {tiny.vocab_size or VOCAB_SIZE}"
         if tiny.tokenizer is not None:
             vocabulary = f"{len(read_tokenizer(tiny.tokenizer))} of {tiny.tokenizer}"

@@ -196,7 +196,11 @@ def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple
     """
     train, held_out = read_rows(config.data, config.seed)
     limits = limits_of(config.data, context)
-    train, held_out = pair_labelled(train, seed=config.seed), pair_labelled(held_out, seed=config.seed)
+    pairs = [pair_labelled(rows, seed=config.seed) for rows in (train, held_out)]
+    if unpaired := [len(rows) - 2 * len(made) for rows, made in zip((train, held_out), pairs, strict=True)
+                    if made and made[0] is not rows[0]]:  # fmt: skip
+        say(f"labelled texts are paired better against worse; {sum(unpaired)} of the more frequent label are left over")
+    train, held_out = pairs
     for row in [*train, *held_out]:
         if row.grades is None or len(row.answers) < 2:
             raise DataError(

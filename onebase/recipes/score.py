@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from onebase.data.formats import read_rows
-from onebase.data.prepare import Limits, encode_rows
+from onebase.data.fit import Limits
+from onebase.data.formats import read_rows, unusable_prompt
+from onebase.data.prepare import encode_rows
 from onebase.errors import DataError
 from onebase.models.forward import completion_scores
 from onebase.models.passes import per_example
@@ -37,6 +38,8 @@ def run(
     """
     rows = read_rows(file)
     for row in rows:
+        if reason := unusable_prompt(row):
+            raise DataError(f"{row.place}: {reason}; correct the row")
         if not row.answers:
             raise DataError(
                 f"{row.place}: the row has no answer to score; give it 'completion', 'chosen' and "
@@ -45,7 +48,7 @@ def run(
     one, chat = open_saved(
         {"reward": (role, ("reward",))}, model=model, dtype=dtype, quantization=quantization, device=device
     )
-    examples = encode_rows(rows, chat, Limits(one.context_length, truncate_prompt="left"))
+    examples = encode_rows(rows, chat, Limits(one.context_length, tell=lambda line: say(f"score: {line}")))
     budget = microbatch_tokens or find_token_budget(one, "reward", longest=max(e.num_tokens for e in examples))
     scores = per_example(
         one, examples, lambda batch: completion_scores(one, batch, role="reward"),

@@ -105,7 +105,10 @@ def add_policy(one: OneBase, config: SFTConfig) -> None:
 
 def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples, encoded and within the limits."""
-    train, held_out = ([best_answer(row) for row in rows] for rows in read_rows(config.data, config.seed))
+    read = read_rows(config.data, config.seed)
+    if compared := sum(len(row.answers) > 1 and row.grades is not None for rows in read for row in rows):
+        say(f"{compared} rows compare answers; sft learns the best of each")
+    train, held_out = ([best_answer(row) for row in rows] for rows in read)
     limits, train_on = limits_of(config.data, context), config.data.train_on
     return (
         encode_rows(train, chat, limits, train_on=train_on),
