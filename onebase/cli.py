@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from onebase import __version__, failures, preflight, streams
+from onebase.data.files import check_file
 from onebase.errors import ConfigError, Interrupted, Stopped
 from onebase.shown import shown
 
@@ -188,7 +189,7 @@ def score(
     if microbatch_tokens is not None and microbatch_tokens < 1:
         raise ConfigError(f"--microbatch-tokens is {microbatch_tokens}; at least 1 is needed, or leave it out")
     preflight.check_device(device)
-    preflight.check_file(file)
+    check_file(file)
     streams.say_first(f"score: loading {role}")
     _recipe("score").run(
         role=role,

@@ -348,10 +348,11 @@ class IterateConfig(RunConfig):
     def _keys_agree(self) -> IterateConfig:
         problems = _loss_problems(self.loss, self.preference)
         problems += _sampling_problems(self.chosen, self.reward, self.generation)
-        if self.learn == "sft" and (
-            self.loss != "sigmoid" or self.reference != "renewed" or self.preference != PreferenceGroup()
-        ):
-            problems.append("'loss', 'reference' and 'preference' are for 'learn' = dpo; with sft leave them out")
+        if self.learn == "sft":
+            idle = [key for key in ("loss", "reference") if getattr(self, key) != type(self).model_fields[key].default]
+            defaults = PreferenceGroup()
+            idle += [f"preference.{key}" for key, value in self.preference if value != getattr(defaults, key)]
+            problems += [f"'{key}' would change nothing: it is for 'learn' = dpo; leave it out" for key in idle]
         if self.learn == "sft" and self.chosen == "data":
             problems.append("'chosen' = data is for 'learn' = dpo: sft on the data's answers needs no samples")
         if self.lora.r == 0:

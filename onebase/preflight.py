@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onebase.data.files import read_text, suffix_of
-from onebase.errors import ConfigError, DataError
+from onebase.data.files import check_file
+from onebase.errors import ConfigError
 from onebase.shown import shown
 
 if TYPE_CHECKING:  # a tenth of a second, which --help has no use for
@@ -30,7 +30,7 @@ def check(config: BaseModel) -> None:
     for group, names in groups.items():
         for name in names:
             for path in getattr(getattr(keys, group, None), name, ()):
-                check_file(Path(path))
+                check_file(path)
 
 
 def check_writable(folder: Path, key: str = "--output_dir") -> None:
@@ -56,20 +56,6 @@ def check_writable(folder: Path, key: str = "--output_dir") -> None:
             raise
         reason = f"{shown(folder, 200)}: cannot be written ({error.strerror})"
         raise ConfigError(f"{reason}; choose another {key}") from None
-
-
-def check_file(path: Path) -> None:
-    """Looks whether there is a file of a kind that is read.
-
-    Raises:
-        DataError: there is none.
-    """
-    if os.path.isfile(path):
-        suffix_of(path)
-    elif os.path.exists(path) and not os.path.isdir(path):
-        raise DataError(f"{shown(path)} is no regular file; write its content to a file and give that")
-    else:
-        read_text(path)  # which says what is wrong
 
 
 def check_device(name: str) -> None:

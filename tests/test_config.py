@@ -401,7 +401,7 @@ def test_keys_of_a_new_model_are_refused_beside_a_model_that_is_there() -> None:
         for key, value in (("tokenizer", "t"), ("hidden_size", 64))
     ]
     (line,) = messages(IterateConfig, *BEST_OF, "learn=sft", "preference.beta=3")
-    assert "'loss', 'reference' and 'preference' are for 'learn' = dpo" in line
+    assert "'preference.beta' would change nothing: it is for 'learn' = dpo; leave it out" in line
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_keys_of_a_new_model_are_refused_beside_a_model_that_is_there() -> None:
         (SFTConfig, ["lora.r=0", "lora.alpha=3"], "'lora.alpha' = 3.0 would change nothing: 'lora.r' = 0"),
         (RewardConfig, ["lora.r=0", "lora.target_modules=[q]"], "'lora.target_modules' = ['q'] would change nothing"),
         (PPOConfig, ["ppo.kl_horizon=5000"], "'ppo.kl_horizon' = 5000 does nothing without 'ppo.kl_target'; set it"),
-        (IterateConfig, ["learn=sft", "reference=kept"], "are for 'learn' = dpo; with sft leave them out"),
+        (IterateConfig, ["learn=sft", "reference=kept"], "'reference' would change nothing: it is for 'learn' = dpo"),
     ],
 )
 def test_a_key_without_effect_is_refused(model_class: type[BaseModel], words: list[str], message: str) -> None:
