@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TrainOn = Literal["completion", "assistant", "all"]
 
+BOS_WRITTEN = "{{ bos_token }}"
+"""Put before a template, writes the beginning token that prompts get anyway: the same template, for other programs."""
 _MARK = "ONEBASEANSWER"
 """Stands where an answer would, to see what a template writes around one. No template trims or splits it."""
 _ANCHORS = ("\n", "a", "0", "。", "=")
@@ -91,7 +93,7 @@ class ChatFormat:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the template's text, in hexadecimal: roles trained with another one do not fit."""
-        return hashlib.sha256((self.template or "").encode()).hexdigest()
+        return hashlib.sha256((self.template or "").removeprefix(BOS_WRITTEN).encode()).hexdigest()
 
     @cached_property
     def end_token_id(self) -> int:

@@ -30,8 +30,8 @@ from onebase.training.progress import say
 from onebase.training.trackers import numbers_of, open_trackers
 from onebase.training.update import Update
 
-FREE_KEYS = ("output_dir", "model.device", "batch.microbatch_tokens", "checkpoint.", "report_to", "rounds",
-             "on_finding", "lang")  # fmt: skip
+FREE_KEYS = ("output_dir", "model.device", "model.gradient_checkpointing", "batch.microbatch_tokens", "checkpoint.",
+             "report_to", "rounds", "on_finding", "lang")  # fmt: skip
 """What may differ from the configuration of the checkpoint: it does not change what is computed."""
 
 
