@@ -7,24 +7,24 @@ Results go to stdout, everything else to stderr.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
 import signal
 import sys
-import traceback
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from onebase import __version__
-from onebase.errors import ConfigError, DoesNotFitError, OnebaseError, Stopped
+from onebase import __version__, failures, preflight, streams
+from onebase.errors import ConfigError, Interrupted, Stopped
+from onebase.shown import shown
 
 app = App(
     name="onebase",
@@ -33,6 +33,12 @@ app = App(
     default_parameter=Parameter(negative=()),  # no --no-rank, no --empty-compare
     suppress_keyboard_interrupt=False,  # main answers it
 )
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+Quantization = Literal["none", "nf4"]
+
+_run_folder: Path | None = None
+"""The folder of the run that this command line started: a traceback goes there."""
 
 TRAINING_VERBS = {
     "pretrain": "Train a language model on plain text, from scratch or further.",
@@ -68,14 +74,20 @@ def _quiet_libraries() -> None:
 def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: bool, resume: bool) -> None:
     from onebase.config import VERB_CONFIGS
     from onebase.config_files import dump_config, load_config
+    from onebase.training.run_folder import check_folder
 
     if config_file is None and words and not words[0].startswith("-"):
         if "=" not in words[0] or words[0].endswith((".yaml", ".yml")):
             config_file, words = Path(words[0]), words[1:]
     config = load_config(VERB_CONFIGS[verb], config_file, words)
-    if resume and not _goes_on(Path(config.output_dir)):
+    preflight.check(config)
+    if resume and not _goes_on(Path(config.output_dir), dump_config(config)):
         return
+    check_folder(Path(config.output_dir), dump_config(config))
     if not dry_run:
+        global _run_folder
+        _run_folder = Path(config.output_dir)
+        streams.say_first(f"{verb}: starting; the run goes to {config.output_dir}")
         _recipe(verb).run(config)
         _recipe("runs").leave_pictures(Path(config.output_dir))
         return
@@ -84,9 +96,11 @@ def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: b
     print(_recipe(verb).plan(config), file=sys.stderr)
 
 
-def _goes_on(folder: Path) -> bool:
+def _goes_on(folder: Path, config_text: str) -> bool:
     """Whether there is something left to do in a run that should be resumed."""
-    if (folder / "summary.json").exists():
+    from onebase.training.run_folder import asks_for_more
+
+    if (folder / "summary.json").exists() and not asks_for_more(folder, config_text):
         print(f"{folder} holds a finished run; nothing is left to do", file=sys.stderr)
         return False
     if not folder.is_dir():
@@ -96,18 +110,30 @@ def _goes_on(folder: Path) -> bool:
     return True
 
 
+OPTIONS = {
+    "--config PATH": "The config file, for those who like to name it.",
+    "--resume": "Resume the run in output_dir. The same command without it resumes too, where there is a checkpoint; "
+    "with it, a folder without a run is an error, and a finished run is left as it is.",
+    "--dry-run": "Print the resolved config to stdout and the plan to stderr, and train nothing.",
+}
+
+
 def _print_verb_help(verb: str) -> None:
     from onebase.config import VERB_CONFIGS
     from onebase.config_files import describe_config
 
-    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    print(f"Usage: onebase {verb} [CONFIG.yaml] [--group.key VALUE | group.key=VALUE ...] [--dry-run]\n")
-    print(TRAINING_VERBS[verb])
-    print("A value on the command line wins over the file; a list is written '[a, b]'.\n")
-    print("  --config PATH\n      The config file, for those who like to name it.")
-    print("  --resume\n      Go on with the run in output_dir. The same command without it does so too, where there is")
-    print("      a checkpoint; with it, a folder without a run is an error, and a finished one is left as it is.")
-    print("  --dry-run\n      Print the resolved config to stdout and the plan to stderr, and train nothing.\n")
+    width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
+
+    def tell(text: str, *, indent: str = "", after: str = "\n") -> None:
+        print("\n".join(textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)), end=after)
+
+    tell(f"Usage: onebase {verb} [CONFIG.yaml] [--group.key VALUE | group.key=VALUE ...] [--dry-run]", after="\n\n")
+    tell(TRAINING_VERBS[verb])
+    tell("A value on the command line wins over the file; a list is written a b c or '[a, b, c]'.", after="\n\n")
+    for option, about in OPTIONS.items():
+        print(f"  {option}")
+        tell(about, indent=" " * 6)
+    print()
     print(describe_config(VERB_CONFIGS[verb], width))
 
 
@@ -142,6 +168,9 @@ def score(
     rank: bool = False,
     model: str | None = None,
     microbatch_tokens: int | None = None,
+    dtype: Dtype | None = None,
+    quantization: Quantization | None = None,
+    device: str = "auto",
 ) -> None:
     """Score the completions of a file with a reward role; one JSON line per row on stdout.
 
@@ -151,8 +180,26 @@ def score(
         rank: Also print each row's completions from best to worst.
         model: Folder of the base model, when it is not where the role says.
         microbatch_tokens: Tokens in one forward pass; found by trying when not given.
+        dtype: Number format of the base; when not given, that of the role's training.
+        quantization: none, or nf4 for a base in 4 bits; when not given, that of the role's training.
+        device: auto, cpu, cuda, cuda:1.
     """
-    _recipe("score").run(role=role, file=file, rank=rank, model=model, microbatch_tokens=microbatch_tokens)
+    if microbatch_tokens is not None and microbatch_tokens < 1:
+        raise ConfigError(f"--microbatch-tokens is {microbatch_tokens}; at least 1 is needed, or leave it out")
+    preflight.check_device(device)
+    preflight.check_file(file)
+    preflight.check_roles({role: ("reward",)}, model=model)
+    streams.say_first(f"score: loading {role}")
+    _recipe("score").run(
+        role=role,
+        file=file,
+        rank=rank,
+        model=model,
+        microbatch_tokens=microbatch_tokens,
+        dtype=dtype,
+        quantization=quantization,
+        device=device,
+    )
 
 
 @app.command
@@ -162,11 +209,16 @@ def chat(
     *,
     compare: tuple[str, str] | None = None,
     once: str | None = None,
+    system: str | None = None,
     reward: str | None = None,
     model: str | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.8,
+    top_p: float = 1.0,
     seed: int = 0,
+    dtype: Dtype | None = None,
+    quantization: Quantization | None = None,
+    device: str = "auto",
 ) -> None:
     """Talk to a policy role, or to two side by side.
 
@@ -174,23 +226,41 @@ def chat(
         role: Folder of a policy role, or of a base model.
         compare: Two folders whose answers are shown side by side.
         once: Answer this one message and stop.
+        system: Instructions that stand before the conversation, for templates that have a system turn.
         reward: Folder of a reward role whose score is shown under each answer.
         model: Folder of the base model, when it is not where the roles say.
         max_new_tokens: Longest answer, in tokens.
         temperature: The logits are divided by this; 0 takes the likeliest token.
+        top_p: Sample among the likeliest tokens that together have this probability; 1 = off.
         seed: Seed of sampling.
+        dtype: Number format of the base; when not given, that of the role's training.
+        quantization: none, or nf4 for a base in 4 bits; when not given, that of the role's training.
+        device: auto, cpu, cuda, cuda:1.
     """
     if (role is None) == (compare is None):
         raise ConfigError("chat needs one role folder, or two after --compare; see 'onebase chat --help'")
+    preflight.check_device(device)
+    preflight.check_sampling(
+        {"--once": once, "--system": system}, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+        seed=seed,
+    )  # fmt: skip
+    kinds = {folder: ("policy",) for folder in compare or (str(role),)}
+    preflight.check_roles(kinds | ({reward: ("reward",)} if reward is not None else {}), model=model)
+    streams.say_first(f"chat: loading {role or ' and '.join(compare or ())}")
     _recipe("chat").run(
         role=role,
         compare=compare,
         once=once,
+        system=system,
         reward=reward,
         model=model,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        top_p=top_p,
         seed=seed,
+        dtype=dtype,
+        quantization=quantization,
+        device=device,
     )
 
 
@@ -202,6 +272,8 @@ def demo(*, output_dir: Path = Path("runs/demo"), seed: int = 0) -> None:
         output_dir: Folder the stages write to.
         seed: Seed of all of them.
     """
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"--seed is {seed}; a number from 0 up to {2**32 - 1} is needed")
     _recipe("demo").run(output_dir=output_dir, seed=seed)
 
 
@@ -276,8 +348,12 @@ def report(run: Path, /, *, price_per_hour: float | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit code. Every expected failure is one line on stderr per problem."""
+    """Runs one command line and returns its exit code. Every failure is one line on stderr per problem."""
     words = list(sys.argv[1:] if argv is None else argv)
+    global _run_folder
+    _run_folder = None
+    verb = " ".join(word for word in words[: 2 if words[:1] == ["runs"] else 1] if not word.startswith("-"))
+    streams.open_streams()
     try:
         # Where a run is in its steps, it saves first; before and after them there is nothing to save.
         signal.signal(signal.SIGTERM, _stop)
@@ -287,37 +363,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return 0 if words else 2  # nothing asked: the help is shown, but a script with an empty verb should notice
-    except OnebaseError as error:
-        _say(str(error) or type(error).__name__)
-        return error.exit_code
     except CycloptsError as error:
-        verb = f" {words[0]}" if words and words[0] in app else ""
-        _say(f"{' '.join(str(error).split())} See 'onebase{verb} --help'.")
+        known = f" {words[0]}" if words and words[0] in app else ""
+        failures.say(f"{shown(' '.join(str(error).split()), 500)} See 'onebase{known} --help'.")
         return ConfigError.exit_code
     except KeyboardInterrupt:
-        _say("interrupted")
-        return 130
+        failures.say("interrupted")
+        return Interrupted.exit_code
     except _StopNow:
-        _say("stopped; the same command begins again, or goes on from the last checkpoint")
+        failures.say("stopped; run the same command to start again, or to resume from the last checkpoint")
         return Stopped.exit_code
     except BrokenPipeError:
         # Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        if error.errno == errno.EROFS:  # a disk that failed is often still there to be read
-            _say(f"{error.filename}: {error.strerror}; make it writable, and run the same command again")
-            return 1
-        if error.errno != errno.ENOSPC:
-            return _unexpected(error)
-        where = f" for '{error.filename}'" if error.filename else ""
-        _say(f"no space left on the disk{where}; free some and run the same command again")
-        return 4
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            _say("out of memory on the device; lower batch.microbatch_tokens or generation.samples_per_prompt")
-            return DoesNotFitError.exit_code
-        return _unexpected(error)
+    except BaseException as error:  # sys.exit in a reward function too: 0 would say that all went well
+        return failures.told(error, shown(verb, 40), _run_folder)
+    finally:
+        if sys.stdout.closed:  # by a reward function, say: Python would complain when it flushes it at exit
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 class _StopNow(BaseException):
@@ -326,14 +390,3 @@ class _StopNow(BaseException):
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise _StopNow
-
-
-def _say(message: str) -> None:
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
-
-
-def _unexpected(error: BaseException) -> int:
-    traceback.print_exception(error)
-    _say(f"unexpected {type(error).__name__}; the lines above say where; please report them with the command you ran")
-    return 1

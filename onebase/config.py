@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from onebase.config_groups import (
     LOSSES,
+    READ_BY,
     BatchGroup,
     CheckpointGroup,
     Count,
@@ -22,10 +23,12 @@ from onebase.config_groups import (
     EvaluationGroup,
     FilesGroup,
     Group,
+    Int,
     LoraGroup,
     MicrobatchGroup,
     ModelGroup,
     OptionalModelGroup,
+    PathText,
     PPOOptimizerGroup,
     PreferenceGroup,
     PretrainOptimizerGroup,
@@ -40,17 +43,20 @@ from onebase.config_groups import (
     fail_on,
 )
 from onebase.config_ppo import GenerationGroup, OptionalRewardSourceGroup, PPOGroup, RewardSourceGroup
+from onebase.shown import shown
 
 
 class RunConfig(Group):
     """What every verb that leaves a run has."""
 
-    output_dir: str
+    output_dir: PathText
     """Folder of the run: resolved config, metrics, checkpoints, roles."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
     """Seed of the order of the data, of new weights and of sampling."""
     report_to: Trackers = []
     """Trackers that get the metrics too, where they are installed: tensorboard, trackio, wandb."""
+    threads: Count | None = None
+    """CPU threads; null = one per core. Another number changes the last digits of results."""
     checkpoint: CheckpointGroup = CheckpointGroup()
 
 
@@ -94,8 +100,13 @@ class PretrainConfig(VerbConfig):
             problems.append("'model.quantization' = nf4: pretraining changes every weight of the base; set it to none")
         if not self.model.model_name_or_path and (self.block_length or 0) > self.tiny.max_length:
             problems.append(f"'block_length' = {self.block_length} is above 'tiny.max_length' = {self.tiny.max_length}")
-        if self.model.model_name_or_path and self.tiny.tokenizer:
-            problems.append("'tiny.tokenizer' is for a new model, 'model.model_name_or_path' has one; leave one out")
+        if self.model.model_name_or_path:
+            for key, field in TinyModelGroup.model_fields.items():
+                if (value := getattr(self.tiny, key)) != field.default:
+                    problems.append(
+                        f"'tiny.{key}' = {value} is for a new model, and 'model.model_name_or_path' names one that is "
+                        "there; leave one out"
+                    )
         fail_on(problems)
         return self
 
@@ -103,7 +114,7 @@ class PretrainConfig(VerbConfig):
 class SFTConfig(VerbConfig):
     """Train a policy on answers written by people or models."""
 
-    start_from: str | None = None
+    start_from: PathText | None = None
     """Folder of a policy role to go on from; null = a new role on the base."""
     model: ModelGroup
     lora: LoraGroup = LoraGroup()
@@ -121,7 +132,7 @@ class SFTConfig(VerbConfig):
 class RewardConfig(VerbConfig):
     """Train a reward role on preferences: pairs or ranked lists."""
 
-    start_from: str | None = None
+    start_from: PathText | None = None
     """Folder of a policy role whose adapter the reward role starts from; null = a new one on the base."""
     model: ModelGroup
     lora: LoraGroup = LoraGroup()
@@ -143,26 +154,39 @@ class RewardConfig(VerbConfig):
         return self
 
 
-def _loss_weights(loss: str) -> dict[str, float]:
-    weights: dict[str, float] = {}
+def _loss_terms(loss: str) -> list[tuple[str, float]]:
+    """The terms of a mixture as they are written: name and weight; a weight that cannot be read stays in the name."""
+    terms = []
     for term in loss.split("+"):
         weight, _, name = term.strip().rpartition(" ")
         number = weight.strip().rstrip("*").strip()
-        known = re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", number)
-        weights[name if known or not number else term.strip()] = float(number) if known else 1.0
-    return weights
+        known = re.fullmatch(r"(\d+(\.\d*)?|\.\d+)(e-?\d+)?", number)
+        terms.append((name if known or not number else term.strip(), float(number) if known else 1.0))
+    return terms
 
 
-def _loss_problems(loss: str) -> list[str]:
+def _loss_problems(loss: str, preference: PreferenceGroup) -> list[str]:
     problems = []
-    names = list(_loss_weights(loss))
-    for name in names:
+    terms = _loss_terms(loss)
+    names = [name for name, _ in terms]
+    for name in dict.fromkeys(names):
         if name not in LOSSES:
             near = get_close_matches(name, LOSSES, n=1)
             meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(LOSSES)}; mixed: a + 0.1 b"
-            problems.append(f"'loss' = {name} is unknown; {meant}")
+            problems.append(f"'loss' = {shown(name, 60)} is unknown; {meant}")
+        elif names.count(name) > 1:
+            problems.append(f"'loss' = {shown(loss, 60)} names {name} twice; give it once, with one weight")
+    if not all(0 < weight < float("inf") for _, weight in terms):
+        problems.append(f"'loss' = {shown(loss, 60)}: every weight should be a finite number above 0")
     if "kto" in names and set(names) - {"kto"}:
         problems.append("'loss': kto learns from single answers, and is not mixed with losses over pairs or lists")
+    for key, readers in READ_BY.items():
+        value, able = getattr(preference, key), [name for name in LOSSES if name in readers]
+        if not problems and value != PreferenceGroup.model_fields[key].default and not readers & set(names):
+            problems.append(
+                f"'preference.{key}' = {value:g} would change nothing: 'loss' = {shown(loss, 60)} does not read it, "
+                f"only {', '.join(able)} {'does' if len(able) == 1 else 'do'}; leave it out"
+            )
     return problems
 
 
@@ -171,9 +195,9 @@ class DPOConfig(VerbConfig):
 
     loss: str = "sigmoid"
     """sigmoid, sigmoid_norm, robust, hinge, ipo, step_dpo, cpo, simpo, orpo, kto, rrhf, plackett_luce; a + 0.1 nll."""
-    start_from: str | None = None
+    start_from: PathText | None = None
     """Folder of the policy role to start from; null = a new role on the base."""
-    reference_role: str | None = None
+    reference_role: PathText | None = None
     """Folder of the policy role that is the reference, or base; null = a frozen copy of what the policy starts from."""
     model: ModelGroup
     lora: LoraGroup = LoraGroup()
@@ -185,11 +209,11 @@ class DPOConfig(VerbConfig):
 
     def loss_weights(self) -> dict[str, float]:
         """The losses that are added up, with their weights, as they are written."""
-        return _loss_weights(self.loss)
+        return dict(_loss_terms(self.loss))
 
     @model_validator(mode="after")
     def _keys_agree(self) -> DPOConfig:
-        problems = _loss_problems(self.loss)
+        problems = _loss_problems(self.loss, self.preference)
         if self.lora.r == 0:
             problems.append("'lora.r' = 0 would change the base that is the reference too; set lora.r >= 1")
         fail_on(problems)
@@ -199,7 +223,7 @@ class DPOConfig(VerbConfig):
 class PPOConfig(VerbConfig):
     """Train a policy against a reward source by PPO, four roles on one base."""
 
-    policy: str | None = None
+    policy: PathText | None = None
     """Folder of the policy role to start from, whose frozen copy is the reference; null = a new role on the base."""
     on_finding: Literal["warn", "pause", "off"] = "warn"
     """What the flight recorder does when the run goes wrong: say so; pause, with the best roles in place; nothing."""
@@ -224,6 +248,12 @@ class PPOConfig(VerbConfig):
             problems.append(
                 "ppo trains adapters: with 'lora.r' = 0 the base would change under the other roles; set lora.r >= 1"
             )
+        if self.generation.top_k or self.generation.top_p < 1:
+            problems.append(
+                f"'generation.top_k' = {self.generation.top_k} and 'generation.top_p' = {self.generation.top_p:g} "
+                "would sample from another distribution than the one PPO trains, which biases its ratios and its KL; "
+                "leave them at 0 and 1"
+            )
         if self.ppo.critic == "adapter" and self.ppo.critic_start == "reward" and self.reward.role is None:
             problems.append(
                 "'ppo.critic_start' = reward needs 'reward.role'; "
@@ -247,7 +277,7 @@ class PPOConfig(VerbConfig):
 class BestOfConfig(RunConfig):
     """Sample K answers to every prompt and keep the best, by any reward source, as data for sft and dpo."""
 
-    policy: str | None = None
+    policy: PathText | None = None
     """Folder of the policy role that samples; null = the base itself."""
     chosen: Literal["best", "data"] = "best"
     """The chosen answer of a pair: the best sample, against the worst; or the data's, against each sample (SPIN)."""
@@ -280,7 +310,7 @@ def _sampling_problems(chosen: str, reward: OptionalRewardSourceGroup, generatio
 class IterateConfig(RunConfig):
     """Rounds of best-of and dpo (or sft): iterative and online DPO, iterated RAFT, SPIN."""
 
-    policy: str | None = None
+    policy: PathText | None = None
     """Folder of the policy role to start from; null = the base itself."""
     learn: Literal["dpo", "sft"] = "dpo"
     """What a round does with its samples: dpo on the pairs, or sft on the best (RAFT)."""
@@ -305,7 +335,10 @@ class IterateConfig(RunConfig):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> IterateConfig:
-        problems = _loss_problems(self.loss) + _sampling_problems(self.chosen, self.reward, self.generation)
+        problems = _loss_problems(self.loss, self.preference)
+        problems += _sampling_problems(self.chosen, self.reward, self.generation)
+        if self.learn == "sft" and (self.loss != "sigmoid" or self.preference != PreferenceGroup()):
+            problems.append("'loss' and 'preference' are for 'learn' = dpo, and 'learn' is sft; leave them out")
         if self.learn == "sft" and self.chosen == "data":
             problems.append("'chosen' = data is for 'learn' = dpo: sft on the data's answers needs no samples")
         if self.lora.r == 0:

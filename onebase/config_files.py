@@ -7,45 +7,34 @@ error. Dashes in keys equal underscores, and `ppo.lam: 0.9` equals `lam: 0.9` un
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from onebase.config_hints import hint
+from onebase.config_yaml import Loader, fault, read_text
 from onebase.errors import ConfigError
+from onebase.shown import shown
 
 Config = TypeVar("Config", bound=BaseModel)
 
 COMMAND_LINE = "command line"
+MOST_PROBLEMS = 20
+"""Wrong keys that are told; a file of another kind may have thousands."""
 
 
 class _Entry(NamedTuple):
     value: Any
     place: str
     """File name or `command line`, for messages."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: PyYAML's own 1.1 reads 1e-4 as text, no as false and 012 as ten."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
-
-for _kind, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
 def load_config(model_class: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -69,7 +58,7 @@ def load_config(model_class: type[Config], path: Path | None, overrides: Sequenc
     try:
         config = model_class.model_validate(_nested(known, model_class))
     except ValidationError as error:
-        problems += _validation_problems(error, known, model_class, path.name if path else COMMAND_LINE)
+        problems += _validation_problems(error, known, model_class, shown(path.name, 100) if path else COMMAND_LINE)
     if problems:
         raise ConfigError("\n".join(problems))
     return config
@@ -103,9 +92,10 @@ def describe_config(model_class: type[BaseModel], width: int = 100) -> str:
         if group != section:
             section = group
             title = _groups(model_class)[group].__doc__ if group else None
-            lines += ["", f"{group}: {title}" if title else "top level:"]
+            lines += ["", *textwrap.wrap(f"{group}: {title}" if title else "top level:", width)]
         default = "(required)" if field.is_required() else f"= {_plain(field.default)}"
-        lines.append(f"  --{key} {_type_name(field.annotation)} {default}")
+        named = f"  --{key} {_type_name(field.annotation)} {default}"
+        lines += [named] if len(named) <= width else [f"  --{key}", f"      {_type_name(field.annotation)} {default}"]
         lines += textwrap.wrap(field.description or "", width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines).lstrip("\n")
 
@@ -142,49 +132,43 @@ def _plain(value: Any) -> str:
         text = value
     else:
         text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shown(text, 80)
 
 
 def _read_file(path: Path, entries: dict[str, _Entry], problems: list[str]) -> None:
+    text = read_text(path) if os.path.lexists(path) and not os.path.isdir(path) else _no_such_file(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ConfigError(_no_such_file(path)) from error
-    except PermissionError as error:
-        raise ConfigError(f"cannot read the config file '{path}': permission denied") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path.name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    try:
-        loader = _Loader(text)
+        loader = Loader(text)
         root = loader.get_single_node()
         if root is None:
             return
         if not isinstance(root, yaml.MappingNode):
             kind = "list" if isinstance(root, yaml.SequenceNode) else "value"
-            raise ConfigError(f"{path.name}: should hold 'key: value' lines, but it is one {kind}")
-        _flatten(loader, root, "", {}, path.name, entries, problems)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
-        raise ConfigError(f"{path.name}:{where} not valid YAML: {error.problem or error.context}") from error
+            raise ConfigError(f"{shown(path.name, 100)}: should hold 'key: value' lines, but it is one {kind}")
+        _flatten(loader, root, "", {}, shown(path.name, 100), entries, problems)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise fault(shown(path.name, 100), error) from error
 
 
-def _no_such_file(path: Path) -> str:
-    if path.is_dir():
-        return f"'{path}' is a folder; give the YAML file in it"
-    if not path.parent.is_dir():
-        return f"no config file '{path}': there is no folder '{path.parent}'"
-    there = sorted(file.name for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml"))
-    near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.5)
+def _no_such_file(path: Path) -> NoReturn:
+    named = f"'{shown(path, 200)}'"
+    if os.path.isdir(path):
+        raise ConfigError(f"{named} is a folder; give the YAML file in it")
+    if not os.path.isdir(path.parent):
+        raise ConfigError(f"no config file {named}: there is no folder '{shown(path.parent, 200)}'")
+    try:
+        there = sorted(name for name in os.listdir(path.parent) if name.endswith((".yaml", ".yml")))
+    except OSError:  # a folder that may not be listed
+        there = []
+    near = difflib.get_close_matches(path.name[:300], there, n=1, cutoff=0.5)
     if near:
-        return f"no config file '{path}'; did you mean '{path.parent / near[0]}'?"
-    return f"no config file '{path}'; " + (f"there are {', '.join(there[:8])}" if there else "no YAML file is there")
+        raise ConfigError(f"no config file {named}; did you mean '{shown(path.parent / near[0])}'?")
+    listed = shown(", ".join(there[:8]), 400)
+    raise ConfigError(f"no config file {named}; {f'there are {listed}' if there else 'no YAML file is there'}")
 
 
 def _flatten(
-    loader: _Loader,
+    loader: Loader,
     node: yaml.MappingNode,
     prefix: str,
     lines: dict[str, int],
@@ -194,7 +178,7 @@ def _flatten(
 ) -> None:
     """Adds the leaves of a mapping to `entries` by dotted name; `lines` remembers where each key was met."""
     for key_node, value_node in node.value:
-        key = prefix + str(loader.construct_object(key_node, deep=True)).replace("-", "_")
+        key = prefix + shown(loader.construct_object(key_node, deep=True), 100).replace("-", "_")
         line = key_node.start_mark.line + 1
         if key in lines:
             problems.append(f"{place}: '{key}' is given twice, in lines {lines[key]} and {line}; remove one")
@@ -203,7 +187,13 @@ def _flatten(
         if _has_keys(value_node):
             _flatten(loader, value_node, f"{key}.", lines, place, entries, problems)
         else:
-            entries[key] = _Entry(loader.construct_object(value_node, deep=True), place)
+            value = loader.construct_object(value_node, deep=True)
+            entries[_key_of(key, value)] = _Entry(value, place)
+
+
+def _key_of(key: str, value: Any) -> str:
+    """`model: folder` means the model's name, as everywhere else."""
+    return "model.model_name_or_path" if key == "model" and isinstance(value, str) else key
 
 
 def _has_keys(node: yaml.Node | None) -> TypeGuard[yaml.MappingNode]:
@@ -211,85 +201,98 @@ def _has_keys(node: yaml.Node | None) -> TypeGuard[yaml.MappingNode]:
 
 
 def _read_overrides(words: Sequence[str], model_class: type[BaseModel], problems: list[str]) -> dict[str, _Entry]:
-    switches = {key for key, field in config_keys(model_class) if field.annotation is bool}
+    keys = dict(config_keys(model_class))
     entries: dict[str, _Entry] = {}
     rest = list(words)
+
+    def ends_values(word: str) -> bool:
+        return word.startswith("--") or word.partition("=")[0].replace("-", "_") in keys
+
     while rest:
         word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
         key = name.replace("-", "_")
+        takes_list = key in keys and _takes_list(keys[key].annotation)
         if not word.startswith("--") and not equals:
             problems.append(
-                f"{COMMAND_LINE}: '{word}' is neither the config file, which comes first, nor --key value, "
+                f"{COMMAND_LINE}: '{shown(word, 100)}' is neither the config file, which comes first, nor --key value, "
                 "nor key=value; a list is written '[a, b]'"
             )
             continue
+        values = [text]
         if not equals:
             follows = rest[0] if rest and not rest[0].startswith("--") else None
-            if key in switches and (follows is None or follows.lower() not in ("true", "false", "yes", "no", "1", "0")):
-                text = "true"
+            is_switch = key in keys and keys[key].annotation is bool
+            if is_switch and (follows is None or follows.lower() not in ("true", "false", "yes", "no", "1", "0")):
+                values = ["true"]
             elif follows is None:
-                problems.append(f"{COMMAND_LINE}: '--{name}' needs a value")
+                problems.append(f"{COMMAND_LINE}: '--{shown(name, 100)}' needs a value")
                 continue
             else:
-                text = rest.pop(0)
-        _add_override(key, text, entries, problems)
+                values = [rest.pop(0)]
+                while takes_list and rest and not ends_values(rest[0]):
+                    values.append(rest.pop(0))
+        for value in values:
+            _add_override(key, value, entries, problems, takes_list=takes_list)
     return entries
 
 
-def _add_override(key: str, text: str, entries: dict[str, _Entry], problems: list[str]) -> None:
+def _takes_list(kind: Any) -> bool:
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType, Annotated) else ()
+    return get_origin(kind) is list or any(_takes_list(part) for part in parts)
+
+
+def _add_override(
+    key: str, text: str, entries: dict[str, _Entry], problems: list[str], *, takes_list: bool = False
+) -> None:
     found: dict[str, _Entry] = {}
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
         # Only what is marked as YAML is read as YAML: text like "Human:" or "- " stays text.
-        if text[:1] in ("[", "{", '"', "'"):
-            node = loader.get_single_node()
-        else:
-            node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
+        marked = loader.get_single_node() if text[:1] in ("[", "{", '"', "'") else None
+        node = marked or yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
         if _has_keys(node):
             _flatten(loader, node, f"{key}.", {}, COMMAND_LINE, found, problems)
         else:
-            found[key] = _Entry(loader.construct_object(node, deep=True), COMMAND_LINE)
+            value = loader.construct_object(node, deep=True)
+            found[_key_of(key, value)] = _Entry(value, COMMAND_LINE)
     except yaml.YAMLError:
-        problems.append(f"{COMMAND_LINE}: the value of '--{key}' is not valid YAML: {text}")
+        problems.append(f"{COMMAND_LINE}: the value of '--{shown(key, 100)}' is not valid YAML: {shown(text, 100)}")
     for name, entry in found.items():
-        if name in entries:
-            problems.append(f"{COMMAND_LINE}: '--{name}' is given twice; a list is written --{name} '[a, b]'")
+        before = entries.get(name)
+        if before is not None and takes_list:
+            parts = [part.value if isinstance(part.value, list) else [part.value] for part in (before, entry)]
+            entry = _Entry([*parts[0], *parts[1]], COMMAND_LINE)
+        elif before is not None:
+            problems.append(f"{COMMAND_LINE}: '--{shown(name, 100)}' is given twice; give it once")
         entries[name] = entry
 
 
 def _known_only(entries: dict[str, _Entry], model_class: type[BaseModel], problems: list[str]) -> dict[str, _Entry]:
     """Leaves out, and reports, what is not a key that takes a value."""
     keys = dict(config_keys(model_class))
-    groups = _groups(model_class)
-    known = {}
+    groups = {name: list(group.model_fields) for name, group in _groups(model_class).items()}
+    known: dict[str, _Entry] = {}
+    wrong: list[str] = []
     for key, entry in entries.items():
         above = next((k for k in keys if key.startswith(f"{k}.")), None)
         if key in keys:
             known[key] = entry
+        elif key in groups and entry.value in (None, {}):
+            pass  # `lora:` with every line under it commented out is no mistake
+        elif len(wrong) >= MOST_PROBLEMS:
+            wrong[MOST_PROBLEMS:] = [f"{entry.place}: '{shown(key, 100)}' and maybe more are unknown too"]
         elif key in groups:
-            if entry.value not in (None, {}):  # `lora:` with every line under it commented out is no mistake
-                members = ", ".join(groups[key].model_fields)
-                problems.append(f"{entry.place}: '{key}' = {_plain(entry.value)}: it is a group of keys: {members}")
+            near = f"; did you mean '{key}.train'?" if "train" in groups[key] else ""
+            value, members = _plain(entry.value), ", ".join(groups[key])
+            wrong.append(f"{entry.place}: '{key}' = {value}: it is a group of keys: {members}{near}")
         elif above is not None:
-            problems.append(f"{entry.place}: '{above}' takes one value, not keys of its own: '{key}'")
+            wrong.append(f"{entry.place}: '{above}' takes one value, not keys of its own: '{shown(key, 100)}'")
         else:
-            problems.append(f"{entry.place}: '{key}' is unknown; {_hint(key, [*keys, *groups], groups, model_class)}")
+            meant = hint(key, keys, groups, list(model_class.model_fields))
+            wrong.append(f"{entry.place}: '{shown(key, 100)}' is unknown; {meant}")
+    problems += wrong
     return known
-
-
-def _hint(key: str, names: list[str], groups: dict[str, type[BaseModel]], model_class: type[BaseModel]) -> str:
-    def closeness(name: str) -> tuple[float, float]:
-        whole = difflib.SequenceMatcher(None, key, name).ratio()
-        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], name.rpartition(".")[2]).ratio()
-        return max(last, (whole + last) / 2), whole
-
-    nearest = max(names, key=closeness)
-    if closeness(nearest)[0] >= 0.6:
-        return f"did you mean '{nearest}'?"
-    group = key.rpartition(".")[0]
-    members = groups[group].model_fields if group in groups else model_class.model_fields
-    return f"the keys of {group if group in groups else 'the config'} are {', '.join(members)}"
 
 
 def _nested(entries: dict[str, _Entry], model_class: type[BaseModel]) -> dict[str, Any]:

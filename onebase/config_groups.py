@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
 class Group(BaseModel):
@@ -29,16 +29,69 @@ def _one_or_more(value: Any) -> Any:
     return value if isinstance(value, list | tuple) or value is None else [value]
 
 
+def _whole_number(value: Any) -> Any:
+    # Python counts True as 1 and reads "1_000" as a number; YAML says that these are no numbers.
+    if isinstance(value, bool | str | bytes) or (isinstance(value, float) and value % 1):
+        raise ValueError("it should be a whole number")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool | str | bytes):
+        raise ValueError("it should be a number")
+    return value
+
+
+def _path(value: str) -> str:
+    if not value.strip():
+        raise ValueError("it should be a path, and it is blank")
+    if _CONTROL.search(value):
+        raise ValueError("it should be a path, and it holds control characters")
+    if len(value.encode()) > 4000 or any(len(part.encode()) > 255 for part in value.split("/")):
+        raise ValueError("it should be a path, and it is longer than a file system takes")
+    return value
+
+
+def _written(pattern: str, how: str) -> AfterValidator:
+    """A check that all of a text matches, which says how it should be written."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"it should be {how}")
+        return value
+
+    return AfterValidator(check)
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+Int = Annotated[int, BeforeValidator(_whole_number), Field(lt=2**63)]
+"""Every whole number among the keys: `true` and text are none; `1e3` is one."""
+Float = Annotated[float, BeforeValidator(_number)]
+"""Every other number among the keys: `true` and text are none."""
+PathText = Annotated[str, AfterValidator(_path)]
+"""A file or a folder; in places also a hub name."""
+
 Strings = Annotated[list[str], BeforeValidator(_one_or_more)]
 """A list of strings; one string alone is a list of one."""
+Paths = Annotated[list[PathText], BeforeValidator(_one_or_more)]
+"""A list of files; one alone is a list of one."""
 
 Trackers = Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeValidator(_one_or_more)]
 
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
+FUNCTION = r"([\w.]+|.+\.py):[\w.]+"
+"""How a Python function is named."""
+
+DEVICES = r"auto|cpu|mps|(cuda|xpu|npu)(:\d{1,3})?"
+Device = Annotated[str, _written(DEVICES, "auto, cpu, cuda or cuda:1")]
+ModuleName = Annotated[str, _written(r"[^\s\x00-\x1f]+", "the name of a module, such as q_proj")]
+
+Count = Annotated[Int, Field(ge=1)]
+Whole = Annotated[Int, Field(ge=0)]
+Share = Annotated[Float, Field(ge=0, lt=1)]
+NonNegative = Annotated[Float, Field(ge=0)]
+Positive = Annotated[Float, Field(gt=0)]
+Probability = Annotated[Float, Field(ge=0, le=1)]
 
 
 def fail_on(problems: list[str]) -> None:
@@ -50,13 +103,13 @@ def fail_on(problems: list[str]) -> None:
 class OptionalModelGroup(Group):
     """The base model every role stands on."""
 
-    model_name_or_path: str | None = None
+    model_name_or_path: PathText | None = None
     """Folder or hub name of the base model; null makes a new one from the `tiny` keys."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the frozen base; auto = bfloat16 where the hardware computes in it, else float32."""
     quantization: Literal["none", "nf4"] = "none"
     """nf4 keeps the frozen base in 4 bits (needs bitsandbytes)."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:1; auto = the first GPU, else cpu."""
     chat_template: str | None = None
     """A built-in name (plain, hh, chatml), a path to a Jinja file, or null for the tokenizer's own."""
@@ -69,29 +122,29 @@ class OptionalModelGroup(Group):
 class ModelGroup(OptionalModelGroup):
     """The base model every role stands on."""
 
-    model_name_or_path: str
+    model_name_or_path: PathText
     """Folder or hub name of the base model."""
 
 
 class LoraGroup(Group):
     """The adapter of a new role; a role that goes on from a saved one keeps its adapter's."""
 
-    r: Annotated[int, Field(ge=0)] = 16
+    r: Whole = 16
     """Rank of the adapter matrices; 0 = full-parameter training, no adapter."""
     alpha: Positive = 32.0
     """The adapter's output is scaled by alpha / r."""
     dropout: Share = 0.0
     """Dropout on the adapter's input; in the tree layout a shared prompt is dropped once for its K completions."""
-    target_modules: str | list[str] = "all-linear"
+    target_modules: ModuleName | Annotated[list[ModuleName], Field(min_length=1)] = "all-linear"
     """Names of the linear layers that get an adapter; all-linear = every one but the output head."""
-    layers: str | list[Annotated[int, Field(ge=0)]] = "all"
+    layers: str | Annotated[list[Whole], Field(min_length=1)] = "all"
     """all, upper-half, upper-quarter, a range "8-15" (both ends count, from 0), or a list of numbers."""
 
     @field_validator("layers")
     @classmethod
     def _layers_are_known(cls, value: str | list[int]) -> str | list[int]:
         if isinstance(value, str) and value not in ("all", "upper-half", "upper-quarter"):
-            ends = re.fullmatch(r"(\d+)(?:-(\d+))?", value)
+            ends = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", value)
             if ends is None or int(ends[1]) > int(ends[2] or ends[1]):
                 raise ValueError("it should be all, upper-half, upper-quarter, a range like 8-15, or a list of numbers")
         return value
@@ -100,11 +153,11 @@ class LoraGroup(Group):
 class FilesGroup(Group):
     """The files, and what of them is used."""
 
-    train: Annotated[Strings, Field(min_length=1)]
+    train: Annotated[Paths, Field(min_length=1)]
     """One file or a list of files (.jsonl, .json, .txt; .gz too)."""
-    eval: Strings = []
+    eval: Paths = []
     """Files for evaluation; empty = a part of `train` is held out."""
-    eval_fraction: Share = 0.1
+    eval_fraction: Annotated[Float, Field(ge=0, le=0.9)] = 0.1
     """Part of `train` held out when `eval` is empty, by content, so it stays the same from run to run."""
     limit: Count | None = None
     """Read at most this many rows of `train`."""
@@ -119,8 +172,8 @@ class DataGroup(FilesGroup):
     """Longest prompt, in tokens; null = what the model can hold."""
     max_completion_tokens: Count | None = None
     """Longest completion, in tokens; longer ones are cut; null = what the model can hold."""
-    truncate_prompt: Literal["error", "left"] = "error"
-    """A prompt that is too long: stop with its place, or cut its oldest tokens."""
+    truncate_prompt: Literal["left", "drop", "error"] = "left"
+    """A prompt that is too long: cut its oldest turns and then tokens, leave the row out, or stop with its place."""
 
 
 class SFTDataGroup(DataGroup):
@@ -133,14 +186,16 @@ class SFTDataGroup(DataGroup):
 class SampleDataGroup(Group):
     """The prompts to sample from."""
 
-    train: Annotated[Strings, Field(min_length=1)]
+    train: Annotated[Paths, Field(min_length=1)]
     """One file or a list of files (.jsonl, .json, .txt; .gz too)."""
     limit: Count | None = None
     """Read at most this many rows."""
+    max_dropped_share: Probability = 0.05
+    """Stop when more than this share of the rows cannot be used."""
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
-    truncate_prompt: Literal["error", "left"] = "error"
-    """A prompt that is too long: stop with its place, or cut its oldest tokens."""
+    truncate_prompt: Literal["left", "drop", "error"] = "left"
+    """A prompt that is too long: cut its oldest turns and then tokens, leave the row out, or stop with its place."""
     opening_tokens: Count = 16
     """Where the data is plain text: the policy goes on from the first tokens of each, this many."""
 
@@ -150,8 +205,8 @@ class PromptDataGroup(FilesGroup):
 
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
-    truncate_prompt: Literal["error", "left"] = "error"
-    """A prompt that is too long: stop with its place, or cut its oldest tokens."""
+    truncate_prompt: Literal["left", "drop", "error"] = "left"
+    """A prompt that is too long: cut its oldest turns and then tokens, leave the row out, or stop with its place."""
 
     opening_tokens: Count = 16
     """Where the data is plain text: the policy goes on from the first tokens of each, this many."""
@@ -164,7 +219,7 @@ class OptimizerGroup(Group):
     """Learning rate at its peak."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay, on matrices alone."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Whole = 0
     """Optimizer steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up: stay, or fall to 0 at the last step."""
@@ -196,7 +251,7 @@ class SFTOptimizerGroup(EpochsOptimizerGroup):
 class PPOOptimizerGroup(OptimizerGroup):
     """AdamW and its schedule."""
 
-    learning_rate: Positive = 5e-5
+    learning_rate: Positive = 2e-4
     """Learning rate of the policy at its peak."""
 
 
@@ -231,13 +286,22 @@ LOSSES = (
 )  # fmt: skip
 """Names of preference losses, as the papers have them; nll is the language-model loss of the best answer."""
 
+READ_BY = {
+    "beta": {"sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "step_dpo", "cpo", "simpo", "kto", "plackett_luce"},
+    "label_smoothing": {"sigmoid", "sigmoid_norm", "robust", "cpo", "step_dpo"},
+    "gamma": {"simpo"},
+    "desirable_weight": {"kto"},
+    "undesirable_weight": {"kto"},
+}
+"""The keys of `preference` that only some losses read, and which."""
+
 
 class PreferenceGroup(Group):
     """Preference optimisation without a reward model."""
 
     beta: Positive | None = None
     """Pull to the reference, or inverse temperature; null = the loss's own (0.1; simpo 2; sigmoid_norm 5)."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    label_smoothing: Annotated[Float, Field(ge=0, lt=0.5)] = 0.0
     """Share of labels taken to be wrong, for sigmoid (conservative), sigmoid_norm, robust and cpo."""
     gamma: NonNegative = 1.0
     """Margin of simpo, in units of beta times nats per token."""
@@ -254,9 +318,9 @@ class PreferenceGroup(Group):
 class TinyModelGroup(Group):
     """A new model, made from scratch when model.model_name_or_path is null, and its tokenizer."""
 
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Folder of a tokenizer to use in place of a new one, with its tokenizer.json, which may be gzipped."""
-    vocab_size: Annotated[int, Field(ge=260)] | None = None
+    vocab_size: Annotated[Int, Field(ge=260)] | None = None
     """Entries of a new vocabulary, the 256 bytes and the special tokens included; null = 1024."""
     hidden_size: Count = 128
     """Width of the hidden states."""
@@ -307,11 +371,11 @@ class PromptEvaluationGroup(EvaluationGroup):
     samples_per_prompt: Count = 1
     """Completions sampled per held-out prompt, where the verb samples."""
     judge: str | None = None
-    """A Python function, written module:function, that scores them too and is not trained on; best/ goes by it."""
+    """A Python function, named as in reward.callable, that scores them too and is not trained on; best/ goes by it."""
 
     @field_validator("judge")
     @classmethod
     def _judge_is_a_function(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[\w.]+:[\w.]+", value):
-            raise ValueError("it should be written module:function")
+        if value is not None and not re.fullmatch(FUNCTION, value):
+            raise ValueError("it should be written module:function or path/to/file.py:function")
         return value

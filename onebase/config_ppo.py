@@ -11,7 +11,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from onebase.config_groups import Count, Group, NonNegative, Positive, Probability, Share, Strings, fail_on
+from onebase.config_groups import (
+    FUNCTION,
+    Count,
+    Float,
+    Group,
+    NonNegative,
+    Paths,
+    PathText,
+    Positive,
+    Probability,
+    Share,
+    Strings,
+    Whole,
+    fail_on,
+)
 
 
 class GenerationGroup(Group):
@@ -23,9 +37,9 @@ class GenerationGroup(Group):
     """When set, each rollout draws its own length limit between this and max_new_tokens."""
     temperature: Positive = 1.0
     """The logits are divided by this."""
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Whole = 0
     """Sample among the k likeliest tokens; 0 = off."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: Annotated[Float, Field(gt=0, le=1)] = 1.0
     """Sample among the likeliest tokens that together have this probability; 1 = off."""
     stop: Strings = []
     """Strings that end a completion, each a single token of the tokenizer."""
@@ -45,13 +59,13 @@ class GenerationGroup(Group):
 class OptionalRewardSourceGroup(Group):
     """What scores the completions: one of role, callable and model."""
 
-    role: str | None = None
+    role: PathText | None = None
     """Folder of a reward role made on the same base."""
     callable: str | None = None
-    """A Python function, written module:function."""
+    """A Python function: module:function, or path/to/file.py:function."""
     timeout: Positive | None = 600.0
-    """Seconds a call of that function may take; null = any."""
-    model: str | None = None
+    """Seconds that importing that function, or a call of it, may take; null = any."""
+    model: PathText | None = None
     """Folder or hub name of a sequence-classification model with one label."""
     normalize: Literal["none", "held_out"] = "none"
     """held_out = the reward role's scores less the mean of its held-out scores, over their standard deviation."""
@@ -74,8 +88,11 @@ class OptionalRewardSourceGroup(Group):
                 "'reward.normalize' = held_out needs 'reward.role': other sources have no held-out scores; "
                 "set it to none"
             )
-        if self.callable is not None and not re.fullmatch(r"[\w.]+:[\w.]+", self.callable):
-            raise ValueError(f"'reward.callable' = {self.callable!r}: it should be written module:function")
+        if self.callable is not None and not re.fullmatch(FUNCTION, self.callable):
+            raise ValueError(
+                f"'reward.callable' = {self.callable!r}: it should be written module:function or "
+                "path/to/file.py:function"
+            )
         return self
 
 
@@ -108,7 +125,7 @@ class PPOGroup(Group):
     """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: Positive = 0.2
     """The probability ratio is clipped above at 1 + clip_high."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    dual_clip: Annotated[Float, Field(gt=1)] | None = None
     """Bound of the loss where the advantage is negative, as a multiple of it (above 1, often 3); null = off."""
     value_clip: Positive | None = 0.2
     """A new value stays within this of the old one in the value loss; null = off."""
@@ -120,7 +137,7 @@ class PPOGroup(Group):
     """Role the critic's adapter is copied from; auto = the reward role where there is one, else the policy."""
     critic_learning_rate: Positive | None = None
     """Learning rate of the critic; null = optimizer.learning_rate."""
-    critic_warmup_rollouts: Annotated[int, Field(ge=0)] = 0
+    critic_warmup_rollouts: Whole = 0
     """First rollouts in which the critic alone trains."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimate of KL(policy, reference) per token: k1 = log ratio, k2 = k1^2 / 2, k3 = k1 + exp(-k1) - 1."""
@@ -138,10 +155,10 @@ class PPOGroup(Group):
     """End training when a rollout's KL to the reference passes this, nats per completion; the policy before is kept."""
     score_clip: Positive | None = None
     """Scores are clipped to plus and minus this; null = off."""
-    score_baseline: float = 0.0
+    score_baseline: Float = 0.0
     """Taken from every score before it is scaled."""
     score_scaling: Literal["none", "running"] = "none"
-    """running = scores are divided by their running standard deviation."""
+    """running = scores are divided by their running standard deviation, once they differ."""
     missing_end_penalty: NonNegative = 0.0
     """Taken from the score of a completion that did not end by itself."""
     length_penalty: NonNegative = 0.0
@@ -154,7 +171,7 @@ class PPOGroup(Group):
     """Weight of the entropy bonus."""
     ptx_coefficient: NonNegative = 0.0
     """Weight of the language-model loss on ptx_data."""
-    ptx_data: Strings = []
+    ptx_data: Paths = []
     """Files of text or conversations for the language-model loss."""
 
     @model_validator(mode="after")

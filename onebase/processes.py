@@ -11,17 +11,42 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
+from onebase.errors import ConfigError
+
 T = TypeVar("T")
+START_BY = "start several processes with torchrun or accelerate launch, and a single one with WORLD_SIZE unset"
+PLACES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher sets in the environment of each process, beside WORLD_SIZE."""
 
 
 @cache
 def _state() -> Any:
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if _world_size() < 2:
         return None
     import torch
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def _world_size() -> int:
+    size = _number("WORLD_SIZE", "1", "a number of processes")
+    if size < 2:
+        return size
+    missing = [name for name in PLACES if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(f"WORLD_SIZE = {size} in the environment, without {', '.join(missing)}; {START_BY}")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        _number(name, "", "a number")
+    return size
+
+
+def _number(name: str, default: str, what: str) -> int:
+    value = os.environ.get(name, default)
+    try:
+        return int(value)
+    except ValueError:
+        raise ConfigError(f"{name} = {value!r} in the environment is not {what}; {START_BY}") from None
 
 
 def count() -> int:
@@ -75,12 +100,10 @@ def gather(mine: T) -> list[T]:
 
 
 def gather_items(mine: Sequence[T], indices: Sequence[int], total: int) -> list[T]:
-    """The items of all processes in one list; `mine` are those at `indices`."""
-    if count() == 1 and len(indices) == total:
-        ordered: list[Any] = [None] * total
-        for i, item in zip(indices, mine, strict=True):
-            ordered[i] = item
-        return ordered
+    """The items of all processes in one list; `mine` are those at `indices`.
+
+    Every process has to come here, also one whose share is empty, or is everything.
+    """
     whole: list[Any] = [None] * total
     for part in gather(list(zip(indices, mine, strict=True))):
         for i, item in part:
@@ -105,15 +128,24 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def sum_gradients(parameters: Sequence[Any]) -> None:
-    """Adds up the gradients of all processes, in place; one that has none counts as zero."""
-    if count() == 1:
+    """Adds up the gradients of all processes, in place.
+
+    A parameter without a gradient in one process counts as zero there; without one anywhere it stays without, as AdamW
+    counts a step for every parameter that has one.
+    """
+    if count() == 1 or not parameters:
         return
     import torch
 
-    for parameter in parameters:
+    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
+    torch.distributed.all_reduce(there, op=torch.distributed.ReduceOp.MAX)
+    summed = [parameter for parameter, anywhere in zip(parameters, there.tolist(), strict=True) if anywhere]
+    if not summed:
+        return
+    for parameter in summed:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([parameter.grad.float().flatten() for parameter in parameters])
+    flat = torch.cat([parameter.grad.float().flatten() for parameter in summed])
     torch.distributed.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    for parameter, part in zip(summed, flat.split([p.numel() for p in summed]), strict=True):
         parameter.grad.copy_(part.view_as(parameter.grad))

@@ -1,12 +1,15 @@
-"""`python -m tests.stops_itself VERB ...`: onebase, with a SIGTERM to the last process in step STOP_AFTER."""
+"""`python -m tests.stops_itself VERB ...`: onebase, with a SIGTERM to the last process in step STOP_AFTER, and there a
+gradient that is not finite in the steps of SPOIL."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
+
+import torch
 
 from onebase import processes
 from onebase.cli import main
@@ -24,6 +27,21 @@ def stopping_in(last: int, step: Callable[..., dict[str, float]]) -> Callable[..
     return stopping
 
 
+def spoiling(steps: Collection[int], sum_gradients: Callable[..., None]) -> Callable[..., None]:
+    """A `processes.sum_gradients` that in these optimizer steps adds a NaN in the last process, and in no other."""
+    done = [0]
+
+    def summing(parameters: Sequence[Any]) -> None:
+        done[0] += 1
+        if done[0] in steps and processes.index() == processes.count() - 1:
+            parameters[-1].grad = torch.full_like(parameters[-1], torch.nan)
+        sum_gradients(parameters)
+
+    return summing
+
+
 if __name__ == "__main__":
     Update.step = stopping_in(int(os.environ["STOP_AFTER"]), Update.step)  # type: ignore[method-assign]
+    spoiled = [int(step) for step in os.environ["SPOIL"].split()]
+    processes.sum_gradients = spoiling(spoiled, processes.sum_gradients)
     sys.exit(main())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from onebase import cli
 from onebase.config import VERB_CONFIGS
 from onebase.config_files import config_keys
 from onebase.errors import DataError, DoesNotFitError, Interrupted, Stopped
+from onebase.files import write_atomically
 from onebase.recipes import doctor
 
 SFT = ["output_dir=runs/x", "model.model_name_or_path=base", "data.train=a.jsonl"]
@@ -31,6 +34,9 @@ def onebase_command(*words: str, folder: Path | None = None) -> subprocess.Compl
 
 def fake_recipe(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
     monkeypatch.setattr(cli, "_recipe", lambda verb: SimpleNamespace(**functions))
+    monkeypatch.setattr(cli.preflight, "check", lambda config: None)  # there is nothing to read
+    monkeypatch.setattr(cli.preflight, "check_file", lambda path: None)
+    monkeypatch.setattr(cli.preflight, "check_roles", lambda roles, model: None)
 
 
 def failing_with(error: BaseException) -> object:
@@ -89,13 +95,13 @@ def test_the_help_of_a_training_verb_lists_every_key(verb: str, capsys: pytest.C
         (["ppo", "ppp.yaml"], "error: no config file 'ppp.yaml'; did you mean 'ppo.yaml'?"),
         (["ppo", "--config", "ppp.yaml"], "error: no config file 'ppp.yaml'; did you mean 'ppo.yaml'?"),
         (["ppo", "ppo.yaml"], "error: ppo.yaml: 'ppo.kl_coef' is unknown; did you mean 'ppo.kl_coefficient'?"),
-        (["sft", *SFT, "--lora.r", "x"], "error: command line: 'lora.r' = x: it should be a valid integer"),
+        (["sft", *SFT, "--lora.r", "x"], "error: command line: 'lora.r' = x: it should be a whole number"),
         (["sft", *SFT, "--lora.rr", "1"], "error: command line: 'lora.rr' is unknown; did you mean 'lora.r'?"),
         (
             ["score", "role"],
             "error: Command \"score\" parameter FILE requires an argument. See 'onebase score --help'.",
         ),
-        (["chat", "a", "--temp", "1"], "error: Unknown option: --temp. Did you mean --temperature?"),
+        (["chat", "a", "--temperatur", "1"], "error: Unknown option: --temperatur. Did you mean --temperature?"),
         (["chat"], "error: chat needs one role folder, or two after --compare; see 'onebase chat --help'"),
     ],
 )
@@ -115,7 +121,7 @@ def test_every_problem_of_a_config_is_a_line() -> None:
     assert done.stderr.splitlines() == [
         "error: command line: 'sead' is unknown; did you mean 'seed'?",
         "error: command line: 'output_dir' is missing: folder of the run: resolved config, metrics, checkpoints, roles",
-        "error: command line: 'seed' = x: it should be a valid integer, unable to parse string as an integer",
+        "error: command line: 'seed' = x: it should be a whole number",
     ]
 
 
@@ -188,17 +194,111 @@ def test_an_expected_failure_is_one_line_with_its_exit_code(
 ) -> None:
     fake_recipe(monkeypatch, run=failing_with(error))
     assert cli.main(["sft", *SFT]) == code
-    assert capsys.readouterr().err == message
+    assert capsys.readouterr().err == "sft: starting; the run goes to runs/x\n" + message
 
 
-@pytest.mark.parametrize("error", [RuntimeError("boom"), PermissionError(errno.EACCES, "no")])
-def test_an_unexpected_failure_shows_where_and_exits_1(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+class Unsayable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+class NotAnException(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (RuntimeError("boom\n\x1b[31mred"), 1, r"demo failed: RuntimeError: boom\n\x1b[31mred; the traceback"),
+        (RuntimeError("x" * 5000), 1, "demo failed: RuntimeError: xxx"),
+        (RuntimeError(), 1, "demo failed: RuntimeError; the traceback"),
+        (Unsayable(), 1, "demo failed: Unsayable: (Unsayable without a text: its __str__ raises ValueError); the"),
+        (NotAnException("a"), 1, "demo failed: NotAnException: a; the traceback"),
+        (SystemExit(0), 1, "demo failed: SystemExit: something called sys.exit(0); the traceback"),
+        (GeneratorExit(), 1, "demo failed: GeneratorExit; the traceback"),
+        (RecursionError("too deep"), 1, "demo failed: RecursionError: too deep; the traceback"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), 1, "PermissionError: a/b: Permission denied; the"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a/b"), 1, "OSError: a/b: File name too long; the trace"),
+        (OSError(errno.EFBIG, "File too large"), 1, "demo failed: OSError: File too large; the traceback"),
+        (MemoryError(), 4, "demo failed: out of memory (MemoryError); free some"),
+        (ImportError("libx.so: failed to map segment from shared object"), 4, "failed: out of memory (ImportError"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 4, "demo failed: out of memory (Runtime"),
+    ],
+)
+def test_an_unexpected_failure_is_one_line_and_its_traceback_a_file(
+    error: BaseException,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     fake_recipe(monkeypatch, run=failing_with(error))
+    assert cli.main(["demo"]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1 and len(err) < 600, err
+    kept = tmp_path / "onebase-traceback.txt"
+    assert kept.exists() == (code == 1)
+    if code == 1:
+        assert str(kept) in err and "Traceback (most recent call last)" in kept.read_text()
+
+
+def test_the_traceback_of_a_run_goes_to_its_folder_behind_older_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for what in ("first", "second"):
+        fake_recipe(monkeypatch, run=failing_with(RuntimeError(what)))
+        assert cli.main(["sft", *SFT[1:], f"output_dir={folder}"]) == 1
+        assert f"RuntimeError: {what}; the traceback is in {folder}/traceback.txt; please" in capsys.readouterr().err
+    kept = (folder / "traceback.txt").read_text()
+    assert kept.index("RuntimeError: first") < kept.index("RuntimeError: second")
+
+
+def test_a_failure_names_the_function_of_ours_that_it_happened_in(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    fake_recipe(monkeypatch, run=lambda **options: write_atomically(Path("/proc/x/y"), "text"))
     assert cli.main(["demo"]) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("Traceback") and lines[-1].startswith(f"error: unexpected {type(error).__name__};")
+    expected = r"error: demo failed in write_atomically \(files.py, line \d+\): FileNotFoundError: /proc/"
+    assert re.match(expected, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_failure(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: 1\n")
+    command = f"{sys.executable} -m onebase runs ls {tmp_path} {closed}"
+    assert subprocess.run(["sh", "-c", command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_an_ascii_terminal_shows_other_letters_as_escapes(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("output_dir: 猫\n", encoding="utf-8")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "onebase", "runs", "show", tmp_path], capture_output=True, env=environment
+    )
+    assert done.returncode == 0 and b"\\u732b" in done.stdout, done.stderr
+
+
+def test_a_recipe_that_closed_stdout_fails_without_a_complaint_at_exit(tmp_path: Path) -> None:
+    program = (
+        "import sys; from types import SimpleNamespace; from onebase import cli\n"
+        "cli._recipe = lambda verb: SimpleNamespace(run=lambda **options: (sys.stdout.close(), print('x')))\n"
+        "sys.exit(cli.main(['demo']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "ValueError: I/O operation on closed file" in done.stderr
+
+
+def test_a_terminal_escape_in_an_argument_is_not_passed_on() -> None:
+    done = onebase_command("\x1b[31mppo")
+    assert done.returncode == 2 and "\x1b" not in done.stderr and r"\x1b[31m" in done.stderr
 
 
 def test_a_reader_that_stops_early_is_no_complaint() -> None:
@@ -238,3 +338,71 @@ def test_doctor_prints_words_or_json(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_doctor_says_when_runs_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--output-dir", "/proc/self"]) == 1
     assert "error: cannot write to '/proc/self': " in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ answered before torch
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["sft", *SFT], 3, "a.jsonl does not exist"),
+        (["sft", *SFT, "--dry-run"], 3, "a.jsonl does not exist"),
+        (["sft", *SFT[:2], "--data.train", "there.jsonl", "gone.jsonl"], 3, "gone.jsonl does not exist"),
+        (["sft", *SFT[:2], "data.train=there.jsonl", "data.eval=gone.jsonl"], 3, "gone.jsonl does not exist"),
+        (["sft", *SFT[:2], "data.train=."], 3, ". is a folder; name a file in it, such as "),
+        (["sft", *SFT[:2], "data.train=a.docx"], 3, "a.docx: this kind of file is not read"),
+        (["sft", *SFT[:2], "data.train=pipe.jsonl"], 3, "pipe.jsonl is no regular file"),
+        (["sft", *SFT[:2], "data.train=" + "y/" * 150 + "z.jsonl"], 3, "does not exist"),
+        (["score", "role", "gone.jsonl"], 3, "gone.jsonl does not exist"),
+        (["score", "role", "there.jsonl", "--microbatch-tokens", "0"], 2, "--microbatch-tokens is 0; at least 1"),
+        (["score", "role", "there.jsonl", "--microbatch_tokens=-5"], 2, "--microbatch-tokens is -5; at least 1"),
+        (["score", "role", "there.jsonl", "--dtype", "fp16"], 2, "--dtype"),
+        (["chat", "role", "--device", "meta"], 2, "--device is meta; it should be auto, cpu, cuda or cuda:1"),
+        (["chat", "role", "--top-p", "0"], 2, "--top-p is 0.0; a number above 0 and up to 1 is needed"),
+        (["chat", "role", "--temperature", "nan"], 2, "--temperature is nan; 0 or more is needed"),
+        (["chat", "role", "--seed", "-1"], 2, "--seed is -1; a number from 0 on is needed"),
+        (["chat", "role", "--once", "hi \udcff"], 2, r"--once is not UTF-8 text: hi \udcff"),
+        (["chat", "role", "--system", "\udcff"], 2, "--system is not UTF-8 text"),
+        (["demo", "--seed", "-1"], 2, "--seed is -1; a number from 0 up to 4294967295 is needed"),
+    ],
+)
+def test_what_is_wrong_in_the_words_is_told_before_torch_is_imported(
+    words: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def importing(verb: str) -> None:
+        raise AssertionError("torch would be imported")
+
+    monkeypatch.setattr(cli, "_recipe", importing)
+    monkeypatch.chdir(tmp_path)
+    Path("there.jsonl").write_text("{}\n")
+    os.mkfifo("pipe.jsonl")
+    assert cli.main(words) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
+
+
+def test_a_wrong_path_is_answered_within_a_second_and_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "there.jsonl").write_text("{}\n")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "summary.json").write_text("{}")
+    program = (
+        "import sys, time; from onebase.cli import main\n"
+        f"words = {SFT[:2]!r}\n"
+        "assert main(['sft', *words, 'data.train=gone.jsonl']) == 3 and main(['score', 'role', 'gone.jsonl']) == 3\n"
+        "assert main(['sft', *words[1:], 'output_dir=done', 'data.train=there.jsonl']) == 2\n"
+        "heavy = {'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else int(time.process_time() > 1))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "done holds a finished run" in done.stderr
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_the_help_fits_the_terminal(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for verb in cli.TRAINING_VERBS:
+        assert cli.main([verb, "--help"]) == 0
+        assert not [line for line in capsys.readouterr().out.splitlines() if len(line) > columns]

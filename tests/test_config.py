@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from onebase.config import VERB_CONFIGS, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from onebase.config import (
+    VERB_CONFIGS,
+    DPOConfig,
+    IterateConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+)
 from onebase.config_files import config_keys, describe_config, dump_config, load_config
+from onebase.config_hints import USUAL_NAMES
 from onebase.errors import ConfigError
 
 SFT = ["output_dir=runs/x", "model.model_name_or_path=base", "data.train=a.jsonl"]
@@ -59,7 +72,7 @@ def test_the_help_text_shows_type_and_default() -> None:
 def test_a_partly_given_group_keeps_the_defaults_of_its_verb() -> None:
     sft = load_config(SFTConfig, None, [*SFT, "optimizer.weight_decay=0.1"])
     ppo = load_config(PPOConfig, None, [*PPO, "optimizer.weight_decay=0.1"])
-    assert (sft.optimizer.learning_rate, ppo.optimizer.learning_rate) == (2e-4, 5e-5)
+    assert (sft.optimizer.learning_rate, ppo.optimizer.learning_rate) == (2e-4, 2e-4)
 
 
 def test_a_config_cannot_be_changed() -> None:
@@ -93,10 +106,10 @@ def test_a_bare_flag_is_true_even_before_another_word() -> None:
 
 
 def test_override_values_are_yaml_only_where_marked_so() -> None:
-    words = ["--generation.stop", "\n\nHuman:", "--generation.top-p", ".5", "--ppo.value_clip", "null"]
+    words = ["--generation.stop", "\n\nHuman:", "--ppo.clip-low", ".5", "--ppo.value_clip", "null"]
     config = load_config(PPOConfig, None, [*PPO, *words, "--ppo.score_baseline", "-1", "--data.eval", "['1', b]"])
     assert config.generation.stop == ["\n\nHuman:"]
-    assert config.generation.top_p == 0.5
+    assert config.ppo.clip_low == 0.5
     assert config.ppo.value_clip is None
     assert config.ppo.score_baseline == -1
     assert config.data.eval == ["1", "b"]
@@ -137,7 +150,7 @@ def test_an_unknown_key_near_nothing_lists_what_there_is() -> None:
         "command line: 'lora.zzz' is unknown; the keys of lora are r, alpha, dropout, target_modules, layers"
     ]
     (line,) = messages(SFTConfig, *SFT, "--qqq={}")
-    assert "'qqq' is unknown; the keys of the config are output_dir, seed, report_to, checkpoint, max_steps, " in line
+    assert "'qqq' is unknown; the keys of the config are output_dir, seed, report_to, threads, checkpoint, " in line
 
 
 def test_a_wrong_value_is_named_with_its_key_and_what_is_expected() -> None:
@@ -145,12 +158,12 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_expected() -> None:
     words += ["--data.eval", "[a, [b]]", "--optimizer.learning_rate", "0"]
     assert messages(PPOConfig, *PPO, *words) == [
         "command line: 'model.dtype' = fp16: it should be 'auto', 'float32' or 'bfloat16'",
-        "command line: 'lora.r' = x: it should be a valid integer, unable to parse string as an integer",
+        "command line: 'lora.r' = x: it should be a whole number",
         "command line: 'data.eval' = [a, [b]]: item 1: it should be a valid string",
         "command line: 'ppo.gamma' = 3: it should be less than or equal to 1",
         "command line: 'optimizer.learning_rate' = 0: it should be greater than 0",
         "command line: 'batch.microbatch_tokens' = many: "
-        "it should be a valid integer, unable to parse string as an integer, or it should be 'auto'",
+        "it should be a whole number, or it should be 'auto'",
     ]
 
 
@@ -181,7 +194,7 @@ def test_words_that_are_no_override_are_told() -> None:
         "command line: 'stray' is neither the config file, which comes first, nor --key value, nor key=value; "
         "a list is written '[a, b]'",
         "command line: '--lora.r' needs a value",
-        "command line: '--seed' is given twice; a list is written --seed '[a, b]'",
+        "command line: '--seed' is given twice; give it once",
         "command line: the value of '--data.eval' is not valid YAML: [a",
         "command line: '--max_steps' needs a value",
     ]
@@ -227,10 +240,10 @@ def test_files_that_are_not_yaml_mappings_are_told_in_one_line(tmp_path: Path) -
 
 def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> str:
-        raise PermissionError  # root, who runs many test machines, may read everything
+        raise PermissionError(errno.EACCES, "Permission denied")  # root may read everything
 
-    monkeypatch.setattr(Path, "read_text", refuse)
-    path = tmp_path / "run.yaml"
+    path = written(tmp_path, "seed: 1\n")
+    monkeypatch.setattr(Path, "open", refuse)
     assert messages(SFTConfig, path=path) == [f"cannot read the config file '{path}': permission denied"]
 
 
@@ -253,7 +266,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         (["generation.random_min_new_tokens=80"], "= 80 is above 'generation.max_new_tokens' = 64"),
         (["generation.temperature=0"], "'generation.temperature' = 0: it should be greater than 0"),
         (["generation.top_p=1.5"], "'generation.top_p' = 1.5: it should be less than or equal to 1"),
-        (["data.eval_fraction=1"], "'data.eval_fraction' = 1: it should be less than 1"),
+        (["data.eval_fraction=1"], "'data.eval_fraction' = 1: it should be less than or equal to 0.9"),
         (
             ["reward.callable=a:b"],
             "'reward' needs exactly one of 'reward.role', 'reward.callable' and 'reward.model'; got",
@@ -303,3 +316,207 @@ def test_a_model_from_scratch_has_parts_that_fit() -> None:
 )
 def test_layers_are_named_or_counted(text: str, value: object) -> None:
     assert load_config(SFTConfig, None, [*SFT, "--lora.layers", text]).lora.layers == value
+
+
+# --------------------------------------------------------------------------------------- numbers, paths, names
+
+
+def numeric_keys(model_class: type[BaseModel]) -> list[str]:
+    def is_number(kind: object) -> bool:
+        return kind in (int, float) or any(map(is_number, get_args(kind)))
+
+    return [key for key, field in config_keys(model_class) if is_number(field.annotation)]
+
+
+@pytest.mark.parametrize("verb", VERB_CONFIGS)
+def test_no_numeric_key_takes_true_or_text_for_a_number(verb: str, tmp_path: Path) -> None:
+    keys = numeric_keys(VERB_CONFIGS[verb])
+    assert len(keys) > 10
+    for text in ("true", "'8'", "1_000", "[true]", "'0.5'"):
+        path = written(tmp_path, "".join(f"{key}: {text}\n" for key in keys if key != "lora.layers"))
+        lines = messages(VERB_CONFIGS[verb], *REQUIRED[verb], path=path)
+        told = {found[1] for line in lines if (found := re.match(r"run.yaml: '([\w.]+)' = ", line))}
+        assert told == set(keys) - {"lora.layers"}, text
+
+
+def test_whole_numbers_may_be_written_as_exact_floats() -> None:
+    assert load_config(SFTConfig, None, [*SFT, "max_steps=1e3"]).max_steps == 1000
+    for value in ("1.5", "1e-3", ".inf", "9" * 30, "1e300"):
+        (line,) = messages(SFTConfig, *SFT, f"max_steps={value}")
+        assert "'max_steps' = " in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["output_dir=''"], "'output_dir' = : it should be a path, and it is blank"),
+        (["output_dir='  '"], "it should be a path, and it is blank"),
+        (['output_dir="a\\0b"'], r"'output_dir' = a\x00b: it should be a path, and it holds control characters"),
+        (["output_dir=" + "x" * 300], "it should be a path, and it is longer than a file system takes"),
+        (["data.train=['']"], "'data.train' = ['']: item 0: it should be a path, and it is blank"),
+        (["start_from=' '"], "'start_from' =  : it should be a path, and it is blank"),
+        (["data.eval_fraction=0.999999999"], "'data.eval_fraction' = 0.999999999: it should be less than or equal"),
+        (["model.device=meta"], "'model.device' = meta: it should be auto, cpu, cuda or cuda:1"),
+        (["lora.target_modules=[]"], "it should have at least 1 item"),
+        (["lora.target_modules=['']"], "it should be the name of a module, such as q_proj"),
+        (["lora.layers=[]"], "it should have at least 1 item"),
+        (["lora.layers=9999999999999-9999999999"], "it should be all, upper-half, upper-quarter, a range"),
+        (["lora.layers=[true]"], "item 0: it should be a whole number"),
+    ],
+)
+def test_values_that_no_run_could_use_are_refused(words: list[str], message: str) -> None:
+    names = {word.split("=")[0] for word in words}
+    (line,) = messages(SFTConfig, *(word for word in SFT if word.split("=")[0] not in names), *words)
+    assert line.startswith("command line: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["loss=0 sigmoid"], "'loss' = 0 sigmoid: every weight should be a finite number above 0"),
+        (["loss=1e400 sigmoid"], "'loss' = 1e400 sigmoid: every weight should be a finite number above 0"),
+        (["loss=sigmoid + sigmoid"], "'loss' = sigmoid + sigmoid names sigmoid twice; give it once, with one weight"),
+        (["loss=sigmoid +"], "'loss' =  is unknown; there are sigmoid, "),
+        (["loss=-1 sigmoid"], "'loss' = -1 sigmoid is unknown"),
+        (["loss=ipo", "preference.label_smoothing=0.3"],
+         "'preference.label_smoothing' = 0.3 would change nothing: 'loss' = ipo does not read it, only sigmoid, "),
+        (["preference.gamma=3"], "'loss' = sigmoid does not read it, only simpo does; leave it out"),
+        (["preference.desirable_weight=3"], "only kto does; leave it out"),
+        (["loss=orpo", "preference.beta=0.3"], "'preference.beta' = 0.3 would change nothing"),
+    ],
+)  # fmt: skip
+def test_a_loss_that_says_nothing_or_a_key_it_does_not_read_is_refused(words: list[str], message: str) -> None:
+    (line,) = messages(DPOConfig, *SFT, *words)
+    assert line.startswith("command line: ") and message in line
+    assert load_config(DPOConfig, None, [*SFT, "loss=simpo + .5 nll", "preference.gamma=3"]).loss_weights() == {
+        "simpo": 1.0, "nll": 0.5,
+    }  # fmt: skip
+
+
+def test_keys_of_a_new_model_are_refused_beside_a_model_that_is_there() -> None:
+    words = [*REQUIRED["pretrain"], "model.model_name_or_path=base", "tiny.hidden_size=64", "tiny.tokenizer=t"]
+    assert messages(PretrainConfig, *words) == [
+        f"command line: 'tiny.{key}' is for a new model, and 'model.model_name_or_path' names one that is there; "
+        "leave one out".replace("' is", f"' = {value} is")
+        for key, value in (("tokenizer", "t"), ("hidden_size", 64))
+    ]
+    (line,) = messages(IterateConfig, *BEST_OF, "learn=sft", "preference.beta=3")
+    assert "'loss' and 'preference' are for 'learn' = dpo" in line
+
+
+# ------------------------------------------------------------------------------------------- names people know
+
+
+@pytest.mark.parametrize(
+    ("model_class", "key", "meant"),
+    [
+        (SFTConfig, "optimizer.lr", "did you mean 'optimizer.learning_rate'?"),
+        (SFTConfig, "lr", "did you mean 'optimizer.learning_rate'?"),
+        (SFTConfig, "dataset", "did you mean 'data.train'?"),
+        (SFTConfig, "train_file", "did you mean 'data.train'?"),
+        (SFTConfig, "model_name", "did you mean 'model.model_name_or_path'?"),
+        (SFTConfig, "base_model", "did you mean 'model.model_name_or_path'?"),
+        (SFTConfig, "num_train_epochs", "did you mean 'optimizer.num_epochs'?"),
+        (SFTConfig, "per_device_train_batch_size", "did you mean 'batch.minibatch'?"),
+        (PPOConfig, "per_device_train_batch_size", "did you mean 'ppo.minibatch_prompts'?"),
+        (SFTConfig, "gradient_accumulation_steps", "a minibatch is split to fit memory by itself"),
+        (SFTConfig, "max_seq_length", "did you mean 'data.max_completion_tokens'?"),
+        (PretrainConfig, "max_seq_length", "did you mean 'block_length'?"),
+        (SFTConfig, "lora_rank", "did you mean 'lora.r'?"),
+        (SFTConfig, "warmup_ratio", "a warm-up is given in steps, by optimizer.warmup_steps"),
+        (SFTConfig, "output", "did you mean 'output_dir'?"),
+        (PPOConfig, "max_new_tokens", "did you mean 'generation.max_new_tokens'?"),
+        (PPOConfig, "lora.lora_alpha", "did you mean 'lora.alpha'?"),
+    ],
+)
+def test_the_usual_names_of_the_field_are_known(model_class: type[BaseModel], key: str, meant: str) -> None:
+    (line,) = messages(model_class, *(PPO if model_class is PPOConfig else SFT), f"--{key}", "3")
+    assert line.startswith(f"command line: '{key}' is unknown; {meant}"), line
+
+
+def test_every_usual_name_leads_to_a_key_of_some_verb() -> None:
+    every = {key for model_class in VERB_CONFIGS.values() for key, _ in config_keys(model_class)}
+    for name, meant in USUAL_NAMES.items():
+        assert isinstance(meant, str) or set(meant) <= every, name
+
+
+def test_a_model_given_as_text_is_its_name(tmp_path: Path) -> None:
+    words = [word for word in SFT if not word.startswith("model")]
+    assert load_config(SFTConfig, None, [*words, "--model", "base"]) == load_config(SFTConfig, None, SFT)
+    path = written(tmp_path, "model: base\n")
+    assert load_config(SFTConfig, path, words) == load_config(SFTConfig, None, SFT)
+    assert load_config(SFTConfig, path, [*words, "--model", "b2"]).model.model_name_or_path == "b2"
+    assert messages(SFTConfig, *words[:1], "--model=a", "--data", "a.jsonl")[0].endswith("; did you mean 'data.train'?")
+
+
+def test_a_list_takes_several_words_and_repeated_flags() -> None:
+    words = ["output_dir=a", "--model", "b"]
+    for given in (
+        ["--data.train", "a", "b", "--seed", "1"],
+        ["--data.train", "a", "--data.train", "b", "--seed", "1"],
+        ["--data.train", "a", "b", "seed=1"],
+        ["--data.train", "[a]", "--seed=1", "data.train=b"],
+    ):
+        config = load_config(SFTConfig, None, [*words, *given])
+        assert (config.data.train, config.seed) == (["a", "b"], 1)
+    config = load_config(SFTConfig, None, [*SFT, "--lora.layers", "1", "3", "--lora.target-modules", "q", "k"])
+    assert (config.lora.layers, config.lora.target_modules) == ([1, 3], ["q", "k"])
+
+
+# ------------------------------------------------------------------------------- files that are no configuration
+
+
+LAUGHS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'lol'}]\n" for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "line 2, column 10: not valid YAML: *a0 stands for a list or a mapping; write it out"),
+        ("lora: &a {b: *a}\n", "*a stands for a list or a mapping; write it out"),
+        ("a: " + "[" * 5000, "more than 12 lists and mappings within each other"),
+        ("a: " + "{a: " * 5000, "more than 12 lists and mappings within each other"),
+        ("seed: !!int abc\n", "line 1, column 7: not valid YAML: abc cannot be read as int"),
+        ("seed: !!float abc\n", "abc cannot be read as float"),
+        ("seed: !!bool maybe\n", "maybe cannot be read as bool"),
+        ("seed: !!timestamp x\n", "x cannot be read as timestamp"),
+        ("seed: " + "1" * 5000, "11... cannot be read as int"),
+        ("? [a, b]\n: 1\n" * 3, "is unknown"),
+        ("\n".join(f"k{i}: 1" for i in range(9000)), "are unknown too"),
+        ("# " + "x" * 200_000, "it has 200,002 bytes, which is no configuration"),
+        ('"\\e[31mred": 1\n', r"'\x1b[31mred' is unknown"),
+    ],
+)
+def test_hostile_yaml_is_refused_at_once(text: str, message: str, tmp_path: Path) -> None:
+    path, start = written(tmp_path, text), time.perf_counter()
+    lines = messages(SFTConfig, *SFT, path=path)
+    assert any(message in line for line in lines) and "\x1b" not in "".join(lines), lines[:3]
+    assert time.perf_counter() - start < 5 and len(lines) < 30
+
+
+def test_an_alias_of_a_single_value_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path, "output_dir: &name a\nmodel: {model_name_or_path: *name}\ndata: {train: [*name]}\n")
+    assert load_config(SFTConfig, path).data.train == ["a"]
+
+
+def test_values_on_the_command_line_are_held_to_the_same() -> None:
+    for words in (["--lora", "{x: &a {y: *a}}"], ["--seed", "1" * 5000], ["--lora", "[" * 3000]):
+        (line,) = messages(SFTConfig, *SFT, *words)
+        assert line.startswith(f"command line: the value of '{words[0]}' is not valid YAML: ") and len(line) < 200
+
+
+def test_what_is_no_regular_file_is_refused_without_reading_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "gone.yaml").symlink_to("nowhere.yaml")
+    for name, message in (
+        ("pipe.yaml", "it is no regular file"),
+        ("/dev/zero", "it is no regular file"),
+        ("loop.yaml", "too many levels of symbolic links"),
+        ("gone.yaml", "no such file or directory"),
+        ("x" * 300, "no config file"),
+        ("y/" * 3000, "there is no folder"),
+        ("a\x00b", "no config file"),
+    ):
+        (line,) = messages(SFTConfig, *SFT, path=tmp_path / name)
+        assert message in line and "\x00" not in line, line

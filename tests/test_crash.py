@@ -10,16 +10,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
-import torch
 
 from bench.crash_test import FAULTS, crash, deal, differences, make_stages
 from onebase.errors import Stopped
-from onebase.models.one_base import OneBase
-from onebase.recipes import reference_cache
-from onebase.records import Example
 from onebase.training.run import Run
 
 
@@ -84,7 +79,9 @@ sys.exit(cli.main(["sft", "output_dir=none", "model.model_name_or_path=none", "d
 def test_sigterm_before_the_steps_is_not_lost(part: str, said: str) -> None:
     ended = subprocess.run([sys.executable, "-c", STOPPED_WHILE, part], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (75, said)
-    assert ended.stderr == "error: stopped; the same command begins again, or goes on from the last checkpoint\n"
+    assert ended.stderr == (
+        "error: stopped; run the same command to start again, or to resume from the last checkpoint\n"
+    )
 
 
 @pytest.fixture
@@ -105,17 +102,3 @@ def test_sigterm_behind_the_last_step_is_not_lost(tmp_path: Path, handlers: None
     again = Run(tmp_path / "run", seed=0, config_text="seed: 0\n")
     with again.loop("test", 1, save=lambda folder: None) as loop:
         assert not list(loop)
-
-
-def test_what_a_killed_run_left_in_the_cache_of_the_reference_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cache is shared by runs side by side, so that no run owns what lies there."""
-    monkeypatch.setattr(reference_cache, "fingerprint", lambda one, examples: "key")
-    left = tmp_path / reference_cache.FOLDER / ".another.1.tmp"
-    left.mkdir(parents=True)
-    one, examples, values = cast(OneBase, None), [Example([1], [[2], [3]])], [torch.tensor([1.0, 2.0])]
-    computed = reference_cache.computed_once(one, examples, lambda: values, folder=tmp_path)
-    read = reference_cache.computed_once(one, examples, lambda: [], folder=tmp_path)
-    assert torch.equal(computed[0], values[0]) and torch.equal(read[0], values[0])
-    assert [path.name for path in left.parent.iterdir()] == ["key"]

@@ -3,16 +3,22 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from onebase import files
 from onebase.errors import DoesNotFitError
-from onebase.files import atomic_folder, write_atomically
+from onebase.files import atomic_folder, settle_leftovers, write_atomically
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -134,6 +140,207 @@ def test_a_kill_between_the_two_renames_loses_neither_folder(tmp_path: Path) -> 
     with pytest.raises(ZeroDivisionError), atomic_folder(folder):
         raise ZeroDivisionError
     assert tree(folder) == {"old.txt": "old"}
+
+
+STEPS = ("rename", "fsync", "mkdir", "open", "unlink", "rmdir")
+"""Of the system, by which folders are written and replaced."""
+
+
+class CutShort(BaseException):
+    """As a signal's: no Exception."""
+
+
+def cutting(patch: pytest.MonkeyPatch, at: set[int]) -> list[str]:
+    """Cuts the work short right behind these calls of the system, counted from 0; returns the calls as they come."""
+    calls: list[str] = []
+
+    def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **named: Any) -> Any:
+            result = call(*arguments, **named)
+            calls.append(name)
+            if len(calls) - 1 in at:
+                raise CutShort
+            return result
+
+        return step
+
+    for name in STEPS:
+        patch.setattr(os, name, watched(name, getattr(os, name)))
+    return calls
+
+
+def replaced_and_cut_short(folder: Path, at: set[int]) -> list[str]:
+    """`policy` with two old files is replaced by one with two new ones."""
+    (folder / "policy" / "deep").mkdir(parents=True)
+    (folder / "policy" / "a.txt").write_text("old")
+    (folder / "policy" / "deep" / "b.txt").write_text("old")
+    with pytest.MonkeyPatch.context() as patch:
+        calls = cutting(patch, at)
+        with suppress(CutShort), atomic_folder(folder / "policy") as temporary:
+            os.mkdir(temporary / "deep")
+            (temporary / "a.txt").write_text("new")
+            (temporary / "deep" / "b.txt").write_text("new")
+    return calls
+
+
+def assert_one_whole_copy(folder: Path) -> None:
+    found = tree(folder / "policy")
+    assert found.keys() == {"a.txt", "deep/b.txt"} and len(set(found.values())) == 1, found
+
+
+def test_wherever_a_replacement_is_cut_short_one_copy_is_left_whole(tmp_path: Path) -> None:
+    calls = replaced_and_cut_short(tmp_path / "whole", set())
+    assert calls.count("rename") == 3 and calls.count("rmdir") == 2 and set(calls) == set(STEPS)
+    assert tree(tmp_path / "whole" / "policy") == {"a.txt": "new", "deep/b.txt": "new"}
+    for at in range(len(calls)):
+        replaced_and_cut_short(tmp_path / str(at), {at})
+        settle_leftovers(tmp_path / str(at))  # as the next start does
+        assert_one_whole_copy(tmp_path / str(at))
+        assert os.listdir(tmp_path / str(at)) == ["policy"]
+
+
+def test_a_second_cut_while_the_first_is_settled_loses_nothing_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)  # hundreds of folders
+    most = len(replaced_and_cut_short(tmp_path / "whole", set()))
+    for first in range(most):
+        second = first + 1
+        while len(replaced_and_cut_short(tmp_path / f"{first}-{second}", {first, second})) > second:
+            folder = tmp_path / f"{first}-{second}"
+            for at in range(8):  # the next start may be cut short too
+                with monkeypatch.context() as patch, suppress(CutShort):
+                    cutting(patch, {at})
+                    settle_leftovers(folder)
+            settle_leftovers(folder)
+            assert_one_whole_copy(folder)
+            assert os.listdir(folder) == ["policy"]
+            second += 1
+
+
+def test_a_signal_in_any_line_loses_nothing(tmp_path: Path) -> None:
+    def trace(at: int) -> Callable[..., Any]:
+        lines = [0]
+
+        def in_our_file(frame: FrameType, event: str, _argument: object) -> Any:
+            if frame.f_code.co_filename != files.__file__:
+                return None
+            if event == "line":
+                lines[0] += 1
+                if lines[0] == at:
+                    raise CutShort
+            return in_our_file
+
+        return in_our_file
+
+    at, cut = 0, True
+    while cut:
+        at += 1
+        folder, cut = tmp_path / str(at), False
+        (folder / "policy" / "deep").mkdir(parents=True)
+        for name in ("a.txt", "deep/b.txt"):
+            (folder / "policy" / name).write_text("old")
+        before = sys.gettrace()
+        sys.settrace(trace(at))
+        try:
+            with atomic_folder(folder / "policy") as temporary:
+                (temporary / "deep").mkdir()
+                for name in ("a.txt", "deep/b.txt"):
+                    (temporary / name).write_text("new")
+        except CutShort:
+            cut = True
+        finally:
+            sys.settrace(before)
+        settle_leftovers(folder)
+        assert_one_whole_copy(folder)
+        assert os.listdir(folder) == ["policy"]
+    assert at > 40, "no line was tried"
+
+
+def test_half_of_an_older_folder_never_comes_back(tmp_path: Path) -> None:
+    # It was killed as it removed the older folder, and the new one was taken away by hand.
+    whole = len(replaced_and_cut_short(tmp_path / "whole", set()))
+    for at in range(whole):
+        folder = tmp_path / str(at)
+        replaced_and_cut_short(folder, {at})
+        shutil.rmtree(folder / "policy", ignore_errors=True)
+        settle_leftovers(folder)
+        if (folder / "policy").exists():
+            assert_one_whole_copy(folder)
+
+
+def test_hidden_files_of_others_stay_where_they_are(tmp_path: Path) -> None:
+    for name in (".mine.old", ".mine.tmp", ".notes.12x.tmp", "policy.12.tmp"):
+        (tmp_path / name).write_text("mine")
+    settle_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".mine.old", ".mine.tmp", ".notes.12x.tmp", "policy.12.tmp"]
+
+
+def test_files_folders_and_the_folder_above_are_all_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    monkeypatch.setattr(files, "_sync", lambda path: synced.append((path.name, (tmp_path / "run" / "top").exists())))
+    with atomic_folder(tmp_path / "run" / "top") as temporary:
+        (temporary / "policy").mkdir()
+        (temporary / "policy" / "a.txt").write_text("a")
+    hidden = f".top.{os.getpid()}.tmp"
+    assert sorted(name for name, renamed in synced if not renamed) == [hidden, "a.txt", "policy"]
+    assert [name for name, renamed in synced if renamed] == ["run"]
+    synced.clear()
+    write_atomically(tmp_path / "run" / "b.txt", "b")
+    assert [name for name, _ in synced] == [f".b.txt.{os.getpid()}.tmp", "run"]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
+        SafetensorError("Error while serializing: I/O error: File too large (os error 27)"),
+    ],
+    ids=["system", "safetensors"],
+)
+def test_a_file_larger_than_allowed_is_said_in_one_line(tmp_path: Path, failure: Exception) -> None:
+    with pytest.raises(DoesNotFitError) as caught, atomic_folder(tmp_path / "policy"):
+        raise failure
+    assert str(caught.value) == (
+        f"{tmp_path / 'policy'}: a file is larger than this process may write (ulimit -f); nothing was half-written. "
+        "Raise the limit and run again"
+    )
+    assert os.listdir(tmp_path) == []
+
+
+WRITES_TOO_MUCH = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from onebase import files
+from onebase.errors import DoesNotFitError
+from onebase.files import atomic_folder, settle_leftovers, write_atomically
+
+folder, large = Path(sys.argv[1]), torch.zeros(100_000)
+def by_torch():
+    with atomic_folder(folder / "torch") as temporary:
+        torch.save({"a": large}, temporary / "state.pt")
+def by_safetensors():
+    with atomic_folder(folder / "safetensors") as temporary:
+        save_file({"a": large}, temporary / "a.safetensors")
+for write in (by_torch, by_safetensors, lambda: write_atomically(folder / "text", "a" * 400_000)):
+    try:
+        write()
+        print("written")
+    except DoesNotFitError as error:
+        print(error)
+"""
+
+
+def test_the_limit_of_the_shell_on_files_is_met_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    command = f"ulimit -f 100; exec {sys.executable} -c '{WRITES_TOO_MUCH}' {tmp_path}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and all("a file is larger than this process may write" in line for line in lines), done
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from onebase import processes
 from onebase.cli import main
+from onebase.errors import ConfigError
 from onebase.training import update
 from tests.recipes.conftest import (
     SMALL_PPO,
@@ -20,11 +22,12 @@ from tests.recipes.conftest import (
     common,
     make_base,
     metric_rows,
+    pair_rows,
     prompt_rows,
     words,
     write_rows,
 )
-from tests.stops_itself import stopping_in
+from tests.stops_itself import spoiling, stopping_in
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,11 +37,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("base"))
 
 
-def in_two(verb: str, options: list[str], *, stop_after: int = 0) -> subprocess.CompletedProcess[str]:
-    """A verb in two processes; with `stop_after`, a SIGTERM to the second one alone in that step."""
+def in_two(
+    verb: str, options: list[str], *, stop_after: int = 0, spoil: Sequence[int] = ()
+) -> subprocess.CompletedProcess[str]:
+    """A verb in two processes; with `stop_after`, a SIGTERM to the second one alone in that step; with `spoil`, a
+    gradient there that is not finite in these."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "STOP_AFTER": str(stop_after)}
-    module = "tests.stops_itself" if stop_after else "onebase"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "STOP_AFTER": str(stop_after),
+                   "SPOIL": " ".join(map(str, spoil))}  # fmt: skip
+    module = "tests.stops_itself" if stop_after or spoil else "onebase"
     return subprocess.run(
         [*start, module, verb, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -92,12 +99,72 @@ def test_sft_goes_from_one_process_to_two_and_back(
     assert losses[1] == pytest.approx(losses[0], abs=1e-5) and len(losses[1]) == 9
 
 
-def test_ppo_in_two_processes_is_ppo_in_one(base: Path, tmp_path: Path) -> None:
-    prompts = write_rows(tmp_path / "prompts.jsonl", prompt_rows())
-    assert main(["ppo", *words(common(base, tmp_path / "one", prompts), SMALL_PPO)]) == 0
-    done = in_two("ppo", words(common(base, tmp_path / "two", prompts), SMALL_PPO))
+def test_ppo_in_two_processes_is_ppo_in_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a rollout of a lone prompt, a critic that warms up, and steps that one process alone would refuse."""
+    prompts = write_rows(tmp_path / "prompts.jsonl", prompt_rows())  # 13 of them train
+    more: Options = {"max_steps": 5, "ppo.critic_warmup_rollouts": 2, "ppo.num_ppo_epochs": 2, "ppo.kl_target": 0.5,
+                     "ppo.kl_horizon": 50, "evaluation.every_steps": 2}  # fmt: skip
+    spoil = (2, 11, 15)
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "sum_gradients", spoiling(spoil, processes.sum_gradients))
+        assert main(["ppo", *words(common(base, tmp_path / "one", prompts), SMALL_PPO, more)]) == 0
+    done = in_two("ppo", words(common(base, tmp_path / "two", prompts), SMALL_PPO, more), spoil=spoil)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out prompts, means") == 1, "the first process alone speaks"
     for role in ("policy", "critic"):
         assert largest_difference(tmp_path / "one" / role, tmp_path / "two" / role) < 1e-5
-    assert (tmp_path / "two" / "samples.jsonl").exists() and len(metric_rows(tmp_path / "two")) == 2
+    rows = [metric_rows(tmp_path / name) for name in ("one", "two")]
+    assert [row["completions/num_tokens"] for row in rows[0]] == [row["completions/num_tokens"] for row in rows[1]]
+    for name in ("objective/kl", "objective/kl_coef", "loss/value", "critic/grad_norm", "train/refused_steps"):
+        values = [[row.get(name) or 0.0 for row in of_run] for of_run in rows]  # none where it was not finite
+        assert values[1] == pytest.approx(values[0], rel=1e-3, abs=1e-5), name
+    assert sum(row.get("train/refused_steps") is not None for row in rows[1]) == 3
+    assert (tmp_path / "two" / "samples.jsonl").read_bytes() == (tmp_path / "one" / "samples.jsonl").read_bytes()
+
+
+def test_a_lone_prompt_and_a_lone_row_are_shared_by_two(base: Path, tmp_path: Path) -> None:
+    prompts = write_rows(tmp_path / "prompts.jsonl", prompt_rows(1))
+    options: Options = {
+        "reward.callable": "tests.recipes.conftest:count_vowels", "generation.max_new_tokens": 6,
+        "generation.samples_per_prompt": 3, "data.eval_fraction": None,
+    }  # fmt: skip
+    assert main(["best-of", *words(common(base, tmp_path / "one", prompts), options)]) == 0
+    done = in_two("best-of", words(common(base, tmp_path / "two", prompts), options))
+    assert done.returncode == 0, done.stderr
+    for name in ("best.jsonl", "pairs.jsonl"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    pairs = write_rows(tmp_path / "pairs.jsonl", pair_rows(5))
+    more: Options = {"max_steps": 3, "batch.minibatch": 3, "optimizer.learning_rate": 5e-3}  # 3 rows and 1 by turns
+    assert main(["dpo", *words(common(base, tmp_path / "dpo-one", pairs), more)]) == 0
+    done = in_two("dpo", words(common(base, tmp_path / "dpo-two", pairs), more))
+    assert done.returncode == 0, done.stderr
+    assert largest_difference(tmp_path / "dpo-one" / "policy", tmp_path / "dpo-two" / "policy") < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE = 'abc' in the environment is not a number of processes; start several "),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"},
+         "WORLD_SIZE = 2 in the environment, without LOCAL_RANK, MASTER_ADDR; start several processes with torchrun or "
+         "accelerate launch, and a single one with WORLD_SIZE unset"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "zero", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+         "LOCAL_RANK = 'zero' in the environment is not a number; "),
+    ],
+)  # fmt: skip
+def test_a_launch_that_is_not_whole_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
+    for name in ("WORLD_SIZE", *processes.PLACES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    processes._state.cache_clear()
+    try:
+        with pytest.raises(ConfigError) as caught:
+            processes.count()
+    finally:
+        processes._state.cache_clear()
+    assert str(caught.value).startswith(message) and caught.value.exit_code == 2

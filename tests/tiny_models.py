@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     BloomConfig,
+    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
@@ -70,6 +72,8 @@ ARCHITECTURES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "max_position_embeddings": 128,
         },
     ),
+    "granite": (GraniteConfig, _LLAMA_LIKE | {"logits_scaling": 4.0}),
+    "cohere": (CohereConfig, _LLAMA_LIKE | {"logit_scale": 0.25}),
     "bloom": (BloomConfig, {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
 }  # fmt: skip
 
@@ -96,6 +100,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=128
     )

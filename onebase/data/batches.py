@@ -6,6 +6,7 @@ user and changes the result; the second is only a split of the first and never d
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -24,9 +25,19 @@ def minibatch_indices(step: int, *, num_examples: int, size: int, seed: int) -> 
     Every epoch visits each example once, in an order drawn from `(seed, epoch)`.
     """
     epoch, position = divmod(step, num_minibatches(num_examples, size))
-    generator = torch.Generator().manual_seed(((seed << 20) + epoch) % (1 << 63))  # torch takes 64 bits
+    generator = torch.Generator().manual_seed(mixed_seed("order", seed, epoch))
     order = torch.randperm(num_examples, generator=generator)
     return order[position * size : (position + 1) * size].tolist()
+
+
+def mixed_seed(stream: str, *numbers: int) -> int:
+    """A seed below 2**32 that depends on every bit of the numbers: torch's CPU generator reads the low 32 bits alone.
+
+    Args:
+        stream: names what is drawn, so that the same numbers give another use another seed.
+    """
+    name = "/".join([stream, *map(str, numbers)])
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
 
 
 def microbatch_indices(examples: Sequence[Example], max_tokens: int, *, layout: str = "tree") -> list[list[int]]:

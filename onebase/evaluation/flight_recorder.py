@@ -290,10 +290,10 @@ RULES = (
     Rule(
         "negative_kl", _negative_kl,
         "the KL to the reference is negative ({kl:.2f} nats per completion), which no KL can be: completions are drawn "
-        "from another distribution than the one that trains; set generation.top_k: 0 and generation.top_p: 1, and "
-        "where they are, look at sampling/logp_difference",
+        "from another distribution than the one that trains; set model.dtype: float32, and see whether "
+        "sampling/logp_difference falls",
         "与参考模型的 KL 为负（每条回答 {kl:.2f} nats），而 KL 不可能小于 0：采样所用的分布不是训练所用的分布；请设置 "
-        "generation.top_k: 0 和 generation.top_p: 1，若已如此，请查看 sampling/logp_difference",
+        "model.dtype: float32，并查看 sampling/logp_difference 是否随之下降",
     ),
     Rule(
         "large_kl", _large_kl,

@@ -33,7 +33,7 @@ HEALTHY = {
     # TRL's documentation of PPO: it should float around 1, far from it the updates are too drastic.
     "policy/ratio": Band(0.8, 1.2, "far from 1 the policy leaves its samples behind: lower the learning rate"),
     # 1 - Var(return - value) / Var(return): 0 is a critic that says the same everywhere.
-    "val/explained_variance": Band(0, 1, "below 0 the critic is worse than a constant; above 0.2 is wished for"),
+    "val/explained_variance": Band(0, 1, "below 0 the critic does worse than a constant; aim for more than 0.2"),
     # The reward source scores what is there: of an answer that was cut off, a beginning.
     "completions/ended": Band(0.9, 1, "the others are cut off at generation.max_new_tokens, and scored unfinished"),
     "accuracy": CHANCE,
@@ -55,8 +55,12 @@ def healthy_bands(config: Mapping[str, Any]) -> dict[str, Band]:
     """
     bands = dict(HEALTHY)
     for key in ("ppo.kl_target", "ppo.kl_budget"):
-        if config.get(key):
+        if _is_limit(config.get(key)):
             bands["objective/kl"] = Band(0, config[key], f"the policy is further from its reference than {key}")
-    if config.get("ppo.max_kl"):
+    if _is_limit(config.get("ppo.max_kl")):
         bands["policy/approxkl"] = Band(0, config["ppo.max_kl"], "above ppo.max_kl the epochs of a rollout are ended")
     return bands
+
+
+def _is_limit(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0

@@ -15,6 +15,7 @@ from onebase.evaluation.healthy import Band, healthy_bands
 from onebase.evaluation.panels import PANELS, running_mean
 from onebase.evaluation.run_record import STEP_NAMES, RunRecord, duration, flattened, interval, read_run, shown
 from onebase.files import write_atomically
+from onebase.shown import shown as text_shown
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 190, 46, 10, 8, 20
 """Of a picture and of the margins around its curves."""
@@ -46,6 +47,8 @@ FIGURES = {
 """The summary's results in words; other keys stand under their name."""
 PHASES = {"generate": "sampling", "score": "scoring", "logprobs": "log-probs and values", "update": "updates"}
 """Of a rollout, by the names in `perf/<name>_seconds`."""
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading a damaged file raises."""
 ELSEWHERE = {"verb", "seconds", "phase_seconds", "data", "peak_memory_mb"}
 
 
@@ -68,19 +71,23 @@ def write_report(
     results = {FIGURES.get(key, key): interval(value, "+") if key == "score_rise" else value
                for key, value in told.items()}  # fmt: skip
     changes = [(key, shown(value), shown(default)) for key, (value, default) in run.changed(defaults).items()]
+    facts = [
+        ("Result", _table(results.items())),
+        ("Data, tokens, memory", _table(_amounts(run, price_per_hour))),
+        ("Time", _times(run)),
+    ]
     sections = [
-        f"<h1>{escape(run.folder.name)}</h1>",
-        f"<p class=soft>{escape(run.verb)} · {escape(run.state)} · {steps} · {duration(run.seconds)} · "
+        f"<h1>{escape(text_shown(run.folder.resolve().name))}</h1>",
+        f"<p class=soft>{escape(shown(run.verb))} · {escape(run.state)} · {steps} · {duration(run.seconds)} · "
         f"report of {written}</p>",
         f"<p class=result>{escape(run.result) or 'no step is recorded yet'}</p>",
-        _found(run),
+        *(f"<p class=out>damaged: {escape(shown(problem))}</p>" for problem in run.problems),
+        _section("Found while training", _found(run)),
         _section("Checks", _checks(run, bands)),
         _section("Curves", _curves(run, bands)),
         _section("Samples before and after", _samples(run.folder / "samples.jsonl")),
         "<div class=columns>",
-        f"<section>{_section('Result', _table(results.items()) or _nothing('The run is not finished.'))}</section>",
-        f"<section>{_section('Data, tokens, memory', _table(_amounts(run, price_per_hour)))}</section>",
-        f"<section>{_section('Time', _times(run))}</section>",
+        *(f"<section>{_section(title, body)}</section>" for title, body in facts if body),
         "</div>",
         "<div class=config>",
         _section("Configuration: what is not at its default", _table(changes, ("key", "value", "default"))),
@@ -89,7 +96,7 @@ def write_report(
     page = (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{escape(run.folder.name)}</title><style>\n{css}</style></head><body>\n"
+        f"<title>{escape(text_shown(run.folder.resolve().name))}</title><style>\n{css}</style></head><body>\n"
     )
     path = folder / "report.html"
     write_atomically(path, page + "\n".join(sections) + "\n</body></html>\n")
@@ -97,10 +104,11 @@ def write_report(
 
 
 def _section(title: str, body: str) -> str:
-    return f"<h2>{title}</h2>\n{body}"
+    """A heading and what stands under it; nothing where nothing does."""
+    return f"<h2>{title}</h2>\n{body}" if body else ""
 
 
-def _nothing(why: str) -> str:
+def _note(why: str) -> str:
     return f"<p class=soft>{why}</p>"
 
 
@@ -125,16 +133,17 @@ def _points(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float,
 
 
 def _found(run: RunRecord) -> str:
-    """What the flight recorder said as the run went on; nothing where it had nothing to say."""
+    """What the flight recorder said as the run went on."""
     path, language = run.folder / "findings.jsonl", "zh" if run.config.get("lang") == "zh" else "en"
-    if not path.exists():
-        return ""
     try:
-        findings = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        table = _table([(finding["step"], finding[language]) for finding in findings], ("rollout", ""))
-    except (ValueError, KeyError, TypeError):
-        table = _nothing(f"{path.name} cannot be read: it is damaged.")
-    return _section("Found while training", table) if table else ""
+        return _table([(finding["step"], finding[language]) for finding in _lines(path)], ("rollout", ""))
+    except UNREADABLE:
+        return _note(f"{path.name} cannot be read: it is damaged.")
+
+
+def _lines(path: Path) -> list[Any]:
+    """The values of a file of JSON lines; none where there is no such file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
 
 
 def _checks(run: RunRecord, bands: Mapping[str, Band]) -> str:
@@ -148,15 +157,18 @@ def _checks(run: RunRecord, bands: Mapping[str, Band]) -> str:
         mean = sum(last) / len(last)
         verdict = "inside" if mean in band else f"<span class=out>outside</span>: {escape(band.outside)}"
         lines.append((title, mean, str(band), _Html(verdict)))
-    head = ("", "mean of the last tenth", "healthy", "")
-    return _table(lines, head) or _nothing("None of the recorded metrics has a level that is healthy for every model.")
+    table = _table(lines, ("", "mean of the last tenth", "healthy", ""))
+    return f"<div class=checks>{table}</div>" if table else ""
 
 
 def _curves(run: RunRecord, bands: Mapping[str, Band]) -> str:
-    step, figures = STEP_NAMES.get(run.verb, "step"), []
+    step, figures, still = STEP_NAMES.get(run.verb, "step"), [], []
     for title, metrics in PANELS:
         lines = {metric: points for metric in metrics if (points := _points(run.rows, metric))}
         if not lines:
+            continue
+        if all(len(points) > 1 and len({y for _, y in points}) == 1 for points in lines.values()):
+            still += [f"{metric} {shown(points[0][1])}" for metric, points in lines.items()]
             continue
         band = bands.get(next(iter(lines)))
         keys = [f"<span class=k{m}>{'━━' if m == 0 else '╍╍'}</span> {escape(metric)} {shown(points[-1][1])}"
@@ -165,11 +177,10 @@ def _curves(run: RunRecord, bands: Mapping[str, Band]) -> str:
         picture = _svg(list(lines.values()), band, f"{title} by {step}")
         caption = f"<figcaption>{' · '.join(keys)}{healthy}</figcaption>"
         figures.append(f"<figure><b>{escape(title)}</b>{picture}{caption}</figure>")
-    if not figures:
-        return _nothing("No step is recorded yet.")
-    note = (f"Across: the {step}. Pale: each one, dark: their running mean. The numbers are the last ones; one with an "
-            "arrow is the farthest beyond the picture.")  # fmt: skip
-    return f"<p class=soft>{note}</p><div class=curves>{''.join(figures)}</div>"
+    same = _note(f"The same in every {step}: {', '.join(still)}.") if still else ""
+    note = (f"x-axis: {step}. Light line: raw values; dark line: moving average. The number is the latest value; an "
+            "arrow marks an outlier off the chart.")  # fmt: skip
+    return f"{_note(note)}<div class=curves>{''.join(figures)}</div>{same}" if figures else same
 
 
 def _svg(lines: Sequence[Sequence[tuple[float, float]]], band: Band | None, label: str) -> str:
@@ -244,13 +255,13 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def _samples(path: Path) -> str:
     """The same prompts answered before and after, as `write_samples` left them."""
-    if not path.exists():
-        return _nothing("This run left none (ppo does, when it is finished).")
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except ValueError:
-        return _nothing(f"{path.name} cannot be read: it is damaged.")
-    cards = [_sample(row) for row in rows[: SAMPLES + MORE_SAMPLES]]
+        rows = _lines(path)
+        cards = [_sample(row) for row in rows[: SAMPLES + MORE_SAMPLES]]
+    except UNREADABLE:
+        return _note(f"{path.name} cannot be read: it is damaged.")
+    if not cards:
+        return ""
     rest = "".join(cards[SAMPLES:])
     note = f"The first completion of {len(rows)} held-out prompts, with its score; the others are in {path.name}."
     more = f"<details><summary>{len(cards) - SAMPLES} more</summary>{rest}</details>" if rest else ""
@@ -260,7 +271,7 @@ def _samples(path: Path) -> str:
 def _sample(row: Mapping[str, Any]) -> str:
     names = {"reference": "before", "policy": "after"}
     answers = [
-        f"<div><p class=score>{escape(names.get(role, role))}: score {shown(answer['score'])}</p>"
+        f"<div><p class=score>{escape(names.get(role, role))}: score {escape(shown(answer['score']))}</p>"
         f'<div class=said dir=auto>{escape(str(answer["completion"]).strip())}</div></div>'
         for role, answer in row.items() if role != "prompt"
     ]  # fmt: skip
@@ -296,7 +307,7 @@ def _times(run: RunRecord) -> str:
     """Where the time went: before the first step and after the last, and in a rollout of PPO."""
     phases = run.summary.get("phase_seconds", {})
     names = dict.fromkeys(name for row in run.rows for name in row)
-    measured = [match for name in names if (match := re.fullmatch(r"perf/(\w+)_seconds", name))]
+    measured = [match for name in names if (match := re.fullmatch(r"perf/(?!step_)(\w+)_seconds", name))]
     inside = {PHASES.get(match[1], match[1]): sum(y for _, y in _points(run.rows, match[0])) for match in measured}
     parts = {"set-up and first evaluation": phases.get("set_up", 0.0), **inside,
              "last evaluation and saving": phases.get("end", 0.0)}  # fmt: skip

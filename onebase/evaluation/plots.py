@@ -13,14 +13,14 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 from onebase.evaluation.intervals import Interval  # noqa: E402
 from onebase.evaluation.panels import PANELS, TITLES, running_mean  # noqa: E402
-from onebase.training.record import read_metrics  # noqa: E402
+from onebase.training.record import read_rows  # noqa: E402
 
 Rows = Sequence[Mapping[str, float]]
 
 
 def plot_run(folder: Path) -> Path | None:
     """Draws `metrics.jsonl` as `plots/metrics.png`; None where there is nothing to draw."""
-    rows = read_metrics(folder / "metrics.jsonl")
+    rows, _ = read_rows(folder / "metrics.jsonl")
     drawn = any(row.get(metric) is not None for row in rows for _, metrics in PANELS for metric in metrics)
     if len(rows) < 2 or not drawn:
         return None
@@ -66,9 +66,7 @@ def plot_together(runs: Mapping[str, Rows], path: Path, *, title: str) -> Path:
     if len(runs) > 1:
         lines = [plt.Line2D([], [], color=f"C{r}", label=run) for r, run in enumerate(runs)]
         figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(runs)), fontsize=9, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
     return path
 
 
@@ -80,6 +78,14 @@ def _curve(axis: Any, rows: Rows, metric: str, *, label: str, **style: Any) -> N
         return
     axis.plot(steps, values, alpha=0.25, **style)
     axis.plot(steps, running_mean(values), label=label, **style)
+
+
+def _save(figure: Any, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    finally:
+        plt.close(figure)
 
 
 def plot_stages(stages: Mapping[str, Mapping[str, Interval]], path: Path) -> Path:
@@ -94,7 +100,5 @@ def plot_stages(stages: Mapping[str, Mapping[str, Interval]], path: Path) -> Pat
         axis.set_title(TITLES.get(name, name), fontsize=10)
         axis.axhline(0, color="black", linewidth=0.6)
         axis.grid(axis="y", alpha=0.25)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
     return path

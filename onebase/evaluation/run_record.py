@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import yaml
 
 from onebase.errors import ConfigError
-from onebase.training.record import checkpoints, is_locked, read_metrics
+from onebase.shown import shown as text_shown
+from onebase.training.record import checkpoints, is_locked, plain_values, read_object, read_rows
 
 STEP_NAMES = {"ppo": "rollout", "iterate": "round", "best-of": "prompt"}
 """What the steps of a verb are, where they are not optimizer steps."""
@@ -30,6 +30,8 @@ class RunRecord:
     """Empty until the run is finished."""
     running: bool
     """Whether a process holds the folder."""
+    problems: tuple[str, ...] = ()
+    """What of its files is damaged, a line each."""
 
     @property
     def steps(self) -> int:
@@ -37,17 +39,15 @@ class RunRecord:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run; of one that is not finished those since it began, or last went on."""
-        if "seconds" in self.summary:
-            return float(self.summary["seconds"])
-        times = [self.folder / name for name in ("metrics.jsonl", "config.yaml")]
-        return max(0.0, times[0].stat().st_mtime - times[1].stat().st_mtime) if times[0].exists() else 0.0
+        """Of the whole run up to its last step or its end, without the time it stood still."""
+        measured = [self.summary.get("seconds"), *(row.get("perf/seconds") for row in self.rows[-1:])]
+        return next((float(seconds) for seconds in measured if isinstance(seconds, int | float)), 0.0)
 
     @property
     def state(self) -> str:
         if self.running:
             return "running"
-        if self.summary:
+        if (self.folder / "summary.json").exists():
             return "finished"
         rounds = len([*self.folder.glob("round-*/learn/summary.json")])
         last = [path.name for path in checkpoints(self.folder)[:1]] or ([f"round-{rounds}"] if rounds else [])
@@ -68,15 +68,15 @@ class RunRecord:
         """What came out, in a line; of a run that is not finished, where it stands."""
         s = self.summary
         if "eval_loss_after" in s:
-            return f"held-out loss {shown(s['eval_loss_before'])} → {shown(s['eval_loss_after'])} nats per token"
+            return f"held-out loss {shown(s.get('eval_loss_before'))} → {shown(s['eval_loss_after'])} nats per token"
         if "eval_accuracy" in s:
             return f"held-out accuracy {interval([s['eval_accuracy'], *(s.get('eval_accuracy_interval') or [])])}"
         if "score_rise" in s:
-            return f"held-out score {interval(s['score_rise'], '+')}, KL {shown(s['kl'])} nats per completion"
+            return f"held-out score {interval(s['score_rise'], '+')}, KL {shown(s.get('kl'))} nats per completion"
         if s.get("mean_scores"):
             return f"mean score of the samples {' → '.join(map(shown, s['mean_scores']))}"
         if "best_score" in s:
-            return f"mean score {shown(s['mean_score'])}, of the best {shown(s['best_score'])}"
+            return f"mean score {shown(s.get('mean_score'))}, of the best {shown(s['best_score'])}"
         last = self.rows[-1] if self.rows else {}
         named = next((name for name in ("objective/scores", "loss", "best_score") if name in last), None)
         return f"{named} {shown(last[named])} in step {self.steps}" if named else ""
@@ -91,23 +91,23 @@ def read_run(folder: Path, verb: str = "") -> RunRecord:
     Raises:
         ConfigError: there is no run, or its configuration cannot be read.
     """
+    config, path = {}, folder / "config.yaml"
     try:
-        text = (folder / "config.yaml").read_text(encoding="utf-8")
-        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: not the configuration of a run: it is no regular file")
+        text = path.read_text(encoding="utf-8")
+        config = plain_values(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except OSError as error:
         raise ConfigError(f"{folder}: there is no run (no config.yaml that can be read: {error.strerror}); a run has "
                           "one from its first step on") from None  # fmt: skip
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{folder / 'config.yaml'}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {text_shown(' '.join(str(error).split()), 300)}") from None
     if not isinstance(config, dict) or "output_dir" not in config:
-        raise ConfigError(f"{folder / 'config.yaml'}: not the configuration of a run: it has no output_dir")
-    metrics, summary = folder / "metrics.jsonl", folder / "summary.json"
-    try:
-        known = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
-    except ValueError as error:
-        raise ConfigError(f"{summary}: not valid JSON: {error}") from None
-    rows = read_metrics(metrics) if metrics.exists() else []
-    return RunRecord(folder, known.get("verb", verb), config, rows, known, is_locked(folder))
+        raise ConfigError(f"{path}: not the configuration of a run: it has no output_dir")
+    summary, cut = read_object(folder / "summary.json")
+    rows, damaged = read_rows(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else ([], "")
+    problems = tuple(filter(None, (cut, damaged)))
+    return RunRecord(folder, str(summary.get("verb", verb)), config, rows, summary, is_locked(folder), problems)
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -119,14 +119,16 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as a person reads it: four digits, lists with commas, a dash for nothing."""
+    """A value as a person reads it: four digits, lists with commas, a dash for nothing, no control characters."""
     if value is None or value == []:
         return "–"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.4g}"
-    return ", ".join(map(shown, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, int) and abs(value) >= 1e15:
+        return f"{float(value):.4g}"
+    return ", ".join(map(shown, value)) if isinstance(value, list) else text_shown(value)
 
 
 def interval(values: list[Any], sign: str = "") -> str:

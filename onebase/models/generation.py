@@ -112,18 +112,15 @@ def generate(
                 f"prompt {i}: {len(prompt)} tokens and {sampling.max_new_tokens} new ones exceed the model's context "
                 f"of {one.context_length}; lower generation.max_new_tokens or data.max_prompt_tokens"
             )
-    mine = processes.share([len(prompt) for prompt in prompts])
-    if len(mine) < len(prompts):  # of several processes each decodes its share
-        own = _generate(
-            one, [prompts[p] for p in mine], role, sampling,
-            [seeds[p * samples_per_prompt + k] for p in mine for k in range(samples_per_prompt)],
-            samples_per_prompt, max_rows, on_finished,
-        )  # fmt: skip
-        for i, sample in enumerate(own):
-            sample.prompt = mine[i // samples_per_prompt]
-        places = [p * samples_per_prompt + k for p in mine for k in range(samples_per_prompt)]
-        return processes.gather_items(own, places, len(prompts) * samples_per_prompt)
-    return _generate(one, prompts, role, sampling, seeds, samples_per_prompt, max_rows, on_finished)
+    mine = processes.share([len(prompt) for prompt in prompts])  # all of them, where there is one process
+    places = [p * samples_per_prompt + k for p in mine for k in range(samples_per_prompt)]
+    own = _generate(
+        one, [prompts[p] for p in mine], role, sampling, [seeds[place] for place in places], samples_per_prompt,
+        max_rows, on_finished,
+    )  # fmt: skip
+    for place, sample in zip(places, own, strict=True):
+        sample.prompt = place // samples_per_prompt
+    return processes.gather_items(own, places, len(prompts) * samples_per_prompt)
 
 
 def _generate(

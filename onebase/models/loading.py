@@ -171,11 +171,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.device) -> PreTrainedModel:
     read_base_config(name)
     config = None
+    require_quantization(quantization)
     if quantization == "nf4":
-        try:
-            import bitsandbytes  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError('nf4 needs bitsandbytes: pip install "onebase[quant]"') from error
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     transformers_logging.disable_progress_bar()
     loaded: Any  # the model, and what was missing
@@ -216,3 +213,12 @@ def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def require_quantization(quantization: str) -> None:
+    """Raises MissingExtraError unless the package for this quantisation can be imported."""
+    if quantization == "nf4":
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError('nf4 needs bitsandbytes: pip install "onebase[quant]"') from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from peft import LoraConfig
@@ -19,13 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from onebase.data.chat import BOS_WRITTEN, ChatFormat
+from onebase.data.chat import ChatFormat
 from onebase.errors import ModelError, RoleMismatchError
 from onebase.files import atomic_folder
 from onebase.models.fingerprints import tokenizer_fingerprint
 from onebase.models.one_base import OneBase, Role
 from onebase.models.role_card import ADAPTER_FILE, CARD_FILE, SCALAR_KINDS, RoleCard, check_role_folder
-from onebase.records import Message
 from onebase.shown import shown
 
 SCORE_KEY = "base_model.model.score.weight"
@@ -94,17 +94,12 @@ def save_base(one: OneBase, folder: str | Path, *, chat: ChatFormat | None = Non
 def standalone_tokenizer(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | None) -> PreTrainedTokenizerBase:
     """A copy of the tokenizer with which `apply_chat_template` alone gives the prompts of training.
 
-    Its chat template is the one in use, which also writes the beginning token where prompts begin with it, and its end
-    token is the one that answers end in.
+    Its chat template is the one in use, and its end token is the one that answers end in.
     """
     tokenizer = copy.deepcopy(tokenizer)
     if chat is None or chat.template is None:
         return tokenizer
     tokenizer.chat_template = chat.template
-    turns = [Message("user", "Hi")]
-    written = tokenizer.encode(chat.render_prompt(turns), add_special_tokens=False)
-    if chat.encode_prompt(turns) == [tokenizer.bos_token_id, *written]:
-        tokenizer.chat_template = BOS_WRITTEN + chat.template
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(chat.end_token_id)
     return tokenizer
 
@@ -117,8 +112,7 @@ def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, 
         RoleMismatchError: the role is of another kind, was made on another base or with another tokenizer, or lacks
             its head.
     """
-    card = check_role_folder(folder, kinds)
-    check_base(one, card, folder)
+    card = check_role(one, folder, kinds)
     config, weights = read_adapter(folder)
     score = weights.pop(SCORE_KEY, None)
     if card.kind in SCALAR_KINDS and score is None:
@@ -141,7 +135,30 @@ def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, 
     return role
 
 
-def check_base(one: OneBase, card: RoleCard, folder: str | Path) -> None:
+class Base(Protocol):
+    """What tells one base from another, loaded or only planned."""
+
+    @property
+    def name_or_path(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+
+def check_role(base: Base, folder: str | Path, kinds: tuple[str, ...]) -> RoleCard:
+    """Reads a role's card; needs no weights of the base.
+
+    Raises:
+        ModelError: the folder is not complete.
+        RoleMismatchError: the role is of another kind, or was made on another base or with another tokenizer.
+    """
+    card = check_role_folder(folder, kinds)
+    check_base(base, card, folder)
+    return card
+
+
+def check_base(one: Base, card: RoleCard, folder: str | Path) -> None:
     """Raises RoleMismatchError unless the role was made on this base, with this tokenizer."""
     if card.base_fingerprint != one.fingerprint:
         raise RoleMismatchError(

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+LEAST_SPREAD = 1e-3
+"""Standard deviation over absolute mean below which values are taken to be equal."""
+
 
 class RunningMoments:
     """Mean and population standard deviation of all values seen so far, in one pass and float64.
@@ -43,13 +46,24 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """Their population standard deviation; 0 while all are equal, so add an epsilon before dividing by it.
+        """Their population standard deviation; 0 while all are equal, so divide by `scale`.
 
         Raises:
             ValueError: if no value was seen.
         """
         self._check_seen()
         return math.sqrt(self._squared_deviations / self._count)
+
+    @property
+    def scale(self) -> float:
+        """What to divide values by: their standard deviation, or 1 while it is below a thousandth of their mean.
+
+        Until then the values are as good as equal, and dividing would blow them up by rounding or by chance.
+
+        Raises:
+            ValueError: if no value was seen.
+        """
+        return self.std if self.std > LEAST_SPREAD * abs(self.mean) else 1.0
 
     def update(self, values: Tensor) -> None:
         """Takes in new values.

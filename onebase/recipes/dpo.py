@@ -110,7 +110,7 @@ def run(config: DPOConfig) -> dict[str, Any]:
     cached = None
     if set(weights) - REFERENCE_FREE and config.preference.reference == "cached":
         cached = computed_once(one, train, lambda: completion_logprobs(one, train, role="reference",
-                               token_budget=budget), folder=run.folder.parent)  # fmt: skip
+                               token_budget=budget), folder=run.folder)  # fmt: skip
     say(f"dpo: {' + '.join(f'{w:g} {name}' for name, w in weights.items())}; {len(train)} rows, {len(held_out)} held "
         f"out, {total} steps, layout {one.layout}")  # fmt: skip
 
@@ -133,6 +133,7 @@ def run(config: DPOConfig) -> dict[str, Any]:
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
                 metrics["eval/accuracy"] = evaluate(one, held_out, update.token_budget, beta=beta)["accuracy"]
             loop.end_step(metrics, shown=["loss", "rewards/accuracies", "rewards/margins"])
+        loop.end_steps()
         after = evaluate(one, held_out, update.token_budget, beta=beta)
         loop.keep_best({"eval/accuracy": after["accuracy"]})
     save(run.folder)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from onebase.config import PPOConfig
-from onebase.data.batches import minibatch_indices
+from onebase.data.batches import minibatch_indices, mixed_seed
 from onebase.evaluation.flight_recorder import FlightRecorder
 from onebase.evaluation.held_out import HeldOut, evaluate_role, improvement
 from onebase.evaluation.report import print_comparison, write_samples
@@ -113,6 +113,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
                 say(f"ppo: stopped at rollout {index + 1}: KL {metrics['objective/kl']:.2f} nats per completion is over"
                     f" ppo.kl_budget = {config.ppo.kl_budget:g}; the policy is the one before, within it")  # fmt: skip
                 break
+        loop.end_steps()
         after = evaluate(trainer, held_out, role="policy")
         budget = config.ppo.kl_budget
         while budget is not None and not (kl := after.row()["kl"].mean) <= budget and trainer.within_kl_budget:
@@ -227,7 +228,7 @@ def shape_scores(rollout: Rollout, trainer: Trainer) -> Tensor:
     scores = rollout.scores - ppo.score_baseline
     if ppo.score_scaling == "running":
         trainer.moments.update(scores)
-        scores = scores / max(trainer.moments.std, 1e-6)
+        scores = scores / trainer.moments.scale
     if ppo.score_clip is not None:
         scores = scores.clamp(-ppo.score_clip, ppo.score_clip)
     not_ended = torch.tensor([0.0 if sample.ended else 1.0 for sample in rollout.samples])
@@ -334,7 +335,7 @@ def rollout_sampling(trainer: Trainer, index: int) -> Sampling:
     generation, sampling = trainer.config.generation, trainer.sampling
     if generation.random_min_new_tokens is None:
         return sampling
-    generator = torch.Generator().manual_seed((trainer.config.seed * 1_000_003 + index) % (1 << 63))
+    generator = torch.Generator().manual_seed(mixed_seed("length", trainer.config.seed, index))
     limit = torch.randint(generation.random_min_new_tokens, generation.max_new_tokens + 1, (), generator=generator)
     return Sampling(
         max_new_tokens=int(limit), temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,

@@ -14,19 +14,19 @@ from onebase.config_ppo import GenerationGroup, OptionalRewardSourceGroup
 from onebase.data.batches import num_minibatches
 from onebase.data.chat import ChatFormat
 from onebase.data.formats import drop_unusable, read_files
-from onebase.data.prepare import Limits, encode_prompts, encode_rows
+from onebase.data.prepare import dropped_line, encode_prompts, encode_rows
 from onebase.errors import DataError
 from onebase.models.generation import Sampling, stop_ids
 from onebase.models.one_base import OneBase
 from onebase.models.role_files import load_role
 from onebase.objectives.kl import AdaptiveKL, FixedKL
 from onebase.objectives.moments import RunningMoments
+from onebase.recipes.dry_run import planned_base
 from onebase.recipes.saved import warn_of_template
-from onebase.recipes.setup import make_update, new_lora, open_base, open_chat, read_rows, token_budget
+from onebase.recipes.setup import limits_of, make_update, new_lora, open_base, open_chat, read_rows, token_budget
 from onebase.records import Example, RewardSource
 from onebase.rewards.functions import FunctionReward
 from onebase.rewards.learned import ClassifierReward, RoleReward
-from onebase.training.plan import describe_base
 from onebase.training.progress import say
 from onebase.training.run import Run
 from onebase.training.update import ParameterGroup, Update
@@ -73,9 +73,11 @@ class Trainer:
 
 def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
     """Loads the base, puts the four roles on it, reads the prompts; returns the trainer and the held-out prompts."""
+    scorer, judge = open_functions(config)
     one = open_base(config.model)
     ppo, chat = config.ppo, open_chat(one.tokenizer, config.model)
     prompts, held_out, ptx = read_prompts(config, chat, one.context_length)
+    check_columns([scorer, judge], [*prompts, *held_out])
     add_policy_and_reference(one, config)
     if config.reward.role is not None:
         load_role(one, "reward", config.reward.role, kinds=("reward",))
@@ -92,25 +94,21 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
         one,
         [
             ParameterGroup(one.parameters("policy"), learning_rate),
-            ParameterGroup(one.parameters("critic"), ppo.critic_learning_rate or learning_rate),
+            # A head on the policy's trunk trains it too: their losses are one sum, whose gradient is clipped as one.
+            ParameterGroup(one.parameters("critic"), ppo.critic_learning_rate or learning_rate,
+                           role="policy" if ppo.critic == "head" else "critic"),
         ],
         config.optimizer,
         total_steps=num_updates(config, prompts),
         token_budget=budget,
         repro_folder=run.folder / "refused",
     )
-    generation = config.generation
-    sampling = sampling_of(one, chat, generation)
-    if generation.top_k or generation.top_p < 1:
-        say("ppo: top_k and top_p sample from another distribution than the one that trains; the KL will be biased, "
-            "and can turn negative")  # fmt: skip
+    sampling = sampling_of(one, chat, config.generation)
     kl = FixedKL(ppo.kl_coefficient) if ppo.kl_target is None else AdaptiveKL(
         ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon
     )  # fmt: skip
-    source = open_reward_source(config.reward, one, budget)
-    judges: dict[str, RewardSource] = {}
-    if (judge := config.evaluation.judge) is not None:
-        judges["judge"] = FunctionReward(judge, timeout=config.reward.timeout, key="evaluation.judge")
+    source = scorer or open_reward_source(config.reward, one, budget)
+    judges: dict[str, RewardSource] = {} if judge is None else {"judge": judge}
     return Trainer(config, one, chat, source, prompts, ptx, update, kl, RunningMoments(), sampling, judges), held_out
 
 
@@ -158,12 +156,32 @@ def add_critic(one: OneBase, config: PPOConfig) -> None:
                 critic.head.weight.div_(one.roles["reward"].score_std or 1.0)
 
 
+def open_functions(config: PPOConfig) -> tuple[FunctionReward | None, FunctionReward | None]:
+    """Imports the reward function and the judge, where they are configured, before anything that takes long."""
+    judge = config.evaluation.judge
+    return (
+        open_function(config.reward),
+        None if judge is None else FunctionReward(judge, timeout=config.reward.timeout, key="evaluation.judge"),
+    )
+
+
+def open_function(reward: OptionalRewardSourceGroup) -> FunctionReward | None:
+    """Imports the reward function, where one is configured."""
+    return None if reward.callable is None else FunctionReward(reward.callable, timeout=reward.timeout)
+
+
+def check_columns(functions: Sequence[FunctionReward | None], prompts: Sequence[Example]) -> None:
+    """Raises ConfigError unless every function can be called with the columns of the prompts' rows."""
+    rows = [prompt.row.columns if prompt.row else {} for prompt in prompts]
+    for function in functions:
+        if function is not None:
+            function.check_columns(rows)
+
+
 def open_reward_source(reward: OptionalRewardSourceGroup, one: OneBase, token_budget: int) -> RewardSource:
-    """The reward role (which is on the base already), a function, or another model, as configured."""
+    """The reward role, which is on the base already, or another model, as configured."""
     if reward.role is not None:
         return RoleReward(one, "reward", token_budget=token_budget, normalize=reward.normalize == "held_out")
-    if reward.callable is not None:
-        return FunctionReward(reward.callable, timeout=reward.timeout)
     assert reward.model is not None
     return ClassifierReward(reward.model, device=one.device)
 
@@ -178,11 +196,13 @@ def read_prompts(
             "ppo compares policy and reference on held-out prompts, and none are left; set data.eval, or "
             "data.eval_fraction above 0"
         )
-    limits = Limits(context, config.data.max_prompt_tokens, truncate_prompt=config.data.truncate_prompt)
+    limits = limits_of(config.data, context)
     lengths = {"max_new_tokens": config.generation.max_new_tokens, "opening_tokens": config.data.opening_tokens}
     ptx: list[Example] = []
     if config.ppo.ptx_data:
-        rows, _ = drop_unusable(read_files(config.ppo.ptx_data), max_share=config.data.max_dropped_share)
+        rows, dropped = drop_unusable(read_files(config.ppo.ptx_data), max_share=config.data.max_dropped_share)
+        if dropped:
+            say(f"ppo.ptx_data: {dropped_line(dropped)}")
         ptx = encode_rows(rows, chat, limits)
     return (
         encode_prompts(train, chat, limits, **lengths),
@@ -206,11 +226,10 @@ def num_updates(config: PPOConfig, prompts: Sequence[Example]) -> int:
 
 def plan(config: PPOConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
+    base = planned_base(config)
     chat = open_chat(base.tokenizer, config.model)
     prompts, held_out, ptx = read_prompts(config, chat, base.context)
+    check_columns(open_functions(config), [*prompts, *held_out])
     ppo, k = config.ppo, config.generation.samples_per_prompt
     lengths = sorted(len(p.prompt_ids) for p in prompts)
     steps = ppo.num_ppo_epochs * -(-ppo.rollout_prompts // ppo.minibatch_prompts)

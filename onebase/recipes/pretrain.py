@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from onebase.config import PretrainConfig
+from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import chat_format
-from onebase.data.formats import read_files
 from onebase.errors import DataError, ModelError
 from onebase.models.loading import load_base, wrap_model
 from onebase.models.one_base import OneBase
@@ -42,6 +42,8 @@ from onebase.training.language import language_step, mean_nll
 from onebase.training.memory import peak_memory_mb
 from onebase.training.plan import describe_base, describe_steps
 from onebase.training.progress import say
+from onebase.training.run import check_writable
+from onebase.training.trackers import require_trackers
 from onebase.training.update import ParameterGroup
 
 LONGEST_BLOCK = 1024
@@ -67,7 +69,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
                                   before=run.token_budget),
         repro_folder=run.folder / "refused",
     )  # fmt: skip
-    before = mean_nll(one, held_out, token_budget=update.token_budget)
+    before = mean_nll(one, held_out, token_budget=update.token_budget, trained=False)
     parameters = sum(p.numel() for p in one.model.parameters())
     say(f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(one.tokenizer)}, {len(train)} blocks "
         f"({num_counted(train)} tokens), {len(held_out)} held out, {total} steps")  # fmt: skip
@@ -85,6 +87,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
                 metrics["eval/loss"] = mean_nll(one, held_out, token_budget=update.token_budget)
             loop.end_step(metrics, shown=["loss"])
+        loop.end_steps()
         after = mean_nll(one, held_out, token_budget=update.token_budget)
         loop.keep_best({"eval/loss": after})
     save(run.folder)
@@ -156,8 +159,10 @@ def to_blocks(one: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list
 
 def plan(config: PretrainConfig) -> str:
     """What `run` would do, in words."""
+    check_writable(Path(config.output_dir), dump_config(config))
+    require_trackers(config.report_to)
     if config.model.model_name_or_path is None:
-        tiny, rows = config.tiny, read_files(config.data.train, limit=config.data.limit)
+        tiny, rows = config.tiny, [row for side in read_rows(config.data, config.seed) for row in side]
         vocabulary = f"of at most {tiny.vocab_size or VOCAB_SIZE}"
         if tiny.tokenizer is not None:
             vocabulary = f"{len(read_tokenizer(tiny.tokenizer))} of {tiny.tokenizer}"

@@ -1,10 +1,8 @@
-"""Log-probs of a frozen reference, computed once and kept beside the run for the next one on the same data."""
+"""Log-probs of a frozen reference, computed once and kept in the run's folder for the next run on the same data."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from onebase import processes
 from onebase.files import atomic_folder
 from onebase.models.one_base import OneBase
 from onebase.records import Example
-from onebase.training.checkpoint import remove_leftovers
 from onebase.training.progress import say
 
 FOLDER = "reference-logprobs"
@@ -25,31 +23,33 @@ FOLDER = "reference-logprobs"
 def computed_once(
     one: OneBase, examples: Sequence[Example], compute: Callable[[], list[Tensor]], *, folder: Path
 ) -> list[Tensor]:
-    """What `compute` gives for the role `reference`: a tensor `[K]` per example, read from `folder` where it was kept.
+    """What `compute` gives for the role `reference`: a tensor `[K]` per example.
 
-    Another base, number format, layout, reference, row or cut gives another key, and so another computation.
+    It is kept in `folder`, the run's own, and read from there or from a run beside it. Another base, number format,
+    layout, reference, row or cut gives another key, and so another computation.
     """
-    kept = folder / FOLDER / fingerprint(one, examples)
+    name = f"{fingerprint(one, examples)}.safetensors"
     sizes = [len(example.completions) for example in examples]
-    try:
-        flat = load_file(kept / "logprobs.safetensors")["logprobs"]
-        if flat.numel() == sum(sizes) and bool(flat.isfinite().all()):
-            say(f"dpo: log-probs of the reference read from {kept}")
-            return list(flat.split(sizes))
-    except (OSError, SafetensorError, KeyError):
-        pass
+    # Asked in one process for all: if one found them and another did not, they would wait for each other.
+    kept = processes.from_main(lambda: _find(name, sum(sizes), folder))
+    if kept is not None:
+        say(f"dpo: log-probs of the reference read from {kept[0]}")
+        return list(kept[1].split(sizes))
     logprobs = compute()
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(kept.parent, os.O_RDONLY)
-    try:
-        # Runs side by side write one after the other, so that what is half-written is nobody's.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        remove_leftovers(kept.parent)
-        with atomic_folder(kept) as temporary:
-            save_file({"logprobs": torch.cat(logprobs)}, temporary / "logprobs.safetensors")
-    finally:
-        os.close(lock)
+    with atomic_folder(folder / FOLDER) as temporary:
+        save_file({"logprobs": torch.cat(logprobs)}, temporary / name)
     return logprobs
+
+
+def _find(name: str, count: int, folder: Path) -> tuple[Path, Tensor] | None:
+    for path in [folder / FOLDER / name, *sorted(folder.parent.glob(f"*/{FOLDER}/{name}"))]:
+        try:
+            flat = load_file(path)["logprobs"]
+        except (OSError, SafetensorError, KeyError):
+            continue  # not there, not ours to read, or damaged
+        if flat.shape == (count,) and bool(flat.isfinite().all()):
+            return path, flat
+    return None
 
 
 def fingerprint(one: OneBase, examples: Sequence[Example]) -> str:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from onebase.config_files import defaults_of
 from onebase.errors import ConfigError
 from onebase.evaluation.html_report import write_report
 from onebase.evaluation.run_record import STEP_NAMES, RunRecord, duration, flattened, read_run, shown
+from onebase.shown import shown as text_shown
 from onebase.training.progress import say
-from onebase.training.record import checkpoints
+from onebase.training.record import checkpoints, read_object
 
 NO_RUN = ("checkpoint-", ".")
 """Beginnings of names of folders in which no run is looked for."""
@@ -53,7 +55,8 @@ def ls(folder: Path, *, as_json: bool = False) -> None:
             line[4] = duration(run.seconds)
         _print_table(("run", "verb", "state", "steps", "time", "result"), lines)
     for problem in unread:
-        print(f"left out: {problem}", file=sys.stderr)
+        print(text_shown(f"left out: {problem}"), file=sys.stderr)
+    warn_of_damage(*found)
 
 
 def show(folder: Path, *, as_json: bool = False) -> None:
@@ -63,7 +66,9 @@ def show(folder: Path, *, as_json: bool = False) -> None:
         ConfigError: no run there.
     """
     run = opened(folder)
-    best = folder / "best" / "best.json"
+    best, damage = read_object(folder / "best" / "best.json")
+    run = replace(run, problems=(*run.problems, *filter(None, [damage])))
+    warn_of_damage(run)
     known = {
         **described(run, folder.parent),
         "data": run.summary.get("data"),
@@ -72,13 +77,13 @@ def show(folder: Path, *, as_json: bool = False) -> None:
         "summary": run.summary,
         "checkpoints": [path.name for path in checkpoints(folder)],
         "failed": sorted(path.name for path in folder.glob("failed-in-step-*")),
-        "best": json.loads(best.read_text(encoding="utf-8")) if best.exists() else None,
+        "best": best or None,
     }
     if as_json:
         print(json.dumps(known, indent=2, ensure_ascii=False))
         return
     data = [f"{count:,} {'held out' if name == 'held_out' else name}" for name, count in (known["data"] or {}).items()]
-    print(f"{folder}: {run.verb}")
+    print(text_shown(f"{folder}: {run.verb}"))
     _print_pairs({
         "state": run.state,
         "done": f"{run.steps} {STEP_NAMES.get(run.verb, 'step')}s in {duration(run.seconds)}",
@@ -100,6 +105,7 @@ def plot(folders: Sequence[Path], *, output: Path | None = None) -> None:
         ConfigError: no run there, or nothing to draw yet.
     """
     runs = _distinct(folders, at_least=1)
+    warn_of_damage(*runs.values())
     # matplotlib alone takes longer than all the rest.
     from onebase.evaluation.panels import PANELS
     from onebase.evaluation.plots import plot_metrics, plot_together
@@ -128,6 +134,7 @@ def compare(folders: Sequence[Path], *, as_json: bool = False) -> None:
         ConfigError: fewer than two runs, or one is none.
     """
     runs = _distinct(folders, at_least=2)
+    warn_of_damage(*runs.values())
     configs = _side_by_side({name: flattened(run.config) for name, run in runs.items()}, differing=True)
     parts = {
         "config": {key: values for key, values in configs.items() if key not in ABOUT_ITSELF},
@@ -153,6 +160,7 @@ def report(folder: Path, *, price_per_hour: float | None = None) -> None:
     if price_per_hour is not None and not (math.isfinite(price_per_hour) and price_per_hour >= 0):
         raise ConfigError(f"--price-per-hour {price_per_hour:g}: a price is a number from 0 on")
     run = opened(folder)
+    warn_of_damage(run)
     with _writing(folder / "report.html"):
         print(write_report(folder, _defaults(run), verb=run.verb, price_per_hour=price_per_hour))
 
@@ -167,6 +175,13 @@ def leave_pictures(folder: Path) -> None:
     drawn = plot_run(folder)
     write_report(folder, _defaults(run))
     say(f"{run.verb}: {f'curves in {drawn}, ' if drawn else ''}report in {folder / 'report.html'}")
+
+
+def warn_of_damage(*runs: RunRecord) -> None:
+    """Says what of these runs' files is damaged; what is left of them is shown."""
+    for run in runs:
+        for problem in run.problems:
+            print(text_shown(f"warning: {problem}"), file=sys.stderr)
 
 
 def below(folder: Path) -> Iterable[Path]:
@@ -242,12 +257,12 @@ def _print_pairs(pairs: Mapping[str, Any], title: str = "") -> None:
         print(f"\n{title}")
     width = max(map(len, told), default=0)
     for key, text in told.items():
-        print(f"  {key:<{width}}  {text}")
+        print(text_shown(f"  {key:<{width}}  {text}"))
 
 
 def _print_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    table = Table(*head, box=None, pad_edge=False, header_style="bold")
+    table = Table(*map(text_shown, head), box=None, pad_edge=False, header_style="bold")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(text_shown, line))
     width = None if sys.stdout.isatty() else 1000  # a program that reads it wants whole lines
     Console(file=sys.stdout, highlight=False, emoji=False, markup=False, width=width).print(table)

@@ -9,6 +9,7 @@ from pathlib import Path
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase
 
+from onebase import processes
 from onebase.config import RunConfig
 from onebase.config_files import dump_config
 from onebase.config_groups import (
@@ -21,23 +22,31 @@ from onebase.config_groups import (
     ModelGroup,
     OptimizerGroup,
     OptionalModelGroup,
+    PromptDataGroup,
+    SampleDataGroup,
 )
 from onebase.data.batches import num_minibatches, row_shape
 from onebase.data.chat import ChatFormat, chat_format
-from onebase.data.prepare import Limits, dropped_line, read_split
+from onebase.data.fit import Limits
+from onebase.data.formats import drop_unusable, read_files
+from onebase.data.prepare import dropped_line, read_split
+from onebase.data.remarks import remarks
 from onebase.errors import ModelError
 from onebase.models.loading import load_base
 from onebase.models.lora import lora_config, without_adapter
 from onebase.models.one_base import OneBase
 from onebase.records import Example, Row
 from onebase.training.memory import find_token_budget
+from onebase.training.plan import BasePlan
 from onebase.training.progress import say
 from onebase.training.run import Run, Schedule
+from onebase.training.threads import use_threads
 from onebase.training.update import ParameterGroup, Update
 
 
 def open_run(config: RunConfig) -> Run:
     """The run's folder; where it holds a checkpoint, the run goes on from there."""
+    use_threads(config.threads)
     kept = config.checkpoint
     return Run(
         config.output_dir,
@@ -91,7 +100,7 @@ def open_chat(tokenizer: PreTrainedTokenizerBase, model: OptionalModelGroup) -> 
     return chat
 
 
-def new_lora(one: OneBase, lora: LoraGroup) -> LoraConfig:
+def new_lora(one: OneBase | BasePlan, lora: LoraGroup) -> LoraConfig:
     """The configuration of a new adapter for this base; says which layers it cannot reach."""
     if lora.target_modules == "all-linear" and (note := without_adapter(one.model)):
         say(note)
@@ -106,7 +115,7 @@ def new_lora(one: OneBase, lora: LoraGroup) -> LoraConfig:
 
 
 def read_rows(data: FilesGroup, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows; says what was left out."""
+    """Training and held-out rows; says what was left out, and what a person should know of the others."""
     train, held_out, dropped = read_split(
         data.train,
         data.eval,
@@ -115,14 +124,25 @@ def read_rows(data: FilesGroup, seed: int) -> tuple[list[Row], list[Row]]:
         seed=seed,
         max_dropped_share=data.max_dropped_share,
     )
-    if dropped:
-        say(dropped_line(dropped))
+    for line in [*filter(None, [dropped_line(dropped)]), *remarks(train, held_out)]:
+        say(line)
     return train, held_out
 
 
-def limits_of(data: DataGroup, context: int) -> Limits:
-    """The limits on lengths that the configuration and the model's context set."""
-    return Limits(context, data.max_prompt_tokens, data.max_completion_tokens, data.truncate_prompt)
+def read_prompts(data: SampleDataGroup, *, answers: bool = False) -> list[Row]:
+    """The rows to sample from; says what was left out. With `answers`, these have to be usable too."""
+    rows, dropped = drop_unusable(
+        read_files(data.train, limit=data.limit), max_share=data.max_dropped_share, answers=answers
+    )
+    for line in [*filter(None, [dropped_line(dropped)]), *remarks(rows, [])]:
+        say(line)
+    return rows
+
+
+def limits_of(data: DataGroup | SampleDataGroup | PromptDataGroup, context: int) -> Limits:
+    """The limits on lengths that the configuration and the model's context set; what they cut is said."""
+    longest = data.max_completion_tokens if isinstance(data, DataGroup) else None
+    return Limits(context, data.max_prompt_tokens, longest, data.truncate_prompt, data.max_dropped_share, tell=say)
 
 
 def token_budget(
@@ -133,7 +153,8 @@ def token_budget(
         return batch.microbatch_tokens
     if before is not None:
         return before
-    return find_token_budget(one, role, longest=longest)
+    # Every process finds another amount free; the same microbatches in all of them give the same bits again.
+    return min(processes.gather(find_token_budget(one, role, longest=longest)))
 
 
 def largest_example(one: OneBase, *examples: Sequence[Example]) -> int:

@@ -19,6 +19,9 @@ from onebase.models.role_card import check_model_name
 from onebase.records import ScoreRequest
 from onebase.shown import shown
 
+LEAST_STD = 1e-6
+"""Standard deviation of a reward role's held-out scores at or below which they are all equal."""
+
 
 class RoleReward:
     """The score of a reward role, read from the very tokens that were sampled."""
@@ -26,6 +29,8 @@ class RoleReward:
     def __init__(self, one: OneBase, role: str, *, token_budget: int, normalize: bool = False) -> None:
         self.name = role
         self._one, self._role, self._token_budget, self._normalize = one, role, token_budget, normalize
+        if normalize:
+            check_moments(one.roles[role].score_mean, one.roles[role].score_std)
 
     def score(self, request: ScoreRequest) -> Tensor:
         """`[N]`: one per completion; with `normalize`, less the mean of the role's held-out scores, over their
@@ -43,19 +48,30 @@ class RoleReward:
         role = self._one.roles[self._role]
         if not self._normalize:
             return scores
-        if role.score_mean is None or role.score_std is None:
-            raise ModelError(
-                "reward.normalize: held_out needs the moments of held-out scores, and this reward role was saved "
-                "without them; train it to the end with held-out data, or set reward.normalize: none"
-            )
+        assert role.score_mean is not None and role.score_std is not None
         return (scores - role.score_mean) / role.score_std
+
+
+def check_moments(mean: float | None, std: float | None) -> None:
+    """Raises ModelError unless scores can be normalised by these moments of a reward role."""
+    if mean is None or std is None:
+        raise ModelError(
+            "reward.normalize: held_out needs the moments of held-out scores, and this reward role was saved "
+            "without them; train it to the end with held-out data, or set reward.normalize: none"
+        )
+    if std <= LEAST_STD:
+        raise ModelError(
+            f"reward.normalize: held_out would divide by the deviation of the held-out scores, which is {std:g}: the "
+            "reward role gives all answers the same score; train it further, or set reward.normalize: none"
+        )
 
 
 class ClassifierReward:
     """A sequence-classification model with one label, reading prompt and completion with its own tokenizer.
 
-    Where that has a chat template, conversations are rendered by it; else the classifier reads the text of the
-    policy's prompt and the completion, without special tokens.
+    Where that has a chat template, conversations are rendered by it, and the score is that of
+    `model(**tokenizer.apply_chat_template(messages, return_dict=True))`. Else the classifier reads the text of the
+    policy's prompt and the completion, with the special tokens that its tokenizer puts around a text.
 
     Raises:
         ModelError: no such model, or more labels than one.
@@ -77,9 +93,9 @@ class ClassifierReward:
         except Exception as error:  # safetensors, the configuration's checks and the hub have classes of their own
             raise cannot_load(name_or_path, "sequence classifier", error) from error
         if report["missing_keys"]:
+            missing = shown(sorted(report["missing_keys"])[0], 80)
             raise ModelError(
-                f"{shown(name_or_path)}: no trained reward model: {sorted(report['missing_keys'])[0]!r} is not in its "
-                "weights and would be random"
+                f"{shown(name_or_path)}: no trained reward model: '{missing}' is not in its weights and would be random"
             )
         check_finite(model, name_or_path)
         self._model = model.to(device).eval()
@@ -96,30 +112,32 @@ class ClassifierReward:
 
     @torch.no_grad()
     def _score(self, request: ScoreRequest) -> Tensor:
-        texts = self._texts(request)
-        most = self._max_length()
+        encoded = self._encoded(request)
         scores = []
-        for start in range(0, len(texts), self._batch_size):
-            inputs = self._tokenizer(
-                texts[start : start + self._batch_size],
-                return_tensors="pt", padding=True, truncation=most is not None, max_length=most,
-            )  # fmt: skip
+        for start in range(0, len(encoded), self._batch_size):
+            inputs = self._tokenizer.pad({"input_ids": encoded[start : start + self._batch_size]}, return_tensors="pt")
             scores.append(self._model(**inputs.to(self._model.device)).logits[:, 0].float().cpu())
         result = torch.cat(scores)
         if not bool(torch.isfinite(result).all()):
             raise RewardError(f"reward.model {self.name}: a score is not finite")
         return result
 
-    def _texts(self, request: ScoreRequest) -> list[str]:
-        texts = [prompt + completion for prompt, completion in zip(request.prompts, request.completions, strict=True)]
+    def _encoded(self, request: ScoreRequest) -> list[list[int]]:
         rows = [example.row for example in request.examples for _ in example.completions]
-        if self._tokenizer.chat_template:
-            for i, (row, completion) in enumerate(zip(rows, request.completions, strict=True)):
-                if row is not None and row.messages:
-                    turns = [{"role": message.role, "content": message.content} for message in row.messages]
-                    turns.append({"role": "assistant", "content": f"{row.prefix or ''}{completion}".strip()})
-                    texts[i] = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
-        return texts
+        most = self._max_length()
+        encoded = []
+        for row, prompt, completion in zip(rows, request.prompts, request.completions, strict=True):
+            text, templated = prompt + completion, bool(self._tokenizer.chat_template and row and row.messages)
+            if templated and row is not None:
+                turns = [{"role": message.role, "content": message.content} for message in row.messages]
+                turns.append({"role": "assistant", "content": f"{row.prefix or ''}{completion}".strip()})
+                text = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
+            # A template writes the special tokens itself; the tokenizer would put its own around them once more.
+            ids = self._tokenizer(
+                text, add_special_tokens=not templated, truncation=most is not None, max_length=most
+            )["input_ids"]  # fmt: skip
+            encoded.append(list(ids))
+        return encoded
 
     def _max_length(self) -> int | None:
         config = self._model.config

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ from onebase.records import Example
 from onebase.training.record import checkpoints
 
 STATE_FILE, SUMS_FILE = "state.pt", "checksums.json"
+FORMAT = 1
+"""Of `state.pt`; raised where an older one cannot be read any more."""
 
 
 class Stateful(Protocol):
@@ -40,6 +43,8 @@ class TrainedWeights:
 
     def __init__(self, one: OneBase, *roles: str) -> None:
         self._parameters: list[nn.Parameter] = [p for role in roles for p in one.parameters(role)]
+        self.in_full = any(one.roles[role].adapter is None for role in roles)
+        """Whether the base itself trains, and not only adapters and heads."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": [p.detach().to("cpu", copy=True) for p in self._parameters]}
@@ -79,7 +84,7 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], save_roles: Callabl
     """Writes a checkpoint, whole or not at all."""
     with atomic_folder(folder) as temporary:
         save_roles(temporary)
-        torch.save(dict(state), temporary / STATE_FILE)
+        torch.save({"format": FORMAT, **state}, temporary / STATE_FILE)
         sums = {str(p.relative_to(temporary)): _sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
         (temporary / SUMS_FILE).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
@@ -88,19 +93,29 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The state of a checkpoint, after every file was compared with its checksum.
 
     Raises:
-        CheckpointError: a file is missing, cut off or changed.
+        CheckpointError: a file is missing, cut off or changed, or not what this version writes.
     """
     try:
         sums = json.loads((folder / SUMS_FILE).read_text(encoding="utf-8"))
         for name, expected in {STATE_FILE: "", **sums}.items():  # a list that does not name it proves nothing
             if _sha256(folder / name) != expected:
                 raise CheckpointError(f"{folder / name} is damaged: it is not what was written")
-        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is not complete: {Path(error.filename).name} is missing") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from None
-    assert isinstance(state, dict)
+    path = folder / STATE_FILE
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's text says how to run the code in it
+        raise CheckpointError(
+            f"{path} holds more than numbers, texts and tensors, which onebase never writes; nothing of it was run"
+        ) from None
+    except Exception as error:  # whatever a foreign file makes of torch's reader
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(f"{path} is not of this version of onebase: its format is {found!r}, not {FORMAT}")
     return state
 
 
@@ -110,16 +125,6 @@ def remove_old(folder: Path, *, newest: Path, keep: int) -> None:
     first = there.index(newest)
     for path in [*there[:first], *there[first + keep :]]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed process was still writing; an older folder that was being replaced comes back."""
-    for path in folder.glob(".*.old"):
-        name = path.name[1:].rsplit(".", 2)[0]
-        if not (folder / name).exists():
-            path.rename(folder / name)
-    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def fingerprint_examples(*sides: list[Example]) -> str:
@@ -146,16 +151,6 @@ def inputs_of(one: OneBase, *sides: list[Example]) -> dict[str, str]:
                 digest.update(key.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
             digest.update(repr((role.pooling, role.score_mean, role.score_std)).encode())
     return {"base": one.fingerprint, "roles": digest.hexdigest(), "data": fingerprint_examples(*sides)}
-
-
-def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of the keys that differ between two configurations."""
-    for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from changed_keys(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"{prefix}{key}"
 
 
 def _sha256(path: Path) -> str:

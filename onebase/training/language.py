@@ -28,15 +28,15 @@ def language_step(one: OneBase, examples: Sequence[Example], update: Update) -> 
     return {**update.step((examples, loss)), "num_tokens": float(total)}
 
 
-def mean_nll(one: OneBase, examples: Sequence[Example], *, token_budget: int) -> float:
+def mean_nll(one: OneBase, examples: Sequence[Example], *, token_budget: int, trained: bool = True) -> float:
     """Mean negative log-likelihood of the counted tokens, in nats; NaN where there are no examples.
 
     Raises:
-        NonFiniteError: training went astray.
+        NonFiniteError: training went astray, or, where nothing is `trained` yet, the base is damaged.
     """
     if not examples:
         return float("nan")
     logprobs = per_example(
         one, examples, lambda batch: token_logprobs(one, batch, role="policy"), token_budget=token_budget
     )
-    return require_finite(-float(torch.cat(logprobs).mean()), "the held-out loss")
+    return require_finite(-float(torch.cat(logprobs).mean()), "the held-out loss", trained=trained)

@@ -75,15 +75,18 @@ def plain(value: float) -> float | int | None:
     return float(f"{float(value):.8g}") if math.isfinite(value) else None
 
 
-def require_finite(value: float, what: str) -> float:
+def require_finite(value: float, what: str, *, trained: bool = True) -> float:
     """Returns the value.
+
+    Args:
+        trained: whether steps were taken before: what is wrong without them does not come from the learning rate.
 
     Raises:
         NonFiniteError: it is NaN or infinite: the role must not be saved as if it were trained.
     """
     if not math.isfinite(value):
-        raise NonFiniteError(
-            f"{what} is not finite ({value}), nothing was saved. Lower optimizer.learning_rate, or look at the data "
-            "for extreme values"
-        )
+        advice = "Lower optimizer.learning_rate, or look at the data for extreme values"
+        if not trained:
+            advice = "No step was taken yet: look at the base's weights, and at the data"
+        raise NonFiniteError(f"{what} is not finite ({value}), nothing was saved. {advice}")
     return value

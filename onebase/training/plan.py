@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onebase.models.base_config import context_length, context_note, empty_model, read_base_config
+from onebase.models.fingerprints import base_fingerprint
 from onebase.models.loading import check_tokenizer, choose_device, hardware_dtype, load_tokenizer
 from onebase.models.passes import num_counted
 from onebase.records import Example
@@ -22,10 +23,18 @@ NF4_BYTES_PER_WEIGHT = 0.5625
 class BasePlan:
     """The base as its configuration describes it."""
 
+    name_or_path: str
+    model: PreTrainedModel
+    """Shapes without weights."""
     tokenizer: PreTrainedTokenizerBase
     context: int
     num_parameters: int
     lines: list[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the stored weights, read as it is asked for."""
+        return base_fingerprint(self.name_or_path)
 
 
 def describe_base(name_or_path: str, quantization: str, dtype: str, device_name: str = "auto") -> BasePlan:
@@ -48,6 +57,8 @@ def describe_base(name_or_path: str, quantization: str, dtype: str, device_name:
     size = (count - kept) * per_weight + kept * chosen.itemsize
     context, note = context_length(config), context_note(config)
     return BasePlan(
+        name_or_path,
+        model,
         tokenizer,
         context,
         count,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import math
 import os
 import re
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+MOST_VALUES, MOST_LEVELS = 50_000, 20
+"""Of a configuration or a summary that is shown: a run's own have a few hundred, three levels deep."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -21,12 +28,139 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The steps in a `metrics.jsonl`, and what of the file is damaged, "" where nothing is.
+
+    A row has an int `step`; its other values are finite numbers or None. A last line that is being written, or was cut
+    off, is left out without a word.
+    """
+    try:
+        whole = _bytes_of(path)
+    except OSError as error:
+        return [], f"{path}: cannot be read: {error.strerror}"
+    rows, bad = [], []
+    *lines, last = whole.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            row = _step(line)
+            rows += [row] if row is not None else []
+            bad += [number] if row is None else []
+    if (row := _step(last)) is not None:
+        rows.append(row)
+    elif last.strip() and not last.startswith(b"{"):
+        bad.append(len(lines) + 1)
+    if not bad:
+        return rows, ""
+    which = f"line {bad[0]} is" if len(bad) == 1 else f"{len(bad)} lines (the first is line {bad[0]}) are"
+    return rows, f"{path}: {which} damaged, and left out"
+
+
+def read_object(path: Path) -> tuple[dict[str, Any], str]:
+    """The JSON object in a file such as `summary.json`, and what of it is damaged; {} where there is no such file.
+
+    Figures that a run writes are of the kinds in `KINDS`; one of another kind is left out. A number that is not finite
+    is None.
+    """
+    if not path.exists():
+        return {}, ""
+    try:
+        found = json.loads(_bytes_of(path))
+    except OSError as error:
+        return {}, f"{path}: cannot be read: {error.strerror}"
+    except (ValueError, RecursionError) as error:
+        return {}, f"{path}: not valid JSON: {str(error)[:100]}"
+    if not isinstance(found, dict):
+        return {}, f"{path}: damaged: it should hold one object"
+    try:
+        known = plain_values(found)
+    except ValueError as error:
+        return {}, f"{path}: damaged: {error}"
+    wrong = [key for key, fits in KINDS.items() if known.get(key) is not None and not fits(known[key])]
+    for key in wrong:
+        del known[key]
+    return known, f"{path}: damaged: {', '.join(wrong)}" if wrong else ""
+
+
+def plain_values(value: Any) -> Any:
+    """What was read from JSON or YAML in a form that can be shown: text keys, no number that is not finite.
+
+    Raises:
+        ValueError: too much of it, or too deep (YAML aliases unfold a few lines into billions of values).
+    """
+    left = [MOST_VALUES]
+
+    def rebuilt(part: Any, level: int) -> Any:
+        left[0] -= 1
+        if left[0] < 0 or level > MOST_LEVELS:
+            raise ValueError(f"more than {MOST_VALUES:,} values, or {MOST_LEVELS} levels of them")
+        if isinstance(part, dict):
+            return {str(key): rebuilt(inner, level + 1) for key, inner in part.items()}
+        if isinstance(part, list | tuple | set):
+            return [rebuilt(inner, level + 1) for inner in part]
+        if part is None or isinstance(part, bool | str):
+            return part
+        return _finite(part) if isinstance(part, int | float) else str(part)
+
+    return rebuilt(value, 0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_figure(value: Any) -> bool:
+    return _is_number(value) and abs(value) < 1e15
+
+
+def _are_figures(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(part is None or _is_number(part) for part in value)
+
+
+def _are_named_figures(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_figure, value.values()))
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "verb": lambda value: isinstance(value, str),
+    **dict.fromkeys(("seconds", "peak_memory_mb"), _is_figure),
+    **dict.fromkeys(("data", "phase_seconds"), _are_named_figures),
+    **dict.fromkeys(("eval_accuracy_interval", "score_rise", "mean_scores"), _are_figures),
+    **dict.fromkeys(
+        ("eval_loss_before", "eval_loss_after", "eval_accuracy", "kl", "mean_score", "best_score", "ended"), _is_number
+    ),
+}
+"""Figures of a summary that are computed with, or shown in a form of their own, and what they should be."""
+
+
+def _bytes_of(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return path.read_bytes()
+
+
+def _step(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not _is_figure(row.get("step")) or not isinstance(row["step"], int):
+        return None
+    values = {name: _finite(value) for name, value in row.items() if value is None or _is_number(value)}
+    return values if len(values) == len(row) and row["step"] >= 0 else None
+
+
+def _finite(value: float | None) -> float | None:
+    if value is None or isinstance(value, int) and abs(value) < 1e300:
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else None
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
     found = {
         int(match[1]): path
         for path in folder.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+        if (match := re.fullmatch(r"checkpoint-(\d{1,18})", path.name)) and path.is_dir()
     }
     return [found[step] for step in sorted(found, reverse=True)]
 

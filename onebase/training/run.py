@@ -22,17 +22,15 @@ import yaml
 
 from onebase import processes
 from onebase.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, Stopped
-from onebase.files import write_atomically
-from onebase.training.checkpoint import Stateful, changed_keys, checkpoints, read_checkpoint, remove_leftovers
-from onebase.training.loop import Loop
+from onebase.files import cannot_be_written, settle_leftovers, write_atomically
+from onebase.training.checkpoint import Stateful, checkpoints, read_checkpoint
+from onebase.training.loop import AtOnce, Loop, require_state
 from onebase.training.metrics import MetricsFile
 from onebase.training.progress import say
+from onebase.training.record import read_metrics
+from onebase.training.run_folder import check_folder, require_same_config
 from onebase.training.trackers import numbers_of, open_trackers
 from onebase.training.update import Update
-
-FREE_KEYS = ("output_dir", "model.device", "model.gradient_checkpointing", "batch.microbatch_tokens", "checkpoint.",
-             "report_to", "rounds", "on_finding", "lang")  # fmt: skip
-"""What may differ from the configuration of the checkpoint: it does not change what is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +45,15 @@ class Schedule:
 class Run:
     """`output_dir/` with `config.yaml`, `metrics.jsonl`, `summary.json`, checkpoints and the roles.
 
-    A folder that holds a checkpoint is gone on with, from the newest one that is whole.
+    A folder that holds a checkpoint is gone on with, from the newest one that is whole; a finished run too, where the
+    configuration asks for more steps.
 
     Args:
         config_text: the resolved configuration, written as `config.yaml`.
 
     Raises:
-        ConfigError: the folder holds a finished run, cannot be written, or another process is writing to it.
+        ConfigError: the folder holds a finished run or files of others, cannot be written, or another process is
+            writing to it.
         CheckpointError: no checkpoint there can be read, or the newest is of another configuration.
     """
 
@@ -67,30 +67,29 @@ class Run:
         report_to: Sequence[str] = (),
     ) -> None:
         self.folder = Path(output_dir)
+        self.schedule = schedule
+        self.config_text = config_text
+        check_writable(self.folder, config_text)
+        self._finished = (self.folder / "summary.json").exists()
+        self._lock: int | None = None
         try:
-            if (self.folder / "summary.json").exists():
-                raise ConfigError(
-                    f"{self.folder} holds a finished run; choose another --output_dir, or remove that folder first"
-                )
             if processes.is_main():
                 self.folder.mkdir(parents=True, exist_ok=True)
-            processes.gather(None)  # the others look into it from here on
-            if not os.access(self.folder, os.W_OK):
-                raise PermissionError(errno.EACCES, "Permission denied")
-            self._lock: int | None = _locked(self.folder) if processes.is_main() else None
+                if not os.access(self.folder, os.W_OK):
+                    raise PermissionError(errno.EACCES, "Permission denied")
+                self._lock = _locked(self.folder)
+                settle_leftovers(self.folder)
         except OSError as error:
             raise ConfigError(
                 f"{self.folder}: cannot be written ({error.strerror}); choose another --output_dir"
             ) from error
-        if processes.is_main():
-            remove_leftovers(self.folder)
-        self.schedule = schedule
-        self.config_text = config_text
+        processes.gather(None)  # the others look into it from here on
         self._trackers = open_trackers(report_to if processes.is_main() else (), self.folder)
         self._metrics: MetricsFile | None = None
+        self._loop: Loop | None = None
         try:
             self._state = self._find_state()
-        except CheckpointError:
+        except (CheckpointError, ConfigError):
             self.close()
             raise
         self._started = time.monotonic() - (self._state["seconds"] if self._state else 0.0)
@@ -100,38 +99,52 @@ class Run:
         torch.manual_seed(seed)
 
     def _find_state(self) -> dict[str, Any] | None:
-        there = checkpoints(self.folder)
+        there, config = checkpoints(self.folder), yaml.safe_load(self.config_text)
+        kept = self.folder / "config.yaml"
         for path in there:
             try:
                 state = read_checkpoint(path)
+                require_state(state, path)
             except CheckpointError as error:
                 say(f"warning: {error}; trying the one before")
                 continue
-            self._require_same_config(state["config"], path)
-            say(f"{self.folder}: found {path.name}, going on after step {state['step']}")
+            require_same_config(yaml.safe_load(state["config"]), config, where=path, kept=kept)
+            self._require_record()
+            say(f"{self.folder}: found {path.name}, resuming after step {state['step']}")
             return state
         if there:
             raise CheckpointError(
                 f"{self.folder}: none of its {len(there)} checkpoints can be read; remove them to start from the "
                 "beginning, or choose another --output_dir"
             )
-        kept = self.folder / "config.yaml"
-        if any(self.folder.glob("round-*/*/summary.json")) and kept.exists():
-            self._require_same_config(kept.read_text(encoding="utf-8"), self.folder)  # finished rounds are not redone
+        if any(self.folder.glob("round-*/*/summary.json")):
+            return None  # finished rounds are not redone
+        if self._finished:
+            raise ConfigError(
+                f"{self.folder} holds a finished run without its last checkpoint, so that it cannot be made longer "
+                "(where the base trains in full, it is kept only with checkpoint.every_steps); choose "
+                "another --output_dir"
+            )
         return None
 
-    def _require_same_config(self, known: str, where: Path) -> None:
-        changed = [key for key in changed_keys(yaml.safe_load(known), yaml.safe_load(self.config_text))
-                   if not key.startswith(FREE_KEYS)]  # fmt: skip
-        if changed:
-            raise CheckpointError(
-                f"{where} was written with another configuration: {', '.join(changed)} differ; go on with that of "
-                f"{self.folder / 'config.yaml'}, choose another --output_dir, or remove that folder first"
-            )
+    def _require_record(self) -> None:
+        path = self.folder / "metrics.jsonl"
+        try:
+            rows = read_metrics(path) if path.exists() else []
+            if all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
+                return
+            reason = "a line is not a step's"
+        except OSError as error:
+            reason = str(error.strerror)
+        except UnicodeDecodeError:
+            reason = "it is not text"
+        raise CheckpointError(
+            f"{path} cannot be read ({reason}); put it back or remove it to resume without what was measured so far"
+        )
 
     @property
     def token_budget(self) -> int | None:
-        """Of the run that is gone on with: another split of the minibatches changes the last bits."""
+        """Of the run that is resumed: another split of the minibatches changes the last bits."""
         return self._state["update"]["token_budget"] if self._state and self._state["update"] else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -139,13 +152,18 @@ class Run:
         self._phases["steps"] = self.seconds - self._phases.get("set_up", 0.0)
         if not processes.is_main():
             return
-        self.open_record().write(step, values)
+        try:
+            self.open_record().write(step, values)
+        except OSError as error:
+            raise cannot_be_written(self.folder / "metrics.jsonl", error) from error
         for tracker in self._trackers:
             tracker.log(numbers_of(values), step=step)
 
     def open_record(self) -> MetricsFile:
-        """Writes `config.yaml`, and opens `metrics.jsonl` behind the rows of the run that is gone on with."""
+        """Writes `config.yaml`, and opens `metrics.jsonl` behind the rows of the run that is resumed."""
         if self._metrics is None:
+            if processes.is_main():  # of a finished run that goes on
+                (self.folder / "summary.json").unlink(missing_ok=True)
             write_atomically(self.folder / "config.yaml", self.config_text)
             self._metrics = MetricsFile(self.folder / "metrics.jsonl", keep=self._state["step"] if self._state else 0)
         return self._metrics
@@ -153,7 +171,10 @@ class Run:
     def sync(self) -> None:
         """Makes sure that the record is on the disk."""
         if self._metrics is not None:
-            self._metrics.sync()
+            try:
+                self._metrics.sync()
+            except OSError as error:
+                raise cannot_be_written(self.folder / "metrics.jsonl", error) from error
 
     @property
     def seconds(self) -> float:
@@ -163,15 +184,22 @@ class Run:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`, which marks the run as complete; a number that is not finite is null.
 
-        With `seconds`, and `phase_seconds`: until the first step (`set_up`), the `steps`, and what came after (`end`).
+        With `seconds`; `phase_seconds`: until the first step (`set_up`), the `steps`, and what came after (`end`); and
+        how many optimizer steps there were and how many of them were refused.
         """
         ended = {**self._phases, "end": self.seconds - sum(self._phases.values())}
         phases = {name: round(seconds, 1) for name, seconds in ended.items()}
-        values = _without_nan({**summary, "seconds": round(self.seconds, 1), "phase_seconds": phases})
+        refused = self._loop.count_steps() if self._loop else {}
+        values = _without_nan({**summary, **refused, "seconds": round(self.seconds, 1), "phase_seconds": phases})
         text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(self.folder / "summary.json", text + "\n")
+        if self._loop is not None:
+            self._loop.settle()
         self.close()
         processes.gather(None)  # what the run wrote is there for all of them
+        if refused.get("refused_steps"):
+            say(f"warning: {refused['refused_steps']} of {refused['optimizer_steps']} optimizer steps were refused, as "
+                f"their loss or gradient was not finite; their examples are in {self.folder / 'refused'}")  # fmt: skip
 
     def close(self) -> None:
         """Ends the trackers, and lets another process write to the folder."""
@@ -200,7 +228,7 @@ class Run:
         best: str | None = None,
     ) -> Iterator[Loop]:
         """The steps of a run, from where a checkpoint left it. Ctrl-C and SIGTERM take effect between steps, after
-        saving; a second Ctrl-C at once.
+        saving; behind the last step, and at a second Ctrl-C, at once.
 
         Args:
             save: writes the roles to a folder, for use by other verbs.
@@ -210,7 +238,9 @@ class Run:
 
         Raises:
             Interrupted: after Ctrl-C. Stopped: after SIGTERM.
+            NonFiniteError: every optimizer step was refused.
             CheckpointError: an input changed since the checkpoint.
+            ConfigError: more steps are done than asked for.
         """
         self._phases["set_up"] = time.monotonic() - self._opened
         self._phases["steps"] = self.seconds - self._phases["set_up"]  # those of before it was stopped
@@ -220,9 +250,20 @@ class Run:
         try:
             if self._state is not None:
                 loop.restore(self._state)
+            if self._finished and loop.done >= total:
+                raise ConfigError(
+                    f"{self.folder} holds a finished run of {loop.done} steps, and no more are asked for; raise "
+                    "max_steps, or choose another --output_dir"
+                )
+            self._loop = loop
+            if processes.is_main():
+                self.open_record()
             with loop.progress:
                 yield loop
             loop.stop_if_asked()  # by a signal that came behind the last step
+        except AtOnce:
+            self.close()
+            raise loop.stopped() from None
         except BaseException as error:
             if isinstance(error, Exception) and not isinstance(error, Interrupted | Stopped | NonFiniteError):
                 loop.save_after_failure()  # the others have saved already, or it is not worth it
@@ -231,6 +272,21 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def check_writable(folder: Path, config_text: str) -> None:
+    """Looks whether a run of this configuration can write to `folder`, and changes nothing.
+
+    Raises:
+        ConfigError, CheckpointError: as `check_folder`; or the folder, or where it would be made, cannot be written, or
+            another process writes to it.
+    """
+    check_folder(folder, config_text)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: cannot be written (Permission denied); choose another --output_dir")
+    if folder.is_dir() and processes.is_main():
+        os.close(_locked(folder))
 
 
 def _locked(folder: Path) -> int:

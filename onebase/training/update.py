@@ -28,10 +28,15 @@ MAX_REFUSED_IN_A_ROW = 5
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """Parameters that share a learning rate."""
+    """Parameters that share a learning rate.
+
+    Args:
+        role: whose they are. The gradient is clipped role by role, so that no role's steps depend on another's scale.
+    """
 
     parameters: list[nn.Parameter]
     learning_rate: float
+    role: str = "policy"
 
 
 LossFunction = Callable[[TreeBatch, list[int], Averages], Iterable[Tensor]]
@@ -75,6 +80,9 @@ class Update:
         self.token_budget = token_budget
         self._max_grad_norm = max_grad_norm
         self._parameters = [p for group in groups for p in group.parameters]
+        self._of_role: dict[str, list[nn.Parameter]] = {}
+        for group in groups:
+            self._of_role.setdefault(group.role, []).extend(group.parameters)
         options = [
             {"params": [p for p in group.parameters if (p.dim() > 1) == decayed], "lr": group.learning_rate,
              "weight_decay": weight_decay if decayed else 0.0}
@@ -85,29 +93,51 @@ class Update:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: _rate(step, schedule, warmup_steps, total_steps)
         )
+        self._shape, self._total_steps = schedule, total_steps
         self._refused_in_a_row = 0
+        self.steps_refused = 0
         self.steps_done = 0
+        """The refused ones too."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "total_steps": self._total_steps,
             "refused_in_a_row": self._refused_in_a_row,
+            "steps_refused": self.steps_refused,
             "steps_done": self.steps_done,
             "token_budget": self.token_budget,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state_dict()`; the token budget stays as it is configured now, as it changes no result."""
+        """Goes on from `state_dict()`; the token budget stays as it is configured now, as it changes no result.
+
+        Where the run has become longer since, the learning rates that are left are those of the longer schedule.
+        """
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self._refused_in_a_row = state["refused_in_a_row"]
+        self.steps_refused = state["steps_refused"]
         self.steps_done = state["steps_done"]
+        if state["total_steps"] != self._total_steps:
+            self._stretch(state["total_steps"])
+
+    def _stretch(self, before: int) -> None:
+        # The rate of the next step was set by the schedule that ended earlier.
+        parts = zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        for group, peak, rate in parts:
+            group["lr"] = peak * rate(self.schedule.last_epoch)
+        self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        if self._shape != "constant":
+            say(f"optimizer.schedule: {self._shape} now ends at step {self._total_steps} and not {before}: the first "
+                f"{self.steps_done} steps keep the learning rates they had, the rest is recomputed")  # fmt: skip
 
     def step(self, *parts: Part) -> dict[str, float]:
-        """One optimizer step on all examples of all parts; returns the metrics noted, the gradient norm and the
-        learning rate. A part is examples and their loss: most steps have one, PPO with PTX has two.
+        """One optimizer step on all examples of all parts; returns the metrics noted, the gradient norm (of each role
+        too, where there are several) and the learning rate. A part is examples and their loss: most steps have one,
+        PPO with PTX has two.
 
         A step whose loss or gradient is not finite changes nothing and is counted as `train/refused_steps`.
 
@@ -116,25 +146,46 @@ class Update:
             DoesNotFitError: a single example does not fit the device's memory.
         """
         metrics, loss = self._accumulate(parts)
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
+        norms = {role: float(nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
+                 for role, parameters in self._of_role.items()}  # fmt: skip
+        norm = math.hypot(*norms.values())
         learning_rate = self.schedule.get_last_lr()[0]
         if math.isfinite(norm) and math.isfinite(loss):
             self.optimizer.step()
             self._refused_in_a_row = 0
         else:
             self._refused_in_a_row += 1
+            self.steps_refused += 1
             self._keep_for_repro(parts, loss, norm)
             if self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
                 raise NonFiniteError(
                     f"{MAX_REFUSED_IN_A_ROW} optimizer steps in a row had a loss or gradient that is not finite (loss "
-                    f"{loss}, gradient norm {norm}); the roles are as before them. Lower optimizer.learning_rate, or "
-                    "look at the data and the reward for extreme values"
+                    f"{loss}, gradient norm {norm}); the roles are as before them. "
+                    f"{self._advice(never_taken=self.steps_refused > self.steps_done)}"
                 )
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
         refused = {"train/refused_steps": 1.0} if self._refused_in_a_row else {}
-        return {**metrics.means(), **refused, "loss": loss, "grad_norm": norm, "learning_rate": float(learning_rate)}
+        of_roles = {f"{role}/grad_norm": of_role for role, of_role in norms.items()} if len(norms) > 1 else {}
+        return {**metrics.means(), **refused, **of_roles, "loss": loss, "grad_norm": norm,
+                "learning_rate": float(learning_rate)}  # fmt: skip
+
+    def require_a_step(self) -> None:
+        """
+        Raises:
+            NonFiniteError: every step was refused, so that nothing was trained.
+        """
+        if self.steps_done and self.steps_refused == self.steps_done:
+            raise NonFiniteError(
+                f"nothing was trained: all {self.steps_done} optimizer steps had a loss or gradient that is not "
+                f"finite. {self._advice(never_taken=True)}"
+            )
+
+    def _advice(self, *, never_taken: bool) -> str:
+        if never_taken:  # then no learning rate has had a part in it
+            return "No step was taken yet: look at the base's weights, the data and the reward for extreme values"
+        return "Lower optimizer.learning_rate, or look at the data and the reward for extreme values"
 
     def _keep_for_repro(self, parts: Sequence[Part], loss: float, norm: float) -> None:
         """Writes the tokens of a refused step, and where they came from; the roles are as before it."""
@@ -167,7 +218,8 @@ class Update:
                                 loss.backward()
                                 total += float(loss.detach())
                 processes.sum_gradients(self._parameters)
-                return self._put_together(metrics, total)
+                found = processes.gather((metrics, total))
+                return Averages.merged([part for part, _ in found]), sum(loss for _, loss in found)
             except torch.OutOfMemoryError as error:
                 # From the start of the step: part of a gradient may have been added already.
                 self.optimizer.zero_grad(set_to_none=True)
@@ -181,13 +233,6 @@ class Update:
                     ) from error
                 self.token_budget = max(longest, self.token_budget // 2)
                 say(f"out of memory: microbatches of {self.token_budget} tokens from here on; the result is the same")
-
-
-    def _put_together(self, metrics: Averages, total: float) -> tuple[Averages, float]:
-        if processes.count() == 1:
-            return metrics, total
-        found = processes.gather((metrics, total))
-        return Averages.merged([part for part, _ in found]), sum(loss for _, loss in found)
 
 
 def _rate(step: int, schedule: str, warmup_steps: int, total_steps: int) -> float:

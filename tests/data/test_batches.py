@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from onebase.data.batches import microbatch_indices, minibatch_indices, num_minibatches, row_shape
+from onebase.data.batches import microbatch_indices, minibatch_indices, mixed_seed, num_minibatches, row_shape
 from onebase.data.tree import build_tree_batch
 from onebase.models.forward import token_logprobs
 from onebase.records import Example
@@ -53,6 +53,16 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
     orders = [order(epoch, seed) for epoch in range(5) for seed in range(5)]
     assert len(set(orders)) == 25
+
+
+def test_seeds_that_differ_in_their_high_bits_alone_have_orders_of_their_own() -> None:
+    seeds = [1, 1 + (1 << 12), 1 + (1 << 20), 1 + (1 << 31)]
+    orders = {tuple(minibatch_indices(0, num_examples=30, size=30, seed=seed)) for seed in seeds}
+    assert len(orders) == len(seeds)
+    # Nor is an epoch of one seed an epoch of another.
+    mixed = {mixed_seed("order", seed, epoch) for seed in range(1000) for epoch in range(10)}
+    assert len(mixed) == 10_000 and max(mixed) < 1 << 32
+    assert mixed_seed("order", 1, 23) != mixed_seed("order", 12, 3) != mixed_seed("round", 12, 3)
 
 
 def test_a_microbatch_keeps_to_its_token_budget_and_no_example_is_lost() -> None:

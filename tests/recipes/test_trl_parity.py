@@ -89,7 +89,7 @@ def config_of(name: str, loss: str) -> DPOConfig:
         ("beta", "beta"), ("label_smoothing", "label_smoothing"), ("gamma", "simpo_gamma"),
         ("desirable_weight", "desirable_weight"), ("undesirable_weight", "undesirable_weight"),
     ):  # fmt: skip
-        if theirs in arguments:
+        if theirs in arguments and (name, ours) != ("orpo", "beta"):  # there it is the weight of a term
             options[f"preference.{ours}"] = arguments[theirs]
     return load(DPOConfig, options, {"loss": loss})
 

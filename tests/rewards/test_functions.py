@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import io
 import itertools
+import os
+import random
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -202,3 +207,195 @@ def test_within_a_time_limit_scores_and_errors_are_those_without_one(write: Writ
         assert FunctionReward(f"{module}:score", timeout=timeout).score(request(["a", "bb"])).tolist() == [1, 2]
         with pytest.raises(RewardError, match=rf"{module}:fails failed at .*{module}.py:5: ZeroDivisionError"):
             FunctionReward(f"{module}:fails", timeout=timeout).score(request(["a"]))
+
+
+# ------------------------------------------------------------------------------- what a function may do to the process
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ("import sys; sys.exit()", "SystemExit"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise type('Own', (BaseException,), {})('x')", "Own: x"),
+        ("raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})", "Mute: (Mute without a text:"),
+        ("raise ValueError('\\x1b[31mred')", "ValueError: \\x1b[31mred"),
+        ("return (1 / 0 for c in completions)", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_whatever_a_function_raises_is_one_line(body: str, shown: str, timeout: float | None, write: Write) -> None:
+    module = write("rewards", f"def score(prompts, completions):\n    {body}\n")
+    with pytest.raises(RewardError) as caught:
+        FunctionReward(f"{module}:score", timeout=timeout).score(request(["a"]))
+    assert f"{module}.py:2: {shown}" in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("type('Odd', (), {'__repr__': lambda self: 1 / 0})()", "gave a Odd whose repr raises ZeroDivisionError for"),
+        ("type('Odd', (float,), {'__abs__': lambda self: 1 / 0})(1)", "gave 1.0 for"),
+        ("'\\x1b[2J'", "gave '\\x1b[2J' for"),
+    ],
+)
+def test_a_score_that_cannot_even_be_shown_is_refused(given: str, shown: str, write: Write) -> None:
+    assert shown in failure(write, f"return [{given}] * 3")
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+@pytest.mark.parametrize("when", ["import", "call"])
+def test_the_process_is_as_before_whatever_a_module_or_function_sets(
+    when: str, timeout: float | None, write: Write, tmp_path: Path
+) -> None:
+    change = [
+        "os.chdir(os.path.sep)", "torch.set_grad_enabled(False)", "torch.set_default_dtype(torch.float64)",
+        "torch.set_default_device('meta')", "torch.set_num_threads(torch.get_num_threads() + 1)",
+        "torch.use_deterministic_algorithms(True)", "torch.set_float32_matmul_precision('medium')",
+        "warnings.simplefilter('error')", "sys.stdout.close(); sys.stderr.close()", "sys.stdout = sys.stderr = None",
+    ]  # fmt: skip
+    lines = "".join(f"    {line}\n" for line in change)
+    module = write("rewards", "import os, sys, torch, warnings\n\ndef change():\n" + lines + "\n"
+                   "def score(prompts, completions):\n    change()\n    return [1.0] * len(prompts)\n\n"
+                   "def good(prompts, completions):\n    return [1.0] * len(prompts)\n"
+                   + ("change()\n" if when == "import" else ""))  # fmt: skip
+
+    def state() -> list[object]:
+        return [Path.cwd(), torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(),
+                torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
+                torch.get_float32_matmul_precision(), list(warnings.filters), sys.stdout, sys.stderr,
+                sys.stdout.closed, sys.stderr.closed, list(sys.path)]  # fmt: skip
+
+    before = state()
+    source = FunctionReward(f"{module}:{'good' if when == 'import' else 'score'}", timeout=timeout)
+    scores = source.score(request(["a", "b"]))
+    assert state() == before
+    assert scores.dtype == torch.float32 and scores.device.type == "cpu"
+
+
+def test_importing_a_module_that_seeds_leaves_the_random_states_and_its_calls_draw_anew(write: Write) -> None:
+    module = write("rewards", "import random, numpy, torch\nrandom.seed(1)\nnumpy.random.seed(1)\n"
+                   "torch.manual_seed(1)\n"
+                   "def score(prompts, completions):\n    return [random.random() for _ in prompts]\n")  # fmt: skip
+
+    def drawn() -> tuple[float, ...]:
+        return random.random(), float(numpy.random.rand()), float(torch.rand(()))
+
+    random.seed(5), numpy.random.seed(5), torch.manual_seed(5)
+    expected = drawn()
+    random.seed(5), numpy.random.seed(5), torch.manual_seed(5)
+    source = FunctionReward(f"{module}:score")
+    assert drawn() == expected
+    assert source.score(request(["a"])) != source.score(request(["a"]))
+
+
+def test_a_stream_closed_behind_our_back_is_said(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    module = write("rewards", "import sys\nstream = sys.stdout._stream\n"
+                   "def score(prompts, completions):\n    stream.close()\n    return [1.0]\n")  # fmt: skip
+    with pytest.raises(RewardError, match=r"a reward function closed sys\.stdout"):
+        FunctionReward(f"{module}:score").score(request(["a"]))
+
+
+def test_a_working_directory_that_is_gone_is_said(write: Write, tmp_path: Path) -> None:
+    module = write("rewards", "import os\ndef score(prompts, completions):\n    os.chdir('/'); "
+                   "os.removedirs(folder)\n    return [1.0]\n")  # fmt: skip
+    source = FunctionReward(f"{module}:score")
+    (tmp_path / "here").mkdir()
+    os.chdir(tmp_path / "here")
+    sys.modules[module].folder = str(tmp_path / "here")  # type: ignore[attr-defined]
+    with pytest.raises(RewardError, match=r"here: the working directory is gone after a reward function ran"):
+        source.score(request(["a"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("import sys\nsys.exit(0)\n", "SystemExit: 0"), ("raise GeneratorExit\n", "GeneratorExit"),
+     ("raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})\n", "Mute: (Mute without a text")],
+)  # fmt: skip
+def test_a_module_that_ends_the_process_as_it_is_imported_is_said(text: str, reason: str, write: Write) -> None:
+    module = write("broken", text)
+    with pytest.raises(ConfigError) as caught:
+        load_function(f"{module}:score")
+    assert f"'{module}:score' cannot be imported: {reason}" in str(caught.value)
+    assert module not in sys.modules
+
+
+def test_a_module_that_hangs_on_import_is_given_up_and_named(write: Write) -> None:
+    module = write("slow", "import time\ntime.sleep(60)\ndef score(prompts, completions):\n    return []\n")
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=rf"{module}:score' was not imported within 0.2 seconds; .*reward.timeout"):
+        FunctionReward(f"{module}:score", timeout=0.2)
+    assert time.monotonic() - started < 5
+
+
+# ------------------------------------------------------------------------------------------------ where it is found
+
+
+def test_a_file_in_the_working_directory_stands_in_for_no_library(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('the wrong one')\n")
+    (tmp_path / "beside_it.py").write_text("value = 2.0\n")
+    module = write("rewards", "import beside_it\n\ndef score(prompts, completions):\n    import colorsys\n    "
+                   "import beside_it_too\n    return [beside_it.value + beside_it_too.value]\n")  # fmt: skip
+    (tmp_path / "beside_it_too.py").write_text("value = 1.0\n")
+    sys.modules.pop("colorsys", None)
+    assert FunctionReward(f"{module}:score").score(request(["a"])).tolist() == [3.0]
+    assert str(tmp_path) not in sys.path
+
+
+def test_the_module_of_the_working_directory_is_the_one_that_is_meant(write: Write, tmp_path: Path) -> None:
+    sys.modules.pop("colorsys", None)
+    (tmp_path / "colorsys.py").write_text("def score(prompts, completions):\n    return [5.0]\n")
+    try:
+        assert FunctionReward("colorsys:score").score(request(["a"])).tolist() == [5.0]
+    finally:
+        del sys.modules["colorsys"]
+
+
+def test_a_function_in_a_file_is_found_with_what_lies_beside_it(write: Write, tmp_path: Path) -> None:
+    folder = tmp_path / "my rewards"
+    folder.mkdir()
+    (folder / "neighbour.py").write_text("value = 4.0\n")
+    # Called like a library that is imported already.
+    (folder / "random.py").write_text(
+        "import dataclasses\nfrom neighbour import value\n\n@dataclasses.dataclass\n"
+        "class Rewards:\n    weight: float\n\n"
+        "count = 0\ndef score(prompts, completions):\n    global count\n    count += 1\n"
+        "    return [Rewards(value).weight * count]\n"
+    )
+    source = FunctionReward("my rewards/random.py:score")
+    assert source.score(request(["a"])).tolist() == [4.0]
+    assert FunctionReward(f"{folder}/random.py:score").score(request(["a"])).tolist() == [8.0]  # the same module
+    assert random.__file__ != str(folder / "random.py")
+    with pytest.raises(ConfigError, match=r"'nowhere.py:score' cannot be imported: FileNotFoundError: there is no"):
+        FunctionReward("nowhere.py:score")
+
+
+# ----------------------------------------------------------------------------------------------- how it can be called
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rows", "reason"),
+    [
+        ("completions", [{}], "cannot be called with prompts, completions: got an unexpected keyword"),
+        ("prompts, completions", [{"a"}], "cannot be called with prompts, completions, a: got an unexpected"),
+        ("prompts, completions", [{}, {"a"}], "cannot be called with prompts, completions, a: got an unexpected"),
+        ("prompts, completions, a", [{"a"}, {}], "cannot be called with prompts, completions: missing a required"),
+        ("prompts, completions, **more", [{"prompts"}], "a column of the data is called 'prompts', as what"),
+    ],
+)
+def test_a_function_that_cannot_take_the_columns_is_said_before_it_is_called(
+    parameters: str, rows: list[set[str]], reason: str, write: Write
+) -> None:
+    module = write("rewards", f"def score({parameters}):\n    return []\n")
+    with pytest.raises(ConfigError) as caught:
+        FunctionReward(f"{module}:score").check_columns(rows)
+    assert reason in str(caught.value) and str(caught.value).startswith("reward.callable: ")
+
+
+def test_a_function_that_takes_the_columns_may_be_called(write: Write) -> None:
+    module = write("rewards", "def score(prompts, completions, a, b=1, **more):\n    return []\n")
+    FunctionReward(f"{module}:score").check_columns([{"a"}, {"a", "b"}, {"a", "c"}])
+    FunctionReward("builtins:max").check_columns([{"a"}])  # which tells nothing of itself

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -31,17 +32,16 @@ from onebase.records import Example, Row, TreeBatch
 from onebase.training.checkpoint import (
     RandomStates,
     TrainedWeights,
-    changed_keys,
     checkpoints,
     fingerprint_examples,
     inputs_of,
     read_checkpoint,
-    remove_leftovers,
     remove_old,
     write_checkpoint,
 )
 from onebase.training.metrics import Averages, read_metrics
 from onebase.training.run import Run, Schedule
+from onebase.training.run_folder import changed_keys
 from onebase.training.update import ParameterGroup, Update
 from tests.tiny_models import add_adapter_role, random_ids, tiny_base
 
@@ -194,7 +194,7 @@ def test_a_stopped_run_ends_as_one_that_nobody_stopped(
     assert inside(tmp_path / f"checkpoint-{at}") == ["checksums.json", "policy", "state.pt"]
     capsys.readouterr()
     again = Training(tmp_path).run()
-    assert f"{tmp_path}: found checkpoint-{at}, going on after step {at}" in capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}: found checkpoint-{at}, resuming after step {at}" in capsys.readouterr().err.splitlines()
     assert again.steps == list(range(at + 1, TOTAL + 1))
     assert again.role == whole.role and again.rows == whole.rows and len(whole.rows) == TOTAL
 
@@ -305,6 +305,37 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
 ]
 
 
+class Evil:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch it-ran",)
+
+
+def holding(state: Any) -> Callable[[Path], None]:
+    """Another state, with its checksum: whoever wrote it knew how."""
+
+    def write(folder: Path) -> None:
+        known = torch.load(folder / "state.pt")
+        torch.save(state(known) if callable(state) else state, folder / "state.pt")
+        sums = json.loads((folder / "checksums.json").read_text())
+        sums["state.pt"] = hashlib.sha256((folder / "state.pt").read_bytes()).hexdigest()
+        (folder / "checksums.json").write_text(json.dumps(sums))
+
+    return write
+
+
+def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda state: {key: value for key, value in state.items() if key != name}
+
+
+DAMAGE += [
+    ("", holding({"format": 1, "a": Evil()}),
+     "state.pt holds more than numbers, texts and tensors, which onebase never writes; nothing of it was run"),
+    ("", holding([1, 2]), "state.pt is not of this version of onebase: its format is 'list', not 1"),
+    ("", holding(without("format")), "state.pt is not of this version of onebase: its format is None, not 1"),
+    ("", holding(lambda state: {**state, "format": 99}), "its format is 99, not 1"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(("name", "damage", "message"), DAMAGE)
 def test_of_a_damaged_checkpoint_it_is_said_and_the_one_before_is_used(
     whole: Training, tmp_path: Path, capsys: Capture, name: str, damage: Callable[[Path], None], message: str
@@ -320,9 +351,74 @@ def test_of_a_damaged_checkpoint_it_is_said_and_the_one_before_is_used(
     again = Training(tmp_path).run()
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"warning: {caught.value}; trying the one before"
-    assert lines[1] == f"{tmp_path}: found checkpoint-2, going on after step 2"
+    assert lines[1] == f"{tmp_path}: found checkpoint-2, resuming after step 2"
     assert again.steps == [3, 4, 5, 6]
     assert again.role == whole.role and again.rows == whole.rows
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (without("config"), "checkpoint-3 is not what a run writes: config is missing or wrong"),
+        (without("weights"), "checkpoint-3 is not what a run writes: weights is missing or wrong"),
+        (lambda state: {**state, "step": "3", "parts": []}, "not what a run writes: step, parts is missing or wrong"),
+        (lambda state: {**state, "update": {}}, "checkpoint-3 is not what a run writes: update is missing or wrong"),
+    ],
+)
+def test_a_state_that_is_not_one_of_a_run_gives_way_to_the_one_before(
+    whole: Training, tmp_path: Path, capsys: Capture, state: Any, message: str
+) -> None:
+    killed(tmp_path, 3)
+    holding(state)(tmp_path / "checkpoint-3")
+    capsys.readouterr()
+    again = Training(tmp_path).run()
+    assert message in capsys.readouterr().err.splitlines()[0]
+    assert again.steps == [3, 4, 5, 6] and again.role == whole.role
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        lambda state: {**state, "parts": {}},
+        lambda state: {**state, "weights": {"weights": [None]}},
+        lambda state: {**state, "weights": {}},
+        lambda state: {**state, "update": {"token_budget": 16}},
+        lambda state: {**state, "update": {**state["update"], "optimizer": {"state": {}, "param_groups": []}}},
+    ],
+)
+def test_a_state_that_does_not_fit_the_run_is_one_line(tmp_path: Path, state: Any) -> None:
+    killed(tmp_path, 3)
+    holding(state)(tmp_path / "checkpoint-3")
+    with pytest.raises(CheckpointError) as caught:
+        Training(tmp_path).run()
+    message = message_of(caught)
+    assert "checkpoint-3 does not fit this run" in message or message.startswith("its weights have other shapes")
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.write_bytes(b"\xff\xfe\n"), "it is not text"),
+        (lambda path: path.write_text("[1]\n"), "a line is not a step's"),
+        (lambda path: path.write_text('{"loss": 1}\n'), "a line is not a step's"),
+        (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    ],
+)
+def test_a_damaged_record_is_one_line_before_anything_is_done(
+    whole: Training, tmp_path: Path, damage: Callable[[Path], Any], reason: str
+) -> None:
+    stopped(tmp_path, 3)
+    path = tmp_path / "metrics.jsonl"
+    damage(path)
+    with pytest.raises(CheckpointError) as caught:
+        Training(tmp_path).run()
+    assert message_of(caught) == (
+        f"{path} cannot be read ({reason}); put it back or remove it to resume without what was measured so far"
+    )
+    path.rmdir() if path.is_dir() else path.unlink()
+    again = Training(tmp_path).run()
+    assert again.steps == [4, 5, 6] and again.role == whole.role and again.rows == whole.rows[3:]
 
 
 def test_a_damaged_checkpoint_is_written_anew_when_its_step_is_reached_again(whole: Training, tmp_path: Path) -> None:
@@ -376,7 +472,7 @@ def test_what_a_killed_writer_left_is_removed_and_what_it_was_replacing_comes_ba
     (tmp_path / ".best.4711.old").mkdir()
     (tmp_path / ".best.4711.old" / "best.json").write_text("{}")
     (tmp_path / "notes.tmp").write_text("mine")
-    remove_leftovers(tmp_path)
+    files.settle_leftovers(tmp_path)
     assert inside(tmp_path) == ["best", "checkpoint-1", "checkpoint-2", "config.yaml", "metrics.jsonl", "notes.tmp",
                                 "policy"]  # fmt: skip
     assert (tmp_path / "best" / "best.json").read_text() == "{}"

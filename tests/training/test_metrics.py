@@ -41,8 +41,8 @@ def test_only_masked_values_count_and_none_give_no_mean() -> None:
 def test_a_long_sum_in_half_precision_keeps_its_digits() -> None:
     averages = Averages()
     for _ in range(100):
-        averages.add("x", torch.full((100,), 0.5, dtype=torch.bfloat16))
-    assert averages.means() == {"x": 0.5}
+        averages.add("x", torch.ones(999, dtype=torch.bfloat16))  # whose sum in bfloat16 is 1000
+    assert averages.means() == {"x": 1.0}
 
 
 def test_every_line_is_json_and_what_is_not_finite_is_null(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -13,15 +14,26 @@ import numpy
 import pytest
 import torch
 
-from onebase.errors import CheckpointError, ConfigError, DoesNotFitError, Interrupted, NonFiniteError, Stopped
+from onebase.errors import (
+    CheckpointError,
+    ConfigError,
+    DoesNotFitError,
+    Interrupted,
+    NonFiniteError,
+    OnebaseError,
+    Stopped,
+)
+from onebase.evaluation.run_record import read_run
 from onebase.training import run as run_module
 from onebase.training.metrics import MetricsFile, read_metrics
 from onebase.training.run import Run
 from tests.training.test_metrics import strictly
 
+TEXT, OTHER = "output_dir: run\nseed: 0\n", "output_dir: run\nseed: 1\n"
+
 
 def new_run(folder: Path, *, seed: int = 0) -> Run:
-    return Run(folder, seed=seed, config_text="seed: 0\n")
+    return Run(folder, seed=seed, config_text=TEXT)
 
 
 def save(folder: Path) -> None:
@@ -42,7 +54,7 @@ def test_a_run_makes_its_folder_and_writes_its_configuration(tmp_path: Path) -> 
     assert run.folder.is_dir() and not list(run.folder.iterdir())
     run.log(1, {"loss": 2.0})
     assert run.folder == tmp_path / "runs" / "first"
-    assert (run.folder / "config.yaml").read_text() == "seed: 0\n"
+    assert (run.folder / "config.yaml").read_text() == TEXT
     assert strictly((run.folder / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
     assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "metrics.jsonl"]
 
@@ -67,20 +79,20 @@ def test_a_finished_run_is_never_written_over(tmp_path: Path) -> None:
     run.log(1, {"loss": 2.0})
     run.finish({"verb": "sft"})
     with pytest.raises(ConfigError) as caught:
-        Run(tmp_path / "done", seed=1, config_text="other")
+        Run(tmp_path / "done", seed=1, config_text=OTHER)
     message = one_line(caught)
     assert str(tmp_path / "done") in message and "holds a finished run" in message and "--output_dir" in message
     assert caught.value.exit_code == 2
-    assert (tmp_path / "done" / "config.yaml").read_text() == "seed: 0\n"
+    assert (tmp_path / "done" / "config.yaml").read_text() == TEXT
     assert (tmp_path / "done" / "metrics.jsonl").read_text() != ""
 
 
 def test_a_run_that_did_not_finish_can_be_started_again(tmp_path: Path) -> None:
     new_run(tmp_path / "cut").log(1, {"loss": 2.0})
-    again = Run(tmp_path / "cut", seed=1, config_text="seed: 1\n")
-    assert (again.folder / "config.yaml").read_text() == "seed: 0\n", "a start that may still fail took the record away"
+    again = Run(tmp_path / "cut", seed=1, config_text=OTHER)
+    assert (again.folder / "config.yaml").read_text() == TEXT, "a start that may still fail took the record away"
     again.log(1, {"loss": 3.0})
-    assert (again.folder / "config.yaml").read_text() == "seed: 1\n"
+    assert (again.folder / "config.yaml").read_text() == OTHER
     assert strictly((again.folder / "metrics.jsonl").read_text()) == {"step": 1, "loss": 3.0}
 
 
@@ -244,7 +256,7 @@ def test_a_signal_takes_effect_after_the_step_and_after_saving(
     checkpoint = run.folder / f"checkpoint-{at}"
     assert (checkpoint / "weights").read_text() == "all of them"
     message = str(caught.value)
-    assert message == f"stopped after step {at} and saved {checkpoint}; the same command goes on from there"
+    assert message == f"stopped after step {at} and saved {checkpoint}; run the same command to resume"
     assert handlers() == before
     assert not (run.folder / "summary.json").exists()
     # Even while the error is still held, the next run has the folder, and does what is left.
@@ -338,7 +350,7 @@ def test_a_record_that_cannot_be_written_makes_no_checkpoint_that_knows_more(
 
     write = MetricsFile.write
     monkeypatch.setattr(MetricsFile, "write", fail_at_step_3)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DoesNotFitError, match="metrics.jsonl: the disk is full"):
         take_steps(run)
     assert inside(run.folder) == ["checkpoint-2", "config.yaml", "metrics.jsonl"]
 
@@ -352,3 +364,93 @@ def test_the_seconds_of_a_run_leave_out_the_time_it_stood_still(tmp_path: Path) 
     take_steps(again)
     again.finish({})
     assert 1000 <= json.loads((run.folder / "summary.json").read_text())["seconds"] < 1060
+
+
+def test_a_stopped_run_has_its_seconds_in_the_record_and_goes_on_counting(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    run._started -= 1000
+    with pytest.raises(Stopped):
+        take_steps(run, signals={2: [signal.SIGTERM]})
+    assert 1000 <= read_run(run.folder).seconds < 1060
+    with pytest.raises(Stopped):
+        take_steps(new_run(tmp_path / "run"), signals={4: [signal.SIGTERM]})
+    times = [row["perf/seconds"] for row in read_metrics(run.folder / "metrics.jsonl")]
+    assert len(times) == 4 and times == sorted(times) and 1000 <= read_run(run.folder).seconds < 1060
+
+
+# ------------------------------------------------------------------------------------------------- being answered
+
+
+@pytest.mark.parametrize(
+    ("number", "answer"),
+    [
+        (signal.SIGINT, "stopping after this step; press Ctrl-C again to stop now"),
+        (signal.SIGTERM, "stopping after this step"),
+    ],
+)
+def test_a_signal_is_answered_at_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], number: int, answer: str
+) -> None:
+    run, said = new_run(tmp_path / "run"), []
+    with pytest.raises((Interrupted, Stopped)), run.loop("test", 2, save=save) as loop:
+        os.kill(os.getpid(), number)
+        said.append(capfd.readouterr().err.split("\n"))
+        os.kill(os.getpid(), signal.SIGTERM)  # it is said once
+        said.append(capfd.readouterr().err)
+        loop.end_step({"loss": 1.0})
+    assert answer in said[0] and said[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGINT, Interrupted), (signal.SIGTERM, Stopped)]
+)
+def test_behind_the_last_step_a_signal_ends_the_evaluation_at_once_and_nothing_is_lost(
+    tmp_path: Path, number: int, kind: type[Exception]
+) -> None:
+    run, before, reached = new_run(tmp_path / "run"), handlers(), []
+    with pytest.raises(kind) as caught, run.loop("test", 1, save=save) as loop:
+        loop.end_step({"loss": 1.0})
+        loop.end_steps()
+        checkpoint = run.folder / "checkpoint-1"
+        assert (checkpoint / "weights").exists()
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        except Exception:  # as libraries do that try one thing and then another
+            reached.append("swallowed")
+    assert str(caught.value) == f"stopped after step 1 and saved {checkpoint}; run the same command to resume"
+    assert not reached and handlers() == before
+    assert take_steps(new_run(tmp_path / "run"), 1) == []
+
+
+def test_a_signal_in_the_last_step_is_not_forgotten_behind_it(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    with pytest.raises(Stopped, match="stopped after step 1"), run.loop("test", 1, save=save) as loop:
+        loop.end_step({"loss": 1.0})
+        os.kill(os.getpid(), signal.SIGTERM)
+        loop.end_steps()
+        raise AssertionError("the evaluation began")
+
+
+def test_a_last_checkpoint_that_does_not_fit_costs_no_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run(tmp_path / "run")
+    with run.loop("test", 1, save=full) as loop:
+        loop.end_step({"loss": 1.0})
+        loop.end_steps()
+    assert "checkpoint-1: the disk is full" in capsys.readouterr().err
+    run.finish({})
+    assert inside(run.folder) == ["config.yaml", "metrics.jsonl", "summary.json"]
+
+
+def test_a_folder_that_goes_away_is_said_in_one_line(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    with pytest.raises(OnebaseError) as caught, run.loop("test", 2, save=save) as loop:
+        shutil.rmtree(run.folder)
+        loop.end_step({"loss": 1.0})
+    assert str(caught.value) == (
+        f"{run.folder / 'metrics.jsonl'}: cannot be written (No such file or directory); a run's folder has to stay "
+        "where it is, and writable"
+    )
+    assert caught.value.exit_code == 1 and not run.folder.exists()

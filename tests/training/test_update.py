@@ -186,6 +186,36 @@ def test_the_gradient_is_clipped_at_every_step_and_reported_as_it_was() -> None:
     assert len(norms) == 4 and norms == pytest.approx([0.05] * 4, rel=1e-4)
 
 
+def test_every_role_is_clipped_by_itself_and_told_apart() -> None:
+    one, examples = base_with_policy(), some_examples()
+    add_adapter_role(one, "critic", head=True, seed=3)
+    critic_scale = [1.0]
+
+    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
+        yield -token_logprobs(one, batch, role="policy").sum() / num_counted(examples)
+        yield critic_scale[0] * token_values(one, batch, role="critic").square().sum() / num_counted(examples)
+
+    def gradients_of_the_policy(scale: float, **roles: str) -> tuple[list[Tensor], dict[str, float]]:
+        critic_scale[0] = scale
+        groups = [ParameterGroup(one.parameters(name), 0.0, role) for name, role in roles.items()]
+        update = Update(one, groups, weight_decay=0.0, schedule="constant", warmup_steps=0, total_steps=9,
+                        max_grad_norm=0.05, token_budget=4096)  # fmt: skip
+        seen: list[Tensor] = []
+        update.optimizer.register_step_pre_hook(
+            lambda *_: seen.extend(p.grad.clone() for p in one.parameters("policy") if p.grad is not None)
+        )
+        return seen, update.step((examples, loss))
+
+    small, told = gradients_of_the_policy(1.0, policy="policy", critic="critic")
+    large, told_large = gradients_of_the_policy(1000.0, policy="policy", critic="critic")
+    assert same_bytes(small, large), "the critic's scale changed the policy's step"
+    assert told_large["critic/grad_norm"] == pytest.approx(1000 * told["critic/grad_norm"], rel=1e-4)
+    assert told["policy/grad_norm"] == told_large["policy/grad_norm"] > 0.05
+    assert told["grad_norm"] == pytest.approx(math.hypot(told["policy/grad_norm"], told["critic/grad_norm"]))
+    together, told = gradients_of_the_policy(1000.0, policy="policy", critic="policy")
+    assert not same_bytes(together, large) and "policy/grad_norm" not in told
+
+
 def test_a_gradient_under_the_limit_is_left_as_it_is() -> None:
     one, examples = base_with_policy(), some_examples()
     update = new_update(one, max_grad_norm=1e6)
@@ -317,6 +347,33 @@ def test_the_fifth_refused_step_in_a_row_ends_the_run_in_one_line() -> None:
     assert "loss nan, gradient norm nan" in message and "optimizer.learning_rate" in message and "\n" not in message
     assert caught.value.exit_code == 1
     assert same_bytes(weights(one), before) and same_bytes(optimizer_tensors(update), state)
+
+
+def test_a_refused_step_counts_in_the_schedule() -> None:
+    one, examples = base_with_policy(), some_examples(2)
+    good = policy_loss(one, num_counted(examples))
+    update = new_update(one, schedule="linear", total_steps=4, learning_rate=1e-2)
+    losses = [good, damaged(good, "nan"), damaged(good, "nan"), good]
+    rates = [update.step((examples, loss))["learning_rate"] for loss in losses]
+    assert rates == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+    assert update.steps_done == 4 and update.steps_refused == 2
+    update.require_a_step()
+
+
+def test_a_run_whose_every_step_was_refused_has_trained_nothing() -> None:
+    one, examples = base_with_policy(), some_examples(2)
+    update, bad = new_update(one), damaged(policy_loss(one, num_counted(examples)), "nan")
+    update.require_a_step()  # there was none
+    for _ in range(MAX_REFUSED_IN_A_ROW - 1):
+        update.step((examples, bad))
+    with pytest.raises(NonFiniteError) as caught:
+        update.require_a_step()
+    assert str(caught.value) == (
+        "nothing was trained: all 4 optimizer steps had a loss or gradient that is not finite. No step was taken yet: "
+        "look at the base's weights, the data and the reward for extreme values"
+    )
+    with pytest.raises(NonFiniteError, match="5 optimizer steps in a row .* No step was taken yet: look at the base's"):
+        update.step((examples, bad))
 
 
 def test_a_refused_step_keeps_its_examples_and_one_that_is_taken_keeps_nothing(

@@ -1,0 +1,152 @@
+"""What to say of a key that is unknown: the key that other tools call so, or the one with the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+
+LENGTHS = ("block_length", "data.max_completion_tokens", "data.max_prompt_tokens")
+MINIBATCH = ("batch.minibatch", "ppo.minibatch_prompts")
+EPOCHS = ("optimizer.num_epochs", "ppo.num_ppo_epochs")
+USUAL_NAMES: dict[str, tuple[str, ...] | str] = {
+    "lr": ("optimizer.learning_rate",),
+    "wd": ("optimizer.weight_decay",),
+    "lr_scheduler_type": ("optimizer.schedule",),
+    "scheduler": ("optimizer.schedule",),
+    "warmup": ("optimizer.warmup_steps",),
+    "warmup_ratio": "a warm-up is given in steps, by optimizer.warmup_steps",
+    "optim": "the optimizer is AdamW; its keys are optimizer.learning_rate, weight_decay and max_grad_norm",
+    "max_norm": ("optimizer.max_grad_norm",),
+    "grad_clip": ("optimizer.max_grad_norm",),
+    "epochs": EPOCHS,
+    "num_epochs": EPOCHS,
+    "num_train_epochs": EPOCHS,
+    "ppo_epochs": ("ppo.num_ppo_epochs",),
+    "steps": ("max_steps",),
+    "batch_size": MINIBATCH,
+    "train_batch_size": MINIBATCH,
+    "global_batch_size": MINIBATCH,
+    "per_device_train_batch_size": MINIBATCH,
+    "per_device_batch_size": MINIBATCH,
+    "mini_batch_size": MINIBATCH,
+    "per_device_eval_batch_size": ("batch.microbatch_tokens",),
+    "micro_batch_size": ("batch.microbatch_tokens",),
+    "gradient_accumulation_steps": "a minibatch is split to fit memory by itself; leave it out (its size is "
+    "batch.minibatch, or ppo.minibatch_prompts)",
+    "rollout_batch_size": ("ppo.rollout_prompts",),
+    "num_generations": ("generation.samples_per_prompt",),
+    "n_samples_per_prompt": ("generation.samples_per_prompt",),
+    "model": ("model.model_name_or_path",),
+    "model_name": ("model.model_name_or_path",),
+    "model_name_or_path": ("model.model_name_or_path",),
+    "model_path": ("model.model_name_or_path",),
+    "base_model": ("model.model_name_or_path",),
+    "pretrain": ("model.model_name_or_path",),
+    "adapter_name_or_path": ("start_from", "policy"),
+    "ref_model": ("reference_role",),
+    "reward_model": ("reward.role", "reward.model"),
+    "reward_fn": ("reward.callable",),
+    "reward_funcs": ("reward.callable",),
+    "template": ("model.chat_template",),
+    "bf16": "set model.dtype: bfloat16",
+    "fp16": "set model.dtype: bfloat16; float16 is not trained in",
+    "torch_dtype": ("model.dtype",),
+    "precision": ("model.dtype",),
+    "load_in_4bit": "set model.quantization: nf4",
+    "load_in_8bit": "there is model.quantization: nf4",
+    "quantization_bit": "set model.quantization: nf4",
+    "data": ("data.train",),
+    "dataset": ("data.train",),
+    "dataset_name": ("data.train",),
+    "dataset_path": ("data.train",),
+    "datasets": ("data.train",),
+    "train_file": ("data.train",),
+    "train_data": ("data.train",),
+    "data_path": ("data.train",),
+    "prompt_data": ("data.train",),
+    "eval_dataset": ("data.eval",),
+    "eval_data": ("data.eval",),
+    "validation_file": ("data.eval",),
+    "val_size": ("data.eval_fraction",),
+    "max_samples": ("data.limit",),
+    "max_length": LENGTHS,
+    "max_seq_length": LENGTHS,
+    "max_seq_len": LENGTHS,
+    "max_len": LENGTHS,
+    "cutoff_len": LENGTHS,
+    "block_size": LENGTHS,
+    "max_prompt_length": ("data.max_prompt_tokens",),
+    "prompt_max_len": ("data.max_prompt_tokens",),
+    "max_completion_length": ("generation.max_new_tokens", "data.max_completion_tokens"),
+    "generate_max_len": ("generation.max_new_tokens",),
+    "response_length": ("generation.max_new_tokens",),
+    "max_new_tokens": ("generation.max_new_tokens",),
+    "max_tokens": ("generation.max_new_tokens",),
+    "temperature": ("generation.temperature",),
+    "top_p": ("generation.top_p",),
+    "packing": "nothing is packed: rows of like length go together, without padding on a CPU",
+    "lora_r": ("lora.r",),
+    "lora_rank": ("lora.r",),
+    "rank": ("lora.r",),
+    "lora_alpha": ("lora.alpha",),
+    "lora_dropout": ("lora.dropout",),
+    "lora_target": ("lora.target_modules",),
+    "lora_target_modules": ("lora.target_modules",),
+    "use_peft": "an adapter is the default; lora.r: 0 trains the whole base",
+    "finetuning_type": "an adapter is the default; lora.r: 0 trains the whole base",
+    "beta": ("preference.beta", "ppo.kl_coefficient"),
+    "pref_beta": ("preference.beta",),
+    "loss_type": ("loss",),
+    "pref_loss": ("loss",),
+    "init_kl_coef": ("ppo.kl_coefficient",),
+    "kl_coef": ("ppo.kl_coefficient",),
+    "cliprange": ("ppo.clip_low",),
+    "eps_clip": ("ppo.clip_low",),
+    "vf_coef": ("ppo.value_coefficient",),
+    "lambd": ("ppo.lam",),
+    "gae_lambda": ("ppo.lam",),
+    "output": ("output_dir",),
+    "out": ("output_dir",),
+    "output_path": ("output_dir",),
+    "save_path": ("output_dir",),
+    "save_dir": ("output_dir",),
+    "run_name": ("output_dir",),
+    "save_steps": ("checkpoint.every_steps",),
+    "save_total_limit": ("checkpoint.save_total_limit",),
+    "eval_steps": ("evaluation.every_steps",),
+    "logging_steps": "every step is logged, to metrics.jsonl in output_dir",
+    "logging_dir": "metrics go to output_dir; see report_to for trackers",
+    "wandb": "set report_to: wandb",
+    "resume_from_checkpoint": "give the same command again: it resumes from the newest checkpoint in output_dir",
+    "overwrite_output_dir": "nothing is overwritten; choose another output_dir, or remove that folder first",
+}
+"""Names of the field (TRL, LLaMA-Factory, OpenRLHF and others): our keys for the same, of which the first that the
+verb has is meant, or a sentence where there is none."""
+
+
+def hint(key: str, keys: Collection[str], groups: Mapping[str, Collection[str]], top: Collection[str]) -> str:
+    """What a person may have meant by a key that this verb does not have.
+
+    Args:
+        keys: those of the verb, by their dotted names.
+        groups: its groups, with the names of their members.
+        top: the names at the top of its configuration.
+    """
+    usual = USUAL_NAMES.get(key.rpartition(".")[2])
+    if isinstance(usual, str):
+        return usual
+    if found := next((name for name in usual or () if name in keys and name != key), None):
+        return f"did you mean '{found}'?"
+    names = [*keys, *groups]
+
+    def closeness(name: str) -> tuple[float, float]:
+        whole = difflib.SequenceMatcher(None, key, name).ratio()
+        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], name.rpartition(".")[2]).ratio()
+        return max(last, (whole + last) / 2), whole
+
+    nearest = max(names, key=closeness)
+    if closeness(nearest)[0] >= 0.6:
+        return f"did you mean '{nearest}'?"
+    group = key.rpartition(".")[0]
+    members = groups[group] if group in groups else top
+    return f"the keys of {group if group in groups else 'the config'} are {', '.join(members)}"

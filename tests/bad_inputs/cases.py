@@ -1,0 +1,18 @@
+"""All bad inputs."""
+
+from __future__ import annotations
+
+from tests.bad_inputs import (
+    of_config,
+    of_data,
+    of_models,
+    of_processes,
+    of_records,
+    of_rewards,
+    of_roles,
+    of_runs,
+    of_words,
+)
+
+_TABLES = (of_config, of_data, of_models, of_roles, of_rewards, of_runs, of_records, of_processes, of_words)
+ALL = [case for table in _TABLES for case in table.CASES]

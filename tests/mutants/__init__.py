@@ -1,0 +1,12 @@
+"""Faults on purpose: `python -m tests.mutants` puts them into a copy of the package one by one and runs the tests.
+
+The lists are data, a file per part of the package. When a line that a mutant replaces is rewritten, its entry follows:
+`tests/test_mutants.py` names the entries whose text is no longer there.
+"""
+
+from tests.mutants import data, models, objectives, recipes, training
+from tests.mutants.mutant import Mutant
+
+MUTANTS: list[Mutant] = [
+    *objectives.MUTANTS, *data.MUTANTS, *models.MUTANTS, *training.MUTANTS, *recipes.MUTANTS,
+]  # fmt: skip
