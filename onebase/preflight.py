@@ -20,17 +20,21 @@ if TYPE_CHECKING:  # a tenth of a second, which --help has no use for
 
 
 def check(config: BaseModel) -> None:
-    """Looks whether the data files that a verb's configuration names are there.
+    """Looks whether the base, the roles and the data files that a verb's configuration names are there.
 
     Raises:
         DataError: no such file, or one of a kind that is not read.
+        ModelError: no such folder, or not what is needed there.
     """
+    from onebase.recipes.named_folders import check_named
+
     keys: Any = config
     groups = {"data": ("train", "eval"), "ppo": ("ptx_data",)}
     for group, names in groups.items():
         for name in names:
             for path in getattr(getattr(keys, group, None), name, ()):
                 check_file(path)
+    check_named(config)
 
 
 def check_writable(folder: Path, key: str = "--output_dir") -> None:
@@ -56,6 +60,21 @@ def check_writable(folder: Path, key: str = "--output_dir") -> None:
             raise
         reason = f"{shown(folder, 200)}: cannot be written ({error.strerror})"
         raise ConfigError(f"{reason}; choose another {key}") from None
+
+
+def check_roles(roles: Mapping[str, tuple[str, ...]], *, model: str | None) -> None:
+    """Looks whether these folders are roles of these kinds, or a base where a policy may be one.
+
+    Args:
+        roles: folder -> kinds of role it may be.
+        model: the base, where it is not where the roles say.
+
+    Raises:
+        ModelError: they are not, or their base is not there.
+    """
+    from onebase.recipes.named_folders import check_opened
+
+    check_opened({folder: (folder, kinds) for folder, kinds in roles.items()}, model=model)
 
 
 def check_device(name: str) -> None:
