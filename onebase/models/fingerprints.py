@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -37,11 +39,12 @@ def base_fingerprint(name_or_path: str) -> str:
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():
                 part = handle.get_slice(name)
-                entries[name] = _entry(
-                    name, part.get_shape(),
-                    lambda place, name=name, part=part: part[place] if place else handle.get_tensor(name),
-                )  # fmt: skip
+                entries[name] = _entry(name, part.get_shape(), partial(_read_stored, handle, name, part))
     return _digest(entries)
+
+
+def _read_stored(handle: Any, name: str, part: Any, place: tuple[slice, ...]) -> Tensor:
+    return part[place] if place else handle.get_tensor(name)
 
 
 def tensors_fingerprint(tensors: dict[str, Tensor]) -> str:
@@ -61,7 +64,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _entries(tensors: dict[str, Tensor]) -> dict[str, bytes]:
     return {
-        name: _entry(name, list(tensor.shape), lambda place, tensor=tensor: tensor[place])
+        name: _entry(name, list(tensor.shape), tensor.__getitem__)
         for name, tensor in tensors.items()
     }
 

@@ -18,6 +18,7 @@ from onebase.shown import shown
 CARD_FILE = "role.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 TEMPLATE_FILE = "chat_template.jinja"
+Kind = Literal["policy", "reward", "critic"]
 SCALAR_KINDS = ("reward", "critic")
 
 
@@ -26,7 +27,7 @@ class RoleCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    kind: Literal["policy", "reward", "critic"]
+    kind: Kind
     base: str
     """Folder or hub name of the base."""
     base_fingerprint: str

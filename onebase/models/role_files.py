@@ -25,7 +25,7 @@ from onebase.errors import ModelError, RoleMismatchError
 from onebase.files import atomic_folder
 from onebase.models.fingerprints import tokenizer_fingerprint
 from onebase.models.one_base import OneBase, Role
-from onebase.models.role_card import ADAPTER_FILE, CARD_FILE, SCALAR_KINDS, RoleCard, check_role_folder
+from onebase.models.role_card import ADAPTER_FILE, CARD_FILE, SCALAR_KINDS, Kind, RoleCard, check_role_folder
 from onebase.shown import shown
 
 SCORE_KEY = "base_model.model.score.weight"
@@ -36,7 +36,7 @@ def save_role(
     name: str,
     folder: str | Path,
     *,
-    kind: str,
+    kind: Kind,
     chat: ChatFormat | None = None,
 ) -> RoleCard:
     """Writes a role, whole or not at all, with the tokenizer and chat template that it was trained with.
@@ -56,19 +56,19 @@ def save_role(
         config.modules_to_save = ["score"] if role.pooling == "last" else None
     local = Path(one.name_or_path)
     config.base_model_name_or_path = str(local.resolve()) if local.is_dir() else one.name_or_path
-    card = RoleCard(
-        kind=kind,
-        base=config.base_model_name_or_path,
-        base_fingerprint=one.fingerprint,
-        tokenizer_fingerprint=tokenizer_fingerprint(one.tokenizer),
-        dtype=str(one.model.dtype).removeprefix("torch."),
-        quantization="nf4" if getattr(one.model, "is_quantized", False) else "none",
-        chat_template=chat.name if chat else None,
-        chat_template_fingerprint=chat.fingerprint if chat else "",
-        pooling=role.pooling,
-        score_mean=role.score_mean,
-        score_std=role.score_std,
-    )
+    card = RoleCard.model_validate({
+        "kind": kind,
+        "base": config.base_model_name_or_path,
+        "base_fingerprint": one.fingerprint,
+        "tokenizer_fingerprint": tokenizer_fingerprint(one.tokenizer),
+        "dtype": str(one.model.dtype).removeprefix("torch."),
+        "quantization": "nf4" if getattr(one.model, "is_quantized", False) else "none",
+        "chat_template": chat.name if chat else None,
+        "chat_template_fingerprint": chat.fingerprint if chat else "",
+        "pooling": role.pooling,
+        "score_mean": role.score_mean,
+        "score_std": role.score_std or None,  # equal scores have no scale
+    })  # fmt: skip
     with atomic_folder(Path(folder)) as temporary:
         config.save_pretrained(str(temporary))
         save_file(weights, temporary / ADAPTER_FILE, metadata={"format": "pt"})

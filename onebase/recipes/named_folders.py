@@ -23,7 +23,7 @@ def check_named(config: BaseModel) -> None:
     keys: Any = config
     if keys.model.model_name_or_path is not None:
         check_model_name(keys.model.model_name_or_path)
-    reward = getattr(keys, "reward", None)
+    reward: Any = getattr(keys, "reward", None)
     if getattr(reward, "model", None) is not None:
         check_model_name(reward.model, key="reward.model")
     if getattr(reward, "role", None) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +52,8 @@ def describe_base(name_or_path: str, quantization: str, dtype: str, device_name:
     chosen = hardware_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     count = sum(p.numel() for p in model.parameters())
     # Neither the embedding nor an output layer of its own is quantised.
-    ends = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    outer: tuple[Any, Any] = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends = {id(layer.weight): layer.weight.numel() for layer in outer}
     kept = sum(ends.values())
     per_weight = NF4_BYTES_PER_WEIGHT if quantization == "nf4" else float(chosen.itemsize)
     size = (count - kept) * per_weight + kept * chosen.itemsize
