@@ -62,8 +62,9 @@ def write_pairs(path: Path) -> Path:
     with gzip.open(SHARED / "data/sentiment/sentence_polarity.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     sides = ([row["text"] for row in rows if row["label"] == label] for label in (1, 0))
-    pairs = [{"prompt": "A film review:", "chosen": better, "rejected": worse}
-             for better, worse in zip(*sides, strict=False)]  # fmt: skip
+    # Held out by prompt, so each pair has one of its own.
+    pairs = [{"prompt": f"Film review {i}:", "chosen": better, "rejected": worse}
+             for i, (better, worse) in enumerate(zip(*sides, strict=True))]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     return path

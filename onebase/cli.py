@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from onebase import __version__, failures, preflight, streams
+from onebase.data.files import check_file
 from onebase.errors import ConfigError, Interrupted, Stopped
 from onebase.shown import shown
 
@@ -84,6 +85,7 @@ def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: b
     if resume and not _goes_on(Path(config.output_dir), dump_config(config)):
         return
     check_folder(Path(config.output_dir), dump_config(config))
+    preflight.check_writable(Path(config.output_dir))
     if not dry_run:
         global _run_folder
         _run_folder = Path(config.output_dir)
@@ -187,7 +189,7 @@ def score(
     if microbatch_tokens is not None and microbatch_tokens < 1:
         raise ConfigError(f"--microbatch-tokens is {microbatch_tokens}; at least 1 is needed, or leave it out")
     preflight.check_device(device)
-    preflight.check_file(file)
+    check_file(file)
     streams.say_first(f"score: loading {role}")
     _recipe("score").run(
         role=role,
@@ -271,6 +273,7 @@ def demo(*, output_dir: Path = Path("runs/demo"), seed: int = 0) -> None:
     """
     if not 0 <= seed < 2**32:
         raise ConfigError(f"--seed is {seed}; a number from 0 up to {2**32 - 1} is needed")
+    preflight.check_writable(output_dir, "--output-dir")
     _recipe("demo").run(output_dir=output_dir, seed=seed)
 
 

@@ -284,12 +284,16 @@ LOSSES = (
 )  # fmt: skip
 """Names of preference losses, as the papers have them; nll is the language-model loss of the best answer."""
 
+_AGAINST_REFERENCE = {"sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "step_dpo"}
+_OVER_PAIRS = _AGAINST_REFERENCE | {"cpo", "simpo", "orpo"}
 READ_BY = {
-    "beta": {"sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "step_dpo", "cpo", "simpo", "kto", "plackett_luce"},
+    "beta": _OVER_PAIRS - {"orpo"} | {"kto", "plackett_luce"},
     "label_smoothing": {"sigmoid", "sigmoid_norm", "robust", "cpo", "step_dpo"},
     "gamma": {"simpo"},
     "desirable_weight": {"kto"},
     "undesirable_weight": {"kto"},
+    "max_pairs": _OVER_PAIRS,
+    "reference": _AGAINST_REFERENCE | {"kto", "plackett_luce"},
 }
 """The keys of `preference` that only some losses read, and which."""
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onebase.data.files import read_text, suffix_of
-from onebase.errors import ConfigError, DataError
+from onebase.data.files import check_file
+from onebase.errors import ConfigError
 from onebase.shown import shown
 
 if TYPE_CHECKING:  # a tenth of a second, which --help has no use for
@@ -28,21 +30,32 @@ def check(config: BaseModel) -> None:
     for group, names in groups.items():
         for name in names:
             for path in getattr(getattr(keys, group, None), name, ()):
-                check_file(Path(path))
+                check_file(path)
 
 
-def check_file(path: Path) -> None:
-    """Looks whether there is a file of a kind that is read.
+def check_writable(folder: Path, key: str = "--output_dir") -> None:
+    """Tries whether a file can be made where the folder is, or would be; it has no name and is gone at once.
 
     Raises:
-        DataError: there is none.
+        ConfigError: it cannot.
     """
-    if os.path.isfile(path):
-        suffix_of(path)
-    elif os.path.exists(path) and not os.path.isdir(path):
-        raise DataError(f"{shown(path)} is no regular file; write its content to a file and give that")
-    else:
-        read_text(path)  # which says what is wrong
+    there = folder.absolute()
+    try:
+        try:
+            os.stat(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # it would be made
+        while not os.path.lexists(there):
+            there = there.parent
+        if not os.path.isdir(there):
+            raise NotADirectoryError(errno.ENOTDIR, f"{shown(there, 200)} is a file")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = f"{shown(folder, 200)}: cannot be written ({error.strerror})"
+        raise ConfigError(f"{reason}; choose another {key}") from None
 
 
 def check_device(name: str) -> None:

@@ -35,7 +35,7 @@ def onebase_command(*words: str, folder: Path | None = None) -> subprocess.Compl
 def fake_recipe(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
     monkeypatch.setattr(cli, "_recipe", lambda verb: SimpleNamespace(**functions))
     monkeypatch.setattr(cli.preflight, "check", lambda config: None)  # there is nothing to read
-    monkeypatch.setattr(cli.preflight, "check_file", lambda path: None)
+    monkeypatch.setattr(cli, "check_file", lambda path: None)
 
 
 def failing_with(error: BaseException) -> object:
@@ -351,8 +351,11 @@ def test_doctor_says_when_runs_cannot_be_written(capsys: pytest.CaptureFixture[s
         (["sft", *SFT[:2], "data.train=there.jsonl", "data.eval=gone.jsonl"], 3, "gone.jsonl does not exist"),
         (["sft", *SFT[:2], "data.train=."], 3, ". is a folder; name a file in it, such as "),
         (["sft", *SFT[:2], "data.train=a.docx"], 3, "a.docx: this kind of file is not read"),
-        (["sft", *SFT[:2], "data.train=pipe.jsonl"], 3, "pipe.jsonl is no regular file"),
+        (["sft", *SFT[:2], "data.train=pipe.jsonl"], 3, "pipe.jsonl is a pipe, socket or device"),
         (["sft", *SFT[:2], "data.train=" + "y/" * 150 + "z.jsonl"], 3, "does not exist"),
+        (["sft", *SFT[1:2], "data.train=there.jsonl", "output_dir=there.jsonl/x"], 2, "/x: cannot be written (Not a"),
+        (["sft", *SFT[1:2], "data.train=there.jsonl", "output_dir=/proc/x", "--dry-run"], 2, "/proc/x: cannot be"),
+        (["demo", "--output-dir", "x" * 300], 2, "cannot be written (File name too long); choose another --output-dir"),
         (["score", "role", "gone.jsonl"], 3, "gone.jsonl does not exist"),
         (["score", "role", "there.jsonl", "--microbatch-tokens", "0"], 2, "--microbatch-tokens is 0; at least 1"),
         (["score", "role", "there.jsonl", "--microbatch_tokens=-5"], 2, "--microbatch-tokens is -5; at least 1"),

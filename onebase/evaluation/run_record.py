@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def read_run(folder: Path, verb: str = "") -> RunRecord:
     """
     config, path = {}, folder / "config.yaml"
     try:
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise ConfigError(f"{path}: not the configuration of a run: it is no regular file")
         text = path.read_text(encoding="utf-8")
         config = plain_values(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
