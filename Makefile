@@ -1,4 +1,4 @@
-.PHONY: setup test lint demo crash-test bench bench-quick
+.PHONY: setup test test-all lint demo crash-test bench bench-quick
 
 # Any of these that is at least 3.11 makes the environment; `make setup PYTHON=/path/to/python` names another.
 PYTHON ?=
@@ -25,6 +25,12 @@ setup: .venv/.installed
 
 test: setup
 	.venv/bin/pytest -n auto --maxprocesses 8
+
+# The suite, then what takes longer: some two thousand bad inputs, and the faults that the suite has to notice.
+JOBS ?= 2
+test-all: test
+	.venv/bin/python -m tests.bad_inputs --jobs $(JOBS)
+	.venv/bin/python -m tests.mutants --jobs $(JOBS)
 
 lint: setup
 	.venv/bin/ruff check .

@@ -2,13 +2,14 @@
 
 usage: defaults.py OUT [VERB ...] [KEY=VALUE ...]    from the root of the repository, beside `../shared`
 
-Nothing is set but the files: the pretrained stories260K, the pairs of hh-rlhf for reward and dpo, story openings for ppo
-with a Python reward that likes happy words. Chance is 0.5 for an accuracy, 0 for a rise in score. A KEY=VALUE tries another
-value than the default.
+Nothing is set but the files and their limits: the pretrained stories260K; for reward and dpo sentences of film reviews,
+positive ones over negative ones; for ppo story openings and a Python reward that likes happy words. Chance is 0.5 for
+an accuracy, 0 for a rise in score. A KEY=VALUE tries another value than the default.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from collections.abc import Sequence
@@ -23,20 +24,18 @@ from onebase.recipes import dpo, ppo, reward
 SHARED = Path("../shared")
 HAPPY = {"happy", "love", "loved", "fun", "good", "nice", "smiled", "laughed", "friend", "friends", "kind", "best"}
 RUN = {"reward": reward.run, "dpo": dpo.run, "ppo": ppo.run}
-PAIRS = ["data.train=../shared/data/hh_rlhf/harmless-base-test.jsonl.gz", "data.truncate_prompt=left",
-         "model.chat_template=hh"]  # fmt: skip
 NEEDED = {
-    "reward": PAIRS,
-    "dpo": PAIRS,
-    "ppo": ["data.train=../shared/data/text_en/tinystories_sample.txt.gz",
-            f"reward.callable={Path(__file__)}:happy_words"],
+    "reward": ["model.chat_template=plain", "data.limit=2000"],
+    "dpo": ["model.chat_template=plain", "data.limit=2000"],
+    "ppo": [f"reward.callable={Path(__file__)}:happy_words", "data.limit=480",
+            f"data.train={SHARED}/data/text_en/tinystories_sample.txt.gz"],
 }  # fmt: skip
 SEEDS = range(5)
 
 
 def happy_words(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """How many of the words are happy ones."""
-    return [float(sum(word.strip(".,!?\"'").lower() in HAPPY for word in text.split())) for text in completions]
+    """1 where a word is a happy one, else 0."""
+    return [float(any(word.strip(".,!?\"'").lower() in HAPPY for word in text.split())) for text in completions]
 
 
 def main(words: Sequence[str]) -> None:
@@ -58,12 +57,26 @@ def main(words: Sequence[str]) -> None:
         print(f"| mean of the seeds | | {together.mean:.3f} [{together.low:.3f}, {together.high:.3f}] | |", flush=True)
 
 
+def write_pairs(path: Path) -> Path:
+    """The positive sentences over the negative ones, each once."""
+    with gzip.open(SHARED / "data/sentiment/sentence_polarity.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    sides = ([row["text"] for row in rows if row["label"] == label] for label in (1, 0))
+    # Held out by prompt, so each pair has one of its own.
+    pairs = [{"prompt": f"Film review {i}:", "chosen": better, "rejected": worse}
+             for i, (better, worse) in enumerate(zip(*sides, strict=True))]  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    return path
+
+
 def run(verb: str, folder: Path, more: Sequence[str]) -> dict[str, Any]:
     """The summary of a run, which is not done again where it is there."""
     path = folder / "summary.json"
     if not path.exists():
         model = f"model.model_name_or_path={SHARED / 'models/stories260K/hf'}"
-        words = [f"output_dir={folder}", model, "model.dtype=float32", *NEEDED[verb], *more]
+        data = [] if verb == "ppo" else [f"data.train={write_pairs(folder.parent / 'pairs.jsonl')}"]
+        words = [f"output_dir={folder}", model, "model.dtype=float32", *data, *NEEDED[verb], *more]
         RUN[verb](load_config(VERB_CONFIGS[verb], None, words))  # type: ignore[operator]
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from onebase.config import DPOConfig, IterateConfig, PPOConfig
 from onebase.data.chat import chat_format
+from onebase.data.fit import Limits
 from onebase.data.formats import read_rows
-from onebase.data.prepare import Limits, encode_prompts
+from onebase.data.prepare import encode_prompts
 from onebase.evaluation.held_out import evaluate_role
 from onebase.evaluation.intervals import paired_bootstrap
 from onebase.models.generation import Sampling, stop_ids

@@ -7,22 +7,23 @@ Results go to stdout, everything else to stderr.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import shutil
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from onebase import __version__, failures
+from onebase import __version__, failures, preflight, streams
+from onebase.data.files import check_file
 from onebase.errors import ConfigError, Interrupted, Stopped
 from onebase.shown import shown
 
@@ -33,6 +34,9 @@ app = App(
     default_parameter=Parameter(negative=()),  # no --no-rank, no --empty-compare
     suppress_keyboard_interrupt=False,  # main answers it
 )
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+Quantization = Literal["none", "nf4"]
 
 _run_folder: Path | None = None
 """The folder of the run that this command line started: a traceback goes there."""
@@ -71,16 +75,21 @@ def _quiet_libraries() -> None:
 def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: bool, resume: bool) -> None:
     from onebase.config import VERB_CONFIGS
     from onebase.config_files import dump_config, load_config
+    from onebase.training.run_folder import check_folder
 
     if config_file is None and words and not words[0].startswith("-"):
         if "=" not in words[0] or words[0].endswith((".yaml", ".yml")):
             config_file, words = Path(words[0]), words[1:]
     config = load_config(VERB_CONFIGS[verb], config_file, words)
+    preflight.check(config)
     if resume and not _goes_on(Path(config.output_dir), dump_config(config)):
         return
+    check_folder(Path(config.output_dir), dump_config(config))
+    preflight.check_writable(Path(config.output_dir))
     if not dry_run:
         global _run_folder
         _run_folder = Path(config.output_dir)
+        streams.say_first(f"{verb}: starting; the run goes to {config.output_dir}")
         _recipe(verb).run(config)
         _recipe("runs").leave_pictures(Path(config.output_dir))
         return
@@ -103,18 +112,30 @@ def _goes_on(folder: Path, config_text: str) -> bool:
     return True
 
 
+OPTIONS = {
+    "--config PATH": "The config file, for those who like to name it.",
+    "--resume": "Resume the run in output_dir. The same command without it resumes too, where there is a checkpoint; "
+    "with it, a folder without a run is an error, and a finished run is left as it is.",
+    "--dry-run": "Print the resolved config to stdout and the plan to stderr, and train nothing.",
+}
+
+
 def _print_verb_help(verb: str) -> None:
     from onebase.config import VERB_CONFIGS
     from onebase.config_files import describe_config
 
-    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    print(f"Usage: onebase {verb} [CONFIG.yaml] [--group.key VALUE | group.key=VALUE ...] [--dry-run]\n")
-    print(TRAINING_VERBS[verb])
-    print("A value on the command line wins over the file; a list is written '[a, b]'.\n")
-    print("  --config PATH\n      The config file, for those who like to name it.")
-    print("  --resume\n      Go on with the run in output_dir. The same command without it does so too, where there is")
-    print("      a checkpoint; with it, a folder without a run is an error, and a finished one is left as it is.")
-    print("  --dry-run\n      Print the resolved config to stdout and the plan to stderr, and train nothing.\n")
+    width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
+
+    def tell(text: str, *, indent: str = "", after: str = "\n") -> None:
+        print("\n".join(textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)), end=after)
+
+    tell(f"Usage: onebase {verb} [CONFIG.yaml] [--group.key VALUE | group.key=VALUE ...] [--dry-run]", after="\n\n")
+    tell(TRAINING_VERBS[verb])
+    tell("A value on the command line wins over the file; a list is written a b c or '[a, b, c]'.", after="\n\n")
+    for option, about in OPTIONS.items():
+        print(f"  {option}")
+        tell(about, indent=" " * 6)
+    print()
     print(describe_config(VERB_CONFIGS[verb], width))
 
 
@@ -149,6 +170,9 @@ def score(
     rank: bool = False,
     model: str | None = None,
     microbatch_tokens: int | None = None,
+    dtype: Dtype | None = None,
+    quantization: Quantization | None = None,
+    device: str = "auto",
 ) -> None:
     """Score the completions of a file with a reward role; one JSON line per row on stdout.
 
@@ -158,8 +182,25 @@ def score(
         rank: Also print each row's completions from best to worst.
         model: Folder of the base model, when it is not where the role says.
         microbatch_tokens: Tokens in one forward pass; found by trying when not given.
+        dtype: Number format of the base; when not given, that of the role's training.
+        quantization: none, or nf4 for a base in 4 bits; when not given, that of the role's training.
+        device: auto, cpu, cuda, cuda:1.
     """
-    _recipe("score").run(role=role, file=file, rank=rank, model=model, microbatch_tokens=microbatch_tokens)
+    if microbatch_tokens is not None and microbatch_tokens < 1:
+        raise ConfigError(f"--microbatch-tokens is {microbatch_tokens}; at least 1 is needed, or leave it out")
+    preflight.check_device(device)
+    check_file(file)
+    streams.say_first(f"score: loading {role}")
+    _recipe("score").run(
+        role=role,
+        file=file,
+        rank=rank,
+        model=model,
+        microbatch_tokens=microbatch_tokens,
+        dtype=dtype,
+        quantization=quantization,
+        device=device,
+    )
 
 
 @app.command
@@ -169,11 +210,16 @@ def chat(
     *,
     compare: tuple[str, str] | None = None,
     once: str | None = None,
+    system: str | None = None,
     reward: str | None = None,
     model: str | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.8,
+    top_p: float = 1.0,
     seed: int = 0,
+    dtype: Dtype | None = None,
+    quantization: Quantization | None = None,
+    device: str = "auto",
 ) -> None:
     """Talk to a policy role, or to two side by side.
 
@@ -181,23 +227,39 @@ def chat(
         role: Folder of a policy role, or of a base model.
         compare: Two folders whose answers are shown side by side.
         once: Answer this one message and stop.
+        system: Instructions that stand before the conversation, for templates that have a system turn.
         reward: Folder of a reward role whose score is shown under each answer.
         model: Folder of the base model, when it is not where the roles say.
         max_new_tokens: Longest answer, in tokens.
         temperature: The logits are divided by this; 0 takes the likeliest token.
+        top_p: Sample among the likeliest tokens that together have this probability; 1 = off.
         seed: Seed of sampling.
+        dtype: Number format of the base; when not given, that of the role's training.
+        quantization: none, or nf4 for a base in 4 bits; when not given, that of the role's training.
+        device: auto, cpu, cuda, cuda:1.
     """
     if (role is None) == (compare is None):
         raise ConfigError("chat needs one role folder, or two after --compare; see 'onebase chat --help'")
+    preflight.check_device(device)
+    preflight.check_sampling(
+        {"--once": once, "--system": system}, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+        seed=seed,
+    )  # fmt: skip
+    streams.say_first(f"chat: loading {role or ' and '.join(compare or ())}")
     _recipe("chat").run(
         role=role,
         compare=compare,
         once=once,
+        system=system,
         reward=reward,
         model=model,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        top_p=top_p,
         seed=seed,
+        dtype=dtype,
+        quantization=quantization,
+        device=device,
     )
 
 
@@ -209,6 +271,9 @@ def demo(*, output_dir: Path = Path("runs/demo"), seed: int = 0) -> None:
         output_dir: Folder the stages write to.
         seed: Seed of all of them.
     """
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"--seed is {seed}; a number from 0 up to {2**32 - 1} is needed")
+    preflight.check_writable(output_dir, "--output-dir")
     _recipe("demo").run(output_dir=output_dir, seed=seed)
 
 
@@ -288,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     global _run_folder
     _run_folder = None
     verb = " ".join(word for word in words[: 2 if words[:1] == ["runs"] else 1] if not word.startswith("-"))
-    _open_streams()
+    streams.open_streams()
     try:
         # Where a run is in its steps, it saves first; before and after them there is nothing to save.
         signal.signal(signal.SIGTERM, _stop)
@@ -325,20 +390,3 @@ class _StopNow(BaseException):
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise _StopNow
-
-
-def _open_streams() -> None:
-    """Has stdin, stdout and stderr open, and able to show any text.
-
-    Where one is closed (`>&-`), the next file opened would take its number, and be written to by whatever prints.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w" if number else "r"))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII alone shows Chinese as escapes
-            stream.reconfigure(errors="backslashreplace")

@@ -78,6 +78,12 @@ def _role_problems(model: OptionalModelGroup, lora: LoraGroup, start_from: str |
             "'lora.r' = 0 trains the whole base, and 'start_from' an adapter on it: set lora.r >= 1, or leave out "
             "start_from"
         )
+    for key in ("alpha", "dropout", "target_modules", "layers") if lora.r == 0 else ():
+        if (value := getattr(lora, key)) != LoraGroup.model_fields[key].default:
+            problems.append(
+                f"'lora.{key}' = {shown(value, 60)} would change nothing: 'lora.r' = 0 trains the whole base, "
+                "without an adapter; leave one out"
+            )
     return problems
 
 
@@ -184,7 +190,7 @@ def _loss_problems(loss: str, preference: PreferenceGroup) -> list[str]:
         value, able = getattr(preference, key), [name for name in LOSSES if name in readers]
         if not problems and value != PreferenceGroup.model_fields[key].default and not readers & set(names):
             problems.append(
-                f"'preference.{key}' = {value:g} would change nothing: 'loss' = {shown(loss, 60)} does not read it, "
+                f"'preference.{key}' = {value} would change nothing: 'loss' = {shown(loss, 60)} does not read it, "
                 f"only {', '.join(able)} {'does' if len(able) == 1 else 'do'}; leave it out"
             )
     return problems
@@ -214,6 +220,11 @@ class DPOConfig(VerbConfig):
     @model_validator(mode="after")
     def _keys_agree(self) -> DPOConfig:
         problems = _loss_problems(self.loss, self.preference)
+        if self.reference_role is not None and not problems and not READ_BY["reference"] & set(self.loss_weights()):
+            problems.append(
+                f"'reference_role' = {shown(self.reference_role, 60)} would change nothing: 'loss' = {self.loss} needs "
+                "no reference; leave it out"
+            )
         if self.lora.r == 0:
             problems.append("'lora.r' = 0 would change the base that is the reference too; set lora.r >= 1")
         fail_on(problems)
@@ -337,8 +348,11 @@ class IterateConfig(RunConfig):
     def _keys_agree(self) -> IterateConfig:
         problems = _loss_problems(self.loss, self.preference)
         problems += _sampling_problems(self.chosen, self.reward, self.generation)
-        if self.learn == "sft" and (self.loss != "sigmoid" or self.preference != PreferenceGroup()):
-            problems.append("'loss' and 'preference' are for 'learn' = dpo, and 'learn' is sft; leave them out")
+        if self.learn == "sft":
+            idle = [key for key in ("loss", "reference") if getattr(self, key) != type(self).model_fields[key].default]
+            defaults = PreferenceGroup()
+            idle += [f"preference.{key}" for key, value in self.preference if value != getattr(defaults, key)]
+            problems += [f"'{key}' would change nothing: it is for 'learn' = dpo; leave it out" for key in idle]
         if self.learn == "sft" and self.chosen == "data":
             problems.append("'chosen' = data is for 'learn' = dpo: sft on the data's answers needs no samples")
         if self.lora.r == 0:

@@ -92,9 +92,10 @@ def describe_config(model_class: type[BaseModel], width: int = 100) -> str:
         if group != section:
             section = group
             title = _groups(model_class)[group].__doc__ if group else None
-            lines += ["", f"{group}: {title}" if title else "top level:"]
+            lines += ["", *textwrap.wrap(f"{group}: {title}" if title else "top level:", width)]
         default = "(required)" if field.is_required() else f"= {_plain(field.default)}"
-        lines.append(f"  --{key} {_type_name(field.annotation)} {default}")
+        named = f"  --{key} {_type_name(field.annotation)} {default}"
+        lines += [named] if len(named) <= width else [f"  --{key}", f"      {_type_name(field.annotation)} {default}"]
         lines += textwrap.wrap(field.description or "", width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines).lstrip("\n")
 
@@ -248,10 +249,8 @@ def _add_override(
     try:
         loader = Loader(text)
         # Only what is marked as YAML is read as YAML: text like "Human:" or "- " stays text.
-        if text[:1] in ("[", "{", '"', "'"):
-            node = loader.get_single_node()
-        else:
-            node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
+        marked = loader.get_single_node() if text[:1] in ("[", "{", '"', "'") else None
+        node = marked or yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
         if _has_keys(node):
             _flatten(loader, node, f"{key}.", {}, COMMAND_LINE, found, problems)
         else:
@@ -273,7 +272,8 @@ def _known_only(entries: dict[str, _Entry], model_class: type[BaseModel], proble
     """Leaves out, and reports, what is not a key that takes a value."""
     keys = dict(config_keys(model_class))
     groups = {name: list(group.model_fields) for name, group in _groups(model_class).items()}
-    known, wrong = {}, []
+    known: dict[str, _Entry] = {}
+    wrong: list[str] = []
     for key, entry in entries.items():
         above = next((k for k in keys if key.startswith(f"{k}.")), None)
         if key in keys:

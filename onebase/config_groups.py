@@ -82,7 +82,8 @@ Trackers = Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeVal
 FUNCTION = r"([\w.]+|.+\.py):[\w.]+"
 """How a Python function is named."""
 
-Device = Annotated[str, _written(r"auto|cpu|mps|(cuda|xpu|npu)(:\d{1,3})?", "auto, cpu, cuda or cuda:1")]
+DEVICES = r"auto|cpu|mps|(cuda|xpu|npu)(:\d{1,3})?"
+Device = Annotated[str, _written(DEVICES, "auto, cpu, cuda or cuda:1")]
 ModuleName = Annotated[str, _written(r"[^\s\x00-\x1f]+", "the name of a module, such as q_proj")]
 
 Count = Annotated[Int, Field(ge=1)]
@@ -169,8 +170,8 @@ class DataGroup(FilesGroup):
     """Longest prompt, in tokens; null = what the model can hold."""
     max_completion_tokens: Count | None = None
     """Longest completion, in tokens; longer ones are cut; null = what the model can hold."""
-    truncate_prompt: Literal["error", "left"] = "error"
-    """A prompt that is too long: stop with its place, or cut its oldest tokens."""
+    truncate_prompt: Literal["left", "drop", "error"] = "left"
+    """A prompt that is too long: cut its oldest turns and then tokens, leave the row out, or stop with its place."""
 
 
 class SFTDataGroup(DataGroup):
@@ -187,10 +188,12 @@ class SampleDataGroup(Group):
     """One file or a list of files (.jsonl, .json, .txt; .gz too)."""
     limit: Count | None = None
     """Read at most this many rows."""
+    max_dropped_share: Probability = 0.05
+    """Stop when more than this share of the rows cannot be used."""
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
-    truncate_prompt: Literal["error", "left"] = "error"
-    """A prompt that is too long: stop with its place, or cut its oldest tokens."""
+    truncate_prompt: Literal["left", "drop", "error"] = "left"
+    """A prompt that is too long: cut its oldest turns and then tokens, leave the row out, or stop with its place."""
     opening_tokens: Count = 16
     """Where the data is plain text: the policy goes on from the first tokens of each, this many."""
 
@@ -200,8 +203,8 @@ class PromptDataGroup(FilesGroup):
 
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
-    truncate_prompt: Literal["error", "left"] = "error"
-    """A prompt that is too long: stop with its place, or cut its oldest tokens."""
+    truncate_prompt: Literal["left", "drop", "error"] = "left"
+    """A prompt that is too long: cut its oldest turns and then tokens, leave the row out, or stop with its place."""
 
     opening_tokens: Count = 16
     """Where the data is plain text: the policy goes on from the first tokens of each, this many."""
@@ -246,7 +249,7 @@ class SFTOptimizerGroup(EpochsOptimizerGroup):
 class PPOOptimizerGroup(OptimizerGroup):
     """AdamW and its schedule."""
 
-    learning_rate: Positive = 5e-5
+    learning_rate: Positive = 2e-4
     """Learning rate of the policy at its peak."""
 
 
@@ -281,12 +284,16 @@ LOSSES = (
 )  # fmt: skip
 """Names of preference losses, as the papers have them; nll is the language-model loss of the best answer."""
 
+_AGAINST_REFERENCE = {"sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "step_dpo"}
+_OVER_PAIRS = _AGAINST_REFERENCE | {"cpo", "simpo", "orpo"}
 READ_BY = {
-    "beta": {"sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "step_dpo", "cpo", "simpo", "kto", "plackett_luce"},
+    "beta": _OVER_PAIRS - {"orpo"} | {"kto", "plackett_luce"},
     "label_smoothing": {"sigmoid", "sigmoid_norm", "robust", "cpo", "step_dpo"},
     "gamma": {"simpo"},
     "desirable_weight": {"kto"},
     "undesirable_weight": {"kto"},
+    "max_pairs": _OVER_PAIRS,
+    "reference": _AGAINST_REFERENCE | {"kto", "plackett_luce"},
 }
 """The keys of `preference` that only some losses read, and which."""
 

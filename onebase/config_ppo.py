@@ -186,6 +186,8 @@ class PPOGroup(Group):
             problems.append(
                 "'ppo.kl_placement' = loss needs 'ppo.kl_estimator' = k2 or k3: the gradient of k1 is zero on average"
             )
+        if self.kl_target is None and self.kl_horizon != PPOGroup.model_fields["kl_horizon"].default:
+            problems.append(f"'ppo.kl_horizon' = {self.kl_horizon:g} does nothing without 'ppo.kl_target'; set it")
         if self.kl_target is not None and self.kl_coefficient == 0:
             problems.append("'ppo.kl_target' needs 'ppo.kl_coefficient' above 0: adapting multiplies it")
         if bool(self.ptx_data) != (self.ptx_coefficient > 0):

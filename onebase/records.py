@@ -8,7 +8,7 @@ Shape letters used everywhere:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +42,21 @@ class Row:
     """The row's other columns, handed to reward callables."""
     place: str = ""
     """`file:row`, for messages."""
+    ended: tuple[bool, ...] | None = None
+    """One flag per answer: False where it stops in mid-sentence (a sample at its length limit) and so gets no end
+    token. None: all of them ended."""
+
+    notes: tuple[str, ...] = ()
+    """What was read otherwise than it is written, in words; said once for all rows."""
+
+    def only(self, chosen: Sequence[int]) -> Row:
+        """The row with these of its answers, in this order, and their grades and endings."""
+        return replace(
+            self,
+            answers=tuple(self.answers[k] for k in chosen),
+            grades=None if self.grades is None else tuple(self.grades[k] for k in chosen),
+            ended=None if self.ended is None else tuple(self.ended[k] for k in chosen),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +87,10 @@ class Example:
     row: Row | None = None
     lower: LowerStates | None = field(default=None, compare=False, repr=False)
     """Of this tree, where they have been computed."""
+
+    def tokens(self, k: int) -> list[int]:
+        """The prompt with its completion `k`."""
+        return [*self.prompt_ids, *self.completions[k]]
 
     @property
     def num_tokens(self) -> int:

@@ -21,7 +21,7 @@ def shown(text: object, limit: int | None = None, *, lines: bool = False) -> str
     """
     try:
         whole = str(text)
-    except Exception as error:  # an exception's own __str__ may raise
+    except BaseException as error:  # an exception's own __str__ may raise, or call sys.exit
         whole = f"({type(text).__name__} without a text: its __str__ raises {type(error).__name__})"
     cut = whole if limit is None else whole[: limit + 1]
     safe = (_UNSAFE_BUT_LAYOUT if lines else _UNSAFE).sub(lambda found: _escaped(found[0]), cut)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
     {"start", "__main__"},
-    {"cli", "failures"},
+    {"cli", "failures", "preflight", "streams"},
     {"recipes"},
     {"evaluation"},
     {"training", "rewards"},
@@ -27,7 +27,7 @@ LAYERS = [
 LAYER_OF = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 
 SHARED_BY_RECIPES = {
-    f"onebase.recipes.{name}" for name in ("setup", "saved", "ppo_setup", "dpo_setup", "reference_cache")
+    f"onebase.recipes.{name}" for name in ("setup", "saved", "ppo_setup", "dpo_setup", "dry_run", "reference_cache")
 }
 """Beside the recipes, as they read configurations: how a run is set up, no loop and no loss."""
 MAY_IMPORT_RECIPES = {
@@ -37,7 +37,7 @@ MAY_IMPORT_RECIPES = {
     "onebase.recipes.demo": {f"onebase.recipes.{verb}" for verb in ("pretrain", "sft", "reward", "dpo", "ppo", "runs")},
 }
 MAX_FUNCTION_LINES = 80
-MAX_REACHABLE_LINES = 6800
+MAX_REACHABLE_LINES = 7600
 """Lines of code: blank lines, comments and docstrings make a file longer, not harder to read. The models of the
 configuration are not counted: a list of keys with their defaults is looked up, not read."""
 EMPTY_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "managers", "misc"}
@@ -129,7 +129,7 @@ def test_objectives_import_torch_alone() -> None:
 
 
 def test_nothing_below_the_recipes_sees_a_config() -> None:
-    above = {"cli", "recipes", "config", "config_files", "config_groups", "config_hints", "config_ppo", "config_yaml"}
+    above = {"cli", "preflight", "recipes"} | {name for name in LAYER_OF if name.startswith("config")}
     seeing = [
         f"{module} imports {name}"
         for module in MODULES

@@ -34,6 +34,8 @@ def onebase_command(*words: str, folder: Path | None = None) -> subprocess.Compl
 
 def fake_recipe(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
     monkeypatch.setattr(cli, "_recipe", lambda verb: SimpleNamespace(**functions))
+    monkeypatch.setattr(cli.preflight, "check", lambda config: None)  # there is nothing to read
+    monkeypatch.setattr(cli, "check_file", lambda path: None)
 
 
 def failing_with(error: BaseException) -> object:
@@ -98,7 +100,7 @@ def test_the_help_of_a_training_verb_lists_every_key(verb: str, capsys: pytest.C
             ["score", "role"],
             "error: Command \"score\" parameter FILE requires an argument. See 'onebase score --help'.",
         ),
-        (["chat", "a", "--temp", "1"], "error: Unknown option: --temp. Did you mean --temperature?"),
+        (["chat", "a", "--temperatur", "1"], "error: Unknown option: --temperatur. Did you mean --temperature?"),
         (["chat"], "error: chat needs one role folder, or two after --compare; see 'onebase chat --help'"),
     ],
 )
@@ -191,7 +193,7 @@ def test_an_expected_failure_is_one_line_with_its_exit_code(
 ) -> None:
     fake_recipe(monkeypatch, run=failing_with(error))
     assert cli.main(["sft", *SFT]) == code
-    assert capsys.readouterr().err == message
+    assert capsys.readouterr().err == "sft: starting; the run goes to runs/x\n" + message
 
 
 class Unsayable(Exception):
@@ -335,3 +337,74 @@ def test_doctor_prints_words_or_json(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_doctor_says_when_runs_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--output-dir", "/proc/self"]) == 1
     assert "error: cannot write to '/proc/self': " in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ answered before torch
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["sft", *SFT], 3, "a.jsonl does not exist"),
+        (["sft", *SFT, "--dry-run"], 3, "a.jsonl does not exist"),
+        (["sft", *SFT[:2], "--data.train", "there.jsonl", "gone.jsonl"], 3, "gone.jsonl does not exist"),
+        (["sft", *SFT[:2], "data.train=there.jsonl", "data.eval=gone.jsonl"], 3, "gone.jsonl does not exist"),
+        (["sft", *SFT[:2], "data.train=."], 3, ". is a folder; name a file in it, such as "),
+        (["sft", *SFT[:2], "data.train=a.docx"], 3, "a.docx: this kind of file is not read"),
+        (["sft", *SFT[:2], "data.train=pipe.jsonl"], 3, "pipe.jsonl is a pipe, socket or device"),
+        (["sft", *SFT[:2], "data.train=" + "y/" * 150 + "z.jsonl"], 3, "does not exist"),
+        (["sft", *SFT[1:2], "data.train=there.jsonl", "output_dir=there.jsonl/x"], 2, "/x: cannot be written (Not a"),
+        (["sft", *SFT[1:2], "data.train=there.jsonl", "output_dir=/proc/x", "--dry-run"], 2, "/proc/x: cannot be"),
+        (["demo", "--output-dir", "x" * 300], 2, "cannot be written (File name too long); choose another --output-dir"),
+        (["score", "role", "gone.jsonl"], 3, "gone.jsonl does not exist"),
+        (["score", "role", "there.jsonl", "--microbatch-tokens", "0"], 2, "--microbatch-tokens is 0; at least 1"),
+        (["score", "role", "there.jsonl", "--microbatch_tokens=-5"], 2, "--microbatch-tokens is -5; at least 1"),
+        (["score", "role", "there.jsonl", "--dtype", "fp16"], 2, "--dtype"),
+        (["chat", "role", "--device", "meta"], 2, "--device is meta; it should be auto, cpu, cuda or cuda:1"),
+        (["chat", "role", "--top-p", "0"], 2, "--top-p is 0.0; a number above 0 and up to 1 is needed"),
+        (["chat", "role", "--temperature", "nan"], 2, "--temperature is nan; 0 or more is needed"),
+        (["chat", "role", "--seed", "-1"], 2, "--seed is -1; a number from 0 on is needed"),
+        (["chat", "role", "--once", "hi \udcff"], 2, r"--once is not UTF-8 text: hi \udcff"),
+        (["chat", "role", "--system", "\udcff"], 2, "--system is not UTF-8 text"),
+        (["demo", "--seed", "-1"], 2, "--seed is -1; a number from 0 up to 4294967295 is needed"),
+    ],
+)
+def test_what_is_wrong_in_the_words_is_told_before_torch_is_imported(
+    words: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def importing(verb: str) -> None:
+        raise AssertionError("torch would be imported")
+
+    monkeypatch.setattr(cli, "_recipe", importing)
+    monkeypatch.chdir(tmp_path)
+    Path("there.jsonl").write_text("{}\n")
+    os.mkfifo("pipe.jsonl")
+    assert cli.main(words) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
+
+
+def test_a_wrong_path_is_answered_within_a_second_and_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "there.jsonl").write_text("{}\n")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "summary.json").write_text("{}")
+    program = (
+        "import sys, time; from onebase.cli import main\n"
+        f"words = {SFT[:2]!r}\n"
+        "assert main(['sft', *words, 'data.train=gone.jsonl']) == 3 and main(['score', 'role', 'gone.jsonl']) == 3\n"
+        "assert main(['sft', *words[1:], 'output_dir=done', 'data.train=there.jsonl']) == 2\n"
+        "heavy = {'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else int(time.process_time() > 1))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "done holds a finished run" in done.stderr
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_the_help_fits_the_terminal(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for verb in cli.TRAINING_VERBS:
+        assert cli.main([verb, "--help"]) == 0
+        assert not [line for line in capsys.readouterr().out.splitlines() if len(line) > columns]

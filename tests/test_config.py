@@ -72,7 +72,7 @@ def test_the_help_text_shows_type_and_default() -> None:
 def test_a_partly_given_group_keeps_the_defaults_of_its_verb() -> None:
     sft = load_config(SFTConfig, None, [*SFT, "optimizer.weight_decay=0.1"])
     ppo = load_config(PPOConfig, None, [*PPO, "optimizer.weight_decay=0.1"])
-    assert (sft.optimizer.learning_rate, ppo.optimizer.learning_rate) == (2e-4, 5e-5)
+    assert (sft.optimizer.learning_rate, ppo.optimizer.learning_rate) == (2e-4, 2e-4)
 
 
 def test_a_config_cannot_be_changed() -> None:
@@ -401,7 +401,24 @@ def test_keys_of_a_new_model_are_refused_beside_a_model_that_is_there() -> None:
         for key, value in (("tokenizer", "t"), ("hidden_size", 64))
     ]
     (line,) = messages(IterateConfig, *BEST_OF, "learn=sft", "preference.beta=3")
-    assert "'loss' and 'preference' are for 'learn' = dpo" in line
+    assert "'preference.beta' would change nothing: it is for 'learn' = dpo; leave it out" in line
+
+
+@pytest.mark.parametrize(
+    ("model_class", "words", "message"),
+    [
+        (DPOConfig, ["loss=kto", "preference.max_pairs=3"], "'preference.max_pairs' = 3 would change nothing: "),
+        (DPOConfig, ["loss=orpo", "preference.reference=live"], "'preference.reference' = live would change nothing"),
+        (DPOConfig, ["loss=simpo", "reference_role=r"], "'reference_role' = r would change nothing: 'loss' = simpo"),
+        (SFTConfig, ["lora.r=0", "lora.alpha=3"], "'lora.alpha' = 3.0 would change nothing: 'lora.r' = 0"),
+        (RewardConfig, ["lora.r=0", "lora.target_modules=[q]"], "'lora.target_modules' = ['q'] would change nothing"),
+        (PPOConfig, ["ppo.kl_horizon=5000"], "'ppo.kl_horizon' = 5000 does nothing without 'ppo.kl_target'; set it"),
+        (IterateConfig, ["learn=sft", "reference=kept"], "'reference' would change nothing: it is for 'learn' = dpo"),
+    ],
+)
+def test_a_key_without_effect_is_refused(model_class: type[BaseModel], words: list[str], message: str) -> None:
+    required = {PPOConfig: PPO, IterateConfig: BEST_OF}.get(model_class, SFT)
+    assert any(message in line for line in messages(model_class, *required, *words))
 
 
 # ------------------------------------------------------------------------------------------- names people know

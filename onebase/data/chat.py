@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from jinja2.exceptions import TemplateError, TemplateSyntaxError
-
-from onebase.data.templates import BUILT_IN_TEMPLATES, template_text
-from onebase.errors import DataError, ModelError, PromptTooLongError
+from onebase.data.templates import BUILT_IN_TEMPLATES, built_in, check_template, render, template_text
+from onebase.errors import DataError, ModelError
 from onebase.records import Example, Message, Row
+from onebase.shown import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,23 +34,27 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None = None)
 
     Args:
         tokenizer: is not changed.
-        template: `plain`, `hh`, `chatml`, the path of a .jinja file, or None for the tokenizer's own template.
+        template: `plain`, `hh`, `chatml`, the path of a .jinja file, or None for the tokenizer's own template. Those
+            with a name write the beginning token where the tokenizer itself puts one before a text.
 
     Raises:
         ModelError: if the tokenizer has no end token, or the template is not known or cannot be read.
     """
     check_tokenizer(tokenizer)
+    if template in BUILT_IN_TEMPLATES:
+        return ChatFormat(tokenizer, built_in(template, with_bos=adds_bos(tokenizer)), template)
     if template is not None:
-        return ChatFormat(tokenizer, template_text(template), template)
+        return ChatFormat(tokenizer, check_template(template_text(template), template), template)
     if not tokenizer.chat_template:
         return ChatFormat(tokenizer, None)
     try:
-        return ChatFormat(tokenizer, tokenizer.get_chat_template())
+        return ChatFormat(tokenizer, check_template(tokenizer.get_chat_template(), f"of {_name(tokenizer)}"))
     except ValueError:
         # Several templates by name, none of them the default one.
+        names = ", ".join(map(shown, tokenizer.chat_template))
         raise ModelError(
-            f"the tokenizer {_name(tokenizer)} has chat templates named {', '.join(tokenizer.chat_template)} and no "
-            "default; save one as a .jinja file and set model.chat_template to its path"
+            f"the tokenizer {_name(tokenizer)} has chat templates named {names} and no default; save one as a .jinja "
+            "file and set model.chat_template to its path"
         ) from None
 
 
@@ -62,6 +65,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             f"the tokenizer {_name(tokenizer)} has no end token, so that no answer could end; "
             "set eos_token in its tokenizer_config.json"
         )
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer by itself puts the beginning token before a text."""
+    return tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +108,18 @@ class ChatFormat:
 
     def render_prompt(self, messages: Sequence[Message], *, place: str = "") -> str:
         """The conversation as text, up to where the answer begins. Errors start with `place`."""
-        return self._render(messages, place, add_generation_prompt=True)
+        text = self._render(messages, place, add_generation_prompt=True)
+        # What an assistant said may be rewritten, as where templates leave out earlier thinking.
+        lost = [message for message in messages if message.role != "assistant" and message.content.strip() not in text]
+        if lost:
+            raise DataError(
+                f"{_at(place)}{self._called} leaves out the {lost[0].role} turn {shown(repr(lost[0].content), 40)}; "
+                "write it into a turn that is kept, or set model.chat_template to another"
+            )
+        return text
 
     def encode_prompt(self, messages: Sequence[Message], *, prefix: str | None = None, place: str = "") -> list[int]:
-        """The ids of `render_prompt`, behind the beginning token where the tokenizer has one and the text does not.
+        """The ids of `render_prompt`: those of the tokenizer's own `apply_chat_template(add_generation_prompt=True)`.
 
         With a prefix, the ids of an answer that begins with it follow, up to its end: the turn stays open.
         """
@@ -118,14 +134,17 @@ class ChatFormat:
         next steps is part of the prompt; with `assistant` it counts, as it was the assistant's.
 
         Args:
-            add_end: whether the answer ends in an end token. Next steps never get one, as they do not end their turn
-                (nor does the code of Lai et al. 2024 give them one).
+            add_end: whether answers get an end token. An answer that its row says did not end never gets one, nor do
+                next steps, which do not end their turn (nor does the code of Lai et al. 2024 give them one).
 
         Raises:
             DataError: if the row has no answer, or no token to predict, or the template refuses it.
         """
         if not row.answers:
-            raise DataError(f"{_at(row.place)}the row has no answer to learn from; add one, or use it as a prompt only")
+            raise DataError(
+                f"{_at(row.place)}the row has no answer to learn from; give it 'completion' or 'answer' (its other "
+                f"keys are {', '.join(map(shown, row.columns)) or 'none'}), or use it as a prompt only"
+            )
         if not row.messages:
             prompt_ids, completions, counted = self._encode_text(row, add_end)
         elif train_on == "assistant":
@@ -157,21 +176,22 @@ class ChatFormat:
             found = self._continue("\n", self._ids("\n"), text)
             if len(found) != 1:
                 raise ModelError(
-                    f"generation.stop: {text!r} is {len(found)} tokens of {_name(self.tokenizer)}, and only a single "
-                    "token can stop a completion; choose another string, or leave it out"
+                    f"generation.stop: {shown(repr(text), 40)} is {len(found)} tokens of {_name(self.tokenizer)}, and "
+                    "only a single token can stop a completion; choose another string, or leave it out"
                 )
             ids += found
         return ids
 
     def _encode_text(self, row: Row, add_end: bool) -> tuple[list[int], list[list[int]], None]:
-        """Plain text: behind the beginning token, or behind the end token (of the text before) where there is none."""
+        """Plain text: behind the beginning token where the tokenizer puts one there, else behind the end token (of the
+        text before): the first token of a text is predicted too."""
         if len(row.answers) != 1 and row.grades is None:
             raise DataError(f"{_at(row.place)}{len(row.answers)} texts and no prompt; plain text is one text a row")
-        end = [self._eos] * add_end
-        texts = [self._with_bos(_without_end(self._ids(text), self._eos)) for text in row.answers]
-        if self.tokenizer.bos_token_id is None:
-            texts = [[self._eos, *ids] for ids in texts]
-        return texts[0][:1], [(ids + end)[1:] for ids in texts], None
+        first = int(self.tokenizer.bos_token_id) if self._adds_bos else self._eos
+        texts = [_without_end(self._ids(text), self._eos) for text in row.answers]
+        texts = [ids if ids[:1] == [first] else [first, *ids] for ids in texts]
+        ends = [[self._eos] * (add_end and ended) for ended in _endings(row)]
+        return texts[0][:1], [(ids + end)[1:] for ids, end in zip(texts, ends, strict=True)], None
 
     def _encode_answers(self, row: Row, prompt: str, head: list[int], add_end: bool) -> list[list[int]]:
         """Each answer as the continuation of the rendered prompt, whose ids are `head`, its prefix included."""
@@ -179,10 +199,13 @@ class ChatFormat:
             return [self._continue(prompt, head, self._step_text(row, answer)) for answer in row.answers]
         ending = self._ending(row.messages, row.place)
         completions = []
-        for answer in row.answers:
-            text = self._answer_text(row.messages, prompt, answer, ending, row.place)
+        for answer, ended in zip(row.answers, _endings(row), strict=True):
+            if ended:
+                text = self._answer_text(row.messages, prompt, answer, ending, row.place)
+            else:
+                text = self._begun(row.messages, prompt, answer, row.place)
             ids = _without_end(self._continue(prompt, head, text), ending.token_id)
-            completions.append(ids + [ending.token_id] * add_end)
+            completions.append(ids + [ending.token_id] * (add_end and ended))
         return completions
 
     def _encode_turns(self, row: Row, add_end: bool) -> tuple[list[int], list[list[int]], list[list[bool]]]:
@@ -195,7 +218,7 @@ class ChatFormat:
         counted: list[bool] = []
         for turn, stop in zip(turns, stops[1:], strict=True):
             earlier, answer = row.messages[:turn], row.messages[turn].content
-            one = replace(row, messages=earlier, answers=(answer,), prefix=None)
+            one = replace(row, messages=earlier, answers=(answer,), prefix=None, ended=None)
             ending = self._ending(earlier, row.place)
             # Where the template writes no special token, none stands here at inference either.
             (answer_ids,) = self._encode_answers(one, text, self._ids(text), add_end=bool(ending.closing))
@@ -255,7 +278,9 @@ class ChatFormat:
         rendered = self._render([*messages, Message("assistant", _MARK)], place, add_generation_prompt=False)
         _, mark, suffix = rendered.rpartition(_MARK)
         if not mark:
-            raise ModelError("the chat template leaves out what the assistant says; set model.chat_template to another")
+            raise ModelError(
+                f"{self._called} leaves out what the assistant says; set model.chat_template to another"
+            )
         found = self._special.search(suffix)
         if not found:
             return _Ending(suffix, "", "", self._eos)
@@ -279,37 +304,29 @@ class ChatFormat:
                 f"the tokenizer {_name(self.tokenizer)} has no chat template; set model.chat_template to one of "
                 f"{', '.join(BUILT_IN_TEMPLATES)}, or to the path of a .jinja file"
             )
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                turns, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except TemplateSyntaxError as error:
-            raise ModelError(
-                f"the chat template is not valid Jinja at line {error.lineno}: {error.message}; correct it, or set "
-                "model.chat_template to another"
-            ) from None
-        except TemplateError as error:
-            roles = ", ".join(message.role for message in messages)
-            raise DataError(
-                f"{_at(place)}the chat template refuses the turns {roles}: {error}; correct the row, or set "
-                "model.chat_template to another"
-            ) from None
-        assert isinstance(text, str)
-        return text
+        return render(self.tokenizer, self.template, messages, place, self._called, generation=add_generation_prompt)
+
+    @property
+    def _called(self) -> str:
+        return f"the chat template {self.name or f'of {_name(self.tokenizer)}'}"
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        except TypeError:
+            raise DataError(
+                f"the text {shown(repr(text), 60)} holds half of a surrogate pair, or bytes that are not UTF-8; "
+                "correct it"
+            ) from None
 
     def _prompt_ids(self, head: list[int], place: str) -> list[int]:
-        ids = self._with_bos(head)
-        if not ids:
+        if not head:
             raise DataError(f"{_at(place)}the prompt gives no tokens, its text is empty; write one, or drop the row")
-        return ids
+        return head
 
-    def _with_bos(self, ids: list[int]) -> list[int]:
-        bos = self.tokenizer.bos_token_id
-        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+    @cached_property
+    def _adds_bos(self) -> bool:
+        return adds_bos(self.tokenizer)
 
     def _continue(self, before: str, before_ids: list[int], text: str) -> list[int]:
         """The ids of `text` behind `before`, whose own ids stay what they are alone."""
@@ -328,48 +345,8 @@ class ChatFormat:
         )
 
 
-def fit_example(
-    example: Example,
-    *,
-    max_prompt_tokens: int | None,
-    max_completion_tokens: int | None,
-    truncate_prompt: Literal["error", "left"] = "error",
-    bos_token_id: int | None = None,
-) -> Example:
-    """The example within two limits, or the same one where it is within them already.
-
-    A longer completion is cut on the right, and then has no end token. With `left`, a longer prompt keeps its last
-    tokens, and its first where that is `bos_token_id`.
-
-    Raises:
-        PromptTooLongError: if the prompt is longer, and is not to be cut.
-    """
-    for limit in (max_prompt_tokens, max_completion_tokens):
-        assert limit is None or limit >= 1, f"a limit of {limit} tokens leaves nothing, 1 or more is needed"
-    prompt, length = example.prompt_ids, len(example.prompt_ids)
-    if max_prompt_tokens is not None and length > max_prompt_tokens:
-        if truncate_prompt == "error":
-            raise PromptTooLongError(
-                f"{_at(_place(example))}the prompt has {length} tokens and max_prompt_tokens is {max_prompt_tokens}; "
-                "allow more, cut prompts on the left (data.truncate_prompt: left), or drop the row"
-            )
-        keeps_bos = bos_token_id is not None and prompt[0] == bos_token_id and max_prompt_tokens > 1
-        prompt = [*prompt[:keeps_bos], *prompt[length - max_prompt_tokens + keeps_bos :]]
-    if max_completion_tokens is None or all(len(ids) <= max_completion_tokens for ids in example.completions):
-        return example if prompt is example.prompt_ids else replace(example, prompt_ids=prompt)
-    counted = example.counted and [flags[:max_completion_tokens] for flags in example.counted]
-    completions = [ids[:max_completion_tokens] for ids in example.completions]
-    return replace(example, prompt_ids=prompt, completions=completions, counted=counted)
-
-
-def require_counted(examples: Sequence[Example]) -> None:
-    """Raises DataError for an example of which no completion token counts: it would train nothing."""
-    for index, example in enumerate(examples):
-        if example.counted is not None and not any(any(flags) for flags in example.counted):
-            raise DataError(
-                f"{_at(_place(example) or f'example {index}')}no completion token counts, nothing is learned from this "
-                "row; allow longer completions, or drop the row"
-            )
+def _endings(row: Row) -> tuple[bool, ...]:
+    return (True,) * len(row.answers) if row.ended is None else row.ended
 
 
 def _without_end(ids: list[int], end_token_id: int) -> list[int]:
@@ -377,10 +354,6 @@ def _without_end(ids: list[int], end_token_id: int) -> list[int]:
     while ids and ids[-1] == end_token_id:
         ids = ids[:-1]
     return ids
-
-
-def _place(example: Example) -> str:
-    return example.row.place if example.row is not None else ""
 
 
 def _at(place: str) -> str:

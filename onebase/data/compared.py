@@ -32,7 +32,13 @@ def pair_labelled(rows: Sequence[Row], *, seed: int) -> list[Row]:
     order.shuffle(worse)
     order.shuffle(better)
     return [
-        Row(messages=(), answers=(b.answers[0], w.answers[0]), grades=(1.0, 0.0), place=f"{b.place} and {w.place}")
+        Row(
+            messages=(),
+            answers=(b.answers[0], w.answers[0]),
+            grades=(1.0, 0.0),
+            place=f"{b.place} and {w.place}",
+            ended=(b.ended or (True,)) + (w.ended or (True,)),
+        )
         for b, w in zip(better, worse, strict=False)
     ]
 
@@ -80,11 +86,10 @@ def _best_of_equal(example: Example) -> list[int]:
 
 
 def _with_only(example: Example, chosen: Sequence[int]) -> Example:
-    grades = None if example.grades is None else tuple(example.grades[k] for k in chosen)
     return replace(
         example,
         completions=[example.completions[k] for k in chosen],
         counted=example.counted and [example.counted[k] for k in chosen],
-        grades=grades,
-        row=example.row and replace(example.row, answers=tuple(example.row.answers[k] for k in chosen), grades=grades),
+        grades=None if example.grades is None else tuple(example.grades[k] for k in chosen),
+        row=example.row and example.row.only(chosen),
     )

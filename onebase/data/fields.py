@@ -1,32 +1,40 @@
 """One object of a data file, taken key by key: each value is checked where it is read, and a message names its place.
 
-A turn that calls a function counts as an assistant turn, and what the function returned as a user turn.
+A turn that calls a function counts as an assistant turn, and what the function returned as a user turn; both are noted.
+What would be left out of the text that a model reads, such as a tool's definition, is refused.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onebase.data.files import shown
+from onebase.data.json_text import described
 from onebase.errors import DataError
 from onebase.records import Message, Row
+from onebase.shown import shown
 
 ROLES = {
     "system": "system", "user": "user", "human": "user", "observation": "user", "tool": "user",
     "assistant": "assistant", "gpt": "assistant", "function_call": "assistant",
 }  # fmt: skip
+_TOOL_ROLES = ("observation", "tool")
+_UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
+"""Keys of a message whose content no template is given."""
+_PROMPT_PARTS = ("options", "choices", "context", "input", "query", "question")
+"""Keys whose text belongs into the prompt beside them."""
+_LARGEST = 1e15
+"""Grades above it are no longer told apart as floating-point numbers."""
+_LARGEST_MARGIN = 1000.0
+
 PREFIX_KEY = "initial_reason_steps"
 """As in Math-Step-DPO: the shared correct beginning of the assistant's answer, beside every prompt."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _REQUIRED = object()
 
 
 def listed(keys: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, keys)) or "(none)"
+    return ", ".join(shown(key, 40) for key in keys) or "(none)"
 
 
 class Fields:
@@ -36,9 +44,10 @@ class Fields:
         self.values = values
         self.place = place
         self.taken: set[str] = set()
+        self.notes: list[str] = []
 
     def wrong(self, key: str, value: object, needed: str) -> DataError:
-        return DataError(f"{self.place}: '{key}' is {shown(value)}; {needed} is needed")
+        return DataError(f"{self.place}: '{key}' is {described(value)}; {needed} is needed")
 
     def take(self, key: str, default: Any = _REQUIRED) -> Any:
         """The value at `key`; a default stands in for a key that is missing or null."""
@@ -56,11 +65,6 @@ class Fields:
     def checked(self, key: str, value: Any, needed: str = "a string") -> str:
         if not isinstance(value, str):
             raise self.wrong(key, value, needed)
-        if half := _SURROGATE.search(value):
-            raise DataError(
-                f"{self.place}: '{key}' holds half of a surrogate pair, U+{ord(half[0]):04X} at character "
-                f"{half.start()}; remove it"
-            )
         return value
 
     def items(self, key: str, needed: str) -> list[Any]:
@@ -71,15 +75,33 @@ class Fields:
 
     def messages(self, key: str) -> tuple[Message, ...]:
         turns = self.items(key, "a list of messages")
-        return tuple(self.message(f"{key}[{index}]", turn) for index, turn in enumerate(turns))
+        read = []
+        for index, turn in enumerate(turns):
+            read.append(self.message(f"{key}[{index}]", turn))
+            if _role(turn) in _TOOL_ROLES and (not index or _role(turns[index - 1]) in ("system", "user", "human")):
+                raise DataError(
+                    f"{self.place}: '{key}[{index}]' is what a tool returned, and no assistant turn before it called "
+                    "one; put the call before it, or write it as a user turn"
+                )
+        return tuple(read)
 
     def message(self, key: str, turn: Any) -> Message:
         names = ("from", "value") if isinstance(turn, dict) and "from" in turn else ("role", "content")
+        unread = next((name for name in _UNREAD if isinstance(turn, dict) and turn.get(name)), None)
+        if unread is not None:
+            raise DataError(
+                f"{self.place}: '{key}.{unread}' would be left out, as only '{names[1]}' is read; write it into "
+                f"'{names[1]}', or drop the row"
+            )
         if not isinstance(turn, dict) or any(name not in turn for name in names):
             raise self.wrong(key, turn, "a message {role, content} or {from, value}")
         role, content = (turn[name] for name in names)
         if not isinstance(role, str) or role not in ROLES:
             raise self.wrong(f"{key}.{names[0]}", role, f"one of {', '.join(ROLES)}")
+        if turn.get("weight", 1) != 1:
+            raise self.wrong(f"{key}.weight", turn["weight"], "no weight (all answers count alike; see data.train_on)")
+        if role in (*_TOOL_ROLES, "function_call"):
+            self.notes.append(f"'{role}' turns read as {ROLES[role]} turns")
         return Message(ROLES[role], self.checked(f"{key}.{names[1]}", content))
 
     def system(self) -> tuple[Message, ...]:
@@ -118,22 +140,58 @@ class Fields:
             )
         return turns[0].content
 
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.take(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, value, "true or false")
+        return value
+
+    def endings(self, count: int) -> list[bool]:
+        """`ended`: whether the answer ended, or stops in mid-sentence; a list where the row has a list of answers."""
+        if count == 1 and not isinstance(self.values.get("ended"), list):
+            return [self.flag("ended", True)]
+        flags = self.take("ended", [True] * count)
+        if not isinstance(flags, list) or len(flags) != count or not all(isinstance(flag, bool) for flag in flags):
+            raise self.wrong("ended", flags, f"a list of {count} times true or false, one per answer,")
+        return flags
+
     def row(self, messages: tuple[Message, ...], answers: Sequence[str] = (), **more: Any) -> Row:
         if messages and self.take(PREFIX_KEY, None) is not None:
             more["prefix"] = self.text(PREFIX_KEY)
+        ended = more.pop("ended", None) or (self.endings(len(answers)) if answers else [])
+        more["ended"] = None if all(ended) else tuple(ended)
         columns = {key: value for key, value in self.values.items() if key not in self.taken}
-        return Row(messages, tuple(answers), columns=columns, place=self.place, **more)
+        if messages:
+            self._check_nothing_is_left_out(columns, "\n".join(message.content for message in messages))
+        notes = tuple(dict.fromkeys(self.notes))
+        return Row(messages, tuple(answers), columns=columns, place=self.place, notes=notes, **more)
+
+    def _check_nothing_is_left_out(self, columns: Mapping[str, Any], prompt: str) -> None:
+        for key in ("tools", "functions"):
+            value = columns.get(key)
+            if value and not (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null")):
+                raise DataError(
+                    f"{self.place}: '{key}' defines tools, which no chat template is given yet; write them into the "
+                    f"system turn and remove '{key}', or drop the row"
+                )
+        for key in _PROMPT_PARTS:
+            if any(text.strip() not in prompt for text in _texts(columns.get(key))):
+                raise DataError(
+                    f"{self.place}: '{key}' stands beside the prompt and would be left out of it; write it into the "
+                    f"prompt, or rename '{key}' if the model is not to see it"
+                )
 
     def compared(self, messages: tuple[Message, ...], chosen: str, rejected: str) -> Row:
         """A row of two answers, with its optional `margin` and `tie`."""
-        margin, tie = self.take("margin", None), self.take("tie", False)
+        margin, tie = self.take("margin", None), self.flag("tie", False)
+        ended = [self.flag("chosen_ended", True), self.flag("rejected_ended", True)]
         if margin is not None:
-            if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-                raise self.wrong("margin", margin, "a finite number")
+            if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin <= _LARGEST_MARGIN:
+                needed = f"a number from 0 to {_LARGEST_MARGIN:g}, how much better 'chosen' is,"
+                raise self.wrong("margin", margin, needed)
             margin = float(margin)
-        if not isinstance(tie, bool):
-            raise self.wrong("tie", tie, "true or false")
-        return self.row(messages, (chosen, rejected), grades=(0.0, 0.0) if tie else (1.0, 0.0), margin=margin)
+        grades = (0.0, 0.0) if tie else (1.0, 0.0)
+        return self.row(messages, (chosen, rejected), grades=grades, margin=margin, ended=ended)
 
     def check_label(self) -> float | None:
         """The number of an optional `label`, which stays among the columns."""
@@ -152,3 +210,21 @@ class Fields:
         if len(turns) == 1:
             raise DataError(f"{self.place}: '{key}' holds the answer alone; put the turn it answers before it")
         return self.row((*self.system(), *turns[:-1]), (turns[-1].content,))
+
+
+def is_grade(value: object) -> bool:
+    """Whether a value is a number that can rank an answer."""
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
+
+
+def _role(turn: Any) -> Any:
+    return (turn.get("from") or turn.get("role")) if isinstance(turn, dict) else None
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a string, a list or an object; of `{"text": [..], "label": [..]}` those of the options alone."""
+    if isinstance(value, dict):
+        value = value.get("text", list(value.values()))
+    if isinstance(value, list):
+        return [text for inner in value for text in _texts(inner)]
+    return [value] if isinstance(value, str) and value.strip() else []

@@ -7,7 +7,6 @@ Nothing here knows what the keys of an object mean: that is `formats`.
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import re
 import zlib
@@ -15,7 +14,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from onebase.data.json_text import described, parse
 from onebase.errors import DataError
+from onebase.shown import shown
 
 SUFFIXES = (".json", ".jsonl", ".txt")
 
@@ -29,18 +30,39 @@ def suffix_of(path: Path) -> str:
     for suffix in SUFFIXES:
         if name.endswith(suffix):
             return suffix
-    raise DataError(f"{path}: this kind of file is not read; give one ending in .json, .jsonl or .txt, each may be .gz")
+    raise DataError(
+        f"{shown(path)}: this kind of file is not read; give one ending in .json, .jsonl or .txt, each may be .gz"
+    )
+
+
+def check_file(path: str | Path) -> None:
+    """Raises DataError unless the path is a file of a kind that is read. A pipe or a device is none: reading it may
+    wait for ever."""
+    # os.path and not the methods of Path, which raise for a name too long to be one, or with a zero byte.
+    path, name = Path(path), shown(path)
+    try:
+        if os.path.isdir(path):
+            found = sorted(p.name for p in path.iterdir() if p.name.lower().removesuffix(".gz").endswith(SUFFIXES))
+            first = shown(found[0], 80) if found else "data.jsonl"
+            raise DataError(f"{name} is a folder; name a file in it, such as {first}")
+        suffix_of(path)
+        if not os.path.exists(path):
+            raise DataError(f"{name} does not exist{_nearest(path)}")
+        if not os.path.isfile(path):
+            raise DataError(f"{name} is a pipe, socket or device; write its content to a file and give that")
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}; check the disk and the permissions") from None
+
+
+def file_id(path: str | Path) -> tuple[int, int]:
+    """The same number for every name of a file."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def read_text(path: Path) -> str:
     """The whole file, unpacked and decoded, line ends as `\\n`. Raises DataError where that cannot be done."""
-    # os.path and not the methods of Path, which raise for a name too long to be one.
-    if os.path.isdir(path):
-        found = sorted(p.name for p in path.iterdir() if p.name.lower().removesuffix(".gz").endswith(SUFFIXES))
-        raise DataError(f"{path} is a folder; name a file in it, such as {found[0] if found else 'data.jsonl'}")
-    suffix_of(path)
-    if not os.path.exists(path):
-        raise DataError(f"{path} does not exist{_nearest(path)}")
+    check_file(path)
     try:
         packed = path.read_bytes()
         plain = gzip.decompress(packed) if path.name.lower().endswith(".gz") else packed
@@ -66,7 +88,7 @@ def json_lines(path: Path, text: str, limit: int | None) -> list[tuple[int, dict
         if limit is not None and len(objects) == limit:
             break
         if line.strip():
-            objects.append((number, _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")))
+            objects.append((number, _object(parse(line, f"{path}:{number}"), f"{path}:{number}")))
     return objects
 
 
@@ -75,19 +97,20 @@ def json_list(path: Path, text: str) -> list[tuple[int, dict[str, Any]]] | dict[
 
     An object of the SQuAD layout, whose rows lie three levels deep, is returned as it is.
     """
-    whole = _parse(text, str(path))
+    whole = parse(text, str(path))
     if isinstance(whole, dict):
         if _is_squad(whole):
             return whole
         lists = [key for key, value in whole.items() if isinstance(value, list)]
         if len(lists) != 1:
+            keys = ", ".join(shown(key, 40) for key in whole)
             raise DataError(
-                f"{path} holds one object with the keys {', '.join(whole)}, and {len(lists)} of them are lists; "
+                f"{path} holds one object with the keys {keys}, and {len(lists)} of them are lists; "
                 "give a list of objects, or an object with one list"
             )
         whole = whole[lists[0]]
     if not isinstance(whole, list):
-        raise DataError(f"{path} holds {shown(whole)}; a list of objects is needed")
+        raise DataError(f"{path} holds {described(whole)}; a list of objects is needed")
     if not whole:
         raise DataError(f"{path} holds an empty list; give a file that holds at least one row")
     return [(number, _object(value, f"{path}:{number}")) for number, value in enumerate(whole, start=1)]
@@ -98,40 +121,15 @@ def paragraphs(text: str) -> list[str]:
     return [part.strip() for part in _PARAGRAPH_END.split(text) if part.strip()]
 
 
-def shown(value: object) -> str:
-    """A value in a message: its JSON type, and the value where it is short."""
-    if value is None:
-        return "null"
-    if isinstance(value, list | dict):
-        kind = "list" if isinstance(value, list) else "object"
-        return f"{'a' if kind == 'list' else 'an'} {kind}" if value else f"an empty {kind}"
-    name = {bool: "boolean", int: "number", float: "number", str: "string"}.get(type(value), type(value).__name__)
-    text = json.dumps(value, ensure_ascii=True)
-    return f"the {name} {text if len(text) <= 40 else text[:37] + '...'}"
-
-
 def _is_squad(whole: dict[str, Any]) -> bool:
     data = whole.get("data")
     return isinstance(data, list) and bool(data) and isinstance(data[0], dict) and "paragraphs" in data[0]
 
 
-def _parse(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        # Within one line of a .jsonl file the line number is part of the place already.
-        where = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
-        lines = error.msg == "Extra data"
-        hint = "one object per line belongs in a file named .jsonl" if lines else "correct the file there"
-        raise DataError(f"{place}: invalid JSON at {where}: {error.msg}; {hint}") from None
-    except RecursionError:
-        raise DataError(f"{place}: JSON nested too deeply; flatten it") from None
-
-
 def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         hint = "; one JSON list for the whole file belongs in a file named .json" if isinstance(value, list) else ""
-        raise DataError(f"{place}: the row is {shown(value)}, an object with keys is needed{hint}")
+        raise DataError(f"{place}: the row is {described(value)}, an object with keys is needed{hint}")
     return value
 
 
@@ -140,4 +138,6 @@ def _nearest(path: Path) -> str:
     if not os.path.isdir(folder):
         return f", nor does its folder {folder}; check the path"
     near = get_close_matches(path.name, [p.name for p in folder.iterdir()], n=1)
-    return f"; did you mean {near[0]}?" if near else f"; check the path (nothing in {folder} has a name like it)"
+    if near:
+        return f"; did you mean {shown(near[0], 80)}?"
+    return f"; check the path (nothing in {folder} has a name like it)"

@@ -10,6 +10,9 @@
     squad         {data: [{paragraphs: [{context, qas: [{question, answers}]}]}]}
     prompt        {prompt | query | question}, optional completion or answer
 
+`ended: false` beside an answer (`chosen_ended`, `rejected_ended` beside a pair; a list beside a list) says that the
+answer stops in mid-sentence, as a sample does at its length limit: it gets no end token.
+
 A `system` text may stand beside every prompt but a transcript's; `margin` (a number) and `tie` (true or false) beside
 two answers that are compared; `label` beside one answer. A message is `{role, content}` or `{from, value}`; a turn that
 calls a function is an assistant turn and what the function returned a user turn, contents unchanged. Keys not named
@@ -32,16 +35,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from onebase.data.fields import Fields, listed
-from onebase.data.files import json_lines, json_list, paragraphs, read_text, shown, suffix_of
+from onebase.data.fields import Fields, is_grade, listed
+from onebase.data.files import check_file, file_id, json_lines, json_list, paragraphs, read_text, suffix_of
+from onebase.data.json_text import described
 from onebase.errors import DataError
 from onebase.records import Message, Row
+from onebase.shown import shown
 
 PROMPT_KEYS = ("prompt", "query", "question")
+
+_ANSWER_KEYS = ("answer", "code", "completion", "output", "reply", "response", "solution", "summary", "target")
+"""Beside `text`, what may answer it."""
 
 _PREDICTION = re.compile(r"prediction ([1-9]\d*)")
 
@@ -49,7 +56,18 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def read_files(paths: Sequence[str | Path], *, limit: int | None = None) -> list[Row]:
-    """The rows of several files, in order; each file may have its own layout. `limit` counts over all of them."""
+    """The rows of several files, in order; each file may have its own layout. `limit` counts over all of them.
+
+    Raises:
+        DataError: a file is not there, even one that the limit never comes to, or is named twice.
+    """
+    seen: dict[tuple[int, int], str | Path] = {}
+    for path in paths:
+        check_file(Path(path))
+        first = seen.setdefault(file_id(path), path)
+        if first is not path:
+            raise DataError(f"{shown(path)} and {shown(first)} are the same file; name it once (for more visits raise "
+                            "optimizer.num_epochs)")  # fmt: skip
     rows: list[Row] = []
     for path in paths:
         if limit is not None and len(rows) >= limit:
@@ -126,11 +144,13 @@ def split_by_prompt(rows: Sequence[Row], fraction: float, seed: int) -> tuple[li
     return train, [row for row, key in zip(rows, keys, strict=True) if key in held_out]
 
 
-def drop_unusable(rows: Sequence[Row], *, max_share: float = 0.05) -> tuple[list[Row], dict[str, list[str]]]:
+def drop_unusable(
+    rows: Sequence[Row], *, max_share: float = 0.05, answers: bool = True
+) -> tuple[list[Row], dict[str, list[str]]]:
     """Leaves out rows nothing can be learned from; returns the others, and the places of those left out by reason.
 
-    Reasons: `empty prompt` (messages without a character), `empty answer` (any of them), `equal answers` (a compared or
-    ranked row whose answers all have one text).
+    Reasons: `empty prompt` (messages without a character); and where `answers` are looked at, `empty answer` (any of
+    them), `equal answers` (a compared or ranked row whose answers all have one text).
 
     Raises:
         DataError: if more than `max_share` of the rows would go.
@@ -138,7 +158,7 @@ def drop_unusable(rows: Sequence[Row], *, max_share: float = 0.05) -> tuple[list
     kept: list[Row] = []
     dropped: dict[str, list[str]] = {}
     for row in rows:
-        reason = _unusable(row)
+        reason = unusable_prompt(row) or (_unusable_answers(row) if answers or not row.messages else None)
         if reason is None:
             kept.append(row)
         else:
@@ -153,9 +173,14 @@ def drop_unusable(rows: Sequence[Row], *, max_share: float = 0.05) -> tuple[list
     return kept, dropped
 
 
-def _unusable(row: Row) -> str | None:
+def unusable_prompt(row: Row) -> str | None:
+    """What is wrong with the prompt of a row, None where nothing is."""
     if row.messages and not any(message.content.strip() for message in row.messages):
         return "empty prompt"
+    return None
+
+
+def _unusable_answers(row: Row) -> str | None:
     if not all(answer.strip() for answer in row.answers):
         return "empty answer"
     if len(row.answers) > 1 and len({answer.strip() for answer in row.answers}) == 1:
@@ -263,7 +288,7 @@ def _read_instruction(fields: Fields) -> Row:
     ranked = fields.items("output", "a string or a list of strings, best first")
     answers = [fields.checked(f"output[{index}]", answer) for index, answer in enumerate(ranked)]
     grades = fields.take("grades", [float(grade) for grade in range(len(answers) - 1, -1, -1)])
-    numbers = isinstance(grades, list) and all(type(grade) in (int, float) and isfinite(grade) for grade in grades)
+    numbers = isinstance(grades, list) and all(map(is_grade, grades))
     if not numbers or len(grades) != len(answers):
         raise fields.wrong("grades", grades, f"a list of {len(answers)} numbers, one per answer, higher is better")
     return fields.row(prompt, answers, grades=tuple(map(float, grades)))
@@ -284,7 +309,15 @@ def _read_messages(fields: Fields) -> Row:
 
 def _read_text(fields: Fields) -> Row:
     label = fields.check_label()
-    return fields.row((), (fields.text("text"),), grades=None if label is None else (label,))
+    text = fields.text("text")
+    for key, value in fields.values.items():
+        long = isinstance(value, str) and value.strip() and ("\n" in value or len(value) > 200 or key in _ANSWER_KEYS)
+        if long and key != "text":
+            raise DataError(
+                f"{fields.place}: 'text' is read as a whole text, but could be a prompt that '{key}' answers; rename "
+                f"'text' to 'prompt' and '{key}' to 'completion', or remove '{key}' if the text alone is to be learned"
+            )
+    return fields.row((), (text,), grades=None if label is None else (label,))
 
 
 def _read_prompt(fields: Fields) -> Row:
@@ -315,7 +348,7 @@ def _squad_rows(whole: Mapping[str, Any], path: Path) -> Iterator[Row]:
 
 def _nested(value: Any, place: Path | str, at: str) -> Fields:
     if not isinstance(value, dict):
-        raise DataError(f"{place}: {at} is {shown(value)}; an object is needed")
+        raise DataError(f"{place}: {at} is {described(value)}; an object is needed")
     return Fields(value, f"{place}: {at}")
 
 

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from onebase.errors import ModelError
+from jinja2 import Environment
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+
+from onebase.data.bounds import bounded
+from onebase.errors import DataError, ModelError
+from onebase.records import Message
+from onebase.shown import shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LONGEST_ADDED = 1_000_000
+"""Characters a template may write that are not the conversation's own."""
 
 BUILT_IN_TEMPLATES = {
     # Contents joined by newlines, what the assistant says directly behind them: for story openings and base models.
@@ -29,6 +43,88 @@ BUILT_IN_TEMPLATES = {
         "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
     ),
 }
+
+
+def built_in(name: str, *, with_bos: bool) -> str:
+    """The Jinja text of a built-in template, behind the beginning token where the tokenizer puts one before texts."""
+    return ("{{- bos_token -}}" if with_bos else "") + BUILT_IN_TEMPLATES[name]
+
+
+def check_template(text: object, name: str) -> str:
+    """The text, if it is one that can be rendered.
+
+    Raises:
+        ModelError: it is no text, or raises numbers to powers, which no conversation needs and no time limit stops.
+    """
+    if not isinstance(text, str):
+        raise ModelError(
+            f"the chat template {name} is {shown(repr(text), 40)}, not a text; correct chat_template in "
+            "tokenizer_config.json, or set model.chat_template"
+        )
+    try:
+        tokens = [token for token in Environment().lex(text) if token[1] != "whitespace"]
+    except TemplateError:
+        return text  # said where it is rendered
+    for (_, _, before), (line, kind, word) in zip(tokens, tokens[1:], strict=False):
+        if kind == "operator" and word == "**" and before not in ("(", ","):
+            raise ModelError(
+                f"the chat template {name} raises a number to a power in line {line}; take it out, or set "
+                "model.chat_template to another"
+            )
+    return text
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[Message], place: str, called: str, *,
+    generation: bool,
+) -> str:  # fmt: skip
+    """The conversation as the template writes it; with `generation`, up to where the answer begins.
+
+    Raises:
+        DataError: the template refuses the conversation. It starts with `place`.
+        ModelError: the template fails, is not done within a moment, or writes far more than was said; the message
+            names it as `called`.
+    """
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    at = f"{place}: " if place else ""
+    roles = ", ".join(message.role for message in messages)
+    try:
+        with bounded():
+            text = tokenizer.apply_chat_template(
+                turns, chat_template=template, tokenize=False, add_generation_prompt=generation
+            )
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"{called} is not valid Jinja at line {error.lineno}: {shown(error.message, 200)}; correct it, or set "
+            "model.chat_template to another"
+        ) from None
+    except TemplateError as error:
+        raise DataError(
+            f"{at}{called} refuses the turns {roles}: {shown(error, 200)}; correct the row, or set model.chat_template "
+            "to another"
+        ) from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {shown(error, 200)}" if str(error) else type(error).__name__
+        raise ModelError(
+            f"{at}{called} fails on the turns {roles}{_line_of(error)}: {reason}; correct it, or set "
+            "model.chat_template to another"
+        ) from None
+    if not isinstance(text, str) or len(text) > LONGEST_ADDED + 10 * sum(len(message.content) for message in messages):
+        raise ModelError(
+            f"{at}{called} writes {len(text):,} characters around the turns {roles}; correct it, or set "
+            "model.chat_template to another"
+        )
+    return text
+
+
+def _line_of(error: BaseException) -> str:
+    """` in line 3`, of the template, where the traceback tells."""
+    line, trace = 0, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename in ("<template>", "<unknown>"):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" in line {line}" if line else ""
 
 
 def template_text(template: str) -> str:

@@ -284,7 +284,7 @@ def _sample(row: Mapping[str, Any]) -> str:
 def _amounts(run: RunRecord, price_per_hour: float | None) -> list[tuple[str, str]]:
     """What went in, and what it cost."""
     counts = {"held_out": "held out"}
-    data = ", ".join(f"{n:,} {counts.get(name, name)}" for name, n in run.summary.get("data", {}).items())
+    data = ", ".join(f"{n:,} {counts.get(name, name)}" for name, n in (run.summary.get("data") or {}).items())
     sums = {name: sum(y for _, y in _points(run.rows, metric))
             for name, metric in (("trained on", "num_tokens"), ("generated", "completions/num_tokens"))}  # fmt: skip
     tokens = {name: total for name, total in sums.items() if total}
@@ -305,7 +305,7 @@ def _amounts(run: RunRecord, price_per_hour: float | None) -> list[tuple[str, st
 
 def _times(run: RunRecord) -> str:
     """Where the time went: before the first step and after the last, and in a rollout of PPO."""
-    phases = run.summary.get("phase_seconds", {})
+    phases = run.summary.get("phase_seconds") or {}
     names = dict.fromkeys(name for row in run.rows for name in row)
     measured = [match for name in names if (match := re.fullmatch(r"perf/(?!step_)(\w+)_seconds", name))]
     inside = {PHASES.get(match[1], match[1]): sum(y for _, y in _points(run.rows, match[0])) for match in measured}

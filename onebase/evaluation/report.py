@@ -15,6 +15,7 @@ from onebase.evaluation.held_out import HeldOut, improvement
 from onebase.evaluation.intervals import Interval
 from onebase.evaluation.panels import TITLES
 from onebase.files import write_atomically
+from onebase.shown import shown
 
 NUM_SAMPLES = 5
 
@@ -28,10 +29,11 @@ def print_comparison(roles: Sequence[HeldOut], *, names: Sequence[str]) -> None:
 
 
 def result_console() -> Console:
-    """Stdout; where that is no terminal, wide enough for the tables."""
+    """Stdout; where that is no terminal, wide enough for the tables. Stderr, where someone closed stdout."""
+    closed = sys.stdout.closed
     return Console(
-        file=sys.stdout, quiet=not processes.is_main(), highlight=False, emoji=False,
-        width=None if sys.stdout.isatty() else 120,
+        file=sys.stderr if closed else sys.stdout, quiet=not processes.is_main(), highlight=False, emoji=False,
+        width=None if not closed and sys.stdout.isatty() else 120,
     )  # fmt: skip
 
 
@@ -62,8 +64,9 @@ def print_samples(console: Console, roles: Sequence[HeldOut], names: Sequence[st
     for name in names:
         table.add_column(name, overflow="fold", ratio=3)
     for i in range(min(NUM_SAMPLES, len(roles[0].prompts))):
-        prompt = _shortened(roles[0].prompts[i])
-        table.add_row(prompt, *(f"{r.completions[i].strip()}\n({r.first_scores[i]:.3f})" for r in roles))
+        texts = [shown(role.completions[i].strip(), lines=True) for role in roles]
+        answers = [f"{text}\n({role.first_scores[i]:.3f})" for text, role in zip(texts, roles, strict=True)]
+        table.add_row(_shortened(roles[0].prompts[i]), *answers)
     console.print(table, markup=False)
 
 
@@ -78,4 +81,4 @@ def write_samples(path: Path, roles: Sequence[HeldOut]) -> None:
 
 def _shortened(text: str, most: int = 160) -> str:
     text = text.strip()
-    return text if len(text) <= most else "… " + text[-most:]
+    return shown(text if len(text) <= most else "… " + text[-most:], lines=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,15 +69,15 @@ class RunRecord:
         """What came out, in a line; of a run that is not finished, where it stands."""
         s = self.summary
         if "eval_loss_after" in s:
-            return f"held-out loss {shown(s['eval_loss_before'])} → {shown(s['eval_loss_after'])} nats per token"
+            return f"held-out loss {shown(s.get('eval_loss_before'))} → {shown(s['eval_loss_after'])} nats per token"
         if "eval_accuracy" in s:
             return f"held-out accuracy {interval([s['eval_accuracy'], *(s.get('eval_accuracy_interval') or [])])}"
         if "score_rise" in s:
-            return f"held-out score {interval(s['score_rise'], '+')}, KL {shown(s['kl'])} nats per completion"
+            return f"held-out score {interval(s['score_rise'], '+')}, KL {shown(s.get('kl'))} nats per completion"
         if s.get("mean_scores"):
             return f"mean score of the samples {' → '.join(map(shown, s['mean_scores']))}"
         if "best_score" in s:
-            return f"mean score {shown(s['mean_score'])}, of the best {shown(s['best_score'])}"
+            return f"mean score {shown(s.get('mean_score'))}, of the best {shown(s['best_score'])}"
         last = self.rows[-1] if self.rows else {}
         named = next((name for name in ("objective/scores", "loss", "best_score") if name in last), None)
         return f"{named} {shown(last[named])} in step {self.steps}" if named else ""
@@ -93,7 +94,7 @@ def read_run(folder: Path, verb: str = "") -> RunRecord:
     """
     config, path = {}, folder / "config.yaml"
     try:
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise ConfigError(f"{path}: not the configuration of a run: it is no regular file")
         text = path.read_text(encoding="utf-8")
         config = plain_values(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))

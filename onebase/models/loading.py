@@ -241,11 +241,8 @@ def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.
     if _looks_local(name) and not Path(name).is_dir():
         raise ModelError(f"{name}: no such folder; model.model_name_or_path takes a folder or a hub name")
     config = None
+    require_quantization(quantization)
     if quantization == "nf4":
-        try:
-            import bitsandbytes  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError('nf4 needs bitsandbytes: pip install "onebase[quant]"') from error
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     transformers_logging.disable_progress_bar()
     loaded: Any  # the model, and what was missing
@@ -278,6 +275,15 @@ def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def require_quantization(quantization: str) -> None:
+    """Raises MissingExtraError unless the package for this quantisation can be imported."""
+    if quantization == "nf4":
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError('nf4 needs bitsandbytes: pip install "onebase[quant]"') from error
 
 
 def _looks_local(name: str) -> bool:

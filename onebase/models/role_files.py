@@ -12,11 +12,13 @@ import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from onebase.data.chat import ChatFormat
@@ -144,10 +146,7 @@ def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, 
         RoleMismatchError: the role is of another kind, was made on another base or with another tokenizer, or lacks
             its head.
     """
-    card = read_card(folder)
-    if card.kind not in kinds:
-        raise RoleMismatchError(f"{folder}: this is a {card.kind} role, and a {' or '.join(kinds)} role is needed here")
-    check_base(one, card, folder)
+    card = check_role(one, folder, kinds)
     config, weights = read_adapter(folder)
     score = weights.pop(SCORE_KEY, None)
     if card.kind in SCALAR_KINDS and score is None:
@@ -167,7 +166,31 @@ def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, 
     return role
 
 
-def check_base(one: OneBase, card: RoleCard, folder: str | Path) -> None:
+class Base(Protocol):
+    """What tells one base from another, loaded or only planned."""
+
+    @property
+    def name_or_path(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+
+def check_role(base: Base, folder: str | Path, kinds: tuple[str, ...]) -> RoleCard:
+    """Reads a role's card; needs no weights of the base.
+
+    Raises:
+        RoleMismatchError: the role is of another kind, or was made on another base or with another tokenizer.
+    """
+    card = read_card(folder)
+    if card.kind not in kinds:
+        raise RoleMismatchError(f"{folder}: this is a {card.kind} role, and a {' or '.join(kinds)} role is needed here")
+    check_base(base, card, folder)
+    return card
+
+
+def check_base(one: Base, card: RoleCard, folder: str | Path) -> None:
     """Raises RoleMismatchError unless the role was made on this base, with this tokenizer."""
     if card.base_fingerprint != one.fingerprint:
         raise RoleMismatchError(

@@ -6,25 +6,29 @@
                   with `chosen: data` the data's answer against each sample, scored or not: one round of self-play
                   (SPIN, Chen et al. 2024)
 
+A sample that stopped at its length limit is written with `ended: false` (`chosen_ended`, `rejected_ended`), so that
+nobody learns an end token that was not sampled. Rows read back give the sampled tokens, wherever the tokenizer splits
+their text as the policy wrote it.
+
 An answer without a character is no training data: it is scored and counted (`empty`), and not written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onebase.config import BestOfConfig
 from onebase.data.chat import ChatFormat
-from onebase.data.formats import read_files
-from onebase.data.prepare import Limits, best_answer, encode_prompts
+from onebase.data.prepare import best_answer, encode_prompts
 from onebase.errors import DataError
 from onebase.evaluation.intervals import bootstrap_mean, paired_bootstrap
 from onebase.files import write_atomically
 from onebase.models.generation import Sample, generate, sample_seeds
 from onebase.models.role_files import load_role
+from onebase.recipes.dry_run import planned_base
 from onebase.recipes.ppo_setup import (
     check_columns,
     longest_rollout_tree,
@@ -32,10 +36,9 @@ from onebase.recipes.ppo_setup import (
     open_reward_source,
     sampling_of,
 )
-from onebase.recipes.setup import open_base, open_chat, open_run, token_budget
+from onebase.recipes.setup import limits_of, open_base, open_chat, open_run, read_prompts, token_budget
 from onebase.records import Example, RewardSource, Row
 from onebase.training.checkpoint import inputs_of
-from onebase.training.plan import describe_base
 from onebase.training.progress import say
 from onebase.training.rollout import score_request, trees
 
@@ -121,11 +124,12 @@ class Written:
         scores: Sequence[float] | None,
     ) -> None:  # fmt: skip
         """Takes in the samples of one prompt."""
-        asked, answers = asked_of(chat, prompt), [answer_text(chat, prompt, sample) for sample in samples]
+        stops = set(chat.single_tokens(config.generation.stop)) - {chat.end_token_id}
+        asked, answers = asked_of(chat, prompt), [own_answer(chat, prompt, sample, stops) for sample in samples]
         self.ended += sum(sample.ended for sample in samples)
-        self.empty += sum(not answer.strip() for answer in answers)
+        self.empty += sum(not answer.text.strip() for answer in answers)
         if scores is not None:
-            self.best += best_row(prompt, asked, answers, samples, scores)
+            self.best += best_row(prompt, asked, answers, scores)
             self.means.append(sum(scores) / len(scores))
         if config.chosen == "data":
             self.pairs += pairs_with_data(prompt, asked, answers)
@@ -150,36 +154,44 @@ class Written:
         self.ended, self.empty = state["ended"], state["empty"]
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A sample in words."""
+
+    text: str
+    ended: bool
+    """Whether it closes with an end token; False at the length limit, and behind a stop string, which is text."""
+
+
 def best_row(
-    prompt: Example, asked: Mapping[str, Any], answers: Sequence[str], samples: Sequence[Sample],
-    scores: Sequence[float],
-) -> list[dict[str, Any]]:  # fmt: skip
+    prompt: Example, asked: Mapping[str, Any], answers: Sequence[Answer], scores: Sequence[float]
+) -> list[dict[str, Any]]:
     """The row of the best answer, with all scores."""
     ranked = ranked_answers(answers, scores)
     if not ranked:
         return []
-    first = ranked[0]
-    answered = {"text": asked["prompt"] + answers[first]} if is_text(prompt) else {"completion": answers[first]}
+    first = answers[ranked[0]]
+    answered = {"text": asked["prompt"] + first.text} if is_text(prompt) else {"completion": first.text}
     rounded = [round(score, 6) for score in scores]
-    return [{**columns_of(prompt), **({} if is_text(prompt) else asked), **answered, "score": rounded[first],
-             "scores": rounded, "ended": samples[first].ended}]  # fmt: skip
+    return [{**columns_of(prompt), **({} if is_text(prompt) else asked), **answered, "score": rounded[ranked[0]],
+             "scores": rounded, "ended": first.ended}]  # fmt: skip
 
 
 def best_and_worst(
-    prompt: Example, asked: Mapping[str, Any], answers: Sequence[str], scores: Sequence[float]
+    prompt: Example, asked: Mapping[str, Any], answers: Sequence[Answer], scores: Sequence[float]
 ) -> list[dict[str, Any]]:
     """The pair of the best against the worst, where score and text differ."""
     ranked = ranked_answers(answers, scores)
-    if not ranked or scores[ranked[0]] <= scores[ranked[-1]] or answers[ranked[0]] == answers[ranked[-1]]:
+    if not ranked or scores[ranked[0]] <= scores[ranked[-1]] or answers[ranked[0]].text == answers[ranked[-1]].text:
         return []
     first, last = ranked[0], ranked[-1]
     return [{
-        **columns_of(prompt), **asked, "chosen": answers[first], "rejected": answers[last],
+        **columns_of(prompt), **paired(asked, answers[first], answers[last]),
         "chosen_score": round(scores[first], 6), "rejected_score": round(scores[last], 6),
     }]  # fmt: skip
 
 
-def pairs_with_data(prompt: Example, asked: Mapping[str, Any], answers: Sequence[str]) -> list[dict[str, Any]]:
+def pairs_with_data(prompt: Example, asked: Mapping[str, Any], answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """The data's answer against each different one of the policy's own.
 
     Raises:
@@ -191,21 +203,43 @@ def pairs_with_data(prompt: Example, asked: Mapping[str, Any], answers: Sequence
             f"{row.place if row else 'a row'}: chosen: data pairs the data's answer with the policy's own, and this "
             "row has no prompt with a whole answer; add 'completion', or set chosen: best"
         )
-    chosen = best_answer(row).answers[0].strip()
-    own = [text for text in dict.fromkeys(answers) if text and text != chosen]
-    return [{**columns_of(prompt), **asked, "chosen": chosen, "rejected": text} for text in own]
+    best = best_answer(row)
+    chosen = Answer(best.answers[0], best.ended is None or best.ended[0])
+    own = {answer.text: answer for answer in reversed(answers)}  # the first of those with one text
+    differing = [own[text] for text in dict.fromkeys(answer.text for answer in answers)
+                 if text.strip() and text.strip() != chosen.text.strip()]  # fmt: skip
+    return [{**columns_of(prompt), **paired(asked, chosen, answer)} for answer in differing]
 
 
-def ranked_answers(answers: Sequence[str], scores: Sequence[float]) -> list[int]:
+def paired(asked: Mapping[str, Any], chosen: Answer, rejected: Answer) -> dict[str, Any]:
+    return {**asked, "chosen": chosen.text, "rejected": rejected.text, "chosen_ended": chosen.ended,
+            "rejected_ended": rejected.ended}  # fmt: skip
+
+
+def ranked_answers(answers: Sequence[Answer], scores: Sequence[float]) -> list[int]:
     """Which answers have text, best first."""
-    return sorted((k for k in range(len(answers)) if answers[k].strip()), key=lambda k: -scores[k])
+    return sorted((k for k in range(len(answers)) if answers[k].text.strip()), key=lambda k: -scores[k])
 
 
-def answer_text(chat: ChatFormat, prompt: Example, sample: Sample) -> str:
-    """What was sampled, in words: the whole answer with its prefix; in a plain text blanks at its ends belong to it."""
+def own_answer(chat: ChatFormat, prompt: Example, sample: Sample, stops: Collection[int]) -> Answer:
+    """What was sampled, in words: the whole answer with its prefix.
+
+    Around an answer to messages the template writes blanks of its own: the text is taken with as many of the sampled
+    ones as give the sampled tokens when it is encoded again, and with none where no text does.
+    """
     text = chat.decode(sample.ids)
-    prefix = prompt.row.prefix if prompt.row else None
-    return text if is_text(prompt) else f"{prefix or ''}{text}".strip()
+    ended = sample.ended and sample.ids[-1] not in stops
+    row = prompt.row
+    if row is None or not row.messages:
+        return Answer(text, ended)
+    text = (row.prefix or "") + text
+    whole = slice(None, -1 if ended else None)  # which of several end tokens it was is not kept
+    sampled = [*chat.encode_prompt(row.messages, prefix=row.prefix), *sample.ids][whole]
+    for wording in dict.fromkeys((text.strip(), text.removeprefix(" "), text, text.rstrip(), text.lstrip())):
+        again = replace(row, answers=(wording,), grades=None, prefix=None, ended=(ended,))
+        if wording.strip() and chat.encode_example(again).tokens(0)[whole] == sampled:
+            return Answer(wording, ended)
+    return Answer(text.strip(), ended)
 
 
 def asked_of(chat: ChatFormat, prompt: Example) -> dict[str, Any]:
@@ -250,21 +284,18 @@ def score_line(means: Sequence[float], best: Sequence[Mapping[str, Any]]) -> str
 
 def encode(config: BestOfConfig, chat: ChatFormat, context: int, rows: Sequence[Row] | None = None) -> list[Example]:
     """The prompts, encoded and within the limits."""
-    data = config.data
     return encode_prompts(
-        read_files(data.train, limit=data.limit) if rows is None else rows,
+        read_prompts(config.data, answers=config.chosen == "data") if rows is None else rows,
         chat,
-        Limits(context, data.max_prompt_tokens, truncate_prompt=data.truncate_prompt),
+        limits_of(config.data, context),
         max_new_tokens=config.generation.max_new_tokens,
-        opening_tokens=data.opening_tokens,
+        opening_tokens=config.data.opening_tokens,
     )
 
 
 def plan(config: BestOfConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
+    base = planned_base(config)
     prompts = encode(config, open_chat(base.tokenizer, config.model), base.context)
     check_columns([open_function(config.reward)], prompts)
     return "\n".join([

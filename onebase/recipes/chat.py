@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from onebase.models.one_base import OneBase
 from onebase.models.passes import per_example
 from onebase.recipes.saved import open_saved
 from onebase.records import Example, Message
+from onebase.shown import shown
 
 
 def run(
@@ -31,37 +31,38 @@ def run(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    system: str | None = None,
+    top_p: float = 1.0,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    device: str = "auto",
 ) -> None:
     """Answers `once` and returns, or reads messages until an empty line or the end of input.
 
     Raises:
-        ConfigError: a length or a temperature that cannot be.
+        ConfigError: what is read is no text.
     """
-    if max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens is {max_new_tokens}; at least 1 is needed")
-    if not 0 <= temperature < math.inf:
-        raise ConfigError(f"--temperature is {temperature}; 0 or more is needed")
     folders = {"A": compare[0], "B": compare[1]} if compare else {"A": str(role)}
     roles = {name: (folder, ("policy",)) for name, folder in folders.items()}
     if reward is not None:
         roles["reward"] = (reward, ("reward",))
-    one, chat = open_saved(roles, model=model)
-    sampling = Sampling(max_new_tokens, temperature=temperature, stop_ids=stop_ids(one, [chat.end_token_id]))
+    one, chat = open_saved(roles, model=model, dtype=dtype, quantization=quantization, device=device)
+    stops = stop_ids(one, [chat.end_token_id])
+    sampling = Sampling(max_new_tokens, temperature=temperature, top_p=top_p, stop_ids=stops)
+    opening = [Message("system", system)] if system else []
     if once is not None:
-        show(answer(one, chat, [Message("user", once)], folders, sampling, seed, scored=reward is not None), folders)
+        asked = [*opening, Message("user", once)]
+        show(answer(one, chat, asked, folders, sampling, seed, scored=reward is not None), folders)
         return
     console = Console(stderr=True)
     console.print("An empty line or Ctrl-D ends the conversation; /new starts another.", style="dim")
-    history: list[Message] = []
+    history = list(opening)
     for turn in range(sys.maxsize):
-        try:
-            said = console.input("[bold]> [/bold]").strip() if sys.stdin.isatty() else sys.stdin.readline().strip()
-        except EOFError:
-            return
+        said = _read_line(console)
         if not said:
             return
         if said == "/new":
-            history = []
+            history = list(opening)
             continue
         history.append(Message("user", said))
         try:
@@ -73,6 +74,16 @@ def run(
         show(answers, folders)
         # Two roles go on from the first one's answer, so that they stay in one conversation.
         history.append(Message("assistant", answers["A"][0]))
+
+
+def _read_line(console: Console) -> str:
+    try:
+        return console.input("[bold]> [/bold]").strip() if sys.stdin.isatty() else sys.stdin.readline().strip()
+    except EOFError:
+        return ""
+    except UnicodeDecodeError as error:
+        wrong = f"byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise ConfigError(f"the message is not UTF-8 text: {wrong}") from None
 
 
 def answer(
@@ -92,8 +103,9 @@ def answer(
     Raises:
         PromptTooLongError: the last message alone is too long.
     """
-    while len(chat.encode_prompt(messages)) > one.context_length - 1 and len(messages) > 1:
-        messages = messages[2:]
+    first = 1 if messages[0].role == "system" else 0  # it stays, whatever is left out
+    while len(chat.encode_prompt(messages)) > one.context_length - 1 and len(messages) > first + 1:
+        messages = [*messages[:first], *messages[first + 2 :]]
     prompt = Example(chat.encode_prompt(messages), [])
     room = one.context_length - len(prompt.prompt_ids)
     if room < 1:
@@ -127,10 +139,10 @@ def show(answers: dict[str, tuple[str, float | None]], folders: dict[str, str]) 
     """One answer as text; two as columns."""
     scores = {name: "" if score is None else f"\n(reward {score:.3f})" for name, (_, score) in answers.items()}
     if len(answers) == 1:
-        print(answers["A"][0] + scores["A"], flush=True)
+        print(shown(answers["A"][0], lines=True) + scores["A"], flush=True)
         return
     table = Table(show_lines=True)
     for name, folder in folders.items():
-        table.add_column(f"{name}: {Path(folder)}", overflow="fold", ratio=1)
-    table.add_row(*(text + scores[name] for name, (text, _) in answers.items()))
+        table.add_column(f"{name}: {shown(Path(folder))}", overflow="fold", ratio=1)
+    table.add_row(*(shown(text, lines=True) + scores[name] for name, (text, _) in answers.items()))
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, markup=False).print(table)

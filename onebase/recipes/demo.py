@@ -16,8 +16,9 @@ from onebase.config import DPOConfig, PPOConfig, PretrainConfig, RewardConfig, S
 from onebase.config_files import dump_config
 from onebase.data import grammar
 from onebase.data.chat import chat_format
+from onebase.data.fit import Limits
 from onebase.data.formats import read_rows
-from onebase.data.prepare import Limits, encode_prompts
+from onebase.data.prepare import encode_prompts
 from onebase.evaluation.held_out import HeldOut, evaluate_role
 from onebase.evaluation.intervals import Interval, paired_bootstrap
 from onebase.evaluation.plots import plot_stages

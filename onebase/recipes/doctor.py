@@ -161,9 +161,14 @@ def _try_nf4(device: torch.device) -> str:
 def _disk(output_dir: Path) -> dict[str, Any]:
     """Free space where runs would be written, and whether a file can be: in the nearest folder that is there."""
     folder = output_dir.absolute()
-    while not folder.is_dir() and folder != folder.parent:
+    while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
     try:
+        if not os.path.lexists(output_dir):
+            try:
+                os.stat(output_dir)  # a name that no folder may have
+            except FileNotFoundError:
+                pass
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"onebase")
             file.flush()

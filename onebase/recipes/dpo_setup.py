@@ -12,9 +12,10 @@ from onebase.data.tree import separate
 from onebase.errors import DataError
 from onebase.models.one_base import OneBase
 from onebase.models.role_files import load_role
+from onebase.recipes.dry_run import planned_base
 from onebase.recipes.setup import limits_of, new_lora, num_steps, open_chat, read_rows
 from onebase.records import Example, Row
-from onebase.training.plan import describe_base, describe_steps
+from onebase.training.plan import describe_steps
 from onebase.training.progress import say
 
 PAPER_MIXTURES = {
@@ -64,9 +65,13 @@ def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[li
             kept = [example for example in kept if not _is_tied(example)]
         if dropped:
             say(dropped_line(dropped))
+        if unpaired and (between := sum(max(0, len(example.completions) - 2) for example in kept)):
+            say(f"kto learns from the best and the worst answer of a list; {between} answers between them are left out")
         sides.append([single for example in kept for single in labelled(example)] if unpaired else kept)
     if not sides[0]:
         raise DataError("no rows are left to train on; look at data.train and the limits on lengths")
+    if unpaired:
+        _check_labels(sides[0])
     return sides[0], sides[1]
 
 
@@ -83,9 +88,20 @@ def labelled(example: Example) -> list[Example]:
     best, worst = (example.grades.index(grade) for grade in (max(example.grades), min(example.grades)))
     row = replace(example.row, grades=None, margin=None)
     return [
-        replace(singles[k], row=replace(row, answers=(row.answers[k],), columns={**row.columns, "label": good}))
+        replace(singles[k], row=replace(row.only([k]), columns={**row.columns, "label": good}))
         for k, good in ((best, True), (worst, False))
     ]
+
+
+def _check_labels(examples: list[Example]) -> None:
+    """Raises DataError unless kto has both good and bad answers to learn from."""
+    labels = {bool(example.row.columns["label"]) for example in examples if example.row}
+    if len(labels) < 2:
+        (label,) = labels
+        raise DataError(
+            f"kto learns from good answers and bad ones, and all {len(examples)} have the label {str(label).lower()}; "
+            f"add rows with 'label' {str(not label).lower()}{', or use sft' if label else ''}"
+        )
 
 
 def _is_tied(example: Example) -> bool:
@@ -109,9 +125,7 @@ def _check_answers(row: Row, *, unpaired: bool) -> None:
 
 def plan(config: DPOConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
+    base = planned_base(config)
     train, held_out = read_examples(config, open_chat(base.tokenizer, config.model), base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
     return "\n".join([

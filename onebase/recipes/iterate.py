@@ -21,14 +21,13 @@ from typing import Any
 from onebase import processes
 from onebase.config import BestOfConfig, DPOConfig, IterateConfig, SFTConfig
 from onebase.data.batches import minibatch_indices, mixed_seed
-from onebase.data.formats import read_files
 from onebase.errors import DataError
 from onebase.files import atomic_folder
 from onebase.recipes import best_of, dpo, sft
+from onebase.recipes.dry_run import planned_base
 from onebase.recipes.ppo_setup import open_function
-from onebase.recipes.setup import open_run
+from onebase.recipes.setup import open_chat, open_run, read_prompts
 from onebase.records import Row
-from onebase.training.plan import describe_base
 from onebase.training.progress import say
 from onebase.training.record import checkpoints
 
@@ -37,7 +36,7 @@ def run(config: IterateConfig) -> dict[str, Any]:
     """Runs the rounds and leaves the last policy in `policy/`; returns the summary."""
     run = open_run(config)
     run.open_record()
-    rows = read_files(config.data.train, limit=config.data.limit)
+    rows = read_prompts(config.data, answers=config.chosen == "data")
     policy = config.policy
     scores: list[float | None] = []
     for number in range(1, config.rounds + 1):
@@ -68,8 +67,7 @@ def sample(config: IterateConfig, folder: Path, policy: str | None, rows: Sequen
     """The samples of a round, on prompts drawn anew until all have been used; returns the summary of the run."""
     size = min(config.prompts_per_round, len(rows))
     chosen = minibatch_indices(number - 1, num_examples=len(rows), size=size, seed=config.seed)
-    options = {**_shared(config, ("chosen", "model", "data", "reward", "generation")), "output_dir": str(folder),
-               "policy": policy, "seed": _seed(config, number),
+    options = {**_sampling_options(config), "output_dir": str(folder), "policy": policy, "seed": _seed(config, number),
                "batch": {"microbatch_tokens": config.batch.microbatch_tokens}}  # fmt: skip
     return summary_of(folder, lambda: best_of.run(BestOfConfig.model_validate(options), [rows[i] for i in chosen]))
 
@@ -107,6 +105,10 @@ def _shared(config: IterateConfig, keys: Sequence[str]) -> dict[str, Any]:
     return config.model_dump(include={*keys, "checkpoint", "report_to"})
 
 
+def _sampling_options(config: IterateConfig) -> dict[str, Any]:
+    return {**_shared(config, ("chosen", "model", "data", "reward", "generation")), "output_dir": config.output_dir}
+
+
 def _seed(config: IterateConfig, number: int) -> int:
     # Each round samples other answers and reads them in another order.
     return mixed_seed("round", config.seed, number)
@@ -114,12 +116,12 @@ def _seed(config: IterateConfig, number: int) -> int:
 
 def plan(config: IterateConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
-    rows = read_files(config.data.train, limit=config.data.limit)
+    base = planned_base(config)
+    rows = read_prompts(config.data, answers=config.chosen == "data")
     if (function := open_function(config.reward)) is not None:
         function.check_columns([row.columns for row in rows])
+    sampling = BestOfConfig.model_validate(_sampling_options(config))
+    best_of.encode(sampling, open_chat(base.tokenizer, config.model), base.context, rows)
     size, count = min(config.prompts_per_round, len(rows)), config.generation.samples_per_prompt
     how = "sft on the best" if config.learn == "sft" else f"dpo ({config.loss}), reference {config.reference}"
     return "\n".join([

@@ -14,19 +14,19 @@ from onebase.config_ppo import GenerationGroup, OptionalRewardSourceGroup
 from onebase.data.batches import num_minibatches
 from onebase.data.chat import ChatFormat
 from onebase.data.formats import drop_unusable, read_files
-from onebase.data.prepare import Limits, encode_prompts, encode_rows
+from onebase.data.prepare import dropped_line, encode_prompts, encode_rows
 from onebase.errors import DataError
 from onebase.models.generation import Sampling, stop_ids
 from onebase.models.one_base import OneBase
 from onebase.models.role_files import load_role
 from onebase.objectives.kl import AdaptiveKL, FixedKL
 from onebase.objectives.moments import RunningMoments
+from onebase.recipes.dry_run import planned_base
 from onebase.recipes.saved import warn_of_template
-from onebase.recipes.setup import make_update, new_lora, open_base, open_chat, read_rows, token_budget
+from onebase.recipes.setup import limits_of, make_update, new_lora, open_base, open_chat, read_rows, token_budget
 from onebase.records import Example, RewardSource
 from onebase.rewards.functions import FunctionReward
 from onebase.rewards.learned import ClassifierReward, RoleReward
-from onebase.training.plan import describe_base
 from onebase.training.progress import say
 from onebase.training.run import Run
 from onebase.training.update import ParameterGroup, Update
@@ -196,11 +196,13 @@ def read_prompts(
             "ppo compares policy and reference on held-out prompts, and none are left; set data.eval, or "
             "data.eval_fraction above 0"
         )
-    limits = Limits(context, config.data.max_prompt_tokens, truncate_prompt=config.data.truncate_prompt)
+    limits = limits_of(config.data, context)
     lengths = {"max_new_tokens": config.generation.max_new_tokens, "opening_tokens": config.data.opening_tokens}
     ptx: list[Example] = []
     if config.ppo.ptx_data:
-        rows, _ = drop_unusable(read_files(config.ppo.ptx_data), max_share=config.data.max_dropped_share)
+        rows, dropped = drop_unusable(read_files(config.ppo.ptx_data), max_share=config.data.max_dropped_share)
+        if dropped:
+            say(f"ppo.ptx_data: {dropped_line(dropped)}")
         ptx = encode_rows(rows, chat, limits)
     return (
         encode_prompts(train, chat, limits, **lengths),
@@ -224,9 +226,7 @@ def num_updates(config: PPOConfig, prompts: Sequence[Example]) -> int:
 
 def plan(config: PPOConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
+    base = planned_base(config)
     chat = open_chat(base.tokenizer, config.model)
     prompts, held_out, ptx = read_prompts(config, chat, base.context)
     check_columns(open_functions(config), [*prompts, *held_out])

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from onebase.config import PretrainConfig
+from onebase.config_files import dump_config
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import chat_format
-from onebase.data.formats import read_files
 from onebase.errors import DataError, ModelError
 from onebase.models.loading import load_base, wrap_model
 from onebase.models.one_base import OneBase
@@ -41,6 +41,8 @@ from onebase.training.language import language_step, mean_nll
 from onebase.training.memory import peak_memory_mb
 from onebase.training.plan import describe_base, describe_steps
 from onebase.training.progress import say
+from onebase.training.run import check_writable
+from onebase.training.trackers import require_trackers
 from onebase.training.update import ParameterGroup
 
 LONGEST_BLOCK = 1024
@@ -155,8 +157,10 @@ def to_blocks(one: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list
 
 def plan(config: PretrainConfig) -> str:
     """What `run` would do, in words."""
+    check_writable(Path(config.output_dir), dump_config(config))
+    require_trackers(config.report_to)
     if config.model.model_name_or_path is None:
-        tiny, rows = config.tiny, read_files(config.data.train, limit=config.data.limit)
+        tiny, rows = config.tiny, [row for side in read_rows(config.data, config.seed) for row in side]
         vocabulary = f"of at most {tiny.vocab_size or VOCAB_SIZE}"
         if tiny.tokenizer is not None:
             vocabulary = f"{len(read_tokenizer(tiny.tokenizer))} of {tiny.tokenizer}"

@@ -36,6 +36,7 @@ from onebase.objectives.reward import (
     ranking_loss,
     ranking_pairs,
 )
+from onebase.recipes.dry_run import planned_base
 from onebase.recipes.setup import (
     best_by,
     largest_example,
@@ -54,7 +55,7 @@ from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.memory import peak_memory_mb
 from onebase.training.metrics import Averages, require_finite
-from onebase.training.plan import describe_base, describe_steps
+from onebase.training.plan import describe_steps
 from onebase.training.progress import say
 from onebase.training.update import ParameterGroup, Update
 
@@ -195,7 +196,11 @@ def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple
     """
     train, held_out = read_rows(config.data, config.seed)
     limits = limits_of(config.data, context)
-    train, held_out = pair_labelled(train, seed=config.seed), pair_labelled(held_out, seed=config.seed)
+    pairs = [pair_labelled(rows, seed=config.seed) for rows in (train, held_out)]
+    if unpaired := [len(rows) - 2 * len(made) for rows, made in zip((train, held_out), pairs, strict=True)
+                    if made and made[0] is not rows[0]]:  # fmt: skip
+        say(f"labelled texts are paired better against worse; {sum(unpaired)} of the more frequent label are left over")
+    train, held_out = pairs
     for row in [*train, *held_out]:
         if row.grades is None or len(row.answers) < 2:
             raise DataError(
@@ -216,9 +221,7 @@ def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple
 
 def plan(config: RewardConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
+    base = planned_base(config)
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)

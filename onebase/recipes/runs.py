@@ -38,8 +38,8 @@ def ls(folder: Path, *, as_json: bool = False) -> None:
     Raises:
         ConfigError: no such folder.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"no folder '{folder}'; give the one that runs were written to")
+    if not os.path.isdir(folder):  # not Path's, which raises for a name too long to be one
+        raise ConfigError(f"no folder '{shown(str(folder))}'; give the one that runs were written to")
     found, unread = [], []
     for path in below(folder):
         try:
@@ -115,8 +115,10 @@ def plot(folders: Sequence[Path], *, output: Path | None = None) -> None:
         if len(run.rows) < 2 or not any(row.get(metric) is not None for row in run.rows for metric in drawn):
             raise ConfigError(f"{run.folder}: there is nothing to draw yet; curves need two steps")
     names, first = list(runs), folders[0]
+    if output is not None and "\0" in str(output):
+        raise ConfigError(f"--output {text_shown(output, 200)}: a path has no zero byte")
     path = output or first / "plots" / ("metrics.png" if len(runs) == 1 else f"{'-'.join(names).replace('/', '_')}.png")
-    if path.suffix != ".png" or path.is_dir():
+    if path.suffix != ".png" or os.path.isdir(path):
         raise ConfigError(f"--output {path}: give the name of a .png file")
     with _writing(path):
         if len(runs) == 1:
@@ -198,7 +200,7 @@ def opened(folder: Path) -> RunRecord:
     Raises:
         ConfigError: no run there; names those that are below.
     """
-    if not (folder / "config.yaml").exists() and folder.is_dir() and (near := list(below(folder))):
+    if not os.path.exists(folder / "config.yaml") and os.path.isdir(folder) and (near := list(below(folder))):
         listed = ", ".join(map(str, near[:5])) + (", ..." if len(near) > 5 else "")
         raise ConfigError(f"{folder}: no run, but there are runs below it: {listed}")
     run = read_run(folder)
@@ -225,7 +227,7 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
+        raise ConfigError(f"{text_shown(path, 200)}: cannot be written ({error.strerror})") from None
 
 
 def _defaults(run: RunRecord) -> dict[str, Any]:

@@ -19,7 +19,12 @@ NO_TEMPLATE = hashlib.sha256(b"").hexdigest()
 
 
 def open_saved(
-    roles: Mapping[str, tuple[str, tuple[str, ...]]], *, model: str | None = None
+    roles: Mapping[str, tuple[str, tuple[str, ...]]],
+    *,
+    model: str | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    device: str = "auto",
 ) -> tuple[OneBase, ChatFormat]:
     """Loads the base that these folders need, once and as they were trained on it, and puts them on it.
 
@@ -27,6 +32,7 @@ def open_saved(
         roles: name on the base -> (folder, kinds of role it may be). A folder that is a model of its own (a base, or
             what full-parameter training left) is the base itself, with adapters off.
         model: the base, where it is not where the roles say.
+        dtype: of the base, and `quantization`; None: as the roles were trained on it.
 
     Raises:
         ModelError: folders of several models, a model where a reward role is needed, or the base is not where a role
@@ -51,7 +57,12 @@ def open_saved(
                 f"{wanted}: the base of {next(iter(folders.values()))} is no longer there; name it by --model"
             )
     first = next(iter(cards.values()), None)
-    one = load_base(wanted, dtype=first.dtype, quantization=first.quantization) if first else load_base(wanted)
+    one = load_base(
+        wanted,
+        dtype=dtype or (first.dtype if first else "auto"),
+        quantization=quantization or (first.quantization if first else "none"),
+        device=device,
+    )
     for name, (folder, kinds) in roles.items():
         if bases[name]:
             if Path(folder).resolve() != Path(wanted).resolve():

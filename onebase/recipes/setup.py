@@ -22,15 +22,21 @@ from onebase.config_groups import (
     ModelGroup,
     OptimizerGroup,
     OptionalModelGroup,
+    PromptDataGroup,
+    SampleDataGroup,
 )
 from onebase.data.batches import num_minibatches, row_shape
 from onebase.data.chat import ChatFormat, chat_format
-from onebase.data.prepare import Limits, dropped_line, read_split
+from onebase.data.fit import Limits
+from onebase.data.formats import drop_unusable, read_files
+from onebase.data.prepare import dropped_line, read_split
+from onebase.data.remarks import remarks
 from onebase.models.loading import load_base
 from onebase.models.lora import lora_config
 from onebase.models.one_base import OneBase
 from onebase.records import Example, Row
 from onebase.training.memory import find_token_budget
+from onebase.training.plan import BasePlan
 from onebase.training.progress import say
 from onebase.training.run import Run, Schedule
 from onebase.training.threads import use_threads
@@ -75,7 +81,7 @@ def open_chat(tokenizer: PreTrainedTokenizerBase, model: OptionalModelGroup) -> 
     return chat
 
 
-def new_lora(one: OneBase, lora: LoraGroup) -> LoraConfig:
+def new_lora(one: OneBase | BasePlan, lora: LoraGroup) -> LoraConfig:
     """The configuration of a new adapter for this base."""
     return lora_config(
         one.model,
@@ -88,7 +94,7 @@ def new_lora(one: OneBase, lora: LoraGroup) -> LoraConfig:
 
 
 def read_rows(data: FilesGroup, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows; says what was left out."""
+    """Training and held-out rows; says what was left out, and what a person should know of the others."""
     train, held_out, dropped = read_split(
         data.train,
         data.eval,
@@ -97,14 +103,25 @@ def read_rows(data: FilesGroup, seed: int) -> tuple[list[Row], list[Row]]:
         seed=seed,
         max_dropped_share=data.max_dropped_share,
     )
-    if dropped:
-        say(dropped_line(dropped))
+    for line in [*filter(None, [dropped_line(dropped)]), *remarks(train, held_out)]:
+        say(line)
     return train, held_out
 
 
-def limits_of(data: DataGroup, context: int) -> Limits:
-    """The limits on lengths that the configuration and the model's context set."""
-    return Limits(context, data.max_prompt_tokens, data.max_completion_tokens, data.truncate_prompt)
+def read_prompts(data: SampleDataGroup, *, answers: bool = False) -> list[Row]:
+    """The rows to sample from; says what was left out. With `answers`, these have to be usable too."""
+    rows, dropped = drop_unusable(
+        read_files(data.train, limit=data.limit), max_share=data.max_dropped_share, answers=answers
+    )
+    for line in [*filter(None, [dropped_line(dropped)]), *remarks(rows, [])]:
+        say(line)
+    return rows
+
+
+def limits_of(data: DataGroup | SampleDataGroup | PromptDataGroup, context: int) -> Limits:
+    """The limits on lengths that the configuration and the model's context set; what they cut is said."""
+    longest = data.max_completion_tokens if isinstance(data, DataGroup) else None
+    return Limits(context, data.max_prompt_tokens, longest, data.truncate_prompt, data.max_dropped_share, tell=say)
 
 
 def token_budget(

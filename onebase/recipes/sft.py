@@ -18,6 +18,7 @@ from onebase.data.prepare import best_answer, encode_rows
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
 from onebase.models.role_files import load_role, save_base, save_role
+from onebase.recipes.dry_run import planned_base
 from onebase.recipes.setup import (
     best_by,
     largest_example,
@@ -35,7 +36,7 @@ from onebase.records import Example
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
 from onebase.training.memory import peak_memory_mb
-from onebase.training.plan import describe_base, describe_steps
+from onebase.training.plan import describe_steps
 from onebase.training.progress import say
 from onebase.training.update import ParameterGroup
 
@@ -104,7 +105,10 @@ def add_policy(one: OneBase, config: SFTConfig) -> None:
 
 def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples, encoded and within the limits."""
-    train, held_out = ([best_answer(row) for row in rows] for rows in read_rows(config.data, config.seed))
+    read = read_rows(config.data, config.seed)
+    if compared := sum(len(row.answers) > 1 and row.grades is not None for rows in read for row in rows):
+        say(f"{compared} rows compare answers; sft learns the best of each")
+    train, held_out = ([best_answer(row) for row in rows] for rows in read)
     limits, train_on = limits_of(config.data, context), config.data.train_on
     return (
         encode_rows(train, chat, limits, train_on=train_on),
@@ -114,9 +118,7 @@ def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[li
 
 def plan(config: SFTConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
-    base = describe_base(
-        config.model.model_name_or_path, config.model.quantization, config.model.dtype, config.model.device
-    )
+    base = planned_base(config)
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)

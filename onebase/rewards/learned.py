@@ -15,6 +15,7 @@ from onebase.models.loading import load_tokenizer
 from onebase.models.one_base import OneBase
 from onebase.models.passes import per_example
 from onebase.records import ScoreRequest
+from onebase.shown import shown
 
 LEAST_STD = 1e-6
 """Standard deviation of a reward role's held-out scores at or below which they are all equal."""
@@ -66,8 +67,9 @@ def check_moments(mean: float | None, std: float | None) -> None:
 class ClassifierReward:
     """A sequence-classification model with one label, reading prompt and completion with its own tokenizer.
 
-    Where that has a chat template, conversations are rendered by it; else the classifier reads the text of the
-    policy's prompt and the completion, without special tokens.
+    Where that has a chat template, conversations are rendered by it, and the score is that of
+    `model(**tokenizer.apply_chat_template(messages, return_dict=True))`. Else the classifier reads the text of the
+    policy's prompt and the completion, with the special tokens that its tokenizer puts around a text.
 
     Raises:
         ModelError: no such model, or more labels than one.
@@ -82,12 +84,13 @@ class ClassifierReward:
                 raise ModelError(f"{name_or_path}: reward.model needs a classifier with 1 label; this has {labels}")
             model, report = AutoModelForSequenceClassification.from_pretrained(name_or_path, output_loading_info=True)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = shown((str(error).splitlines() or ["(no reason given)"])[0], 200)
             raise ModelError(f"{name_or_path}: no sequence classifier could be loaded: {reason}") from error
         if report["missing_keys"]:
+            missing = shown(sorted(report["missing_keys"])[0], 80)
             raise ModelError(
-                f"{name_or_path}: no trained reward model: {sorted(report['missing_keys'])[0]!r} is not in its weights "
-                "and would be random"
+                f"{name_or_path}: no trained reward model: '{missing}' is not in its weights and would be "
+                "random"
             )
         self._model = model.to(device).eval()
         self._tokenizer = load_tokenizer(name_or_path)
@@ -103,30 +106,32 @@ class ClassifierReward:
 
     @torch.no_grad()
     def _score(self, request: ScoreRequest) -> Tensor:
-        texts = self._texts(request)
-        most = self._max_length()
+        encoded = self._encoded(request)
         scores = []
-        for start in range(0, len(texts), self._batch_size):
-            inputs = self._tokenizer(
-                texts[start : start + self._batch_size],
-                return_tensors="pt", padding=True, truncation=most is not None, max_length=most,
-            )  # fmt: skip
+        for start in range(0, len(encoded), self._batch_size):
+            inputs = self._tokenizer.pad({"input_ids": encoded[start : start + self._batch_size]}, return_tensors="pt")
             scores.append(self._model(**inputs.to(self._model.device)).logits[:, 0].float().cpu())
         result = torch.cat(scores)
         if not bool(torch.isfinite(result).all()):
             raise RewardError(f"reward.model {self.name}: a score is not finite")
         return result
 
-    def _texts(self, request: ScoreRequest) -> list[str]:
-        texts = [prompt + completion for prompt, completion in zip(request.prompts, request.completions, strict=True)]
+    def _encoded(self, request: ScoreRequest) -> list[list[int]]:
         rows = [example.row for example in request.examples for _ in example.completions]
-        if self._tokenizer.chat_template:
-            for i, (row, completion) in enumerate(zip(rows, request.completions, strict=True)):
-                if row is not None and row.messages:
-                    turns = [{"role": message.role, "content": message.content} for message in row.messages]
-                    turns.append({"role": "assistant", "content": f"{row.prefix or ''}{completion}".strip()})
-                    texts[i] = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
-        return texts
+        most = self._max_length()
+        encoded = []
+        for row, prompt, completion in zip(rows, request.prompts, request.completions, strict=True):
+            text, templated = prompt + completion, bool(self._tokenizer.chat_template and row and row.messages)
+            if templated and row is not None:
+                turns = [{"role": message.role, "content": message.content} for message in row.messages]
+                turns.append({"role": "assistant", "content": f"{row.prefix or ''}{completion}".strip()})
+                text = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
+            # A template writes the special tokens itself; the tokenizer would put its own around them once more.
+            ids = self._tokenizer(
+                text, add_special_tokens=not templated, truncation=most is not None, max_length=most
+            )["input_ids"]  # fmt: skip
+            encoded.append(list(ids))
+        return encoded
 
     def _max_length(self) -> int | None:
         config = self._model.config

@@ -137,7 +137,7 @@ class Loop:
         """Saves the roles to `best/` where the metric chosen for it is better than ever before."""
         if self._best_metric is None:
             return
-        name, sign = self._best_metric.removeprefix("-"), -1 if self._best_metric.startswith("-") else 1
+        name, sign = self._best_by()
         if name not in metrics or not sign * metrics[name] > self._best_value:
             return
         self._best_value = sign * metrics[name]
@@ -145,6 +145,10 @@ class Loop:
             self._save(temporary)
             note = {"step": self.done, name: metrics[name]}
             (temporary / "best.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
+
+    def _best_by(self) -> tuple[str, int]:
+        metric = self._best_metric or ""
+        return metric.removeprefix("-"), -1 if metric.startswith("-") else 1
 
     def pause(self, why: str) -> NoReturn:
         """Writes a checkpoint, puts the best roles so far in the run's folder, and stops.
@@ -222,9 +226,7 @@ class Loop:
 
     def _kept_best(self) -> float:
         # The last evaluation of a run that ended comes behind its last checkpoint, and counts where the run goes on.
-        if self._best_metric is None:
-            return -math.inf
-        name, sign = self._best_metric.removeprefix("-"), -1 if self._best_metric.startswith("-") else 1
+        name, sign = self._best_by()
         try:
             note = json.loads((self._run.folder / "best" / "best.json").read_text(encoding="utf-8"))
             return sign * float(note[name])

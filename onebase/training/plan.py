@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from onebase.errors import ModelError
-from onebase.models.loading import choose_device, hardware_dtype, load_tokenizer
+from onebase.models.loading import base_fingerprint, choose_device, hardware_dtype, load_tokenizer
 from onebase.models.passes import num_counted
 from onebase.records import Example
 
@@ -22,10 +22,18 @@ NF4_BYTES_PER_WEIGHT = 0.5625
 class BasePlan:
     """The base as its configuration describes it."""
 
+    name_or_path: str
+    model: PreTrainedModel
+    """Shapes without weights."""
     tokenizer: PreTrainedTokenizerBase
     context: int
     num_parameters: int
     lines: list[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the stored weights, read as it is asked for."""
+        return base_fingerprint(self.name_or_path)
 
 
 def describe_base(name_or_path: str, quantization: str, dtype: str, device_name: str = "auto") -> BasePlan:
@@ -55,6 +63,8 @@ def describe_base(name_or_path: str, quantization: str, dtype: str, device_name:
     text = config.get_text_config()
     context = int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", 0) or 2**31)
     return BasePlan(
+        name_or_path,
+        model,
         tokenizer,
         context,
         count,

@@ -29,6 +29,7 @@ class StepProgress:
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done = title, total, 0
         self._last_line = 0.0
+        self._since: tuple[float, int] | None = None
         self._bar: Progress | None = None
         if sys.stderr.isatty() and processes.is_main():
             self._bar = Progress(
@@ -59,6 +60,18 @@ class StepProgress:
             self._bar.update(self._task, advance=steps, figures=text)
             return
         now = time.monotonic()
+        if self._since is None:  # what a run that resumes has done already took no time now
+            self._since = (now, self._done)
         if now - self._last_line >= PLAIN_LINE_SECONDS or self._done >= self._total:
             self._last_line = now
-            say(f"{self._title}  {self._done}/{self._total}  {text}")
+            say("  ".join(filter(None, (f"{self._title}  {self._done}/{self._total}", text, self._time_left(now)))))
+
+    def _time_left(self, now: float) -> str:
+        """At the pace since the first step; nothing while there is none, or nothing left to do."""
+        began, before = self._since or (now, self._done)
+        if self._done <= before or self._done >= self._total:
+            return ""
+        seconds = (now - began) / (self._done - before) * (self._total - self._done)
+        if seconds < 90:
+            return f"{seconds:.0f} s left"
+        return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"

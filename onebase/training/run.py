@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from onebase import processes
-from onebase.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, OnebaseError, Stopped
+from onebase.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, Stopped
 from onebase.files import cannot_be_written, settle_leftovers, write_atomically
 from onebase.training.checkpoint import Stateful, checkpoints, read_checkpoint
 from onebase.training.loop import AtOnce, Loop, require_state
@@ -69,7 +69,7 @@ class Run:
         self.folder = Path(output_dir)
         self.schedule = schedule
         self.config_text = config_text
-        check_folder(self.folder, config_text)
+        check_writable(self.folder, config_text)
         self._finished = (self.folder / "summary.json").exists()
         self._lock: int | None = None
         try:
@@ -152,11 +152,6 @@ class Run:
         self._phases["steps"] = self.seconds - self._phases.get("set_up", 0.0)
         if not processes.is_main():
             return
-        if not self.folder.is_dir():
-            raise OnebaseError(
-                f"{self.folder}: the run's folder was removed or moved while it ran, and what was trained with it; "
-                "put it back if you can, and run the same command to resume"
-            )
         try:
             self.open_record().write(step, values)
         except OSError as error:
@@ -277,6 +272,21 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def check_writable(folder: Path, config_text: str) -> None:
+    """Looks whether a run of this configuration can write to `folder`, and changes nothing.
+
+    Raises:
+        ConfigError, CheckpointError: as `check_folder`; or the folder, or where it would be made, cannot be written, or
+            another process writes to it.
+    """
+    check_folder(folder, config_text)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: cannot be written (Permission denied); choose another --output_dir")
+    if folder.is_dir() and processes.is_main():
+        os.close(_locked(folder))
 
 
 def _locked(folder: Path) -> int:

@@ -19,16 +19,22 @@ def open_trackers(names: Sequence[str], folder: Path) -> list[GeneralTracker]:
     Raises:
         MissingExtraError: one is not installed.
     """
+    require_trackers(names)
     trackers = []
     for name in names:
-        if not any(find_spec(module) for module in MODULES[name]):
-            raise MissingExtraError(f"report_to: {name} is not installed; pip install {name}, or leave it out")
         kind = LOGGER_TYPE_TO_CLASS[name]
         place = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
         tracker = kind(folder.name, **place)
         tracker.start()
         trackers.append(tracker)
     return trackers
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Raises MissingExtraError unless all of these trackers are installed."""
+    for name in names:
+        if not any(find_spec(module) for module in MODULES[name]):
+            raise MissingExtraError(f"report_to: {name} is not installed; pip install {name}, or leave it out")
 
 
 def numbers_of(values: Mapping[str, float]) -> dict[str, float]:

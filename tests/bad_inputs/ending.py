@@ -31,6 +31,8 @@ MEMORY = 6 << 30
 LONGEST_LINE = 1_500
 RAW = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters that a terminal would obey."""
+UNEXPECTED = re.compile(r"please report (it|them) with the command|^error: unexpected ")
+"""Of the last resort, which is for what nobody thought of; a case has been thought of."""
 _ONEBASE = """onebase() { "%s" -c 'import sys; from onebase.cli import main; sys.exit(main())' "$@"; }
 """
 
@@ -50,7 +52,7 @@ class Ending:
     """A case's result."""
 
     kind: str
-    """ok, traceback, hang, silent, wrong code, wrong message, not one line, litter, raw text."""
+    """ok, traceback, unexpected, hang, silent, wrong code, wrong message, not one line, litter, raw text."""
     why: str
     ended: Ended
 
@@ -95,6 +97,8 @@ def _what_is_wrong(case: Case, ended: Ended) -> tuple[str, str] | None:
         return "hang", f"did not end within {case.limit:g} s"
     if "Traceback (most recent call last)" in ended.err:
         return "traceback", lines[-2] if len(lines) > 1 and errors else lines[-1]
+    if errors and UNEXPECTED.search(errors[-1]):
+        return "unexpected", errors[-1]
     right = set(case.codes) | ({0} if case.fine else set())
     if ended.code not in right:
         return ("silent" if ended.code == 0 else "wrong code"), f"exit {ended.code}, not one of {sorted(right)}"

@@ -17,10 +17,10 @@ output_dir: out
 max_steps: 2
 batch: {minibatch: 4, microbatch_tokens: 2048}
 data: {train: d.jsonl}
-"""
+"""  # fmt: skip
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-)
+)  # fmt: skip
 
 
 def in_file(name: str, text: str | bytes, says: str = r"c\.yaml", whole: bool = False, **more: Any) -> Case:
@@ -159,8 +159,16 @@ LOSSES = ("-1 sigmoid", "nan sigmoid", "inf sigmoid", "sigmoid +", "+ sigmoid", 
           "kto + nll", "sigmoid nll", "0.5", "nosuch", "2*nosuch", "1e-400 sigmoid", "0.0 sigmoid + nll",
           "sigmoid +0.1 sigmoid",
           "sigmoid\x1b[31m", "nll + 0 nll", "1_0 sigmoid", "9" * 400 + " sigmoid")  # fmt: skip
-FOUND += [Case(f"dpo_loss_wrong_{number}_{ascii(loss)[:30]}", [*DPO.split(), "--loss", loss], files_for("dpo"),
-               says="loss", lines=None) for number, loss in enumerate(LOSSES)]  # fmt: skip
+FOUND += [
+    Case(
+        f"dpo_loss_wrong_{number}_{ascii(loss)[:30]}",
+        [*DPO.split(), "--loss", loss],
+        files_for("dpo"),
+        says="loss",
+        lines=None,
+    )
+    for number, loss in enumerate(LOSSES)
+]
 IDLE = {
     "dpo": ("--preference.desirable_weight 3", "--preference.undesirable_weight 3",
             "--loss kto --preference.max_pairs 3", "--loss orpo --preference.reference live",
@@ -221,8 +229,14 @@ ZERO = {
     "ppo.entropy_coefficient", "ppo.ptx_coefficient", "threads",
 }  # fmt: skip
 """Keys for which 0 is a value with a meaning of its own; `threads` may read it as all of them."""
-NEEDS_MEMORY = {"lora.r", "tiny.hidden_size", "tiny.num_layers", "tiny.max_length", "generation.samples_per_prompt",
-"seed"}
+NEEDS_MEMORY = {
+    "lora.r",
+    "tiny.hidden_size",
+    "tiny.num_layers",
+    "tiny.max_length",
+    "generation.samples_per_prompt",
+    "seed",
+}
 VALUES = {"minus": "-1", "zero": "0", "nan": ".nan", "inf": ".inf", "1e309": "1e309", "empty": "''", "null": "null",
           "list": "[1]", "mapping": "{a: 1}", "text": "abc", "minus_inf": "-.inf", "quoted": "'7'",
           "beyond_64_bits": "99999999999999999999"}  # fmt: skip
@@ -251,9 +265,15 @@ def _numbers() -> Iterator[Case]:
             seen.add(key)
             for name, value in VALUES.items():
                 fine = _reason(key, name, kind)
-                yield Case(f"num_{verb}_{key}_{name}", with_value(verb, key, value), files_for(verb),
-                           {2, 3, 4} if fine or name == "beyond_64_bits" else {2}, says="" if fine else key, fine=fine,
-                           lines=None if name == "mapping" else 1)  # fmt: skip
+                yield Case(
+                    f"num_{verb}_{key}_{name}",
+                    with_value(verb, key, value),
+                    files_for(verb),
+                    {2, 3, 4} if fine or name == "beyond_64_bits" else {2},
+                    says="" if fine else key,
+                    fine=fine,
+                    lines=None if name == "mapping" else 1,
+                )
 
 
 def _choices() -> Iterator[Case]:
@@ -265,8 +285,15 @@ def _choices() -> Iterator[Case]:
                 continue
             seen.add(key)
             near = str(choices[0]).upper() if choices else "maybe"
-            for name, value in {"wrong": "nosuch", "case": near, "number": "7", "list": "[a]", "mapping": "{a: 1}",
-                                "blank": "' '", "escape": '"\\e[2J"'}.items():  # fmt: skip
+            for name, value in {
+                "wrong": "nosuch",
+                "case": near,
+                "number": "7",
+                "list": "[a]",
+                "mapping": "{a: 1}",
+                "blank": "' '",
+                "escape": '"\\e[2J"',
+            }.items():
                 if name != "number" or not numeric(kind):
                     yield Case(f"enum_{verb}_{key}_{name}", with_value(verb, key, value), files_for(verb), says=key)
 

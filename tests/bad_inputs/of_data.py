@@ -53,9 +53,15 @@ TURNS = [{"role": "user", "content": "Is the cat good?"}, {"role": "assistant", 
 
 
 def talks(count: int = 24) -> list[dict[str, Any]]:
-    return [{"messages": [{"role": "user", "content": f"Is the {ANIMALS[i % 12]} number {i}?"},
-                          {"role": "assistant", "content": f"The {ANIMALS[i % 12]} is good."}]}
-            for i in range(count)]  # fmt: skip
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"Is the {ANIMALS[i % 12]} number {i}?"},
+                {"role": "assistant", "content": f"The {ANIMALS[i % 12]} is good."},
+            ]
+        }
+        for i in range(count)
+    ]
 
 
 def labelled(count: int = 24, only: bool | None = None) -> list[dict[str, Any]]:
@@ -117,8 +123,8 @@ FOUND = [
           **said("assistant|in a row|alternate|follow")),
     found("sft_msg_system_mid", SFT, [{"messages": [*row["messages"], {"role": "system", "content": "s"},
           *row["messages"]]} for row in talks()], **said("system")),
-    found("sft_msg_tool_orphan", SFT, [{"messages": [{"role": "tool", "content": "4"}, row["messages"][1]]}
-          for row in talks()], **said("tool")),
+    found("sft_msg_tool_orphan", SFT, [{"messages": [{"role": "tool", "content": f"{number}"},
+          row["messages"][1]]} for number, row in enumerate(talks())], **said("tool")),
     found("sft_msg_role_unknown", SFT, [_talk(("narrator", "a"), ("assistant", "b"))] * 12, r"d\.jsonl:1.*role"),
     found("sft_msg_content_parts", SFT, [{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url":
           "x"}]}, TURNS[1]]}] * 12, r"d\.jsonl:1"),
@@ -136,7 +142,8 @@ FOUND = [
           for i in range(24)], **said("choices")),
     found("sft_context_lost", SFT, [{"question": f"which {i}?", "context": "long story", "answer": "A"}
           for i in range(24)], **said("context")),
-    found("sft_response_key", SFT, [{"prompt": f"a {i}", "response": "b"} for i in range(24)], r"response|completion",
+    found("sft_response_key", SFT, [{"prompt": f"a {i}", "response": "b"} for i in range(24)],
+    "response|completion|keys",
           fine="where that key is read"),
     Case("data_sft_same_twice", [*SFT.split()[:-1], "[d.jsonl, d.jsonl]"], files_for("sft"), {0, 2, 3},
          says="twice|same", warns="(?i)warning.*(twice|same)"),
@@ -196,8 +203,13 @@ def _files() -> Iterator[Case]:
         for suffix in ("jsonl", "json"):
             if (name, suffix) == ("list_of_rows", "json"):
                 continue
-            yield Case(f"file_{suffix}_{name}", SFT.replace("d.jsonl", f"d.{suffix}"), {f"d.{suffix}": content}, {3},
-                       says=rf"d\.{suffix}")  # fmt: skip
+            yield Case(
+                f"file_{suffix}_{name}",
+                SFT.replace("d.jsonl", f"d.{suffix}"),
+                {f"d.{suffix}": content},
+                {3},
+                says=rf"d\.{suffix}",
+            )
     kinds: dict[str, Any] = {
         "gz_cut": ("d.jsonl.gz", _PACKED[: len(_PACKED) // 2]), "gz_flipped": ("d.jsonl.gz", _flip(_PACKED)),
         "gz_plain": ("d.jsonl.gz", _ROWS), "gz_empty": ("d.jsonl.gz", b""), "gz_bz2": ("d.jsonl.gz", bz2.compress(
@@ -216,14 +228,20 @@ def _files() -> Iterator[Case]:
     }  # fmt: skip
     for name, (file, content) in kinds.items():
         wanted = "d.jsonl" if name == "missing" else file
-        yield Case(f"file_{name}", SFT.replace("d.jsonl", wanted), {file: content}, {3}, says=wanted.replace(".",
-        r"\."),
-                   limit=20 if name == "fifo" else 60)  # fmt: skip
+        yield Case(
+            f"file_{name}",
+            SFT.replace("d.jsonl", wanted),
+            {file: content},
+            {3},
+            says=wanted.replace(".", r"\."),
+            limit=20 if name == "fifo" else 60,
+        )
     for verb in ("reward", "dpo", "ppo", "best-of", "iterate", "pretrain"):
         for name in ("empty", "utf16", "half_line", "number", "deep"):
             file = "d.txt" if verb == "pretrain" and name in ("empty", "utf16") else "d.jsonl"
-            yield Case(f"file_{verb}_{name}", COMMANDS[verb].replace("d.txt", file), {file: GARBLED[name]}, {3},
-            says=file)
+            yield Case(
+                f"file_{verb}_{name}", COMMANDS[verb].replace("d.txt", file), {file: GARBLED[name]}, {3}, says=file
+            )
 
 
 def _flip(content: bytes) -> bytes:
@@ -232,8 +250,10 @@ def _flip(content: bytes) -> bytes:
 
 
 def _sharegpt(i: int, **more: Any) -> dict[str, Any]:
-    return {"conversations": [{"from": "human", "value": f"Is it number {i}?"}, {"from": "gpt", "value": "It is."}],
-    **more}
+    return {
+        "conversations": [{"from": "human", "value": f"Is it number {i}?"}, {"from": "gpt", "value": "It is."}],
+        **more,
+    }
 
 
 LAYOUTS: dict[str, tuple[str, list[dict[str, Any]], tuple[str, ...]]] = {
@@ -264,8 +284,11 @@ DAMAGES: dict[str, Any] = {
     "escapes": "\x1b[2J\x1b]0;owned\x07 good \x9b31m", "nested": [[["a"]]], "bidi": "\u202egood\u2066",
 }  # fmt: skip
 OPTIONAL = {"input", "history", "system", "grades", "initial_reason_steps"}
-HARMLESS = {"nul": "a NUL is a character like others", "escapes": "they are text; they only may not reach a terminal",
-            "bidi": "they are text"}  # fmt: skip
+HARMLESS = {
+    "nul": "a NUL is a character like others",
+    "escapes": "they are text; they only may not reach a terminal",
+    "bidi": "they are text",
+}
 
 
 def _row_damages() -> Iterator[Case]:
@@ -286,12 +309,17 @@ def _row_case(name: str, command: str, rows: list[dict[str, Any]], key: str, dam
         fine = "the key may be left out"
     elif texts and damage in HARMLESS:
         fine = HARMLESS[damage]
+    elif texts and damage in ("empty", "blanks"):
+        fine, warns = "one row of many is left out, and counted", COUNTED
     elif texts and damage == "1_MB":
         fine, warns = "what is too long is cut, and counted", COUNTED
     elif key == "label" and damage == "true":
         fine = "a label is true or false"
-    return Case(name, command, {"d.jsonl": rows}, {3}, says=r"d\.jsonl(:7)?|rows cannot be used", fine=fine,
-    warns=warns)
+    if damage not in ("escapes", "1_MB"):
+        command += " --dry-run"  # which reads all of it, and costs a tenth of a run
+    return Case(
+        name, command, {"d.jsonl": rows}, {3}, says=r"d\.jsonl(:7)?|rows cannot be used", fine=fine, warns=warns
+    )
 
 
 CASES = [*FOUND, *_files(), *_row_damages()]

@@ -16,8 +16,10 @@ OWN_TEMPLATE = ON_M.replace("--model.chat_template plain ", "")
 def model(name: str, changes: dict[str, Any], says: str = r"\bm\b", **more: Any) -> list[Case]:
     """The folder as it is trained on, and under --dry-run, which has to notice the same."""
     files = {"m": Copy("base", changes), "d.jsonl": answered()}
-    return [Case(f"model_{name}", ON_M, files, **{"says": says, **more}),
-            Case(f"model_dry_{name}", f"{ON_M} --dry-run", files, **{"says": says, **more})]  # fmt: skip
+    return [
+        Case(f"model_{name}", ON_M, files, **{"says": says, **more}),
+        Case(f"model_dry_{name}", f"{ON_M} --dry-run", files, **{"says": says, **more}),
+    ]
 
 
 def template(name: str, text: Any, says: str = "template", **more: Any) -> Case:
@@ -108,7 +110,7 @@ CASES: list[Case] = [
     *model("m_config_vocab", config(vocab_size=7), "vocab|token"),
     *model("m_config_vocab_huge", config(vocab_size=10**15), "vocab|memory|m", codes={2, 4}),
     *model("m_config_hidden_huge", config(hidden_size=10**7), "m", codes={2, 4}),
-    *model("m_config_rope", config(rope_parameters={"rope_type": "nosuch"}), "rope"),
+    *model("m_config_rope", config(rope_parameters={"rope_type": "nosuch"}), "rope|nosuch"),
     *model("m_config_act", config(hidden_act="nosuch"), "hidden_act|nosuch"),
     *model("m_config_nan", {"config.json": '{"model_type": "llama", "rms_norm_eps": NaN, "hidden_size": 32}'}),
     *model("m_config_list", {"config.json": "[]"}),
@@ -167,19 +169,45 @@ CASES += [
 def _paths() -> Iterator[Case]:
     for name, text in TEMPLATES.items():
         if isinstance(text, str) and name in ("type", "div", "rec", "mem", "nested_loops", "syntax", "empty", "class"):
-            yield Case(f"model_tpl_file_{name}", SFT.replace("template plain", "template t.jinja"),
-                       {**files_for("sft"), "t.jinja": text}, {2, 3}, says="t.jinja|template", limit=30)  # fmt: skip
+            yield Case(
+                f"model_tpl_file_{name}",
+                SFT.replace("template plain", "template t.jinja"),
+                {**files_for("sft"), "t.jinja": text},
+                {2, 3},
+                says="t.jinja|template",
+                limit=30,
+            )
     for name, content in {"binary": bytes(range(256)), "utf16": "{{ 1 }}".encode("utf-16"), "folder": Folder()}.items():
-        yield Case(f"model_tpl_file_{name}", SFT.replace("template plain", "template t.jinja"),
-                   {**files_for("sft"), "t.jinja": content}, says="t.jinja")  # fmt: skip
-    for name, value in {"missing": "./nope", "file": "d.jsonl", "empty_folder": "e", "hub": "nosuch-org/nosuch-model",
-                        "blank": "' '", "empty": "''", "dots": "..", "url": "https://example.com/x"}.items(
-                        ):  # fmt: skip
-        yield Case(f"model_path_{name}", SFT.replace("fix/base", value), {**files_for("sft"), "e": Folder()},
-                   says="model", limit=40)  # fmt: skip
+        yield Case(
+            f"model_tpl_file_{name}",
+            SFT.replace("template plain", "template t.jinja"),
+            {**files_for("sft"), "t.jinja": content},
+            says="t.jinja",
+        )
+    for name, value in {
+        "missing": "./nope",
+        "file": "d.jsonl",
+        "empty_folder": "e",
+        "hub": "nosuch-org/nosuch-model",
+        "blank": "' '",
+        "empty": "''",
+        "dots": "..",
+        "url": "https://example.com/x",
+    }.items():
+        yield Case(
+            f"model_path_{name}",
+            SFT.replace("fix/base", value),
+            {**files_for("sft"), "e": Folder()},
+            says="model",
+            limit=40,
+        )
     for name, value in {"binary": bytes(range(256)), "list": "[]", "cut": Cut()}.items():
-        yield Case(f"model_pretrain_tokenizer_{name}", PRETRAIN.replace("--tiny.vocab_size 300", "--tiny.tokenizer t"),
-                   {**files_for("pretrain"), "t": Copy("base", {"tokenizer.json": value})}, says="t")  # fmt: skip
+        yield Case(
+            f"model_pretrain_tokenizer_{name}",
+            PRETRAIN.replace("--tiny.vocab_size 300", "--tiny.tokenizer t"),
+            {**files_for("pretrain"), "t": Copy("base", {"tokenizer.json": value})},
+            says="t",
+        )
     rm = PPO.replace("--reward.callable rew:score", "--reward.model m")
     kinds: dict[str, Any] = {
         "rm_cfgheads": Copy("m_seqcls_untied", config(num_attention_heads=3)),
@@ -199,9 +227,15 @@ def _paths() -> Iterator[Case]:
         for dry in ("", " --dry-run"):
             if dry and name in ("rm_half", "rm_head_nan", "rm_no_head"):
                 continue
-            yield Case(name + ("_dry" if dry else ""), rm + dry, {**files_for("ppo"), "m": content}, {1, 2},
-            says=r"\bm\b",
-                       fine="padding is by our own" if name == "rm_no_pad" else "", stdin=b"y\n" * 50)  # fmt: skip
+            yield Case(
+                name + ("_dry" if dry else ""),
+                rm + dry,
+                {**files_for("ppo"), "m": content},
+                {1, 2},
+                says=r"\bm\b",
+                fine="padding is by our own" if name == "rm_no_pad" else "",
+                stdin=b"y\n" * 50,
+            )
     yield Case("rm_missing", rm.replace("--reward.model m", "--reward.model nope"), files_for("ppo"), says="nope")
 
 

@@ -80,8 +80,14 @@ def _cases() -> Iterator[Case]:
         yield rew(f"import_exit_{number}", GIVE, head=f"{stop}\n", codes={1, 2})
     for name, head in BASES.items():
         for command, more in ((PPO, ""), (NO_TIMEOUT, "_notimeout")):
-            yield rew(name + more, "raise B('x')\n", command, head, codes={1, 130} if name == "keyboard" else {1},
-                      says="interrupted|rew" if name == "keyboard" else "rew")  # fmt: skip
+            yield rew(
+                name + more,
+                "raise B('x')\n",
+                command,
+                head,
+                codes={1, 130} if name == "keyboard" else {1},
+                says="interrupted|rew" if name == "keyboard" else "rew",
+            )
         yield rew(f"import_{name}", GIVE, head=head + "raise B('x')\n", codes={1, 2, 130}, says="interrupted|rew")
     for name, error in RAISES.items():
         yield rew(f"raises_{name}", f"raise {error}\n")
@@ -89,18 +95,30 @@ def _cases() -> Iterator[Case]:
     for name, value in RETURNS.items():
         yield rew(f"returns_{name}", f"N = len(completions); return {value}\n")
     for name, value in FINE.items():
-        yield odd(f"returns_{name}", f"N = len(completions); return {value}\n", "numbers, one for each completion")
+        yield odd(
+            f"returns_{name}",
+            f"N = len(completions); return {value}\n",
+            "numbers, one for each completion",
+            says="" if name == "large" else "rew",
+        )
     for name in ("none", "nan", "one_less", "strings"):
         yield rew(f"bestof_returns_{name}", f"N = len(completions); return {RETURNS[name]}\n", BEST_OF)
         yield rew(f"iterate_returns_{name}", f"N = len(completions); return {RETURNS[name]}\n", COMMANDS["iterate"])
-    yield rew("exc_no_str", "raise E()\n",
-    head="class E(Exception):\n    def __str__(self): raise RuntimeError('no str')\n")
+    yield rew(
+        "exc_no_str", "raise E()\n", head="class E(Exception):\n    def __str__(self): raise RuntimeError('no str')\n"
+    )
     yield rew("exc_str_not_text", "raise E()\n", head="class E(Exception):\n    def __str__(self): return 3\n")
     yield rew("exc_exiting_str", "raise E()\n", head="class E(Exception):\n    def __str__(self): sys.exit(0)\n")
-    yield rew("score_repr_raises", "return [S()] * len(completions)\n",
-              head="class S:\n    def __repr__(self): raise RuntimeError('x')\n")  # fmt: skip
-    yield rew("score_float_raises", "return [S()] * len(completions)\n",
-              head="class S(float):\n    def __abs__(self): raise RuntimeError('x')\n")  # fmt: skip
+    yield rew(
+        "score_repr_raises",
+        "return [S()] * len(completions)\n",
+        head="class S:\n    def __repr__(self): raise RuntimeError('x')\n",
+    )
+    yield rew(
+        "score_float_raises",
+        "return [S()] * len(completions)\n",
+        head="class S(float):\n    def __abs__(self): raise RuntimeError('x')\n",
+    )
     yield rew("len_raises", "return L()\n", head="class L(list):\n    def __iter__(self): raise RuntimeError('x')\n")
     yield from _signatures()
     yield from _behind_the_back()
@@ -122,27 +140,51 @@ def _signatures() -> Iterator[Case]:
     for name, text in texts.items():
         for dry in ("", " --dry-run"):
             needs_a_call = name in ("no_arguments", "other_names", "class", "async", "generator", "no_columns")
-            yield Case(f"rew_module_{name}{'_dry' if dry else ''}",
-                       (PPO if "hangs" not in name and "spins" not in name else f"{PPO} --reward.timeout 3") + dry,
-                       {**files_for("ppo"), "rew.py": coded.get(name, text)}, {1, 2}, says="rew",
-                       limit=20, fine="only a call shows it" if dry and needs_a_call else
-                       "the rows have no further columns" if name == "no_columns" else "")  # fmt: skip
-    for name, value in {"no_colon": "rew", "missing_module": "nosuch:score", "dots": "...:score",
-    "path": "/nowhere.py:f",
-                        "missing_function": "rew:nosuch", "deep": "rew:score.a.b", "builtin": "os:abort", "empty": "''",
-                        "keyword": "class:def", "digits": "1:2", "torch": "torch:nosuch", "escape": "'re\x1bw:score'"
-                        }.items():  # fmt: skip
+            yield Case(
+                f"rew_module_{name}{'_dry' if dry else ''}",
+                (PPO if "hangs" not in name and "spins" not in name else f"{PPO} --reward.timeout 3") + dry,
+                {**files_for("ppo"), "rew.py": coded.get(name, text)},
+                {1, 2},
+                says="rew",
+                limit=20,
+                fine="only a call shows it"
+                if dry and needs_a_call
+                else "the rows have no further columns"
+                if name == "no_columns"
+                else "",
+            )
+    for name, value in {
+        "no_colon": "rew",
+        "missing_module": "nosuch:score",
+        "dots": "...:score",
+        "path": "/nowhere.py:f",
+        "missing_function": "rew:nosuch",
+        "deep": "rew:score.a.b",
+        "builtin": "os:abort",
+        "empty": "''",
+        "keyword": "class:def",
+        "digits": "1:2",
+        "torch": "torch:nosuch",
+        "escape": "'re\x1bw:score'",
+    }.items():
         for dry in ("", " --dry-run"):
             if name == "builtin" and not dry:
                 continue
-            yield Case(f"rew_named_{name}{'_dry' if dry else ''}", PPO.replace("rew:score", value) + dry, files_for(
-            "ppo"),
-                       {2}, says="reward.callable|callable|nosuch", fine="only a call shows it"
-                       if name == "builtin" else "")
+            yield Case(
+                f"rew_named_{name}{'_dry' if dry else ''}",
+                PPO.replace("rew:score", value) + dry,
+                files_for("ppo"),
+                {2},
+                says="reward.callable|callable|nosuch",
+                fine="only a call shows it" if name == "builtin" else "",
+                lines=None if name == "escape" else 1,
+            )
     yield Case("rew_judge_missing_dry", f"{PPO} --evaluation.judge nosuch:f --dry-run", files_for("ppo"), says="judge")
     yield Case("rew_judge_missing", f"{PPO} --evaluation.judge nosuch:f", files_for("ppo"), says="judge")
-    shadow = {name: "open('owned', 'w')\nraise RuntimeError('the wrong one')\n" for name in
-              ("matplotlib.py", "json.py", "torch.py", "transformers.py", "random.py", "peft.py")}  # fmt: skip
+    shadow = {
+        name: "open('owned', 'w')\nraise RuntimeError('the wrong one')\n"
+        for name in ("matplotlib.py", "json.py", "torch.py", "transformers.py", "random.py", "peft.py")
+    }
     yield Case("rew_shadows", PPO, {**files_for("ppo"), **shadow}, {0}, fine="ours and the libraries' come first")
 
 
@@ -157,13 +199,18 @@ def _behind_the_back() -> Iterator[Case]:
     yield odd("stderr_none", f"sys.stderr = None; {GIVE}", stands, lines=None)
     yield odd("prints", f"print('\\x1b[2J' if False else 'hello'); {GIVE}", "its own words are its own")
     yield odd("reads_stdin", f"sys.stdin.read(); {GIVE}", stands)
-    yield odd("rm_out", f"import shutil; shutil.rmtree('out', ignore_errors=True); {GIVE}", "it is made anew",
-    says="out")
-    yield odd("rm_out_metrics", f"os.path.exists('out/metrics.jsonl') and os.remove('out/metrics.jsonl'); {GIVE}",
-    stands)
-    yield odd("out_is_file", "import shutil; shutil.rmtree('out', ignore_errors=True); open('out', 'w').close(); " +
-    GIVE,
-              "", says="out")
+    yield odd(
+        "rm_out", f"import shutil; shutil.rmtree('out', ignore_errors=True); {GIVE}", "it is made anew", says="out"
+    )
+    yield odd(
+        "rm_out_metrics", f"os.path.exists('out/metrics.jsonl') and os.remove('out/metrics.jsonl'); {GIVE}", stands
+    )
+    yield odd(
+        "out_is_file",
+        "import shutil; shutil.rmtree('out', ignore_errors=True); open('out', 'w').close(); " + GIVE,
+        "",
+        says="out",
+    )
     yield odd("chdir", f"os.makedirs('/tmp/x', exist_ok=True); os.chdir('/tmp'); {GIVE}", stands)
     yield odd("import_chdir", GIVE, stands, head="os.chdir('/tmp')\n")
     yield odd("nograd_global", f"import torch; torch.set_grad_enabled(False); {GIVE}", stands)
@@ -177,16 +224,23 @@ def _behind_the_back() -> Iterator[Case]:
     yield odd("threads", f"import torch; torch.set_num_threads(2); {GIVE}", stands)
     yield odd("env", f"os.environ.clear(); {GIVE}", stands)
     yield odd("locale", f"import locale; locale.setlocale(locale.LC_ALL, 'C'); {GIVE}", stands)
-    yield odd("signal_ignored", f"import signal; threading.current_thread() is threading.main_thread() and "
-              f"signal.signal(signal.SIGINT, signal.SIG_IGN); {GIVE}", stands)  # fmt: skip
+    yield odd(
+        "signal_ignored",
+        f"import signal; threading.current_thread() is threading.main_thread() and "
+        f"signal.signal(signal.SIGINT, signal.SIG_IGN); {GIVE}",
+        stands,
+    )
     yield odd("recursion_limit", f"sys.setrecursionlimit(100); {GIVE}", stands)
     yield odd("umask", f"os.umask(0o777); {GIVE}", stands)
-    yield odd("changes_its_arguments",
-    "prompts.clear(); found = [1.0] * len(completions); completions.clear(); return found\n",
-              "the lists are its own")  # fmt: skip
+    yield odd(
+        "changes_its_arguments",
+        "prompts.clear(); found = [1.0] * len(completions); completions.clear(); return found\n",
+        "the lists are its own",
+    )
     yield odd("changes_columns", f"[value.clear() for value in columns.values()]; {GIVE}", "the lists are its own")
-    yield odd("daemon_thread", f"threading.Thread(target=time.sleep, args=(1000,), daemon=True).start(); {GIVE}",
-    stands)
+    yield odd(
+        "daemon_thread", f"threading.Thread(target=time.sleep, args=(1000,), daemon=True).start(); {GIVE}", stands
+    )
     yield rew("recursion", "return score(prompts, completions)\n")
     yield rew("memory", "return [0.0] * 10 ** 12\n")
     yield odd("warns", f"import warnings; warnings.warn('look'); {GIVE}", "its own words are its own")
@@ -194,8 +248,9 @@ def _behind_the_back() -> Iterator[Case]:
     yield odd("logging", f"import logging; logging.basicConfig(level=0); {GIVE}", stands)
     yield odd("gc_off", f"import gc; gc.disable(); {GIVE}", stands)
     yield odd("excepthook", f"sys.excepthook = None; {GIVE}", stands)
-    yield odd("builtins_open", f"import builtins; builtins.open = None; {GIVE}", "",
-    says="rew|open|unexpected|callable")
+    yield odd(
+        "builtins_open", f"import builtins; builtins.open = None; {GIVE}", "", says="rew|open|unexpected|callable"
+    )
     yield odd("sys_path_cleared", f"sys.path.clear(); {GIVE}", stands)
     yield odd("modules_cleared", f"sys.modules.pop('json', None); {GIVE}", stands)
 

@@ -145,23 +145,45 @@ def _damaged() -> Iterator[Case]:
                         fine = "of no matter to a policy that goes on from it"
                     if value is None and entry in ("quantization", "pooling", "dtype"):
                         fine = ""
-                    yield kind(f"role_{use}_{file.split('.')[0]}_{entry}={value}", command, {file: Json({
-                    entry: value})},
-                               codes={1, 2}, fine=fine)  # fmt: skip
+                    yield kind(
+                        f"role_{use}_{file.split('.')[0]}_{entry}={value}",
+                        command,
+                        {file: Json({entry: value})},
+                        codes={1, 2},
+                        fine=fine,
+                    )
         for entry in entries:
             kind, command = USES["score"]
-            fine = "it has a default" if file == ADAPTER or entry not in ("kind", "base", "base_fingerprint",
-                                                                          "tokenizer_fingerprint") else ""
-            yield kind(f"role_score_{file.split('.')[0]}_without_{entry}", command, {file: Json(without=[entry])},
-                       codes={1, 2}, fine=fine)  # fmt: skip
-    for name, changes in {"other_file": {WEIGHTS: lambda path: path.write_bytes(
-            (path.parents[1] / "fix/run_sft/policy" / WEIGHTS).read_bytes())},
-            "no_head": {WEIGHTS: tensors(without_head)}, "wide_head": {WEIGHTS: tensors(wide_head)},
-            "head_nan": {WEIGHTS: tensors(head_nan)}, "flip_card": {CARD: Flip()}}.items():  # fmt: skip
+            fine = (
+                "it has a default"
+                if file == ADAPTER or entry not in ("kind", "base", "base_fingerprint", "tokenizer_fingerprint")
+                else ""
+            )
+            yield kind(
+                f"role_score_{file.split('.')[0]}_without_{entry}",
+                command,
+                {file: Json(without=[entry])},
+                codes={1, 2},
+                fine=fine,
+            )
+    for name, changes in {
+        "other_file": {
+            WEIGHTS: lambda path: path.write_bytes((path.parents[1] / "fix/run_sft/policy" / WEIGHTS).read_bytes())
+        },
+        "no_head": {WEIGHTS: tensors(without_head)},
+        "wide_head": {WEIGHTS: tensors(wide_head)},
+        "head_nan": {WEIGHTS: tensors(head_nan)},
+        "flip_card": {CARD: Flip()},
+    }.items():
         for use in ("pporeward", "score"):
             kind, command = USES[use]
-            yield kind(f"role_{use}_swapped_{name}", command, changes, codes={1, 2},
-                       fine="one other character may be no mistake" if name == "flip_card" else "")  # fmt: skip
+            yield kind(
+                f"role_{use}_swapped_{name}",
+                command,
+                changes,
+                codes={1, 2},
+                fine="one other character may be no mistake" if name == "flip_card" else "",
+            )
 
 
 CASES += _damaged()

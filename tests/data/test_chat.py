@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import gzip
+import json
 import random
+import resource
 import shutil
+import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from onebase.data.chat import ChatFormat, chat_format, check_tokenizer, fit_example, require_counted
+from onebase.data.chat import ChatFormat, chat_format, check_tokenizer
+from onebase.data.fit import require_counted
 from onebase.data.formats import drop_unusable, read_rows
-from onebase.data.templates import BUILT_IN_TEMPLATES
-from onebase.errors import DataError, ModelError, PromptTooLongError
+from onebase.data.templates import BUILT_IN_TEMPLATES, check_template
+from onebase.errors import DataError, ModelError
 from onebase.records import Example, Message, Row
 
 CORPUS = [
@@ -34,7 +39,12 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def byte_level(bos: bool = True, eos: bool = True, extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+BEGINS = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
+
+
+def byte_level(
+    bos: bool = True, eos: bool = True, extra: Sequence[str] = (), adds_bos: bool = True
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE as in GPT-2, trained here on a few lines so that tokens span words and blanks."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -46,6 +56,8 @@ def byte_level(bos: bool = True, eos: bool = True, extra: Sequence[str] = ()) ->
         trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, special_tokens=names, show_progress=False),
     )
     chosen = {"bos_token": "<s>"} if bos else {}
+    if bos and adds_bos:
+        tokenizer.post_processor = BEGINS
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **chosen, **({"eos_token": "</s>"} if eos else {}))
 
 
@@ -70,6 +82,9 @@ def llama_like() -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
@@ -96,15 +111,16 @@ def with_template(template: str, **more: Any) -> ChatFormat:
 
 
 TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|end|>\n{% endfor %}"
+TURNS_ALONE = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
 PHI = TURNS + "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}"
 PHI_TOKENS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 
 
-@pytest.fixture(params=["byte_level", "byte_level_without_bos", "llama_like"])
+@pytest.fixture(params=["byte_level", "byte_level_without_bos", "byte_level_that_adds_no_bos", "llama_like"])
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     if request.param == "llama_like":
         return llama_like()
-    return byte_level(bos=request.param == "byte_level")
+    return byte_level(bos=request.param != "byte_level_without_bos", adds_bos=request.param == "byte_level")
 
 
 # prompts and completions
@@ -113,6 +129,7 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
 def test_templates_by_name_render_as_documented() -> None:
     words = (Message("system", "S"), *chat("q", "a", "r"))
     tokenizer = byte_level()
+    tokenizer = byte_level(bos=False)
     assert chat_format(tokenizer, "plain").render_prompt(words) == "S\nqa\nr"
     hh = chat_format(tokenizer, "hh").render_prompt(words)
     assert hh == "\n\nSystem: S\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:"
@@ -126,7 +143,7 @@ def test_what_was_encoded_decodes_to_what_was_rendered(tokenizer: PreTrainedToke
     generator = random.Random(0)
     cases = [(text, other) for text in TEXTS for other in generator.sample(TEXTS, 6)]
     for prompt, answer in cases:
-        rendered = form.render_prompt(chat(prompt)) + (" " if template == "hh" else "") + answer
+        rendered = form.render_prompt(chat(prompt)).removeprefix("<s>") + (" " if template == "hh" else "") + answer
         example = form.encode_example(row(prompt, answers=(answer,)))
         (completion,) = example.completions
         assert completion[-1] == tokenizer.eos_token_id and completion.count(tokenizer.eos_token_id) == 1
@@ -166,6 +183,35 @@ def test_a_continuation_gets_no_blank_of_its_own() -> None:
     example = form.encode_example(row("hel", answers=("lo", "lo hello", "\nlo")))
     pieces = [tokenizer.convert_ids_to_tokens(list(ids))[:-1] for ids in example.completions]
     assert pieces == [["l", "o"], ["l", "o", "▁", "hello"], ["<0x0A>", "l", "o"]]
+
+
+def own_ids(tokenizer: PreTrainedTokenizerBase, template: str | None, messages: Sequence[Message]) -> list[int]:
+    """What whoever serves the model sends."""
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    ids = tokenizer.apply_chat_template(
+        turns, chat_template=template, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    assert isinstance(ids, list)
+    return ids
+
+
+@pytest.mark.parametrize("template", ["plain", "hh", "chatml", TURNS_ALONE, "{{ bos_token }}" + TURNS_ALONE])
+def test_a_prompt_is_what_the_tokenizer_makes_of_the_template(
+    tokenizer: PreTrainedTokenizerBase, template: str, tmp_path: Path
+) -> None:
+    if template not in BUILT_IN_TEMPLATES:
+        (tmp_path / "own.jinja").write_text(template)
+        template = str(tmp_path / "own.jinja")
+    form = chat_format(tokenizer, template)
+    for text in filter(None, TEXTS):
+        ids = form.encode_prompt(chat(text, "a", "r"))
+        assert ids == own_ids(tokenizer, form.template, chat(text, "a", "r"))
+        if template in BUILT_IN_TEMPLATES:
+            assert (ids[0] == tokenizer.bos_token_id) == (tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id)
+    # A template that a role was saved with gives the same prompts again.
+    (tmp_path / "saved.jinja").write_text(form.template or "")
+    again = chat_format(tokenizer, str(tmp_path / "saved.jinja"))
+    assert again.fingerprint == form.fingerprint and again.encode_prompt(chat("q")) == form.encode_prompt(chat("q"))
 
 
 def test_the_beginning_token_is_added_once() -> None:
@@ -248,6 +294,24 @@ def test_without_its_end_an_answer_is_its_text_alone() -> None:
     assert spelled(form, completion) == "done"
 
 
+@pytest.mark.parametrize("template", ["plain", "hh", "chatml"])
+def test_an_answer_that_did_not_end_gets_no_end_token(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    form = chat_format(tokenizer, template)
+    both = row("q", answers=("the answer", "the answer"), ended=(True, False))
+    ended, cut = form.encode_example(both).completions
+    assert list(cut) == list(ended[:-1]) and ended[-1] == form.end_token_id
+    last = form.encode_example(replace(both, messages=chat("q", "a", "r")), train_on="assistant")
+    assert list(last.completions[1]) == list(last.completions[0][:-1])
+    texts = form.encode_example(Row((), ("hello", "hello"), (1.0, 0.0), ended=(True, False)))
+    assert list(texts.completions[1]) == list(texts.completions[0][:-1])
+
+
+def test_an_answer_that_did_not_end_keeps_its_last_blanks() -> None:
+    form = with_template(PHI, extra=PHI_TOKENS)
+    ended, cut = form.encode_example(row("q", answers=("so \n", "so \n"), ended=(True, False))).completions
+    assert spelled(form, ended) == "so<|end|>" and spelled(form, cut) == "so \n"
+
+
 def test_a_template_that_hides_thinking_takes_the_answer_itself() -> None:
     hides = TURNS + "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
     form = with_template(hides, extra=PHI_TOKENS)
@@ -268,9 +332,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize("template", ["plain", "hh", "chatml"])
-def test_prefix_and_step_are_the_tokens_of_the_whole_answer(
-    tokenizer: PreTrainedTokenizerBase, template: str
-) -> None:
+def test_prefix_and_step_are_the_tokens_of_the_whole_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
     form = chat_format(tokenizer, template)
     alike = 0
     for prompt in ("What is 2 + 2?", "hello", "你好"):
@@ -398,7 +460,8 @@ def test_plain_text_follows_the_beginning_token_or_the_end_token(tokenizer: PreT
     form = chat_format(tokenizer)
     ids = tokenizer.encode("once upon a time", add_special_tokens=False)
     example = form.encode_example(Row((), ("once upon a time",), (1.0,)))
-    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    begun = tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+    first = tokenizer.bos_token_id if begun else tokenizer.eos_token_id
     assert list(example.prompt_ids) == [first] and list(example.completions[0]) == [*ids, tokenizer.eos_token_id]
     assert example.counted is None and example.grades == (1.0,)
     compared = form.encode_example(Row((), ("once upon a time", "hello"), (1.0, 0.0)))
@@ -441,6 +504,7 @@ def test_template_names_and_files_are_checked(tmp_path: Path) -> None:
     path.write_text(BUILT_IN_TEMPLATES["hh"], encoding="utf-8")
     form = chat_format(tokenizer, str(path))
     assert form.render_prompt(chat("q")) == "\n\nHuman: q\n\nAssistant:"
+    tokenizer = byte_level(bos=False)
     assert form.fingerprint == chat_format(tokenizer, "hh").fingerprint != chat_format(tokenizer, "plain").fingerprint
     assert len(form.fingerprint) == 64
 
@@ -457,7 +521,7 @@ def test_templates_that_do_not_work_say_so() -> None:
         with_template("{{ messages }}\n{% if %}").render_prompt(chat("q"))
     refuses = with_template("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(
-        DataError, match="^f:1: the chat template refuses the turns user: roles must alternate; correct"
+        DataError, match="^f:1: the chat template of .* refuses the turns user: roles must alternate; correct"
     ):
         refuses.encode_example(row("q"))
     silent = with_template("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}")
@@ -475,7 +539,7 @@ def test_templates_that_do_not_work_say_so() -> None:
 def test_rows_that_train_nothing_are_refused() -> None:
     form, without = chat_format(byte_level(), "plain"), chat_format(byte_level(bos=False), "plain")
     with pytest.raises(
-        DataError, match="^f:1: the row has no answer to learn from; add one, or use it as a prompt only"
+        DataError, match="^f:1: the row has no answer to learn from; give it .* are none\\), or use it as a prompt only"
     ):
         form.encode_example(row("q", answers=()))
     with pytest.raises(
@@ -504,50 +568,13 @@ def test_a_tokenizer_that_cannot_continue_is_refused() -> None:
         form.encode_example(row("q"))
 
 
-# limits
-
-
-EXAMPLE = Example([0, 5, 6, 7], [[8, 9, 1], [8]], [[False, True, True], [True]], row=row("q"))
-
-
-def test_examples_within_the_limits_stay_as_they_are() -> None:
-    assert fit_example(EXAMPLE, max_prompt_tokens=4, max_completion_tokens=3) is EXAMPLE
-    assert fit_example(EXAMPLE, max_prompt_tokens=None, max_completion_tokens=None) is EXAMPLE
-
-
-def test_long_completions_are_cut_on_the_right() -> None:
-    cut = fit_example(EXAMPLE, max_prompt_tokens=None, max_completion_tokens=2)
-    assert cut.completions == [[8, 9], [8]] and cut.counted == [[False, True], [True]] and cut.row is EXAMPLE.row
-    plain = fit_example(Example([1], [[2, 3]]), max_prompt_tokens=None, max_completion_tokens=1)
-    assert plain.completions == [[2]] and plain.counted is None
-
-
-def test_long_prompts_are_refused_or_cut_on_the_left() -> None:
-    def cut(limit: int, bos: int | None = None) -> Sequence[int]:
-        return fit_example(
-            EXAMPLE, max_prompt_tokens=limit, max_completion_tokens=None, truncate_prompt="left", bos_token_id=bos
-        ).prompt_ids
-
-    with pytest.raises(PromptTooLongError) as caught:
-        fit_example(EXAMPLE, max_prompt_tokens=3, max_completion_tokens=None)
-    assert str(caught.value) == (
-        "f:1: the prompt has 4 tokens and max_prompt_tokens is 3; allow more, cut prompts on the left "
-        "(data.truncate_prompt: left), or drop the row"
-    )
-    assert (cut(3), cut(2), cut(1)) == ([5, 6, 7], [6, 7], [7])
-    assert (cut(3, bos=0), cut(2, bos=0), cut(1, bos=0)) == ([0, 6, 7], [0, 7], [7])
-    assert cut(3, bos=9) == [5, 6, 7]
-    with pytest.raises(AssertionError, match="a limit of 0 tokens leaves nothing"):
-        cut(0)
-
-
 def test_an_example_that_counts_nothing_is_named() -> None:
-    require_counted([EXAMPLE, Example([1], [[2]])])
-    short = fit_example(Example([1], [[2, 3]], [[False, True]]), max_prompt_tokens=None, max_completion_tokens=1)
+    good, short = Example([0], [[8, 9]], [[False, True]]), Example([1], [[2]], [[False]])
+    require_counted([good, Example([1], [[2]])])
     with pytest.raises(
         DataError, match="^example 1: no completion token counts, nothing is learned from this row; allow"
     ):
-        require_counted([EXAMPLE, short])
+        require_counted([good, short])
     with pytest.raises(DataError, match="^f:1: no completion token counts"):
         require_counted([Example([1], [[2]], [[False]], row=row("q"))])
 
@@ -578,7 +605,7 @@ def test_real_tokenizers_decode_to_what_was_rendered(real: Any, name: str, templ
     form = chat_format(real(name), template)
     for prompt in TEXTS:
         for answer in TEXTS:
-            rendered = form.render_prompt(chat(prompt)) + (" " if template == "hh" else "") + answer
+            rendered = form.render_prompt(chat(prompt)).removeprefix("<s>") + (" " if template == "hh" else "") + answer
             example = form.encode_example(row(prompt, answers=(answer,)))
             (completion,) = example.completions
             assert example.prompt_ids == form.encode_prompt(chat(prompt))
@@ -604,7 +631,7 @@ def test_the_own_template_of_phi_closes_with_a_token_of_its_own(real: Any) -> No
     names = form.tokenizer.convert_ids_to_tokens
     example = form.encode_example(row("Hi", "Hello.", "Bye", answers=("See you",)), train_on="assistant")
     assert names(form.end_token_id) == "<|end|>" != form.tokenizer.eos_token
-    assert names(list(example.prompt_ids)) == ["<s>", "<|user|>", "Hi", "<|end|>", "<|assistant|>"]
+    assert names(list(example.prompt_ids)) == ["<|user|>", "Hi", "<|end|>", "<|assistant|>"]
     assert names(list(example.completions[0]))[:3] == ["Hello", ".", "<|end|>"]
     assert counted_text(form, example) == ["Hello.<|end|>", "See you<|end|>"]
 
@@ -621,14 +648,41 @@ def test_known_templates_give_one_prompt_and_one_end(shared: Path, real: Any, tm
     form = chat_format(real("minimind"), str(path))
     one = form.encode_example(row("Hi there", answers=("Fine.", "No")))
     assert one.prompt_ids == form.encode_prompt(chat("Hi there"))
-    bos = form.tokenizer.bos_token_id
-    # The beginning token of this tokenizer opens a turn of ChatML; that file's template puts another one before it.
-    assert one.prompt_ids[0] == bos and (one.prompt_ids[1] != bos or name == "chatml")
+    assert one.prompt_ids == own_ids(form.tokenizer, text, chat("Hi there"))
     assert [form.decode(ids).strip() for ids in one.completions] == ["Fine.", "No"]
     assert all(ids[-1] == form.end_token_id and ids.count(form.end_token_id) == 1 for ids in one.completions)
     turns = form.encode_example(row("Hi there", "Fine.", "Bye"), train_on="assistant")
     body = one.completions[0][:-1]
     assert turns.prompt_ids == one.prompt_ids and turns.completions[0][: len(body)] == body
+
+
+@pytest.mark.parametrize("name", ["minimind", "phi3_mini", "stories260K"])
+def test_real_prompts_are_those_of_the_tokenizer_itself(shared: Path, real: Any, tmp_path: Path, name: str) -> None:
+    tokenizer = real(name)
+    templates = sorted((shared / "data/tokenizers/chat_templates").glob("*.jinja"))
+    configs = (shared / f"data/tokenizers/{each}_config_only/tokenizer_config.json" for each in ("qwen2.5", "qwen3"))
+    texts = [path.read_text() for path in templates] + [
+        json.loads(path.read_text())["chat_template"] for path in configs
+    ]
+    assert len(texts) == 9
+    if tokenizer.chat_template:
+        assert chat_format(tokenizer).encode_prompt(chat("Hi")) == own_ids(tokenizer, None, chat("Hi"))
+    for text in texts:
+        (tmp_path / "one.jinja").write_text(text)
+        form = chat_format(tokenizer, str(tmp_path / "one.jinja"))
+        for words in (chat("Hi there"), chat(" 你好\n", "a", "1 + 1?")):
+            assert form.encode_prompt(words) == own_ids(tokenizer, text, words)
+    for text in BUILT_IN_TEMPLATES:
+        ids = chat_format(tokenizer, text).encode_prompt(chat("Once upon a time"))
+        bare = chat_format(tokenizer, text).tokenizer(BARE[text] % "Once upon a time")["input_ids"]
+        assert ids == bare  # with the beginning token, where the tokenizer itself puts one before a text
+
+
+BARE = {
+    "plain": "%s",
+    "hh": "\n\nHuman: %s\n\nAssistant:",
+    "chatml": "<|im_start|>user\n%s<|im_end|>\n<|im_start|>assistant\n",
+}
 
 
 @pytest.mark.parametrize(
@@ -649,7 +703,7 @@ def test_real_tokenizers_go_on_from_a_prefix(real: Any, name: str, template: str
     ("name", "template", "file"),
     [
         ("minimind", None, "oasst1_zh/oaast_rm_zh.json.gz"),
-        ("phi3_mini", None, "llamafactory_demo/glaive_toolcall_en_demo.json.gz"),
+        ("phi3_mini", None, "llamafactory_demo/kto_en_demo.json.gz"),
         ("gpt2", "hh", "hh_rlhf/harmless-base-test.jsonl.gz"),
         ("stories260K", None, "text_en/tinystories_sample.txt.gz"),
     ],
@@ -678,3 +732,88 @@ def test_an_added_token_that_is_not_special_may_close_a_turn() -> None:
     form = with_template(PHI)
     form.tokenizer.add_tokens([AddedToken("<|end|>", special=False)])
     assert form.tokenizer.convert_ids_to_tokens(form.end_token_id) == "<|end|>"
+
+
+# templates that fail
+
+
+def failing(template: str, *, place: str = "f:1") -> str:
+    form = with_template(template)
+    with pytest.raises(ModelError) as caught:
+        form.render_prompt(chat("q"), place=place)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith("; correct it, or set model.chat_template to another")
+    return message
+
+
+SAYS = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("\n{{ [] + 1 }}", "in line 2: TypeError: can only concatenate list"),
+        ("{{ 1 // 0 }}", "in line 1: ZeroDivisionError: "),
+        ("\n\n{{ messages[0].content.nothing.at.all + 1 }}", ""),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError: maximum recursion depth exceeded"),
+        ("{% include 'x' %}", "in line 1: TypeError: no loader for this environment specified"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", None),
+        ("{% for i in range(1000000000) %}{% endfor %}", "OverflowError: Range too big"),
+        ("{{ 'x' * 10000000000 }}", "MemoryError"),
+        ("{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+         "MemoryError"),
+    ],
+)  # fmt: skip
+def test_a_template_that_fails_is_named_in_one_line(template: str, reason: str | None) -> None:
+    if reason is None:
+        with pytest.raises(ModelError, match="raises a number to a power in line 1; take it out, or set"):
+            with_template(template)
+    elif not reason:
+        with pytest.raises((ModelError, DataError), match="the chat template of .* (fails on|refuses) the turns user"):
+            with_template(template).render_prompt(chat("q"))
+    else:
+        assert reason in failing(template) and failing(template).startswith("f:1: the chat template of ")
+
+
+def test_a_template_that_never_ends_is_stopped() -> None:
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    assert "fails on the turns user in line 1: TimeoutError: not done after 2 s" in failing(loop)
+    handler, limit = signal.getsignal(signal.SIGVTALRM), resource.getrlimit(resource.RLIMIT_AS)
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    assert chat_format(byte_level(bos=False), "hh").render_prompt(chat("q")) == "\n\nHuman: q\n\nAssistant:"
+    assert signal.getsignal(signal.SIGVTALRM) is handler and resource.getrlimit(resource.RLIMIT_AS) == limit
+
+
+def test_a_template_that_writes_far_more_than_was_said_is_refused() -> None:
+    assert "writes 3,000,001 characters around the turns user" in failing(SAYS + "{{ 'abc' * 1000000 }}")
+
+
+@pytest.mark.parametrize("number", [5, ["x"], True])
+def test_a_template_that_is_no_text_is_refused(number: Any) -> None:
+    with pytest.raises(
+        ModelError, match=r"the chat template of .* is .*, not a text; correct chat_template in tokenizer"
+    ):
+        with_template(number)
+
+
+def test_a_turn_that_the_template_leaves_out_is_refused() -> None:
+    silent = with_template("{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}|")
+    with pytest.raises(DataError, match="^f:1: the chat template of .* leaves out the user turn 'q'; write it"):
+        silent.encode_example(row("q"))
+    first = with_template("{{ messages[0].content }}{% for m in messages[1:] if m.role != 'system' %}{{ m.content }}"
+                          "{% endfor %}")  # fmt: skip
+    turns = (Message("system", "S"), *chat("q"), Message("system", "later"), *chat(" r\n"))
+    assert first.render_prompt([turns[0], *turns[-1:]])
+    with pytest.raises(DataError, match="leaves out the system turn 'later'; write it into a turn that is kept"):
+        first.render_prompt(turns)
+
+
+def test_powers_in_keyword_arguments_are_no_powers() -> None:
+    check_template("{% macro f(a) %}{{ a }}{% endmacro %}{{ f(**{'a': 1}) }}{{ f(1, **{}) }}", "x")
+
+
+def test_a_text_that_is_no_unicode_is_refused_in_one_line() -> None:
+    with pytest.raises(
+        DataError, match=r"the text 'hi \\udcff' holds half of a surrogate pair, or bytes that are not"
+    ):
+        chat_format(byte_level(bos=False), "plain").encode_prompt(chat("hi \udcff"))

@@ -8,7 +8,8 @@ import pytest
 
 from onebase.data.chat import ChatFormat, chat_format
 from onebase.data.compared import drop_equal_completions, pair_labelled
-from onebase.data.prepare import Limits, dropped_line, encode_rows
+from onebase.data.fit import Limits
+from onebase.data.prepare import dropped_line, encode_rows
 from onebase.errors import DataError
 from onebase.records import Example, Message, Row
 from tests.tiny_models import EOS, tiny_tokenizer

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from onebase.data.formats import detect, drop_unusable, read_files, read_rows, split_by_prompt
+from onebase.data.remarks import remarks
 from onebase.errors import DataError
 from onebase.records import Message, Row
 
@@ -148,8 +149,11 @@ def test_bad_pairs_are_named(tmp_path: Path) -> None:
     assert refusal(tmp_path, {**pair, "chosen": None}) == f"'chosen' is null; {needed}"
     assert refusal(tmp_path, {**pair, "prompt": {"a": 1}}) == f"'prompt' is an object; {needed}"
     assert refusal(tmp_path, {**pair, "rejected": []}) == "'rejected' is an empty list; a list of messages is needed"
-    assert refusal(tmp_path, {**pair, "margin": "big"}) == "'margin' is the string \"big\"; a finite number is needed"
-    assert refusal(tmp_path, {**pair, "margin": float("nan")}).endswith("a finite number is needed")
+    needed = "a number from 0 to 1000, how much better 'chosen' is, is needed"
+    assert refusal(tmp_path, {**pair, "margin": "big"}) == f"'margin' is the string \"big\"; {needed}"
+    for wrong in (-0.5, 1e300, 10**300, True):
+        assert refusal(tmp_path, {**pair, "margin": wrong}).endswith(needed)
+    assert refusal(tmp_path, {**pair, "margin": float("nan")}) == "NaN is no JSON number; write a finite one, or null"
     assert refusal(tmp_path, {**pair, "tie": 1}) == "'tie' is the number 1; true or false is needed"
     assert refusal(tmp_path, {"prompt": "q", "chosen": "a"}) == (
         "the key 'rejected' is missing among prompt, chosen; add it"
@@ -530,7 +534,7 @@ def test_every_fault_of_a_file_is_one_line(tmp_path: Path) -> None:
     assert (
         message == ": invalid JSON at line 2, column 1: Extra data; one object per line belongs in a file named .jsonl"
     )
-    assert message_of("deep.json", b"[" * 200_000) == ": JSON nested too deeply; flatten it"
+    assert message_of("deep.json", b"[" * 200_000) == ":1: JSON nested too deeply; flatten it"
     message = message_of("list.jsonl", b'[{"text": "a"}]\n')
     assert message == (
         ":1: the row is a list, an object with keys is needed; one JSON list for the whole file belongs in a file "
@@ -600,8 +604,8 @@ def test_both_sides_hold_a_prompt() -> None:
     assert [len(side) for side in split_by_prompt(rows_of(["a", "b"]), 0, 0)] == [2, 0]
 
 
-@pytest.mark.parametrize("grade", [float("nan"), float("inf"), True, "2", None])
-def test_grades_are_finite_numbers(tmp_path: Path, grade: object) -> None:
+@pytest.mark.parametrize("grade", [1e16, 10**300, True, "2", None])
+def test_grades_are_numbers_that_can_be_told_apart(tmp_path: Path, grade: object) -> None:
     ranked = {"instruction": "q", "output": ["a", "b"], "grades": [grade, 1.0]}
     message = refusal(tmp_path, ranked)
     assert message.startswith("'grades' is ") and "a list of 2 numbers, one per answer" in message
@@ -656,7 +660,6 @@ REAL = [
     ("llamafactory_demo/dpo_en_demo.json.gz", 300, {2}),
     ("llamafactory_demo/dpo_zh_demo.json.gz", 300, {2}),
     ("llamafactory_demo/kto_en_demo.json.gz", 300, {1}),
-    ("llamafactory_demo/glaive_toolcall_en_demo.json.gz", 300, {1}),
     ("llamafactory_demo/identity.json", 91, {1}),
     ("fastchat/dummy_conversation.json.gz", 500, {1}),
     ("xquad/xquad.en.json.gz", 1190, {0}),
@@ -728,7 +731,173 @@ def test_real_votes_are_kept_by_the_order_of_their_grades(shared: Path) -> None:
     assert (stated, contradicted, ties, ordered) == (2616, 0, 384, 54)
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("llamafactory_demo/glaive_toolcall_en_demo.json.gz", "tools"), ("mbpp/mbpp.jsonl.gz", "code")],
+)
+def test_real_files_of_which_a_part_would_be_left_out_are_refused(shared: Path, name: str, key: str) -> None:
+    with pytest.raises(DataError, match=rf"{name}:\d+: .*'{key}'"):
+        read_rows(shared / "data" / name)
+
+
 @pytest.mark.parametrize("name", ["pandalm/testset-v1.json.gz", "taskmaster_reward/tm4_reward_00.json.gz"])
 def test_real_files_of_other_layouts_are_refused(shared: Path, name: str) -> None:
     with pytest.raises(DataError, match="no known layout has the keys"):
         read_rows(shared / "data" / name)
+
+
+# answers that did not end
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "completion": "a"},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"instruction": "q", "output": "a"},
+        {"text": "a"},
+    ],
+)
+def test_a_row_says_that_its_answer_did_not_end(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert only(tmp_path, row).ended is None and only(tmp_path, {**row, "ended": True}).ended is None
+    cut = only(tmp_path, {**row, "ended": False})
+    assert cut.ended == (False,) and "ended" not in cut.columns
+    assert refusal(tmp_path, {**row, "ended": "no"}) == "'ended' is the string \"no\"; true or false is needed"
+
+
+def test_pairs_and_lists_say_it_for_each_answer(tmp_path: Path) -> None:
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b", "rejected_ended": False}
+    assert only(tmp_path, pair).ended == (True, False)
+    assert refusal(tmp_path, {**pair, "chosen_ended": 1}) == "'chosen_ended' is the number 1; true or false is needed"
+    ranked = {"instruction": "q", "output": ["a", "b", "c"], "ended": [True, False, True]}
+    assert only(tmp_path, ranked).ended == (True, False, True)
+    assert only(tmp_path, ranked).only([1, 0]).ended == (False, True)
+    needed = "'ended' is a list; a list of 3 times true or false, one per answer, is needed"
+    assert refusal(tmp_path, {**ranked, "ended": [True, False]}) == needed
+
+
+# nothing of a row is lost in silence
+
+
+def said(role: str, content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("tools", [[{"name": "f"}], '[{"name": "f"}]'])
+def test_tools_that_no_template_is_given_are_refused(tmp_path: Path, tools: Any) -> None:
+    row = {"messages": [said("user", "q"), said("assistant", "a")]}
+    assert refusal(tmp_path, {**row, "tools": tools}) == (
+        "'tools' defines tools, which no chat template is given yet; write them into the system turn and remove "
+        "'tools', or drop the row"
+    )
+    for none in ([], "[]", "", None):
+        assert only(tmp_path, {**row, "tools": none}).answers == ("a",)
+
+
+def test_what_stands_beside_the_content_of_a_message_is_refused(tmp_path: Path) -> None:
+    row = {"messages": [said("user", "q"), said("assistant", None, tool_calls=[CALL])]}
+    assert refusal(tmp_path, row) == (
+        "'messages[1].tool_calls' would be left out, as only 'content' is read; write it into 'content', or drop the "
+        "row"
+    )
+    thought = {"messages": [said("user", "q"), said("assistant", "a", reasoning_content="so")]}
+    assert "'messages[1].reasoning_content' would be left out" in refusal(tmp_path, thought)
+    weighted = {"messages": [said("user", "q"), said("assistant", "a", weight=0)]}
+    assert refusal(tmp_path, weighted).startswith("'messages[1].weight' is the number 0; no weight")
+    assert only(tmp_path, {"messages": [said("user", "q"), said("assistant", "a", tool_calls=None, weight=1)]}).answers
+
+
+def test_what_a_tool_returned_needs_a_call_before_it(tmp_path: Path) -> None:
+    for turns in (["tool", "assistant"], ["user", "tool", "assistant"]):
+        message = refusal(tmp_path, {"messages": [said(role, "x") for role in turns]})
+        assert message.startswith(f"'messages[{len(turns) - 2}]' is what a tool returned, and no assistant turn before")
+    called = {
+        "conversations": [{"from": who, "value": "x"} for who in ("human", "function_call", "observation", "gpt")]
+    }
+    row = only(tmp_path, called)
+    assert row.notes == (
+        "'function_call' turns read as assistant turns", "'observation' turns read as user turns"
+    )  # fmt: skip
+    assert (
+        remarks([row, row], [])[0]
+        == f"'function_call' turns read as assistant turns: 2 rows ({row.place}, {row.place})"
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [["4", "five"], {"text": ["4", "five"], "label": ["A", "B"]}, {"A": "4", "B": "five"}]
+)
+def test_options_that_are_not_in_the_question_are_refused(tmp_path: Path, options: Any) -> None:
+    row = {"question": "2 + 2 is?", "choices": options, "answer": "4"}
+    assert refusal(tmp_path, row) == (
+        "'choices' stands beside the prompt and would be left out of it; write it into the prompt, or rename 'choices' "
+        "if the model is not to see it"
+    )
+    assert only(tmp_path, {**row, "question": "2 + 2 is?\nA. 4\nB. five"}).columns["choices"] == options
+
+
+def test_a_second_prompt_beside_the_prompt_is_refused(tmp_path: Path) -> None:
+    for key in ("question", "context", "input"):
+        assert f"'{key}' stands beside the prompt" in refusal(tmp_path, {"prompt": "p", key: "q", "completion": "a"})
+    assert only(tmp_path, {"prompt": "c\n\nq", "context": "c", "question": "q"}).columns["context"] == "c"
+
+
+def test_a_text_that_something_else_answers_is_refused(tmp_path: Path) -> None:
+    for more in ({"code": "def f(): pass"}, {"solution": "x"}, {"anything": "two\nlines"}):
+        (key,) = more
+        assert refusal(tmp_path, {"text": "Write a function.", **more}) == (
+            f"'text' is read as a whole text, but could be a prompt that '{key}' answers; rename 'text' to 'prompt' "
+            f"and '{key}' to 'completion', or remove '{key}' if the text alone is to be learned"
+        )
+    assert only(tmp_path, {"text": "t", "title": "A title", "url": "http://x", "n": 3, "code": " "}).answers == ("t",)
+
+
+@pytest.mark.parametrize(
+    ("roles", "reason"),
+    [
+        (["user", "assistant", "assistant"], "two assistant turns in a row"),
+        (["user", "assistant", "assistant", "user", "assistant"], "two assistant turns in a row"),
+        (["user", "system", "assistant"], "a system turn behind others"),
+    ],
+)
+def test_turns_out_of_order_are_counted_and_said(tmp_path: Path, roles: list[str], reason: str) -> None:
+    good = {"messages": [said("system", "s"), said("user", "q"), said("assistant", "a")]}
+    path = written(tmp_path, [{"messages": [said(role, f"{n}") for n, role in enumerate(roles)]}] + [good] * 19)
+    rows = read_rows(path)
+    assert remarks(rows[:2], []) == [f"{reason}: 1 row ({path}:1)"] and remarks(rows[1:2], []) == []
+
+
+# which files
+
+
+def test_a_pipe_or_a_device_is_refused_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    for name in ("rows.jsonl", "zero.jsonl"):
+        with pytest.raises(DataError, match=f"{name} is a pipe, socket or device; write its content to a file"):
+            read_rows(tmp_path / name)
+
+
+def test_a_file_named_twice_is_refused_by_whatever_name(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"prompt": "q", "completion": "a"}])
+    (tmp_path / "link.jsonl").symlink_to(path)
+    for second in (path, tmp_path / "." / "rows.jsonl", tmp_path / "link.jsonl"):
+        with pytest.raises(DataError, match="are the same file; name it once"):
+            read_files([path, str(second)])
+
+
+def test_a_missing_file_is_named_though_the_limit_never_comes_to_it(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"prompt": "q", "completion": "a"}] * 3)
+    with pytest.raises(DataError, match="nosuch.jsonl does not exist"):
+        read_files([path, tmp_path / "nosuch.jsonl"], limit=2)
+
+
+def test_names_of_files_reach_no_terminal_raw(tmp_path: Path) -> None:
+    written(tmp_path, [{"prompt": "q"}], "ro\x1b[2Jws.jsonl")
+    with pytest.raises(DataError) as caught:
+        read_rows(tmp_path / "rows.jsonl")
+    assert str(caught.value).endswith(r"did you mean ro\x1b[2Jws.jsonl?")

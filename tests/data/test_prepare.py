@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from onebase.data.chat import ChatFormat, chat_format
+from onebase.data.fit import Limits
 from onebase.data.prepare import (
-    Limits,
     best_answer,
     dropped_line,
     encode_prompts,
@@ -17,7 +17,7 @@ from onebase.data.prepare import (
     read_split,
     with_completions,
 )
-from onebase.errors import DataError, PromptTooLongError
+from onebase.errors import DataError, ModelError, PromptTooLongError
 from onebase.records import Example, Message, Row
 from tests.tiny_models import BOS, EOS, tiny_tokenizer
 
@@ -122,35 +122,101 @@ def test_the_prompt_gives_way_to_the_completions_down_to_half_of_the_context(
     chat: ChatFormat, prompt: int, answer: int, kept: tuple[int, int]
 ) -> None:
     row = asked("p" * prompt, "x" * answer, "x")
-    (example,) = encode_rows([row], chat, Limits(context=20, truncate_prompt="left"))
+    (example,) = encode_rows([row], chat, Limits(context=20))
     assert (len(example.prompt_ids), max(map(len, example.completions))) == kept
     assert [*example.prompt_ids] == [BOS, *ids("p" * (kept[0] - 1))] and [*example.completions[1]] == [*ids("x"), EOS]
+    stops = Limits(context=20, truncate_prompt="error")
     if kept[0] == 1 + prompt:
-        assert encode_rows([row], chat, Limits(context=20)) == [example]
+        assert encode_rows([row], chat, stops) == [example]
     else:
-        message = f"the prompt has {1 + prompt} tokens and max_prompt_tokens is {kept[0]}"
-        with pytest.raises(PromptTooLongError, match=message):
-            encode_rows([row], chat, Limits(context=20))
+        with pytest.raises(
+            PromptTooLongError, match=f"the prompt has {1 + prompt} tokens, and {kept[0]} fit: {kept[1]} "
+        ):
+            encode_rows([row], chat, stops)
 
 
-def test_a_prompt_that_is_too_long_is_named_by_its_place(chat: ChatFormat) -> None:
-    for limits in (Limits(context=64, max_prompt=4), Limits(context=6)):  # of a context of 6, 2 are the answer's
-        with pytest.raises(PromptTooLongError) as caught:
-            encode_rows([asked("abc", "x"), asked("abcde", "x")], chat, limits)
-        message = str(caught.value)
-        assert message.startswith("asked.jsonl:5: the prompt has 6 tokens and max_prompt_tokens is 4; ")
-        assert "cut prompts on the left (data.truncate_prompt: left)" in message
-        assert "\n" not in message and caught.value.exit_code == 3
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"context": 64, "max_prompt": 4}, "data.max_prompt_tokens is 4"),
+        ({"context": 6}, "2 of the model's 6 positions are the answer's"),
+        ({"context": 6, "max_prompt": 5}, "2 of the model's 6 positions are the answer's, so data.max_prompt_tokens = "
+         "5 cannot be reached"),
+    ],
+)  # fmt: skip
+def test_a_prompt_that_is_too_long_is_named_with_what_limits_it(
+    chat: ChatFormat, limits: dict[str, int], reason: str
+) -> None:
+    rows = [asked("abc", "x"), asked("abcde", "x")]
+    with pytest.raises(PromptTooLongError) as caught:
+        encode_rows(rows, chat, Limits(**limits, truncate_prompt="error"))
+    assert caught.value.exit_code == 3 and str(caught.value) == (
+        f"asked.jsonl:5: the prompt has 6 tokens, and 4 fit: {reason}; set data.truncate_prompt to left (leaves out "
+        "the oldest turns) or drop (leaves out the row), or shorten it"
+    )
+    told: list[str] = []
+    assert len(encode_rows(rows, chat, Limits(**limits, tell=told.append))) == 2
+    assert told == [f"of 2 rows, 1 prompts lost their oldest tokens (asked.jsonl:5); {reason}"]
+    dropping = Limits(**limits, truncate_prompt="drop", max_dropped_share=0.5, tell=told.append)
+    assert [example.row for example in encode_rows(rows, chat, dropping)] == rows[:1]
+    assert told[1] == f"of 2 rows, 1 rows with longer prompts were left out (asked.jsonl:5); {reason}"
+    with pytest.raises(DataError, match="1 of 2 rows have prompts that are too long, more than the share 0.05 allowed"):
+        encode_rows(rows, chat, Limits(**limits, truncate_prompt="drop"))
+
+
+def conversation(*turns: str, system: str = "") -> Row:
+    roles = ("user", "assistant")
+    said = tuple(Message(roles[n % 2], turn) for n, turn in enumerate(turns))
+    return Row(((Message("system", system), *said) if system else said), ("z",), place="turns.jsonl:1")
+
+
+@pytest.mark.parametrize("system", ["", "S" * 9])
+def test_the_oldest_turns_go_first_and_the_system_and_last_user_turns_stay(system: str) -> None:
+    chat, told = chat_format(tiny_tokenizer(), "hh"), []
+    row = conversation("a" * 20, "b" * 20, "c" * 20, "d" * 20, "e" * 20, system=system)
+    kept = [
+        chat.render_prompt([*row.messages[: bool(system)], *row.messages[bool(system) + start :]]).removeprefix("<s>")
+        for start in (2, 4)
+    ]
+    for most, expected in ((1 + len(kept[0]), kept[0]), (len(kept[0]), kept[1]), (1 + len(kept[1]), kept[1])):
+        limits = Limits(256, max_prompt=most, tell=told.append)
+        (example,) = encode_rows([row], chat, limits)
+        assert chat.decode(example.prompt_ids) == expected and example.row is row
+        assert (
+            encode_prompts([row], chat, limits, max_new_tokens=8, opening_tokens=4)[0].prompt_ids == example.prompt_ids
+        )
+    limit = 1 + len(kept[0])
+    assert told[0] == (
+        f"of 1 rows, 1 prompts lost their oldest turns (turns.jsonl:1); data.max_prompt_tokens is {limit}"
+    )
+    (example,) = encode_rows([row], chat, Limits(256, max_prompt=10, tell=told.append))
+    assert chat.decode(example.prompt_ids) == kept[1][-9:] and len(example.prompt_ids) == 10
+    assert "1 prompts lost their oldest turns (turns.jsonl:1); 1 prompts lost their oldest tokens" in told[-1]
+
+
+def test_answers_that_were_cut_are_counted(chat: ChatFormat) -> None:
+    told: list[str] = []
+    rows = [asked("abc", "12345678", "1"), asked("de", "x")]
+    encode_rows(rows, chat, Limits(context=64, max_completion=3, tell=told.append))
+    assert told == ["of 2 rows, 1 rows had answers cut at the end, which then teach no end token (asked.jsonl:3)"]
+    encode_rows(rows, chat, Limits(context=64, tell=told.append))
+    assert len(told) == 1
+
+
+def test_a_context_that_holds_nothing_is_refused() -> None:
+    for context in (0, 1):
+        with pytest.raises(ModelError, match=f"the model's context of {context} tokens .* holds no prompt and answer"):
+            Limits(context)
 
 
 def test_prompts_cut_on_the_left_keep_their_beginning_token_and_room_to_answer(chat: ChatFormat) -> None:
-    limits = Limits(context=64, max_prompt=4, truncate_prompt="left")
+    limits = Limits(context=64, max_prompt=4)
     (example,) = encode_rows([asked("abcdefgh", "xyz")], chat, limits)
     assert list(example.prompt_ids) == [BOS, *ids("fgh")]
-    (example,) = encode_rows([asked("abcdefgh", "xyz")], chat, Limits(context=5, truncate_prompt="left"))
+    (example,) = encode_rows([asked("abcdefgh", "xyz")], chat, Limits(context=5))
     assert list(example.prompt_ids) == [BOS, *ids("gh")]
     assert [list(completion) for completion in example.completions] == [ids("xy")]
-    (example,) = encode_rows([asked("abcdefgh", "xyz")], chat, Limits(context=2, truncate_prompt="left"))
+    (example,) = encode_rows([asked("abcdefgh", "xyz")], chat, Limits(context=2))
     assert len(example.prompt_ids) == len(example.completions[0]) == 1
 
 
@@ -175,8 +241,8 @@ def test_a_conversation_is_cut_together_with_its_mask() -> None:
     row = Row(turns, ("d",), place="turns.jsonl:7")
     (example,) = encode_rows([row], chat, Limits(context=256), train_on="assistant")
     assert example.counted is not None and any(example.counted[0]) and not all(example.counted[0])
-    (example,) = encode_rows([row], chat, Limits(context=256, max_completion=5), train_on="assistant")
-    assert example.counted is not None and len(example.counted[0]) == len(example.completions[0]) == 5
+    (cut,) = encode_rows([row], chat, Limits(context=256, max_completion=5), train_on="assistant")
+    assert cut.counted == [example.counted[0][:5]] and cut.completions == [example.completions[0][:5]]
 
 
 # --------------------------------------------------------------------------------------------------- prompts
@@ -196,7 +262,7 @@ def test_a_question_is_a_prompt_without_its_answers(chat: ChatFormat) -> None:
 def test_a_prompt_with_a_prefix_is_gone_on_from(chat: ChatFormat) -> None:
     (prompt,) = prompts_of([asked("abc", "the step", prefix="Step 1\n")], chat)
     assert list(prompt.prompt_ids) == [BOS, *ids("abcStep 1\n")] and list(prompt.completions) == []
-    (cut,) = prompts_of([asked("a" * 40, prefix="bcd")], chat, Limits(context=14, truncate_prompt="left"))
+    (cut,) = prompts_of([asked("a" * 40, prefix="bcd")], chat, Limits(context=14))
     assert list(cut.prompt_ids) == [BOS, *ids("aabcd")]
 
 
@@ -214,11 +280,14 @@ def test_prompts_leave_room_for_what_is_generated(chat: ChatFormat) -> None:
     row = asked("a" * 20, "x")
     assert len(prompts_of([row], chat, Limits(context=29))[0].prompt_ids) == 21
     with pytest.raises(PromptTooLongError) as caught:
-        prompts_of([row], chat, Limits(context=28))
-    assert str(caught.value).startswith("asked.jsonl:20: the prompt has 21 tokens and max_prompt_tokens is 20; ")
-    with pytest.raises(PromptTooLongError, match="the prompt has 21 tokens and max_prompt_tokens is 10"):
-        prompts_of([row], chat, Limits(context=64, max_prompt=10))
-    (cut,) = prompts_of([row], chat, Limits(context=18, truncate_prompt="left"))
+        prompts_of([row], chat, Limits(context=28, truncate_prompt="error"))
+    assert str(caught.value).startswith(
+        "asked.jsonl:20: the prompt has 21 tokens, and 20 fit: generation.max_new_tokens takes 8 of the model's 28 "
+        "positions; "
+    )
+    with pytest.raises(PromptTooLongError, match="the prompt has 21 tokens, and 10 fit: data.max_prompt_tokens is 10;"):
+        prompts_of([row], chat, Limits(context=64, max_prompt=10, truncate_prompt="error"))
+    (cut,) = prompts_of([row], chat, Limits(context=18))
     assert list(cut.prompt_ids) == [BOS, *ids("a" * 9)]
 
 

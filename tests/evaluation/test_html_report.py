@@ -24,7 +24,8 @@ SUMMARY = {
 }  # fmt: skip
 PPO_ROWS = [
     {
-        "step": step, "objective/scores": step / 40, "objective/kl": 0.99 + step % 3 / 100, "policy/clipfrac": 0.5 + step % 2 / 100, "num_tokens": 100.0,
+        "step": step, "objective/scores": step / 40, "objective/kl": min(step / 2, 1.0), "num_tokens": 100.0,
+        "policy/clipfrac": min(step / 4, 0.5),
         "completions/num_tokens": 50.0, "val/explained_variance": -30.0 if step == 1 else 0.5,
         "perf/generate_seconds": 1.0, "perf/update_seconds": 0.5, "perf/step_seconds": 1.5,
     }
@@ -139,6 +140,28 @@ def test_every_curve_stays_in_its_picture_and_bands_are_drawn(tmp_path: Path) ->
     for rect in page.of("rect"):
         assert float(str(rect["height"])) > 0 and 0 <= float(str(rect["y"])) <= HEIGHT
     assert "policy/clipfrac 0.5 · shaded: healthy, 0 to 0.3" in page.texts["Curves"]
+
+
+def test_what_never_changes_is_a_line_and_no_chart(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 1 / step, "objective/kl_coef": 0.05} for step in range(1, 4)]
+    page = page_of(make_run(tmp_path / "run", rows), verb="sft")
+    assert len(page.of("svg")) == 1 and "The same in every step: objective/kl_coef 0.05." in page.texts["Curves"]
+    page = page_of(make_run(tmp_path / "still", rows[:1]), verb="sft")
+    assert len(page.of("svg")) == 2, "a single step says nothing of change"
+
+
+def test_a_step_is_not_told_beside_its_own_parts(tmp_path: Path) -> None:
+    times = page_of(make_run(tmp_path / "run", PPO_ROWS, SUMMARY)).texts["Time"]
+    assert "step" not in times and times.count("%") == 5
+    rows = [{"step": step, "perf/step_seconds": 1.0} for step in range(1, 4)]
+    assert "steps 80 s 80%" in page_of(make_run(tmp_path / "sft", rows, SUMMARY)).texts["Time"]
+
+
+def test_a_damaged_record_is_told_on_the_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", PPO_ROWS[:3], SUMMARY)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": "<b>"}\n{"step": 2, "loss": 1.0}\n')
+    page = page_of(folder)
+    assert "metrics.jsonl: line 1 is damaged, and left out" in page.texts[""] and not page.of("b")[1:]
 
 
 def test_a_lone_spike_presses_nothing_flat_and_is_told(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ MUTANTS = [
            "answers are written to other prompts", TEST_BEST_OF),
     Mutant(BEST_OF, "first, last = ranked[0], ranked[-1]\n", "first, last = ranked[0], ranked[1]\n",
            "the second best answer is the rejected one", TEST_BEST_OF),
-    Mutant(BEST_OF, "if text and text != chosen]", "if text]",
+    Mutant(BEST_OF, "if text.strip() and text.strip() != chosen.text.strip()]", "if text.strip()]",
            "the data's own answer is rejected against itself", f"{TEST_ITERATE} {TEST_BEST_OF}"),
     Mutant(ITERATE, "number - 1, num_examples=len(rows)", "0, num_examples=len(rows)",
            "every round samples the same prompts", TEST_ITERATE),

@@ -104,11 +104,12 @@ def test_a_prompt_over_the_context_is_named_by_its_row(verb: str, base: Path, tm
     if verb == "sft":
         write_rows(rows, [{"prompt": f"number {i} " * 80, "completion": "a"} for i in range(3)])
     more: Options = SMALL_PPO if verb == "ppo" else {}
-    line = error_of(capsys, 3, verb, common(base, tmp_path / "run", rows), more)
-    assert re.match(rf"{re.escape(str(rows))}:\d: the prompt has \d+ tokens", line), line
-    # Cut on the left, the same rows train.
-    cut: Options = {"data.truncate_prompt": "left", "max_steps": 1, "output_dir": str(tmp_path / "cut")}
-    assert cli.main([verb, *words(common(base, tmp_path / "run", rows), more, cut)]) == 0
+    stops: Options = {"data.truncate_prompt": "error"}
+    line = error_of(capsys, 3, verb, common(base, tmp_path / "run", rows), more, stops)
+    assert re.match(rf"{re.escape(str(rows))}:\d: the prompt has \d+ tokens, and \d+ fit: ", line), line
+    # By default its oldest tokens are cut, and the same rows train.
+    assert cli.main([verb, *words(common(base, tmp_path / "run", rows), more, {"max_steps": 1})]) == 0
+    assert "prompts lost their oldest tokens" in capsys.readouterr().err
 
 
 def test_no_room_for_a_prompt_is_said(base: Path, prompts: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from onebase.config import BestOfConfig, DPOConfig, SFTConfig
+from onebase.data.chat import chat_format
 from onebase.data.formats import read_rows
-from onebase.errors import ConfigError
+from onebase.errors import ConfigError, DataError, PromptTooLongError
+from onebase.models.generation import Sample, generate
 from onebase.recipes import best_of, dpo, sft
+from onebase.records import Example, Message, Row
 from tests.recipes.conftest import Options, common, load, write_rows
 
 
@@ -51,6 +55,76 @@ def test_the_best_and_the_worst_by_score_are_written(base: Path, asked: Path, tm
     assert summary["rise"][1] > 0
     assert len(read_rows(tmp_path / "run" / "best.jsonl")) == 40
     assert all(row.grades == (1.0, 0.0) for row in read_rows(tmp_path / "run" / "pairs.jsonl"))
+
+
+def test_no_end_token_is_read_back_where_none_was_sampled(
+    base: Path, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Sample] = []
+    monkeypatch.setattr(best_of, "generate", lambda *a, **k: drawn.extend(found := generate(*a, **k)) or found)
+    best_of.run(best_of_config(base, tmp_path / "run", asked, {"generation.max_new_tokens": 5}))
+    chat = chat_format(AutoTokenizer.from_pretrained(base), "hh")
+    assert 0 < sum(sample.ended for sample in drawn) < len(drawn)
+    rows = read_rows(tmp_path / "run" / "pairs.jsonl") + read_rows(tmp_path / "run" / "best.jsonl")
+    kinds = set()
+    for row in rows:
+        first = 5 * int(row.columns["gold"])
+        for ids, answer in zip(chat.encode_example(row).completions, row.answers, strict=True):
+            own = {s.ended for s in drawn[first : first + 5] if chat.decode(s.ids).strip() == answer.strip()}
+            assert (ids[-1] == chat.end_token_id) in own
+            kinds |= own
+    assert kinds == {True, False}
+
+
+SAMPLED = [
+    " The cat is good.", "The cat", " a big", "\n\nNo.", " two\n", " blank ", "  ", " like the", "\n",
+    " cat.\n\nHuman: Is",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", ["hh", "plain", "chatml"])
+@pytest.mark.parametrize("prefix", [None, "I like"])
+def test_what_is_written_is_read_back_as_the_sampled_tokens(
+    base: Path, tmp_path: Path, template: str, prefix: str | None
+) -> None:
+    chat = chat_format(AutoTokenizer.from_pretrained(base), template)
+    question = Row((Message("user", "Is the cat good?"),), prefix=prefix, place="f:1")
+    prompt = Example(chat.encode_prompt(question.messages, prefix=prefix), [], row=question)
+    before = chat.render_prompt(question.messages) + (prefix or "")
+    for text in SAMPLED:
+        if template == "hh" and prefix is None and not text.startswith(" "):
+            continue  # the template writes a blank before every answer
+        ids = chat._continue(before, chat._ids(before), text)
+        for sample in (Sample(0, ids, [], False), Sample(0, [*ids, chat.end_token_id], [], True)):
+            answer = best_of.own_answer(chat, prompt, sample, set())
+            assert answer.ended == sample.ended
+            if not answer.text.strip():
+                continue
+            line = best_of.best_row(prompt, best_of.asked_of(chat, prompt), [answer], [1.0])
+            (row,) = read_rows(write_rows(tmp_path / "best.jsonl", line))
+            assert chat.encode_example(row).tokens(0) == [*prompt.prompt_ids, *sample.ids], (text, answer)
+
+
+def test_spin_keeps_where_its_own_answers_and_the_datas_ended(base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Is {n} good?", "completion": f"The cat is {n}", "ended": n % 2 == 0} for n in range(6)]
+    data = write_rows(tmp_path / "asked.jsonl", rows)
+    more: Options = {"chosen": "data", "generation.max_new_tokens": 3, "reward.callable": None}
+    best_of.run(best_of_config(base, tmp_path / "run", data, more))
+    read = read_rows(tmp_path / "run" / "pairs.jsonl")
+    assert len(read) > 20
+    ends = {(row.answers[0], row.ended[0] if row.ended else True) for row in read}
+    assert ends == {(f"The cat is {n}", n % 2 == 0) for n in range(6)}
+    assert any(row.ended and not row.ended[1] for row in read)
+
+
+def test_a_stop_string_is_text_and_no_end_token(base: Path) -> None:
+    chat = chat_format(AutoTokenizer.from_pretrained(base), "hh")
+    question = Row((Message("user", "Is the cat good?"),), place="f:1")
+    prompt = Example(chat.encode_prompt(question.messages), [], row=question)
+    (stop,) = chat.single_tokens(["\n"])
+    sample = Sample(0, [*chat._ids(" good"), stop], [], True)
+    assert best_of.own_answer(chat, prompt, sample, {stop}) == best_of.Answer("good\n", False)
+    assert best_of.own_answer(chat, prompt, Sample(0, [*sample.ids, 2], [], True), {stop}).ended
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_does_not(base: Path, asked: Path, tmp_path: Path) -> None:
@@ -107,3 +181,26 @@ def test_an_empty_answer_is_counted_and_never_written(base: Path, asked: Path, t
     assert best and all(row["completion"].strip() and row["score"] < 0 for row in best)
     assert any(max(row["scores"]) == 1.0 for row in best)
     assert pairs and all(pair["chosen"].strip() and pair["rejected"].strip() for pair in pairs)
+
+
+def test_empty_prompts_are_left_out_and_counted(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"Is {n} good?", "gold": str(n)} for n in range(38)]
+    data = write_rows(tmp_path / "asked.jsonl", [{"prompt": "", "gold": ""}, *rows, {"prompt": " \n", "gold": ""}])
+    summary = best_of.run(best_of_config(base, tmp_path / "run", data, {"generation.samples_per_prompt": 2}))
+    assert summary["prompts"] == 38
+    assert f"left out: 2 with empty prompt ({data}:1, {data}:40)" in capsys.readouterr().err
+    write_rows(data, [{"prompt": " ", "gold": ""}, *rows[:3]])
+    with pytest.raises(DataError, match="1 of 4 rows cannot be used, more than the share 0.05 allowed: empty prompt"):
+        best_of.plan(best_of_config(base, tmp_path / "other", data, {}))
+
+
+def test_prompts_longer_than_the_context_are_cut_and_counted(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_rows(
+        tmp_path / "asked.jsonl", [{"prompt": f"Is {'so ' * 90 * n}{n} good?", "gold": "x"} for n in (0, 1)]
+    )
+    best_of.plan(best_of_config(base, tmp_path / "run", data, {}))
+    assert "of 2 rows, 1 prompts lost their oldest tokens" in capsys.readouterr().err
+    with pytest.raises(PromptTooLongError, match="generation.max_new_tokens takes 6 of the model's 96 positions; set"):
+        best_of.plan(best_of_config(base, tmp_path / "run", data, {"data.truncate_prompt": "error"}))

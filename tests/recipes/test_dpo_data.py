@@ -130,6 +130,14 @@ def test_kto_needs_a_label_or_a_comparison(label: str | None, base: Path, tmp_pa
         read(base, data, {"loss": "kto"})
 
 
+@pytest.mark.parametrize("label", [True, False])
+def test_kto_needs_good_answers_and_bad_ones(label: bool, base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Which {n}?", "completion": "good", "label": label} for n in range(6)]
+    data = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=rf"all \d have the label {label}; add rows with 'label' {not label}".lower()):
+        read(base, data, {"loss": "kto"})
+
+
 # ------------------------------------------------------------------------------------------------- real files
 
 

@@ -148,3 +148,17 @@ def test_a_better_end_is_not_replaced_by_what_comes_behind_it(base: Path, tmp_pa
     (best / "best.json").write_text(json.dumps({**note, "eval/loss": 0.0}) + "\n")
     sft.run(sft_config(base, tmp_path / "run", 6))
     assert file_bytes(best)["policy/adapter_model.safetensors"] == kept["policy/adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["start_from=out/policy"]])
+def test_the_folder_is_refused_before_torch_is_imported(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, more: list[str]
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", answered_rows())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "policy").mkdir(parents=True)
+    monkeypatch.setattr(cli, "_recipe", lambda verb: pytest.fail("the recipe was imported"))
+    assert cli.main(["sft", *words(common(base, Path("out"), data)), *more]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert not list((tmp_path / "out" / "policy").iterdir())

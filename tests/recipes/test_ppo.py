@@ -242,7 +242,7 @@ def reward_that_removes_the_run(prompts: list[str], completions: list[str], fold
 def test_a_run_whose_folder_is_removed_says_so(base: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"Is it {a}?", "folder": str(tmp_path / "run")} for a in ANIMALS]
     more: Options = {"reward.callable": "tests.recipes.test_ppo:reward_that_removes_the_run"}
-    with pytest.raises(OnebaseError, match=r"run: the run's folder was removed or moved while it ran"):
+    with pytest.raises(OnebaseError, match=r"run/metrics.jsonl: cannot be written .*has to stay where it is"):
         ppo.run(small_ppo(base, tmp_path / "run", write_rows(tmp_path / "p.jsonl", rows), more))
 
 

@@ -25,7 +25,6 @@ def stories(shared: Path, output: Path, *data: str) -> Options:
         "model.dtype": "float32",
         "model.chat_template": "hh",
         "data.train": str(shared.joinpath("data", *data)),
-        "data.truncate_prompt": "left",
         "max_steps": 3,
         "lora.r": 4,
     }
@@ -79,6 +78,16 @@ def test_the_stages_follow_each_other_on_real_data(
         capsys, "chat", "--compare", policy, trained, "--reward", role, "--once", "Who?", "--max-new-tokens", "8"
     )
     assert both.count("(reward ") == 2
+
+
+@pytest.mark.parametrize("verb", ["sft", "dpo", "reward"])
+def test_real_conversations_longer_than_the_context_train_by_default(
+    verb: str, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hh = stories(shared, tmp_path / "run", "hh_rlhf", "harmless-base-test.jsonl.gz")
+    ran(verb, hh, {"data.limit": 120, "max_steps": 1})
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("of ")]
+    assert "prompts lost their oldest turns" in lines[0] and "of the model's 512 positions" in lines[0]
 
 
 def test_ranked_lists_in_chinese_with_a_chat_tokenizer(shared: Path, tmp_path: Path) -> None:

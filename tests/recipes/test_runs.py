@@ -134,7 +134,8 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, caps
 
 JSON_VALUES = ["null", "[]", "[1, 2]", "3", "true", '"text"', "{}", '{"a": {"b": [1]}}', "NaN", "1e999", "[[[]]]"]
 DAMAGED_LINES = [
-    *JSON_VALUES, "{", '{"step": 1', '{"loss": 1.0}', '{"step": null, "loss": 1}', '{"step": "1", "loss": 1}',
+    *JSON_VALUES, '{"step": 3, "loss": 1e308}\n{"step": 4, "loss": -1e308}', "{", '{"step": 1',
+    '{"loss": 1.0}', '{"step": null, "loss": 1}', '{"step": "1", "loss": 1}',
     '{"step": true, "loss": 1}', '{"step": 1.5, "loss": 1}', '{"step": -1, "loss": 1}', '{"step": 9, "loss": "x"}',
     '{"step": 9, "loss": [1]}', '{"step": 9, "loss": {}}', '{"step": 9, "loss": true}', '{"step": 1e30, "loss": 1}',
     '{"step": ' + "9" * 40 + "}", "1" * 5000, "[" * 50_000, '{"a":' * 3000, "\x00\x01\x02", "\u2028",
@@ -148,6 +149,7 @@ DAMAGED_SUMMARIES = [
         for value in ('"x"', "[]", '[1, "x"]', '{"a": "b"}', "true")
     ),
     '{"score_rise": [1, 2, 3], "kl": "far"}', '{"eval_accuracy": 0.5, "eval_accuracy_interval": ["a", "b"]}',
+    '{"verb": "ppo", "data": null, "phase_seconds": null}',
     '{"seconds": 1e999}', '{"seconds": NaN, "kl": Infinity}', '{"steps": ' + "9" * 400 + "}",
 ]  # fmt: skip
 BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'lol'}]\n" for i in range(30))
@@ -328,6 +330,10 @@ def test_a_report_can_be_written_at_any_time_and_again_with_a_price(
     [
         (["ls", "nowhere"], "no folder 'nowhere'; give the one that runs were written to"),
         (["show", "nowhere"], "nowhere: there is no run (no config.yaml that can be read: No such file or directory)"),
+        (["ls", "x" * 300], "no folder 'xxx"),
+        (["show", "x" * 300], "there is no run (no config.yaml that can be read: File name too long)"),
+        (["plot", "done", "--output", "x" * 300 + ".png"], "cannot be written (File name too long)"),
+        (["plot", "done", "--output", "a\0.png"], r"--output a\x00.png: a path has no zero byte"),
         (["show", "."], ".: no run, but there are runs below it: done"),
         (["show", "cut"], "cut/config.yaml: not valid YAML: "),
         (["plot"], "give the folders of 1 run or more"),

@@ -20,10 +20,11 @@ from onebase import cli
 from onebase.config import RewardConfig, SFTConfig
 from onebase.data.chat import chat_format
 from onebase.models.generation import Sample, Sampling, generate
-from onebase.models.loading import load_tokenizer
+from onebase.models.loading import load_base, load_tokenizer
 from onebase.models.one_base import OneBase
 from onebase.recipes import reward, sft
 from onebase.recipes.chat import show
+from onebase.recipes.score import agreement
 from onebase.records import Message, Row
 from tests.recipes.conftest import CONTEXT, answered_rows, common, load, make_base, pair_rows, write_rows
 
@@ -88,6 +89,42 @@ def test_one_answer_has_one_score_and_the_budget_changes_nothing(
     outs = [said(capsys, "score", str(reward_role), str(rows), f"--microbatch-tokens={n}")[0] for n in (30, 4000)]
     few, many = ([json.loads(line)["score"] for line in out.splitlines()] for out in outs)
     assert few == pytest.approx(many, abs=1e-5)
+
+
+def test_score_says_how_often_the_better_answer_scores_higher(
+    reward_role: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "pairs.jsonl", pair_rows(5))
+    out, err = said(capsys, "score", str(reward_role), str(rows))
+    right = sum(scores[0] > scores[1] for line in out.splitlines() if (scores := json.loads(line)["scores"]))
+    assert f"accuracy {right / 5:.3f}: the better answer scores higher (5 comparisons, 5 rows)\n" in err
+    assert "accuracy" not in said(capsys, "score", str(reward_role), str(write_rows(rows, answered_rows(2))))[1]
+
+
+def test_agreement_counts_every_comparison_of_a_list_and_a_tie_as_half() -> None:
+    told = agreement([((2.0, 1.0, 0.0), (3.0, 1.0, 1.0)), ((1.0, 1.0), (0.0, 5.0)), (None, (1.0,))])
+    assert told == f"accuracy {2.5 / 3:.3f}: the better answer scores higher (3 comparisons, 1 rows)"
+    assert agreement([(None, (1.0,))]) == agreement([]) == ""
+
+
+def test_score_loads_the_base_as_it_is_told(
+    reward_role: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, str]] = []
+
+    def watched(name: str, **how: str) -> OneBase:
+        seen.append(how)
+        return load_base(name, **how)
+
+    monkeypatch.setattr("onebase.recipes.saved.load_base", watched)
+    rows = write_rows(tmp_path / "a.jsonl", answered_rows(2))
+    said(capsys, "score", str(reward_role), str(rows), "--dtype", "bfloat16", "--device=cpu")
+    said(capsys, "score", str(reward_role), str(rows))
+    card = json.loads((reward_role / "role.json").read_text())
+    assert seen == [
+        {"dtype": "bfloat16", "quantization": "none", "device": "cpu"},
+        {"dtype": card["dtype"], "quantization": "none", "device": "auto"},
+    ]
 
 
 @pytest.mark.parametrize("command", ["score", "chat"])
@@ -180,6 +217,38 @@ def test_markup_in_an_answer_is_shown_as_it_is(capsys: pytest.CaptureFixture[str
     show({"A": ("[/red] [bold]a", 1.0), "B": ("[link=x]b", None)}, {"A": "[x]", "B": "y"})
     out = capsys.readouterr().out
     assert "[/red] [bold]a" in out and "[link=x]b" in out and "A: [x]" in out
+
+
+def test_a_terminal_escape_in_an_answer_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"A": ("\x1b[2Ja\nb\u202e", None)}, {"A": "x"})
+    assert capsys.readouterr().out == "\\x1b[2Ja\nb\\u202e\n"
+    show({"A": ("\x1b[2Ja", None), "B": ("b", None)}, {"A": "\x1b", "B": "y"})
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_system_prompt_stands_before_the_conversation_and_stays(
+    sft_role: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[list[Message]] = []
+
+    def watched(one: OneBase, chat: Any, messages: list[Message], *more: Any, **named: Any) -> Any:
+        seen.append(list(messages))
+        return {"A": ("yes", None)}
+
+    monkeypatch.setattr("onebase.recipes.chat.answer", watched)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n/new\nthree\n"))
+    said(capsys, "chat", str(sft_role), "--system", "Be kind.")
+    said(capsys, "chat", str(sft_role), "--system", "Be kind.", "--once", "a")
+    assert [len(messages) for messages in seen] == [2, 4, 2, 2]
+    assert all(messages[0] == Message("system", "Be kind.") for messages in seen)
+
+
+def test_bytes_that_are_no_text_end_a_conversation_in_one_line(
+    sft_role: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hi \xff\n"), encoding="utf-8"))
+    _, err = said(capsys, "chat", str(sft_role), code=2)
+    assert one_error(err) == "the message is not UTF-8 text: byte 3 is 0xff"
 
 
 def test_two_models_cannot_be_compared(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

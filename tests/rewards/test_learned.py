@@ -15,7 +15,7 @@ from onebase.errors import ModelError, RewardError
 from onebase.models.forward import completion_scores
 from onebase.models.one_base import OneBase
 from onebase.models.tiny import train_tokenizer
-from onebase.records import Example, ScoreRequest
+from onebase.records import Example, Message, Row, ScoreRequest
 from onebase.rewards.learned import ClassifierReward, RoleReward
 from tests.tiny_models import add_adapter_role, random_ids, tiny_base
 
@@ -104,7 +104,9 @@ def save_classifier(
 def direct(folder: Path, text: str, *, most: int = 96) -> float:
     """The model's own answer to one text alone, without padding."""
     model = LlamaForSequenceClassification.from_pretrained(folder).eval()
-    ids = own_tokenizer()(text)["input_ids"][-most:]
+    tokenizer = own_tokenizer()
+    tokenizer.truncation_side = "left"
+    ids = tokenizer(text, truncation=True, max_length=most)["input_ids"]
     with torch.no_grad():
         hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state
         return float(model.score(hidden)[0, -1, 0])
@@ -124,6 +126,24 @@ def test_a_classifier_reads_the_text_with_its_own_tokenizer(tmp_path: Path, pad:
     assert source.name == "judge" and scores.dtype == torch.float32 and not scores.requires_grad
     assert max(expected) - min(expected) > 0.1
     torch.testing.assert_close(scores, torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("begins", ["{{ bos_token }}", ""])
+def test_a_classifier_with_a_chat_template_gives_the_score_of_its_own_prompt(tmp_path: Path, begins: str) -> None:
+    folder = save_classifier(tmp_path / "judge")
+    tokenizer = own_tokenizer()
+    turn = "[{{ m.role }}] {{ m.content }}{{ eos_token }}"
+    tokenizer.chat_template = begins + "{% for m in messages %}" + turn + "{% endfor %}"
+    tokenizer.save_pretrained(str(folder))
+    rows = [Row((Message("user", prompt),), place="f:1") for prompt in PROMPTS]
+    asked = ScoreRequest([Example([1], [[2]], row=row) for row in rows], PROMPTS, COMPLETIONS)
+    scores = ClassifierReward(str(folder), device=CPU, batch_size=3).score(asked)
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    for score, prompt, completion in zip(scores, PROMPTS, COMPLETIONS, strict=True):
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+        inputs = tokenizer.apply_chat_template(turns, return_dict=True, return_tensors="pt")
+        assert list(inputs["input_ids"][0]).count(tokenizer.bos_token_id) == len(begins and [1])
+        torch.testing.assert_close(score, model(**inputs).logits[0, 0], rtol=0, atol=1e-5)
 
 
 def test_of_a_text_longer_than_its_context_a_classifier_reads_the_end(tmp_path: Path) -> None:

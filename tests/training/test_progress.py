@@ -34,8 +34,8 @@ def test_without_a_terminal_plain_lines_come_now_and_then_and_at_the_end(
     assert captured.out == ""
     assert captured.err.splitlines() == [
         "sft  1/10  kl 0.333  loss nan",
-        "sft  4/10  kl 1.33  loss nan",
-        "sft  7/10  kl 2.33  loss nan",
+        "sft  4/10  kl 1.33  loss nan  24 s left",
+        "sft  7/10  kl 2.33  loss nan  12 s left",
         "sft  10/10  kl 3.33  loss nan",
     ]
 

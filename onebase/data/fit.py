@@ -1,0 +1,206 @@
+"""Examples within the model's context: which prompts and answers are cut, and how many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from onebase.data.chat import ChatFormat, TrainOn
+from onebase.errors import DataError, ModelError, PromptTooLongError
+from onebase.records import Example, Row
+
+Truncation = Literal["left", "drop", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long prompts and completions may be, in tokens, and what is done about longer prompts.
+
+    Raises:
+        ModelError: the context holds no prompt and answer.
+    """
+
+    context: int
+    """Positions of the model: prompt and completion together."""
+    max_prompt: int | None = None
+    max_completion: int | None = None
+    truncate_prompt: Truncation = "left"
+    """`left` leaves out the oldest turns, but not a system turn nor the last user turn, and then the oldest tokens;
+    `drop` leaves out the row; `error` stops."""
+    max_dropped_share: float = 0.05
+    tell: Callable[[str], object] = str
+    """Is given a line about what was cut, where anything was."""
+
+    def __post_init__(self) -> None:
+        if self.context < 2:
+            raise ModelError(
+                f"the model's context of {self.context} tokens (max_position_embeddings in its config.json) holds no "
+                "prompt and answer; use another model"
+            )
+
+    def prompt_room(self, completion: int) -> tuple[int, str]:
+        """The tokens a prompt may have in front of a completion of `completion` tokens, and why no more.
+
+        The prompt gives way to the completion down to half of the context, or nothing would be left of it.
+        """
+        kept = max(1, min(completion, self.max_completion or self.context, self.context // 2))
+        return self._room(kept, f"{kept} of the model's {self.context} positions are the answer's")
+
+    def sampling_room(self, max_new_tokens: int) -> tuple[int, str]:
+        """The same in front of `max_new_tokens` tokens that are sampled. Raises DataError where that leaves none."""
+        if self.context - max_new_tokens < 1:
+            raise DataError(
+                f"generation.max_new_tokens = {max_new_tokens} leaves no room for a prompt in the model's context of "
+                f"{self.context}; lower it"
+            )
+        reason = f"generation.max_new_tokens takes {max_new_tokens} of the model's {self.context} positions"
+        return self._room(max_new_tokens, reason)
+
+    def _room(self, kept: int, reason: str) -> tuple[int, str]:
+        if self.max_prompt is not None and self.max_prompt <= self.context - kept:
+            return self.max_prompt, f"data.max_prompt_tokens is {self.max_prompt}"
+        above = f", so data.max_prompt_tokens = {self.max_prompt} cannot be reached" if self.max_prompt else ""
+        return self.context - kept, reason + above
+
+
+@dataclass(slots=True)
+class Cuts:
+    """Where something was cut, by kind."""
+
+    limits: Limits
+    turns: list[str] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    completions: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    reason: str = ""
+    """Why a prompt had no more room, of the last one that was too long."""
+
+    def finish(self, rows: int) -> None:
+        """Tells what was cut.
+
+        Raises:
+            DataError: more than the allowed share of the rows was left out.
+        """
+        if len(self.dropped) > self.limits.max_dropped_share * rows:
+            raise DataError(
+                f"{len(self.dropped)} of {rows} rows have prompts that are too long, more than the share "
+                f"{self.limits.max_dropped_share:g} allowed (first {', '.join(self.dropped[:3])}): {self.reason}; set "
+                "data.truncate_prompt: left, or allow a larger share (data.max_dropped_share)"
+            )
+        said = [
+            f"{len(places)} {what} ({', '.join(places[:3])})"
+            for places, what in (
+                (self.turns, "prompts lost their oldest turns"),
+                (self.tokens, "prompts lost their oldest tokens"),
+                (self.dropped, "rows with longer prompts were left out"),
+                (self.completions, "rows had answers cut at the end, which then teach no end token"),
+            )
+            if places
+        ]
+        if said:
+            why = f"; {self.reason}" if self.reason else ""
+            self.limits.tell(f"of {rows} rows, {'; '.join(said)}{why}")
+
+
+def fit_row(row: Row, chat: ChatFormat, cuts: Cuts, *, train_on: TrainOn = "completion") -> Example | None:
+    """The row encoded within the limits; None where it is left out. Completions that are too long lose their end.
+
+    Raises:
+        PromptTooLongError: the prompt is too long, and `truncate_prompt` is `error`.
+    """
+    limits, example = cuts.limits, chat.encode_example(row, train_on=train_on)
+    most, reason = limits.prompt_room(max(map(len, example.completions)))
+    if len(example.prompt_ids) > most:
+        if not may_cut(row, len(example.prompt_ids), most, reason, cuts):
+            return None
+        shorter = without_oldest_turns(row, lambda cut: len(_prompt_ids(chat, cut, train_on)) <= most)
+        if shorter is not row:
+            cuts.turns.append(row.place)
+            example = replace(chat.encode_example(shorter, train_on=train_on), row=row)
+        example = replace(example, prompt_ids=last_tokens(example.prompt_ids, most, chat, row, cuts))
+    room = min(limits.max_completion or limits.context, limits.context - len(example.prompt_ids))
+    if all(len(ids) <= room for ids in example.completions):
+        return example
+    cuts.completions.append(row.place)
+    counted = example.counted and [flags[:room] for flags in example.counted]
+    return replace(example, completions=[ids[:room] for ids in example.completions], counted=counted)
+
+
+def fit_prompt(
+    row: Row, chat: ChatFormat, cuts: Cuts, *, most: int, reason: str, opening_tokens: int
+) -> Example | None:
+    """The prompt of a row in at most `most` tokens, without completions; None where it is left out. A plain text gives
+    its first `opening_tokens` tokens."""
+    if not row.messages:
+        text = chat.encode_example(row, add_end=False)
+        return Example(text.tokens(0)[: min(opening_tokens, most)], [], row=row)
+    ids: Sequence[int] = chat.encode_prompt(row.messages, prefix=row.prefix, place=row.place)
+    if len(ids) > most:
+        if not may_cut(row, len(ids), most, reason, cuts):
+            return None
+
+        def fits(cut: Row) -> bool:
+            return len(chat.encode_prompt(cut.messages, prefix=cut.prefix, place=cut.place)) <= most
+
+        shorter = without_oldest_turns(row, fits)
+        if shorter is not row:
+            cuts.turns.append(row.place)
+            ids = chat.encode_prompt(shorter.messages, prefix=row.prefix, place=row.place)
+        ids = last_tokens(ids, most, chat, row, cuts)
+    return Example(ids, [], row=row)
+
+
+def may_cut(row: Row, length: int, most: int, reason: str, cuts: Cuts) -> bool:
+    """Whether a prompt that is too long is cut; False where its row is left out. Raises PromptTooLongError."""
+    cuts.reason = reason
+    if cuts.limits.truncate_prompt == "error":
+        raise PromptTooLongError(
+            f"{row.place}{': ' if row.place else ''}the prompt has {length} tokens, and {most} fit: {reason}; set "
+            "data.truncate_prompt to left (leaves out the oldest turns) or drop (leaves out the row), or shorten it"
+        )
+    if cuts.limits.truncate_prompt == "drop":
+        cuts.dropped.append(row.place)
+        return False
+    return True
+
+
+def without_oldest_turns(row: Row, fits: Callable[[Row], bool]) -> Row:
+    """The row without as many of its oldest turns as it takes to fit, or with the system and last user turns alone.
+
+    What is left begins with a user turn, behind the system turn.
+    """
+    system = [message for message in row.messages if message.role == "system"]
+    turns = [message for message in row.messages if message.role != "system"]
+    starts = [index for index, message in enumerate(turns) if message.role == "user" and index]
+    for start in starts:
+        row = replace(row, messages=(*system, *turns[start:]))
+        if fits(row):
+            break
+    return row
+
+
+def last_tokens(ids: Sequence[int], most: int, chat: ChatFormat, row: Row, cuts: Cuts) -> Sequence[int]:
+    """The last `most` ids, and the first in front of them where it is the beginning token."""
+    if len(ids) <= most:
+        return ids
+    cuts.tokens.append(row.place)
+    keeps_bos = ids[0] == chat.tokenizer.bos_token_id and most > 1
+    return [*ids[:keeps_bos], *ids[len(ids) - most + keeps_bos :]]
+
+
+def require_counted(examples: Sequence[Example]) -> None:
+    """Raises DataError for an example of which no completion token counts: it would train nothing."""
+    for index, example in enumerate(examples):
+        if example.counted is not None and not any(any(flags) for flags in example.counted):
+            place = example.row.place if example.row else ""
+            raise DataError(
+                f"{place or f'example {index}'}: no completion token counts, nothing is learned from this row; allow "
+                "longer completions, or drop the row"
+            )
+
+
+def _prompt_ids(chat: ChatFormat, row: Row, train_on: TrainOn) -> Sequence[int]:
+    if train_on == "completion":
+        return chat.encode_prompt(row.messages, prefix=row.prefix, place=row.place)
+    return chat.encode_example(row, train_on=train_on).prompt_ids

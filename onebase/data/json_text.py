@@ -1,0 +1,132 @@
+"""JSON as one reader reads it and another does too: what the grammar leaves open or Python adds to it is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from onebase.errors import DataError
+from onebase.shown import shown
+
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape that may be half of a surrogate pair."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BLANKS = re.compile(r"[ \t\n\r,]*")
+
+
+def parse(text: str, place: str) -> Any:
+    """The value that a text holds.
+
+    Raises:
+        DataError: invalid JSON, a key that stands twice in one object, NaN or Infinity, a number out of range, half of
+            a surrogate pair, or more nesting than can be read. It names `place`, and the row of a list where it can.
+    """
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number, parse_int=_whole_number
+        )
+        if _HALF_PAIR.search(text):
+            _check_surrogates(value, "")
+    except json.JSONDecodeError as error:
+        # Within one line of a .jsonl file the line number is part of the place already.
+        where = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
+        lines = error.msg == "Extra data"
+        hint = "one object per line belongs in a file named .jsonl" if lines else "correct the file there"
+        raise DataError(f"{place}: invalid JSON at {where}: {error.msg}; {hint}") from None
+    except _Refused as error:
+        raise DataError(f"{place}{_row_of(text)}: {error}") from None
+    except RecursionError:
+        raise DataError(f"{place}{_row_of(text)}: JSON nested too deeply; flatten it") from None
+    return value
+
+
+def described(value: object) -> str:
+    """A value in a message: its JSON type, and the value where it is short."""
+    if value is None:
+        return "null"
+    if isinstance(value, list | dict):
+        kind = "list" if isinstance(value, list) else "object"
+        return f"{'a' if kind == 'list' else 'an'} {kind}" if value else f"an empty {kind}"
+    name = {bool: "boolean", int: "number", float: "number", str: "string"}.get(type(value), type(value).__name__)
+    text = json.dumps(value, ensure_ascii=True)
+    return f"the {name} {text if len(text) <= 40 else text[:37] + '...'}"
+
+
+class _Refused(Exception):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _Refused(f"the key '{shown(key, 40)}' stands twice in one object; keep one of the two")
+    return values
+
+
+def _constant(name: str) -> Any:
+    raise _Refused(f"{name} is no JSON number; write a finite one, or null")
+
+
+def _number(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise _Refused(f"the number {shown(digits, 20)} is out of range; write a finite one")
+    return number
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > 400:  # no float holds it, and Python refuses to convert the longest
+        raise _Refused(f"the number {shown(digits, 20)} has {len(digits)} digits; write a smaller one, or a string")
+    return int(digits)
+
+
+def _check_surrogates(value: Any, key: str) -> None:
+    if isinstance(value, str):
+        if half := _SURROGATE.search(value):
+            raise _Refused(
+                f"'{shown(key, 60)}' holds half of a surrogate pair, U+{ord(half[0]):04X} at character "
+                f"{half.start()}; remove it"
+            )
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check_surrogates(name, name)
+            _check_surrogates(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check_surrogates(inner, f"{key}[{index}]")
+
+
+def _row_of(text: str) -> str:
+    """`:3` where the third entry of a list is the one that is refused; empty where the text is no list."""
+    if not text.lstrip().startswith("["):
+        return ""
+    for number, entry in enumerate(_entries(text), start=1):
+        try:
+            json.loads(
+                entry, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number,
+                parse_int=_whole_number,
+            )  # fmt: skip
+            _check_surrogates(json.loads(entry), "")
+        except (_Refused, RecursionError):
+            return f":{number}"
+    return ""
+
+
+def _entries(text: str) -> Iterator[str]:
+    """The texts of the entries of a list."""
+    plain = json.JSONDecoder(parse_int=len)
+    position = text.index("[") + 1
+    while True:
+        start = _BLANKS.match(text, position).end()  # type: ignore[union-attr]
+        if text[start] == "]":
+            return
+        try:
+            _, position = plain.raw_decode(text, start)
+        except RecursionError:
+            yield text[start:]
+            return
+        yield text[start:position]

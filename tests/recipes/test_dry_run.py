@@ -1,0 +1,145 @@
+"""A dry run refuses what the run would refuse before its first step, and does so without the weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onebase.config import BestOfConfig, DPOConfig, IterateConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from onebase.errors import ConfigError, MissingExtraError, ModelError, OnebaseError, RoleMismatchError
+from onebase.recipes import best_of, dpo, iterate, ppo, pretrain, reward, sft
+from onebase.recipes.setup import open_run
+from onebase.training import trackers
+from tests.recipes.conftest import Options, common, load, make_base, pair_rows, write_rows
+
+SAMPLED: Options = {"reward.callable": "tests.recipes.conftest:count_vowels", "generation.max_new_tokens": 6}
+VERBS: dict[str, tuple[Any, Any, Options]] = {
+    "sft": (sft, SFTConfig, {}),
+    "reward": (reward, RewardConfig, {}),
+    "dpo": (dpo, DPOConfig, {}),
+    "ppo": (ppo, PPOConfig, SAMPLED),
+    "best-of": (best_of, BestOfConfig, {**SAMPLED, "data.eval_fraction": None}),
+    "iterate": (iterate, IterateConfig, {**SAMPLED, "data.eval_fraction": None}),
+}
+ROLE_KEYS = {"sft": "start_from", "reward": "start_from", "dpo": "start_from", "ppo": "policy", "best-of": "policy",
+             "iterate": "policy"}  # fmt: skip
+
+
+def planned(verb: str, base: Path, folder: Path, *more: Options) -> str:
+    recipe, model, needed = VERBS[verb]
+    rows = write_rows(folder / "rows.jsonl", pair_rows())
+    plan: str = recipe.plan(load(model, common(base, folder / "run", rows), needed, *more))
+    return plan
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_fits_is_planned_and_leaves_nothing(verb: str, base: Path, sft_role: Path, tmp_path: Path) -> None:
+    assert "base   " in planned(verb, base, tmp_path, {ROLE_KEYS[verb]: str(sft_role)})
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_role_of_another_base_is_refused(verb: str, sft_role: Path, tmp_path: Path) -> None:
+    other = make_base(tmp_path / "other", seed=1)
+    with pytest.raises(RoleMismatchError, match="made on another base"):
+        planned(verb, other, tmp_path, {ROLE_KEYS[verb]: str(sft_role)})
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_role_that_is_not_there_or_of_another_kind_is_refused(
+    verb: str, base: Path, sft_role: Path, reward_role: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        planned(verb, base, tmp_path, {ROLE_KEYS[verb]: str(tmp_path / "nowhere")})
+    if verb != "reward":  # which goes on from either
+        with pytest.raises(RoleMismatchError, match="this is a reward role, and a policy role is needed here"):
+            planned(verb, base, tmp_path, {ROLE_KEYS[verb]: str(reward_role)})
+    if verb in ("ppo", "best-of", "iterate"):
+        with pytest.raises(RoleMismatchError, match="this is a policy role, and a reward role is needed here"):
+            planned(verb, base, tmp_path, {"reward.callable": None, "reward.role": str(sft_role)})
+
+
+def test_a_reference_of_another_kind_is_refused(base: Path, reward_role: Path, tmp_path: Path) -> None:
+    with pytest.raises(RoleMismatchError, match="this is a reward role"):
+        planned("dpo", base, tmp_path, {"reference_role": str(reward_role)})
+    assert planned("dpo", base, tmp_path, {"reference_role": "base"})
+
+
+@pytest.mark.parametrize("verb", ["sft", "reward", "dpo", "ppo", "iterate"])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"lora.target_modules": ["q_prog"]}, "no linear layer is named 'q_prog'"),
+        ({"lora.layers": "1-7"}, "reaches outside the model's layers, 0-1"),
+    ],
+)
+def test_an_adapter_where_the_base_has_no_layer_is_refused(
+    verb: str, more: Options, message: str, base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        planned(verb, base, tmp_path, more)
+
+
+def test_a_reward_role_without_moments_is_refused_where_they_are_needed(
+    base: Path, reward_role: Path, tmp_path: Path
+) -> None:
+    role = tmp_path / "reward"
+    shutil.copytree(reward_role, role)
+    card = json.loads((role / "role.json").read_text())
+    (role / "role.json").write_text(json.dumps(card | {"score_std": None}))
+    more: Options = {"reward.callable": None, "reward.role": str(role)}
+    assert planned("ppo", base, tmp_path, more)
+    with pytest.raises(ModelError, match="reward.normalize: held_out needs the moments"):
+        planned("ppo", base, tmp_path, more, {"reward.normalize": "held_out"})
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "pretrain"])
+def test_a_finished_run_and_a_tracker_that_is_not_installed_are_refused(
+    verb: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(more: Options) -> str:
+        if verb != "pretrain":
+            return planned(verb, base, tmp_path, more)
+        (tmp_path / "texts.txt").write_text("a text\n\nanother one")
+        options: Options = {"output_dir": str(tmp_path / "run"), "data.train": str(tmp_path / "texts.txt")}
+        return pretrain.plan(load(PretrainConfig, options, more))
+
+    def no_spec(name: str) -> ModuleSpec | None:
+        return None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trackers, "find_spec", no_spec)
+        with pytest.raises(MissingExtraError, match="report_to: wandb is not installed"):
+            plan({"report_to": ["wandb"]})
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    with pytest.raises(OnebaseError, match="holds a finished run"):
+        plan({})
+
+
+def test_a_function_that_cannot_take_the_rows_is_refused_by_best_of_and_iterate(base: Path, tmp_path: Path) -> None:
+    more: Options = {"reward.callable": "tests.recipes.test_ppo:reward_by_column"}
+    for verb in ("best-of", "iterate"):
+        with pytest.raises(OnebaseError, match="reward.callable: .* missing a required .*'gold'"):
+            planned(verb, base, tmp_path, more)
+
+
+def test_a_folder_that_cannot_be_written_or_is_being_written_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+        with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\)"):
+            planned("sft", base, tmp_path, {"output_dir": str(tmp_path / "not" / "yet")})
+    config = load(SFTConfig, common(base, tmp_path / "run", write_rows(tmp_path / "rows.jsonl", pair_rows())))
+    writing = open_run(config)
+    with pytest.raises(ConfigError, match="another process is writing this run"):
+        planned("sft", base, tmp_path)
+    writing.close()
+    assert planned("sft", base, tmp_path)
