@@ -14,6 +14,7 @@ import compileall
 import importlib
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -44,11 +45,11 @@ class Result:
     killed: bool
     seconds: float
     by: str
-    """What the nearest tests missed it for: the wider ones that were run then."""
+    """The test that failed; or the wider tests, where the nearest missed it."""
 
     def line(self) -> str:
         word, file = "killed" if self.killed else "SURVIVED", self.mutant.file.removeprefix("onebase/")
-        return f"{word:9}{self.seconds:6.1f} s  {file:30} {self.mutant.fault}{self.by}"
+        return f"{word:9}{self.seconds:6.1f} s  {file:30} {self.mutant.fault} ({self.by})"
 
 
 def main() -> int:
@@ -133,11 +134,12 @@ def try_one(mutant: Mutant) -> Result:
     whole = path.read_text(encoding="utf-8")
     path.write_text(mutant.broken(FOLDER), encoding="utf-8")
     try:
-        passed, _ = run_tests(mutant.tests.split(), SECONDS_NEAR)
+        passed, output = run_tests(mutant.tests.split(), SECONDS_NEAR)
         if passed and not mutant.harmless:
             wider = list(dict.fromkeys((f"tests/{mutant.file.split('/')[1]}", "tests/recipes")))
-            by = f" (missed by its nearest tests; run: {', '.join(wider)})"
-            passed, _ = run_tests(wider, SECONDS_WIDE)
+            by = f"missed by its nearest tests; {' and '.join(wider)}: "
+            passed, output = run_tests(wider, SECONDS_WIDE)
+        by += "all pass" if passed else failed_first(output)
     finally:
         path.write_text(whole, encoding="utf-8")
     return Result(mutant, not passed, time.monotonic() - started, by)
@@ -164,6 +166,12 @@ def run_tests(tests: Sequence[str], seconds: float) -> tuple[bool, str]:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
     return status == 0, output.read_text(encoding="utf-8", errors="replace")
+
+
+def failed_first(output: str) -> str:
+    """The name of the test that failed; how it ended where pytest named none."""
+    named = re.search(r"^(?:FAILED|ERROR) \S*?([\w.]+(?:::\S+)?)( - |$)", output, re.MULTILINE)
+    return named[1] if named else "it hung, or ended the process"
 
 
 def tests_here(tests: Sequence[str], output: Path) -> int:

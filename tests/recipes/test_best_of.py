@@ -134,6 +134,21 @@ def test_the_same_seed_writes_the_same_bytes_and_another_does_not(base: Path, as
     assert a == b != c
 
 
+def test_every_prompt_draws_its_own_numbers_also_beyond_the_first_sampled_together(base: Path, tmp_path: Path) -> None:
+    same = write_rows(tmp_path / "same.jsonl", [{"prompt": "Is it good?", "gold": "1"}] * 40)
+    best_of.run(best_of_config(base, tmp_path / "run", same, {}))
+    scores = [json.loads(line)["scores"] for line in (tmp_path / "run" / "best.jsonl").read_text().splitlines()]
+    together = best_of.PROMPTS_AT_A_TIME
+    assert len(scores) == 40 > together and scores[together:] != scores[: 40 - together]
+
+
+def test_the_datas_own_answer_is_never_its_own_rejected_one() -> None:
+    prompt = Example([1], [], row=Row((Message("user", "Well?"),), ("yes",)))
+    answers = [best_of.Answer(text, True) for text in ("yes", "no", "", "no")]
+    pairs = best_of.pairs_with_data(prompt, {"prompt": "Well?"}, answers)
+    assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [("yes", "no")]
+
+
 def test_sft_on_the_best_and_dpo_on_the_pairs_shorten_the_answers(base: Path, asked: Path, tmp_path: Path) -> None:
     """RAFT, and one round of online DPO, by configuration alone."""
     start = best_of.run(best_of_config(base, tmp_path / "run", asked, {"generation.samples_per_prompt": 8}))

@@ -15,9 +15,11 @@ from onebase.config import DPOConfig
 from onebase.config_groups import LOSSES, READ_BY
 from onebase.data.chat import chat_format
 from onebase.errors import ConfigError, DataError
+from onebase.objectives.reward import ranking_pairs
 from onebase.recipes import dpo
 from onebase.recipes.setup import open_base
 from onebase.records import Example
+from onebase.training.comparisons import PairTensors
 from tests.recipes.conftest import ANIMALS, Options, common, file_bytes, load, metric_rows, pair_rows, write_rows
 
 PAIRED = sorted(set(LOSSES) - {"kto"})
@@ -133,6 +135,53 @@ def test_tree_and_separate_layouts_give_the_same_step(base: Path, ranked: Path, 
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+@pytest.mark.parametrize("loss", ["sigmoid + nll", "plackett_luce", "kto"])
+def test_the_split_into_microbatches_changes_nothing(loss: str, base: Path, ranked: Path, tmp_path: Path) -> None:
+    rows = []
+    for tokens in (64, 4096):
+        more: Options = {"loss": loss, "batch.microbatch_tokens": tokens, "max_steps": 2}
+        dpo.run(small_dpo(base, tmp_path / str(tokens), ranked, more))
+        rows.append(metric_rows(tmp_path / str(tokens)))
+    for small, large in zip(*rows, strict=True):
+        assert small["loss"] == pytest.approx(large["loss"], abs=1e-5)
+        assert small["grad_norm"] == pytest.approx(large["grad_norm"], rel=1e-3)
+
+
+def test_every_list_weighs_the_same_and_a_tie_nothing() -> None:
+    grades = [[2.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0]]
+    examples = [Example([1], [[2]] * len(listed), grades=listed) for listed in grades]
+    comparisons = [ranking_pairs(listed, None, torch.Generator()) for listed in grades]
+    logprobs = torch.tensor([-1.0, -3.0, -2.0, -5.0, -4.0, -1.5, -2.5, -0.5])
+    nothing = torch.zeros(8)
+    lists = dpo.Lists(logprobs, nothing, nothing, nothing, nothing, nothing,
+                      PairTensors.of(examples, comparisons, torch.device("cpu")))  # fmt: skip
+
+    def of_pair(better: float, worse: float) -> float:
+        return math.log1p(math.exp(-0.3 * (better - worse)))
+
+    first = (of_pair(-1, -3) + of_pair(-1, -2) + of_pair(-3, -2)) / 3
+    second = (of_pair(-5, -1.5) + of_pair(-4, -1.5)) / 3  # of three comparisons one is a tie
+    options: Options = {"output_dir": "unused", "model.model_name_or_path": "unused", "data.train": "unused"}
+    config = load(DPOConfig, options, {"preference.beta": 0.3})
+    found = float(dpo.list_loss("sigmoid", lists, config))
+    assert found == pytest.approx(first + second + of_pair(-0.5, -2.5), abs=1e-5)
+
+
+def test_an_epoch_reads_every_row_once(
+    base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    step = dpo.preference_step
+
+    def watched(one: Any, examples: Any, *rest: Any, **named: Any) -> dict[str, float]:
+        read.extend(example.row.place for example in examples)
+        return step(one, examples, *rest, **named)
+
+    monkeypatch.setattr(dpo, "preference_step", watched)
+    dpo.run(small_dpo(base, tmp_path / "run", pairs, {"max_steps": 3, "batch.minibatch": 8}))
+    assert len(read) == len(set(read)) == 24
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [("sigmod", "did you mean sigmoid"), ("sigmoid + kto", "is not mixed"), ("sigmoid + x nll", "'loss' = x nll")],
@@ -189,8 +238,10 @@ def test_the_references_log_probs_are_kept_and_read_again_where_nothing_changed(
     assert computed == [20]
     run("other-reference", reference_role="base")
     assert computed == [30]
+    run("third-reference", reference_role=str(tmp_path / "runs" / "first" / "policy"))
+    assert computed == [30], "the same shapes, and other weights"
     kept = sorted((tmp_path / "runs").glob("*/reference-logprobs/*.safetensors"))
-    assert [path.parts[-3] for path in kept] == ["first", "other-data", "other-reference"]
+    assert [path.parts[-3] for path in kept] == ["first", "other-data", "other-reference", "third-reference"]
     assert not (tmp_path / "runs" / "reference-logprobs").exists(), "a run writes to its own folder alone"
     for path in kept:
         path.write_bytes(b"cut off")
@@ -202,11 +253,12 @@ def test_a_reference_of_its_own_is_what_the_margins_are_measured_from(
 ) -> None:
     more: Options = {"start_from": str(sft_role), "batch.minibatch": 64, "max_steps": 1}
     firsts = []
-    for name, reference in (("copy", None), ("same", str(sft_role)), ("base", "base")):
+    moved = str(tmp_path / "copy" / "policy")
+    for name, reference in (("copy", None), ("same", str(sft_role)), ("base", "base"), ("moved", moved)):
         dpo.run(small_dpo(base, tmp_path / name, pairs, {**more, "reference_role": reference}))
         firsts.append(metric_rows(tmp_path / name)[0])
     assert firsts[0]["rewards/margins"] == firsts[1]["rewards/margins"] == pytest.approx(0, abs=1e-5)
-    assert abs(firsts[2]["rewards/margins"]) > 1e-3
+    assert abs(firsts[2]["rewards/margins"]) > 1e-3 and abs(firsts[3]["rewards/margins"]) > 1e-3
     assert firsts[0]["logps/chosen"] == firsts[2]["logps/chosen"]
 
 

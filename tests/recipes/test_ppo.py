@@ -22,8 +22,9 @@ from onebase.models.one_base import OneBase
 from onebase.models.tiny import train_tokenizer
 from onebase.objectives.moments import RunningMoments
 from onebase.recipes import ppo
-from onebase.recipes.ppo_setup import set_up
+from onebase.recipes.ppo_setup import num_updates, set_up
 from onebase.recipes.setup import open_run
+from onebase.records import Example
 from onebase.training.rollout import Rollout, collect_rollout, score_request
 from tests.recipes.conftest import (
     ANIMALS,
@@ -38,9 +39,10 @@ from tests.recipes.conftest import (
 
 def test_a_reward_of_length_gives_what_the_penalties_take(base: Path, prompts: Path, tmp_path: Path) -> None:
     more: Options = {"ppo.score_baseline": 0.5, "ppo.score_clip": 0.3, "ppo.missing_end_penalty": 0.7,
-                     "ppo.length_penalty": 0.1}  # fmt: skip
+                     "ppo.length_penalty": 0.1, "generation.stop": list("abcdefghijklmnopqrstuvwxyz")}  # fmt: skip
     trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, more)))
     rollout = collected(trainer)
+    assert len({len(sample.ids) for sample in rollout.samples}) > 1
     shaped = ppo.shape_scores(rollout, trainer)
     for i, sample in enumerate(rollout.samples):
         score = max(-0.3, min(0.3, float(rollout.scores[i]) - 0.5)) - 0.7 * (not sample.ended) - 0.1 * len(sample.ids)
@@ -194,6 +196,22 @@ def test_without_a_number_of_steps_every_prompt_is_read_once(base: Path, prompts
     assert all(row["loss"] is not None and "train/refused_steps" not in row for row in rows)
 
 
+def test_the_schedule_counts_every_step_of_every_epoch(base: Path, prompts: Path, tmp_path: Path) -> None:
+    more: Options = {"max_steps": 5, "ppo.num_ppo_epochs": 3, "ppo.rollout_prompts": 4, "ppo.minibatch_prompts": 2}
+    # 13 prompts in rollouts of 4, 4, 4, 1 and again 4.
+    config = small_ppo(base, tmp_path / "run", prompts, more)
+    assert num_updates(config, [Example([1], [])] * 13) == 3 * (2 + 2 + 2 + 1 + 2)
+
+
+def test_the_reference_is_what_the_policy_started_from(
+    base: Path, sft_role: Path, prompts: Path, tmp_path: Path
+) -> None:
+    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, {"policy": str(sft_role)})))
+    rollout = collected(trainer)
+    for own, other in zip(rollout.logprobs, rollout.reference_logprobs, strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("seed", [20261121, 2**31, 2**32 - 1])
 def test_a_date_or_a_hash_will_do_as_seed(seed: int, base: Path, prompts: Path, tmp_path: Path) -> None:
     more: Options = {"seed": seed, "max_steps": 1, "generation.random_min_new_tokens": 2}
@@ -303,7 +321,7 @@ def test_microbatches_change_nothing(base: Path, sft_role: Path, prompts: Path, 
 REFERENCE_CASES: dict[str, Options] = {
     "kl in the reward": {"ppo.kl_coefficient": 0.3, "ppo.gamma": 0.95, "ppo.lam": 0.9, "ppo.missing_end_penalty": 0.2},
     "kl in the loss": {
-        "ppo.kl_estimator": "k3", "ppo.kl_placement": "loss", "ppo.kl_coefficient": 0.2, "ppo.dual_clip": 1.5,
+        "ppo.kl_estimator": "k3", "ppo.kl_placement": "loss", "ppo.kl_coefficient": 0.2, "ppo.dual_clip": 1.01,
         "ppo.entropy_coefficient": 0.02, "ppo.clip_low": 0.02, "ppo.clip_high": 0.05, "ppo.value_clip": 0.01,
         "generation.temperature": 0.7,
     },

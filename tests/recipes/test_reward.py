@@ -20,6 +20,7 @@ from onebase.errors import ConfigError, DataError
 from onebase.models.loading import load_tokenizer
 from onebase.models.role_card import read_card
 from onebase.recipes import reward
+from onebase.recipes.setup import open_base
 from onebase.records import Example
 from onebase.training.comparisons import draw_comparisons
 from tests.recipes.conftest import Options, common, file_bytes, load, metric_rows, pair_rows, write_rows
@@ -117,6 +118,42 @@ def test_the_first_loss_is_the_papers(
     expected = literal_loss(chosen, scores) + centering * sum(score**2 for score in flat) / len(flat)
     assert row["loss"] == pytest.approx(expected, abs=1e-5)
     assert row["mean_reward"] == pytest.approx(sum(flat) / len(flat), abs=1e-5)
+
+
+def test_the_split_into_microbatches_changes_nothing(base: Path, reward_role: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "lists.jsonl", LISTS)
+    rows = []
+    for tokens in (64, 4096):
+        more: Options = {"start_from": str(reward_role), "max_steps": 2, "reward.centering_coefficient": 0.1,
+                         "batch.microbatch_tokens": tokens}  # fmt: skip
+        reward.run(load(RewardConfig, common(base, tmp_path / str(tokens), data), more))
+        rows.append(metric_rows(tmp_path / str(tokens)))
+    for small, large in zip(*rows, strict=True):
+        assert small["loss"] == pytest.approx(large["loss"], abs=1e-5)
+        assert small["grad_norm"] == pytest.approx(large["grad_norm"], rel=1e-3)
+
+
+def test_an_epoch_reads_every_row_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    step = reward.train_step
+
+    def watched(one: Any, examples: Any, *rest: Any) -> dict[str, float]:
+        read.extend(example.row.place for example in examples)
+        return step(one, examples, *rest)
+
+    monkeypatch.setattr(reward, "train_step", watched)
+    data = write_rows(tmp_path / "pairs.jsonl", pair_rows())
+    reward.run(load(RewardConfig, common(base, tmp_path / "run", data), {"max_steps": 3, "batch.minibatch": 8}))
+    assert len(read) == len(set(read)) == 24
+
+
+def test_a_role_that_cannot_tell_answers_apart_is_right_about_none(base: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "pairs.jsonl", pair_rows(6))
+    config = load(RewardConfig, common(base, tmp_path / "run", rows))
+    one = open_base(config.model)
+    reward.add_reward(one, config)  # with a head of zeros
+    train, _ = examples_of(config, base)
+    assert reward.evaluate(one, train, 2048)["accuracy"] == 0
 
 
 def test_no_more_than_max_pairs_of_a_list_are_compared(base: Path, tmp_path: Path) -> None:

@@ -132,6 +132,24 @@ def test_the_split_into_microbatches_changes_nothing(base: Path, answered: Path,
         assert small["grad_norm"] == pytest.approx(large["grad_norm"], rel=1e-4)
 
 
+def test_an_epoch_reads_every_row_once(
+    base: Path, answered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    step = sft.language_step
+
+    def watched(one: OneBase, examples: Sequence[Example], update: Any) -> dict[str, float]:
+        read.extend(example.row.place for example in examples if example.row)
+        return step(one, examples, update)
+
+    monkeypatch.setattr(sft, "language_step", watched)
+    more: Options = {"optimizer.num_epochs": 1, "batch.minibatch": 4}
+    config = load(SFTConfig, common(base, tmp_path / "run", answered), more)
+    train, _ = sft.read_examples(config, chat_format(load_tokenizer(str(base)), "hh"), 96)
+    sft.run(config)
+    assert sorted(read) == sorted(example.row.place for example in train if example.row)
+
+
 def test_a_role_is_trained_further_from_where_it_was(base: Path, answered: Path, tmp_path: Path) -> None:
     first = sft.run(load(SFTConfig, common(base, tmp_path / "a", answered), {"max_steps": 3}))
     more: Options = {"start_from": str(tmp_path / "a" / "policy"), "max_steps": 3}
