@@ -248,6 +248,13 @@ class SFTOptimizerGroup(EpochsOptimizerGroup):
     """Learning rate at its peak."""
 
 
+class RewardOptimizerGroup(EpochsOptimizerGroup):
+    """AdamW and its schedule."""
+
+    learning_rate: Positive = 3e-4
+    """Learning rate at its peak."""
+
+
 class PPOOptimizerGroup(OptimizerGroup):
     """AdamW and its schedule."""
 
