@@ -86,6 +86,7 @@ def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: b
         return
     check_folder(Path(config.output_dir), dump_config(config))
     preflight.check_writable(Path(config.output_dir))
+    preflight.check_models(config)
     if not dry_run:
         global _run_folder
         _run_folder = Path(config.output_dir)

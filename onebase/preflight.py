@@ -20,20 +20,27 @@ if TYPE_CHECKING:  # a tenth of a second, which --help has no use for
 
 
 def check(config: BaseModel) -> None:
-    """Looks whether the base, the roles and the data files that a verb's configuration names are there.
+    """Looks whether the data files that a verb's configuration names are there.
 
     Raises:
         DataError: no such file, or one of a kind that is not read.
-        ModelError: no such folder, or not what is needed there.
     """
-    from onebase.recipes.named_folders import check_named
-
     keys: Any = config
     groups = {"data": ("train", "eval"), "ppo": ("ptx_data",)}
     for group, names in groups.items():
         for name in names:
             for path in getattr(getattr(keys, group, None), name, ()):
                 check_file(path)
+
+
+def check_models(config: BaseModel) -> None:
+    """Looks whether the base and the roles that a verb's configuration names are there.
+
+    Raises:
+        ModelError: no such folder, or not what is needed there.
+    """
+    from onebase.recipes.named_folders import check_named
+
     check_named(config)
 
 

@@ -65,7 +65,7 @@ def stop_in_the_midst(*_):
     return SimpleNamespace(run=stop_in_the_midst)
 
 setattr(cli, sys.argv[1], stop_in_the_midst)
-cli.preflight.check = lambda config: None  # there is nothing to read
+cli.preflight.check = cli.preflight.check_models = lambda config: None  # there is nothing to read
 sys.exit(cli.main(["sft", "output_dir=run", "model.model_name_or_path=none", "data.train=none"]))
 """
 
