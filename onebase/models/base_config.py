@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -35,7 +36,7 @@ def read_base_config(name_or_path: str) -> PreTrainedConfig:
     """
     check_model_name(name_or_path)
     config = read_config(name_or_path)
-    problem = _why_no_base(config) or _impossible_size(config.get_text_config())
+    problem = _why_no_base(config) or _impossible_number(config.get_text_config())
     if problem:
         raise ModelError(f"{shown(name_or_path)}: {problem}")
     return config
@@ -61,6 +62,8 @@ def cannot_load(name_or_path: str, what: str, error: Exception) -> ModelError:
             "it needs Python code from its own folder, and onebase never runs that; only architectures that are part "
             "of transformers can be used"
         )
+    elif what == "tokenizer":
+        reason += "; check tokenizer.json, and tokenizer_config.json with the chat template in it"
     return ModelError(f"{shown(name_or_path)}: no {what} could be loaded: {reason}")
 
 
@@ -145,8 +148,11 @@ def _why_no_base(config: PreTrainedConfig) -> str:
     return ""
 
 
-def _impossible_size(text: PreTrainedConfig) -> str:
-    """The first size in a configuration that no model can have."""
+def _impossible_number(text: PreTrainedConfig) -> str:
+    """The first number in a configuration that no model can have."""
+    for name, value in text.to_dict().items():
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"config.json says {shown(name, 60)} = {value}; a finite number is needed"
     for name in _SIZES:
         value = getattr(text, name, None)
         if value is None or isinstance(value, list | tuple | dict):  # one for each layer

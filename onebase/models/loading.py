@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from onebase import processes
 from onebase.errors import MissingExtraError, ModelError
-from onebase.models.base_config import cannot_load, context_note, read_base_config
+from onebase.models.base_config import cannot_load, context_note, empty_model, read_base_config
 from onebase.models.exactness import Exactness, detect_layout, find_decoder
 from onebase.models.fingerprints import base_fingerprint, tensors_fingerprint
 from onebase.models.hardware import keep_freed_memory
@@ -174,17 +175,39 @@ def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.
     require_quantization(quantization)
     if quantization == "nf4":
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    placed = {"": device} if config is not None else None
+    model = _from_folder(name, dtype=dtype, quantization_config=config, device_map=placed)
+    if config is None:
+        model = model.to(device)
+    for module in model.modules():
+        # On processors with AVX-512 BF16, bitsandbytes repacks a layer at its first forward without gradients, for a
+        # kernel that has no backward: from then on the gradients through the base would silently be missing.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def stored_shapes(name: str) -> PreTrainedModel:
+    """The model without weights; where it is a folder, after a look at which weights are stored there.
+
+    Raises:
+        ModelError: no such model, or one that cannot be a base; stored weights are missing, left over or of another
+            shape, or their files are damaged.
+    """
+    config = read_base_config(name)
+    return _from_folder(name, device_map={"": "meta"}) if Path(name).is_dir() else empty_model(config, name)
+
+
+def _from_folder(name: str, **arguments: Any) -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
     loaded: Any  # the model, and what was missing
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             name,
-            dtype=dtype,
-            quantization_config=config,
-            device_map={"": device} if config is not None else None,
             ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
             trust_remote_code=False,
+            **arguments,
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise
@@ -205,13 +228,6 @@ def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.
             f"{shown(name)}: no model could be loaded: {len(left_over)} stored weights have no place in the model that "
             f"config.json describes, the first is '{shown(left_over[0], 100)}'; the two belong to different models"
         )
-    if config is None:
-        model = model.to(device)
-    for module in model.modules():
-        # On processors with AVX-512 BF16, bitsandbytes repacks a layer at its first forward without gradients, for a
-        # kernel that has no backward: from then on the gradients through the base would silently be missing.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
     return model
 
 

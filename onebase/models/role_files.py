@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from peft import LoraConfig
@@ -112,7 +111,8 @@ def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, 
         RoleMismatchError: the role is of another kind, was made on another base or with another tokenizer, or lacks
             its head.
     """
-    card = check_role(one, folder, kinds)
+    card = check_role_folder(folder, kinds)
+    check_base(one, card, folder)
     config, weights = read_adapter(folder)
     score = weights.pop(SCORE_KEY, None)
     if card.kind in SCALAR_KINDS and score is None:
@@ -135,30 +135,7 @@ def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, 
     return role
 
 
-class Base(Protocol):
-    """What tells one base from another, loaded or only planned."""
-
-    @property
-    def name_or_path(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
-
-
-def check_role(base: Base, folder: str | Path, kinds: tuple[str, ...]) -> RoleCard:
-    """Reads a role's card; needs no weights of the base.
-
-    Raises:
-        ModelError: the folder is not complete.
-        RoleMismatchError: the role is of another kind, or was made on another base or with another tokenizer.
-    """
-    card = check_role_folder(folder, kinds)
-    check_base(base, card, folder)
-    return card
-
-
-def check_base(one: Base, card: RoleCard, folder: str | Path) -> None:
+def check_base(one: OneBase, card: RoleCard, folder: str | Path) -> None:
     """Raises RoleMismatchError unless the role was made on this base, with this tokenizer."""
     if card.base_fingerprint != one.fingerprint:
         raise RoleMismatchError(

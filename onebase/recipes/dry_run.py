@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from onebase.config import RewardConfig, RunConfig
 from onebase.config_files import dump_config
 from onebase.models.loading import require_quantization
-from onebase.models.role_files import check_role
+from onebase.models.one_base import OneBase, Role
+from onebase.models.role_files import load_role
 from onebase.recipes.setup import new_lora
-from onebase.rewards.learned import check_moments
+from onebase.rewards.learned import check_moments, open_classifier
 from onebase.training.plan import BasePlan, describe_base
 from onebase.training.run import check_writable
 from onebase.training.trackers import require_trackers
@@ -31,16 +34,29 @@ def planned_base(config: RunConfig) -> BasePlan:
     require_quantization(keys.model.quantization)
     base = describe_base(keys.model.model_name_or_path, keys.model.quantization, keys.model.dtype, keys.model.device)
     kinds = ("policy", "reward") if isinstance(config, RewardConfig) else ("policy",)
-    started = [getattr(keys, key, None) for key in ("start_from", "policy")]
-    for folder in filter(None, [*started, getattr(keys, "reference_role", None)]):
-        if folder != "base":
-            check_role(base, folder, kinds)
+    started = [folder for key in ("start_from", "policy") if (folder := getattr(keys, key, None))]
     lora = getattr(keys, "lora", None)
-    if lora is not None and lora.r and not any(started):
+    if lora is not None and lora.r and not started:
         new_lora(base, lora)
+    named = [(folder, kinds) for folder in (*started, getattr(keys, "reference_role", None)) if folder]
     reward: Any = getattr(keys, "reward", None)
     if getattr(reward, "role", None) is not None:
-        card = check_role(base, reward.role, ("reward",))
-        if reward.normalize == "held_out":
-            check_moments(card.score_mean, card.score_std)
+        named.append((reward.role, ("reward",)))
+    roles = _put_on(base, [(folder, allowed) for folder, allowed in named if folder != "base"])
+    if getattr(reward, "role", None) is not None and reward.normalize == "held_out":
+        check_moments(roles[-1].score_mean, roles[-1].score_std)
+    if getattr(reward, "model", None) is not None and Path(reward.model).is_dir():
+        open_classifier(reward.model, device_map={"": "meta"})
     return base
+
+
+def _put_on(base: BasePlan, named: Sequence[tuple[str, tuple[str, ...]]]) -> list[Role]:
+    """Saved roles on the base without its weights: what does not fit is the error it is in the run."""
+    if not named:
+        return []
+    one = OneBase(
+        base.model, base.tokenizer, fingerprint=base.fingerprint, layout="separate", name_or_path=base.name_or_path
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that nothing is copied to where there are no weights
+        return [load_role(one, f"role {i}", folder, kinds=kinds) for i, (folder, kinds) in enumerate(named)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from onebase import processes
 from onebase.errors import ModelError, RewardError
@@ -66,6 +67,35 @@ def check_moments(mean: float | None, std: float | None) -> None:
         )
 
 
+def open_classifier(name_or_path: str, **arguments: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier with one label, and its tokenizer.
+
+    Args:
+        arguments: of transformers' `from_pretrained`.
+
+    Raises:
+        ModelError: no such model, more labels than one, or weights that are missing or of another shape.
+    """
+    check_model_name(name_or_path, key="reward.model")
+    labels = read_config(name_or_path).num_labels
+    if labels != 1:
+        raise ModelError(f"{shown(name_or_path)}: reward.model needs a classifier with 1 label; this has {labels}")
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name_or_path, output_loading_info=True, trust_remote_code=False, **arguments
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # safetensors, the configuration's checks and the hub have classes of their own
+        raise cannot_load(name_or_path, "sequence classifier", error) from error
+    if report["missing_keys"]:
+        missing = shown(sorted(report["missing_keys"])[0], 80)
+        raise ModelError(
+            f"{shown(name_or_path)}: no trained reward model: '{missing}' is not in its weights and would be random"
+        )
+    return model, load_tokenizer(name_or_path)
+
+
 class ClassifierReward:
     """A sequence-classification model with one label, reading prompt and completion with its own tokenizer.
 
@@ -80,26 +110,9 @@ class ClassifierReward:
     def __init__(self, name_or_path: str, *, device: torch.device, batch_size: int = 16) -> None:
         self.name = Path(name_or_path).name
         self._batch_size = batch_size
-        check_model_name(name_or_path, key="reward.model")
-        labels = read_config(name_or_path).num_labels
-        if labels != 1:
-            raise ModelError(f"{shown(name_or_path)}: reward.model needs a classifier with 1 label; this has {labels}")
-        try:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                name_or_path, output_loading_info=True, trust_remote_code=False
-            )
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:  # safetensors, the configuration's checks and the hub have classes of their own
-            raise cannot_load(name_or_path, "sequence classifier", error) from error
-        if report["missing_keys"]:
-            missing = shown(sorted(report["missing_keys"])[0], 80)
-            raise ModelError(
-                f"{shown(name_or_path)}: no trained reward model: '{missing}' is not in its weights and would be random"
-            )
+        model, self._tokenizer = open_classifier(name_or_path)
         check_finite(model, name_or_path)
         self._model = model.to(device).eval()
-        self._tokenizer = load_tokenizer(name_or_path)
         self._tokenizer.padding_side = "right"
         self._tokenizer.truncation_side = "left"  # the completion is at the end, and it is what is scored
         if self._tokenizer.pad_token is None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from onebase.models.base_config import context_length, context_note, empty_model, read_base_config
+from onebase.models.base_config import context_length, context_note
 from onebase.models.fingerprints import base_fingerprint
-from onebase.models.loading import check_tokenizer, choose_device, hardware_dtype, load_tokenizer
+from onebase.models.loading import check_tokenizer, choose_device, hardware_dtype, load_tokenizer, stored_shapes
 from onebase.models.passes import num_counted
 from onebase.records import Example
 from onebase.shown import shown
@@ -44,8 +44,8 @@ def describe_base(name_or_path: str, quantization: str, dtype: str, device_name:
     Raises:
         ModelError: no such model, or one that cannot be a base, or its tokenizer is of another model.
     """
-    config = read_base_config(name_or_path)
-    model = empty_model(config, name_or_path)
+    model = stored_shapes(name_or_path)
+    config = model.config
     tokenizer = load_tokenizer(name_or_path)
     check_tokenizer(tokenizer, model, name_or_path)
     device = choose_device(device_name)

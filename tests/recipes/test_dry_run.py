@@ -143,3 +143,63 @@ def test_a_folder_that_cannot_be_written_or_is_being_written_is_refused(
         planned("sft", base, tmp_path)
     writing.close()
     assert planned("sft", base, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda base: _cut(base / "model.safetensors"), "no model could be loaded: "),
+        (lambda base: (base / "model.safetensors").unlink(), "no model could be loaded: "),
+        (lambda base: _config(base, num_hidden_layers=1), "stored weights have no place in the model"),
+        (lambda base: _config(base, num_hidden_layers=3), "weights are missing or of another shape"),
+        (lambda base: _config(base, vocab_size=10**9), "weights are missing or of another shape"),
+        (lambda base: _config(base, rms_norm_eps=float("nan")), "config.json says rms_norm_eps = nan; a finite"),
+        (lambda base: _config(base, name="tokenizer_config.json", chat_template=[3]), "no tokenizer could be loaded: "),
+    ],
+)
+def test_a_damaged_base_is_refused_without_its_weights(
+    change: Any, message: str, base: Path, tmp_path: Path
+) -> None:
+    damaged = Path(shutil.copytree(base, tmp_path / "damaged"))
+    change(damaged)
+    with pytest.raises(ModelError, match=f"{damaged}: .*{message}"):
+        planned("sft", damaged, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda role: _cut(role / "adapter_model.safetensors"), "the adapter cannot be read"),
+        (lambda role: _cut(role / "adapter_config.json"), "the adapter cannot be read"),
+        (lambda role: _config(role, name="adapter_config.json", r=3), "does not fit this base"),
+        (lambda role: _config(role, name="adapter_config.json", target_modules=["nosuch"]), "cannot be put on this"),
+    ],
+)
+@pytest.mark.parametrize("key", ["policy", "reward.role"])
+def test_a_damaged_role_is_refused_without_the_weights_of_the_base(
+    key: str, change: Any, message: str, base: Path, sft_role: Path, reward_role: Path, tmp_path: Path
+) -> None:
+    damaged = Path(shutil.copytree(sft_role if key == "policy" else reward_role, tmp_path / "damaged"))
+    change(damaged)
+    more: Options = {key: str(damaged), **({"reward.callable": None} if key == "reward.role" else {})}
+    with pytest.raises(ModelError, match=f"{damaged}: .*{message}"):
+        planned("ppo", base, tmp_path, more)
+
+
+def test_a_model_that_is_no_classifier_is_refused(base: Path, tmp_path: Path) -> None:
+    more: Options = {"reward.callable": None, "reward.model": str(base)}
+    with pytest.raises(ModelError, match="reward.model needs a classifier with 1 label; this has 2"):
+        planned("ppo", base, tmp_path, more)
+    one_label = Path(shutil.copytree(base, tmp_path / "model"))
+    _config(one_label, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
+    with pytest.raises(ModelError, match="no trained reward model: 'score.weight' is not in its weights"):
+        planned("ppo", base, tmp_path, {**more, "reward.model": str(one_label)})
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _config(folder: Path, *, name: str = "config.json", **entries: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
