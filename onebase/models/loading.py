@@ -176,7 +176,7 @@ def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.
     if quantization == "nf4":
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     placed = {"": device} if config is not None else None
-    model = _from_folder(name, dtype=dtype, quantization_config=config, device_map=placed)
+    model: Any = _from_folder(name, dtype=dtype, quantization_config=config, device_map=placed)
     if config is None:
         model = model.to(device)
     for module in model.modules():

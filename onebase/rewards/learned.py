@@ -110,6 +110,7 @@ class ClassifierReward:
     def __init__(self, name_or_path: str, *, device: torch.device, batch_size: int = 16) -> None:
         self.name = Path(name_or_path).name
         self._batch_size = batch_size
+        model: Any
         model, self._tokenizer = open_classifier(name_or_path)
         check_finite(model, name_or_path)
         self._model = model.to(device).eval()
