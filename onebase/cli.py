@@ -86,6 +86,7 @@ def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: b
         return
     check_folder(Path(config.output_dir), dump_config(config))
     preflight.check_writable(Path(config.output_dir))
+    preflight.check_models(config)
     if not dry_run:
         global _run_folder
         _run_folder = Path(config.output_dir)
@@ -190,6 +191,7 @@ def score(
         raise ConfigError(f"--microbatch-tokens is {microbatch_tokens}; at least 1 is needed, or leave it out")
     preflight.check_device(device)
     check_file(file)
+    preflight.check_roles({role: ("reward",)}, model=model)
     streams.say_first(f"score: loading {role}")
     _recipe("score").run(
         role=role,
@@ -245,6 +247,8 @@ def chat(
         {"--once": once, "--system": system}, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
         seed=seed,
     )  # fmt: skip
+    kinds = {folder: ("policy",) for folder in compare or (str(role),)}
+    preflight.check_roles(kinds | ({reward: ("reward",)} if reward is not None else {}), model=model)
     streams.say_first(f"chat: loading {role or ' and '.join(compare or ())}")
     _recipe("chat").run(
         role=role,

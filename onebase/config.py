@@ -35,6 +35,7 @@ from onebase.config_groups import (
     PromptDataGroup,
     PromptEvaluationGroup,
     RewardGroup,
+    RewardOptimizerGroup,
     SampleDataGroup,
     SFTDataGroup,
     SFTOptimizerGroup,
@@ -144,7 +145,7 @@ class RewardConfig(VerbConfig):
     lora: LoraGroup = LoraGroup()
     data: DataGroup
     reward: RewardGroup = RewardGroup()
-    optimizer: EpochsOptimizerGroup = EpochsOptimizerGroup()
+    optimizer: RewardOptimizerGroup = RewardOptimizerGroup()
     batch: BatchGroup = BatchGroup()
     evaluation: EvaluationGroup = EvaluationGroup()
 

@@ -115,6 +115,8 @@ class OptionalModelGroup(Group):
     """A built-in name (plain, hh, chatml), a path to a Jinja file, or null for the tokenizer's own."""
     layout: Literal["auto", "tree", "separate"] = "auto"
     """tree = the prompt once for its K completions; separate = a row each; auto = tree where it is exact."""
+    gradient_checkpointing: bool = False
+    """true = the backward pass computes each layer again instead of keeping it: less memory, a third more time."""
 
 
 class ModelGroup(OptionalModelGroup):
@@ -243,6 +245,13 @@ class SFTOptimizerGroup(EpochsOptimizerGroup):
     """AdamW and its schedule."""
 
     learning_rate: Positive = 2e-4
+    """Learning rate at its peak."""
+
+
+class RewardOptimizerGroup(EpochsOptimizerGroup):
+    """AdamW and its schedule."""
+
+    learning_rate: Positive = 3e-4
     """Learning rate at its peak."""
 
 

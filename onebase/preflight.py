@@ -33,6 +33,17 @@ def check(config: BaseModel) -> None:
                 check_file(path)
 
 
+def check_models(config: BaseModel) -> None:
+    """Looks whether the base and the roles that a verb's configuration names are there.
+
+    Raises:
+        ModelError: no such folder, or not what is needed there.
+    """
+    from onebase.recipes.named_folders import check_named
+
+    check_named(config)
+
+
 def check_writable(folder: Path, key: str = "--output_dir") -> None:
     """Tries whether a file can be made where the folder is, or would be; it has no name and is gone at once.
 
@@ -56,6 +67,21 @@ def check_writable(folder: Path, key: str = "--output_dir") -> None:
             raise
         reason = f"{shown(folder, 200)}: cannot be written ({error.strerror})"
         raise ConfigError(f"{reason}; choose another {key}") from None
+
+
+def check_roles(roles: Mapping[str, tuple[str, ...]], *, model: str | None) -> None:
+    """Looks whether these folders are roles of these kinds, or a base where a policy may be one.
+
+    Args:
+        roles: folder -> kinds of role it may be.
+        model: the base, where it is not where the roles say.
+
+    Raises:
+        ModelError: they are not, or their base is not there.
+    """
+    from onebase.recipes.named_folders import check_opened
+
+    check_opened({folder: (folder, kinds) for folder, kinds in roles.items()}, model=model)
 
 
 def check_device(name: str) -> None:

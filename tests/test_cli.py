@@ -36,6 +36,8 @@ def fake_recipe(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
     monkeypatch.setattr(cli, "_recipe", lambda verb: SimpleNamespace(**functions))
     monkeypatch.setattr(cli.preflight, "check", lambda config: None)  # there is nothing to read
     monkeypatch.setattr(cli, "check_file", lambda path: None)
+    monkeypatch.setattr(cli.preflight, "check_models", lambda config: None)
+    monkeypatch.setattr(cli.preflight, "check_roles", lambda roles, model: None)
 
 
 def failing_with(error: BaseException) -> object:

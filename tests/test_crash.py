@@ -65,7 +65,8 @@ def stop_in_the_midst(*_):
     return SimpleNamespace(run=stop_in_the_midst)
 
 setattr(cli, sys.argv[1], stop_in_the_midst)
-sys.exit(cli.main(["sft", "output_dir=none", "model.model_name_or_path=none", "data.train=none"]))
+cli.preflight.check = cli.preflight.check_models = lambda config: None  # there is nothing to read
+sys.exit(cli.main(["sft", "output_dir=run", "model.model_name_or_path=none", "data.train=none"]))
 """
 
 
@@ -80,6 +81,7 @@ def test_sigterm_before_the_steps_is_not_lost(part: str, said: str) -> None:
     ended = subprocess.run([sys.executable, "-c", STOPPED_WHILE, part], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (75, said)
     assert ended.stderr == (
+        "sft: starting; the run goes to run\n"
         "error: stopped; run the same command to start again, or to resume from the last checkpoint\n"
     )
 

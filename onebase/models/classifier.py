@@ -21,7 +21,8 @@ def check_classifier(one: OneBase) -> None:
     """
     try:
         with torch.device("meta"):
-            found = hasattr(AutoModelForSequenceClassification.from_config(one.model.config), "score")
+            empty = AutoModelForSequenceClassification.from_config(one.model.config, trust_remote_code=False)
+        found = hasattr(empty, "score")
     except ValueError:
         found = False
     if not found:
@@ -46,7 +47,7 @@ def save_classifier(one: OneBase, name: str, folder: str | Path) -> None:
     # The classifier finds the last token of a row as the last that is not padding.
     config.pad_token_id = one.tokenizer.pad_token_id
     check_classifier(one)
-    classifier = AutoModelForSequenceClassification.from_config(config)
+    classifier = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     classifier.base_model.load_state_dict(one.model.base_model.state_dict())
     with torch.no_grad():
         classifier.score.weight.copy_(head.weight)

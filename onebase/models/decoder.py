@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from onebase.models.decode_cache import SlotCache, places_end_to_end
@@ -110,12 +112,17 @@ class Decoder:
         adapted = [layer.is_adapted for layer in self.layers()]
         return adapted.index(True) if True in adapted else len(adapted)
 
-    def states(self, batch: TreeBatch, row: Tensor, column: Tensor) -> Tensor:
-        """Hidden states after the final norm at the places asked for: `[m, H]`, with the adapter that is in force."""
+    def states(self, batch: TreeBatch, row: Tensor, column: Tensor, *, recompute: bool = False) -> Tensor:
+        """Hidden states after the final norm at the places asked for: `[m, H]`, with the adapter that is in force.
+
+        Args:
+            recompute: the backward pass computes each layer again from its input.
+        """
         groups = group_trees(batch, self._trunk.embed_tokens.weight.dtype)
         needed, which = torch.unique(row * batch.input_ids.shape[1] + column, return_inverse=True)
         ids, positions = batch.input_ids.flatten(), batch.position_ids.flatten()
-        return _rows(self.trees(ids, positions, groups, columns=needed, lower=batch.lower), which)
+        states = self.trees(ids, positions, groups, columns=needed, lower=batch.lower, recompute=recompute)
+        return _rows(states, which)
 
     @torch.no_grad()
     def lower_states(self, batch: TreeBatch, num_layers: int) -> LowerStates:
@@ -137,6 +144,7 @@ class Decoder:
         columns: Tensor | None = None,
         keep: list[tuple[Tensor, Tensor]] | None = None,
         lower: LowerStates | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """Hidden states after the final norm: `[T, H]`, or `[m, H]` of the columns asked for.
 
@@ -158,7 +166,12 @@ class Decoder:
         columns = pad(columns, (0, usual_size(num_columns) - num_columns))
         for layer in layers:
             only = columns if layer is layers[-1] else None  # nothing reads the other columns any more
-            x = self._layer(layer, x, rotary, groups, only=only, num_tokens=num_tokens, keep=keep)
+            run = partial(self._layer, layer, only=only, num_tokens=num_tokens, keep=keep)
+            if recompute and torch.is_grad_enabled():
+                # Its weights and the adapter in force are in `layer`: the role may be another one by then.
+                x = checkpoint(run, x, rotary, groups, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = run(x, rotary, groups)
         return _normed(x, self._trunk.norm)[:num_columns]
 
     def prefill(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

@@ -30,8 +30,9 @@ def states_at(one: OneBase, batch: TreeBatch, row: Tensor, column: Tensor, *, ro
     """The hidden states of `role` at some places of the batch: `[m, H]`; the last layer computes no others."""
     with one.role(role):
         if one.packs:
-            return one.decoder.states(batch, row, column)  # type: ignore[union-attr]
-        return at(trunk(one.model, batch, layout=one.layout), row, column)
+            return one.decoder.states(batch, row, column, recompute=one.recomputes)  # type: ignore[union-attr]
+        with one.recomputing():
+            return at(trunk(one.model, batch, layout=one.layout), row, column)
 
 
 def trunk(model: PreTrainedModel, batch: TreeBatch, *, layout: str) -> Tensor:

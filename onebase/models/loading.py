@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
-from dataclasses import replace
-from pathlib import Path
+import re
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,20 +13,19 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from onebase import processes
-from onebase.data.tree import build_tree_batch, separate
 from onebase.errors import MissingExtraError, ModelError
-from onebase.models.decoder import Decoder
-from onebase.models.forward import adjust_logits, final_logits, trunk
+from onebase.models.base_config import cannot_load, context_note, read_base_config
+from onebase.models.exactness import Exactness, detect_layout, find_decoder
+from onebase.models.fingerprints import base_fingerprint, tensors_fingerprint
 from onebase.models.hardware import keep_freed_memory
 from onebase.models.one_base import OneBase
-from onebase.records import Example
+from onebase.shown import shown
 
-EXACTNESS_TOLERANCE = 1e-4
-"""Largest difference in a log-prob between a tree and separate rows, in float32, for the tree to be used."""
+_LEFT_OUT = re.compile(r"inv_freq$|masked_bias$|attn\.bias$|(^|\.)(vision|visual|audio|multi_modal|mtp)")
+"""Stored tensors that no causal language model reads: tables of older versions, parts for pictures and for sound."""
 
 
 def load_base(
@@ -51,7 +44,8 @@ def load_base(
         layout: `auto` checks once on a tiny random tree whether trees are exact for this model.
 
     Raises:
-        ModelError: no such model, no tokenizer, or ids beyond the embedding.
+        ModelError: no such model or not a causal one, no tokenizer, ids beyond the embedding, or weights that are
+            missing, left over or not finite.
         MissingExtraError: nf4 without bitsandbytes.
     """
     chosen_device = choose_device(device)
@@ -60,6 +54,7 @@ def load_base(
     chosen_dtype = hardware_dtype(chosen_device) if dtype == "auto" else getattr(torch, dtype)
     model = _load_model(model_name_or_path, chosen_dtype, quantization, chosen_device)
     tokenizer = load_tokenizer(model_name_or_path)
+    check_finite(model, model_name_or_path)
     fingerprint = base_fingerprint(model_name_or_path)
     return wrap_model(model, tokenizer, layout=layout, name_or_path=model_name_or_path, fingerprint=fingerprint)
 
@@ -73,10 +68,10 @@ def choose_device(name: str) -> torch.device:
     try:
         found = processes.local_device() or ("cuda" if torch.cuda.is_available() else "cpu")
         device = torch.device(found if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = _one_line(error)[:80]
-        raise ModelError(f"model.device: {name!r} is not available here: {reason}; try auto or cpu") from error
+        torch.ones(1, device=device).item()  # a device without memory (meta) holds no number
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = shown(error, 80)
+        raise ModelError(f"model.device: {shown(name)!r} is not available here: {reason}; try auto or cpu") from error
     return device
 
 
@@ -89,20 +84,58 @@ def wrap_model(
     fingerprint: str | None = None,
 ) -> OneBase:
     """A `OneBase` around a model that is in memory already."""
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
-    if len(tokenizer) > rows:
-        raise ModelError(
-            f"the tokenizer of {name_or_path or 'this model'} has {len(tokenizer)} ids and the embedding only {rows} "
-            "rows: they belong to different models"
-        )
+    check_tokenizer(tokenizer, model, name_or_path)
     model.eval()
     if fingerprint is None:
         fingerprint = tensors_fingerprint(dict(model.state_dict()))
-    if layout == "auto":
-        layout = detect_layout(model)
-    decoder = find_decoder(model) if layout == "tree" else None
+    found = detect_layout(model) if layout == "auto" else Exactness(layout)
+    decoder = find_decoder(model, found.tolerance) if found.layout == "tree" else None
+    notes = [note for note in (_cost_of(found), context_note(model.config)) if note]
     return OneBase(
-        model, tokenizer, fingerprint=fingerprint, layout=layout, name_or_path=name_or_path, decoder=decoder
+        model, tokenizer, fingerprint=fingerprint, layout=found.layout, name_or_path=name_or_path, decoder=decoder,
+        notes=notes,
+    )  # fmt: skip
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name_or_path: str) -> None:
+    """Raises ModelError for a tokenizer with ids beyond the model's embedding; needs no weights."""
+    try:
+        rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
+    except (AttributeError, NotImplementedError) as error:
+        raise ModelError(
+            f"{type(model).__name__}: this architecture cannot be used, it has no embedding of its tokens"
+        ) from error
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer of {shown(name_or_path) or 'this model'} has {len(tokenizer)} ids and the embedding only "
+            f"{rows} rows: they belong to different models, or the tokenizer names a special token that the model does "
+            "not have"
+        )
+
+
+def check_finite(model: PreTrainedModel, name_or_path: str) -> None:
+    """Raises ModelError for a weight that holds NaN or infinity, with its name: everything computed would be NaN."""
+    for name, weight in model.named_parameters():
+        scales = getattr(getattr(weight, "quant_state", None), "absmax", None)  # of 4-bit weights, block by block
+        numbers = weight if weight.is_floating_point() else scales
+        # The sum of all shows it in one pass and without a copy; it may overflow where no weight does.
+        if numbers is None or bool(numbers.detach().sum(dtype=torch.float32).isfinite()):
+            continue
+        count = int((~numbers.detach().isfinite()).sum())
+        if count:
+            raise ModelError(
+                f"{shown(name_or_path)}: {count} numbers of the weight '{shown(name, 100)}' are NaN or infinite; the "
+                "model was damaged in training or in storing. Use another copy of it"
+            )
+
+
+def _cost_of(found: Exactness) -> str:
+    """Why prompts are computed more than once, if they are."""
+    if not found.reason:
+        return ""
+    return (
+        f"layout separate: {found.reason}; prompts are computed once per completion, and tokens are sampled much more "
+        "slowly"
     )
 
 
@@ -130,116 +163,13 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         ModelError: there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{name_or_path}: no tokenizer could be loaded: {_one_line(error)}") from error
-
-
-def detect_layout(model: PreTrainedModel) -> str:
-    """`tree` where a tree gives the log-probs of separate rows within `EXACTNESS_TOLERANCE`, else `separate`.
-
-    Tried on one tiny random tree. ALiBi and state-space models fail: they read distances from columns.
-
-    Raises:
-        ModelError: the model's own logits are not reproduced either, so neither layout can be trusted.
-    """
-    (example,) = _random_examples(model)
-    with torch.no_grad():
-        rows = build_tree_batch(separate([example])).to(model.device)
-        expected = _own_logprobs(model, rows.input_ids, rows.tree >= 0)[rows.source_row, rows.source_column]
-        expected = expected.gather(-1, rows.targets[:, None])
-        tolerance = EXACTNESS_TOLERANCE
-        if model.dtype != torch.float32:
-            # bf16 and 4-bit kernels depend on a batch's shape: a layout may differ by as much as one row alone does.
-            alone = _logprobs(model, [replace(example, completions=example.completions[:1])], "separate")
-            assert alone is not None
-            noise = float((alone - expected[: len(alone)]).abs().max())
-            # A log-prob of 14 nats in bfloat16 is one of 8 bits: half a unit of its last is 0.03.
-            tolerance = max(0.02, 4 * noise, float(expected.abs().max()) * 2**-8)
-        separate_rows = _logprobs(model, [example], "separate")
-        if separate_rows is None or (separate_rows - expected).abs().max() > tolerance:
-            raise ModelError(
-                f"{type(model).__name__}: the log-probs from its trunk and output layer differ from its own logits; "
-                "this architecture is not supported"
-            )
-        if _hides_by_column(model) or not _takes_positions(model):
-            return "separate"
-        in_tree = _logprobs(model, [example], "tree")
-    exact = in_tree is not None and (in_tree - expected).abs().max() <= tolerance
-    return "tree" if exact else "separate"
-
-
-def find_decoder(model: PreTrainedModel) -> Decoder | None:
-    """What runs this model without transformers, or None.
-
-    On a CPU, where it was measured to pay; only for architectures made of the same operations; and only if it gives
-    the log-probs that transformers gives, tried on a tiny random tree.
-    """
-    if model.device.type != "cpu" or not Decoder.runs(model):
-        return None
-    decoder, examples = Decoder(model), _random_examples(model)
-    with torch.no_grad():
-        expected = _logprobs(model, examples, "tree")
-        batch = build_tree_batch(examples)
-        states = decoder.states(batch, batch.source_row, batch.source_column)
-        found = _head_logprobs(model, states, batch.targets)
-    tolerance = EXACTNESS_TOLERANCE
-    if model.dtype != torch.float32:
-        tolerance = max(0.02, float(found.abs().max()) * 2**-7)
-    if expected is None or (found - expected).abs().max() > tolerance:
-        return None
-    decoder.lay_weights_together()
-    return decoder
-
-
-def _random_examples(model: PreTrainedModel) -> list[Example]:
-    generator = torch.Generator().manual_seed(0)
-    size = model.config.get_text_config().vocab_size
-
-    def random_ids(count: int) -> list[int]:
-        return torch.randint(0, size, (count,), generator=generator).tolist()
-
-    return [Example(random_ids(7), [random_ids(5), random_ids(3), random_ids(4)])]
-
-
-def _hides_by_column(model: PreTrainedModel) -> bool:
-    """Whether some layer sees only a window or a chunk of columns, longer than the random tree that is tried.
-
-    Sliding windows are known, and counted in positions; others (GPT-Neo's local attention, Llama 4's chunks) are not.
-    """
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-    local = "local" in str(getattr(config, "attention_types", ""))
-    chunks = [getattr(config, name, None) for name in ("attention_chunk_size", "attention_window", "local_window_size")]
-    return bool(kinds) or local or any(chunks)
-
-
-def _takes_positions(model: PreTrainedModel) -> bool:
-    """Whether positions are an argument; where they are not (ALiBi), a model reads them from the columns."""
-    return "position_ids" in inspect.signature(type(model.base_model).forward).parameters
-
-
-def _logprobs(model: PreTrainedModel, examples: list[Example], layout: str) -> Tensor | None:
-    batch = build_tree_batch(examples if layout == "tree" else separate(examples)).to(model.device)
-    try:
-        hidden = trunk(model, batch, layout=layout)
-    except (TypeError, ValueError, RuntimeError):
-        return None  # takes no position_ids, or no 4-D mask
-    return _head_logprobs(model, hidden[batch.source_row, batch.source_column], batch.targets)
-
-
-def _head_logprobs(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
-    logits = adjust_logits(model.get_output_embeddings()(states).float(), final_logits(model))
-    return logits.log_softmax(-1).gather(-1, targets[:, None])
-
-
-def _own_logprobs(model: PreTrainedModel, input_ids: Tensor, attended: Tensor) -> Tensor:
-    return model(input_ids=input_ids, attention_mask=attended.long(), use_cache=False).logits.float().log_softmax(-1)
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception as error:  # tokenizers has no error class of its own
+        raise cannot_load(name_or_path, "tokenizer", error) from error
 
 
 def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.device) -> PreTrainedModel:
-    if _looks_local(name) and not Path(name).is_dir():
-        raise ModelError(f"{name}: no such folder; model.model_name_or_path takes a folder or a hub name")
+    read_base_config(name)
     config = None
     require_quantization(quantization)
     if quantization == "nf4":
@@ -254,21 +184,29 @@ def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.
             device_map={"": device} if config is not None else None,
             ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
+            trust_remote_code=False,
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # safetensors, the configuration's checks and the hub have classes of their own
-        raise ModelError(f"{name}: no model could be loaded: {_one_line(error)}") from error
+        raise cannot_load(name, "model", error) from error
     model, report = loaded
     # transformers would start these from random numbers.
     absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if absent:
         raise ModelError(
-            f"{name}: no model could be loaded: {len(absent)} weights are missing or of another shape than config.json "
-            f"says, the first is '{absent[0]}'; is this the complete folder of a causal language model?"
+            f"{shown(name)}: no model could be loaded: {len(absent)} weights are missing or of another shape than "
+            f"config.json says, the first is '{shown(absent[0], 100)}'; is this the complete folder of a causal "
+            "language model?"
+        )
+    left_over = sorted(key for key in report["unexpected_keys"] if not _LEFT_OUT.search(key))
+    if left_over:
+        raise ModelError(
+            f"{shown(name)}: no model could be loaded: {len(left_over)} stored weights have no place in the model that "
+            f"config.json describes, the first is '{shown(left_over[0], 100)}'; the two belong to different models"
         )
     if config is None:
-        return model.to(device)
+        model = model.to(device)
     for module in model.modules():
         # On processors with AVX-512 BF16, bitsandbytes repacks a layer at its first forward without gradients, for a
         # kernel that has no backward: from then on the gradients through the base would silently be missing.
@@ -284,84 +222,3 @@ def require_quantization(quantization: str) -> None:
             import bitsandbytes  # noqa: F401
         except ImportError as error:
             raise MissingExtraError('nf4 needs bitsandbytes: pip install "onebase[quant]"') from error
-
-
-def _looks_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name.split("/")[0]).is_dir()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-# ------------------------------------------------------------------------------------------------- fingerprints
-
-
-def base_fingerprint(name_or_path: str) -> str:
-    """Identifies the base's weights as stored: the same for every dtype, device and quantisation it is loaded in.
-
-    Read from the weight files: names, shapes, and a sample of each tensor's elements, not all bytes, so that an
-    8 B model takes a second. Sharding does not matter.
-    """
-    files = _weight_files(name_or_path)
-    if not files:
-        return "unknown"
-    entries: dict[str, bytes] = {}
-    for file in files:
-        if file.suffix == ".bin":
-            entries |= _entries(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
-            continue
-        with safe_open(file, framework="pt") as handle:
-            for name in handle.keys():
-                part = handle.get_slice(name)
-                first = part[: min(64, part.get_shape()[0])] if part.get_shape() else handle.get_tensor(name)
-                entries[name] = _entry(name, part.get_shape(), first)
-    return _digest(entries)
-
-
-def tensors_fingerprint(tensors: dict[str, Tensor]) -> str:
-    """As `base_fingerprint`, of tensors in memory."""
-    return _digest(_entries(tensors))
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Identifies the mapping from text to ids."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    # How text is split and normalised is not in the vocabulary: a text that most differences would show in.
-    text = "Don't\u00a0ZÜRICH, naïve ＡＢ 12345  \n\tfoo_bar(x) 东京 🙂"
-    probe = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return hashlib.sha256(json.dumps([vocabulary, special, probe]).encode()).hexdigest()[:16]
-
-
-def _entries(tensors: dict[str, Tensor]) -> dict[str, bytes]:
-    return {
-        name: _entry(name, list(tensor.shape), tensor[:64] if tensor.dim() else tensor)
-        for name, tensor in tensors.items()
-    }
-
-
-def _entry(name: str, shape: list[int], first_rows: Tensor) -> bytes:
-    sample = first_rows.reshape(-1).float()
-    sample = sample[:: max(1, sample.numel() // 1024)].cpu().contiguous()
-    return f"{name}{list(shape)}".encode() + sample.numpy().tobytes()
-
-
-def _digest(entries: dict[str, bytes]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(entries):
-        digest.update(entries[name])
-    return digest.hexdigest()[:16]
-
-
-def _weight_files(name_or_path: str) -> list[Path]:
-    """The files transformers reads the weights from: safetensors where there are any, else `pytorch_model*.bin`."""
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        for entry in (f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"):
-            found = cached_file(name_or_path, entry, _raise_exceptions_for_missing_entries=False)
-            if found:
-                return sorted(Path(found).parent.glob(f"{stem}*.{suffix}"))
-    return []

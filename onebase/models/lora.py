@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from onebase.errors import ModelError
+from onebase.shown import shown
 
 
 def lora_config(
@@ -27,7 +29,8 @@ def lora_config(
 
     Args:
         dropout: off by default. With it on, the shared prompt of a tree is dropped once for all its completions.
-        target_modules: names of linear layers, or `all-linear`: all but the output layer.
+        target_modules: names of linear layers, or `all-linear`: all but the output layer, and of a model that also
+            sees pictures or hears only those that read text.
         layers: `all`, `upper-half`, `upper-quarter`, a range such as `8-15`, or a list of indices from 0.
 
     Raises:
@@ -39,10 +42,16 @@ def lora_config(
         targets = sorted(suffixes)
     else:
         targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+        if not targets:
+            raise ModelError(
+                "lora.target_modules is empty, so that no layer would get an adapter; set it to all-linear, or to some "
+                f"of {', '.join(sorted(suffixes))}"
+            )
         unknown = [name for name in targets if name not in suffixes]
         if unknown:
             raise ModelError(
-                f"lora.target_modules: no linear layer is named {unknown[0]!r}; here: {', '.join(sorted(suffixes))}"
+                f"lora.target_modules: no linear layer is named {shown(unknown[0], 60)!r}; here: "
+                f"{', '.join(sorted(suffixes))}"
             )
     num_layers = int(model.config.get_text_config().num_hidden_layers)
     chosen = _layer_indices(layers, num_layers)
@@ -51,9 +60,26 @@ def lora_config(
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=targets,
+        exclude_modules=_outside_text(model),
         layers_to_transform=None if len(chosen) == num_layers else chosen,
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
+    )
+
+
+def without_adapter(model: PreTrainedModel) -> str:
+    """Which layers `all-linear` cannot adapt, in words; empty where it adapts all."""
+    fused = {
+        type(module).__name__
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() == 3 and "Expert" in type(module).__name__
+    }
+    if not fused:
+        return ""
+    return (
+        f"lora.target_modules: all-linear leaves out {', '.join(sorted(fused))}, which hold the weights of all experts "
+        "in one tensor: the experts get no adapter and stay as they are"
     )
 
 
@@ -66,15 +92,25 @@ def plain_lora(config: Any) -> bool:
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The base's linear layers by name, adapted or not, without the output layer."""
-    output = model.get_output_embeddings()
+    """The base's linear layers that read text by name, adapted or not, without the output layer."""
+    output, outside = model.get_output_embeddings(), _outside_text(model)
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         inside_adapter = ".base_layer" in name or ".lora_" in name
         layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         if isinstance(layer, nn.Linear | Conv1D) and layer is not output and not inside_adapter:
-            found[name] = layer
+            if outside is None or not re.fullmatch(outside, name):
+                found[name] = layer
     return found
+
+
+def _outside_text(model: PreTrainedModel) -> str | None:
+    """A pattern for the names of modules that text never reaches (a vision tower); None where there are none."""
+    if model.config.get_text_config() is model.config:
+        return None
+    decoder = model.get_decoder()
+    name = next((name for name, module in model.named_modules() if module is decoder), "")
+    return rf"(?!{re.escape(name)}\.).*" if name else None
 
 
 def _layer_indices(layers: str | Sequence[int], num_layers: int) -> list[int]:
@@ -92,9 +128,13 @@ def _layer_indices(layers: str | Sequence[int], num_layers: int) -> list[int]:
             raise ModelError(
                 f"lora.layers: {layers!r} is not all, upper-half, upper-quarter, a range such as 8-15, or a list"
             )
+        if int(last) >= num_layers:
+            raise ModelError(f"lora.layers: {shown(layers, 60)} reaches outside the model's layers, 0-{num_layers - 1}")
         chosen = list(range(int(first), int(last) + 1))
     else:
         chosen = sorted(set(layers))
     if not chosen or min(chosen) < 0 or max(chosen) >= num_layers:
-        raise ModelError(f"lora.layers: {layers!r} reaches outside the model's layers, 0-{num_layers - 1}")
+        raise ModelError(
+            f"lora.layers: {shown(repr(layers), 60)} reaches outside the model's layers, 0-{num_layers - 1}"
+        )
     return chosen

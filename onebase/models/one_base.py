@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +21,16 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from onebase.errors import ModelError
+from onebase.models.base_config import context_length
 from onebase.models.decoder import Decoder
 from onebase.models.heads import ScalarHead
 from onebase.models.lora import plain_lora
+from onebase.shown import shown
 
 
 @dataclass(slots=True)
@@ -52,6 +57,7 @@ class OneBase:
         fingerprint: of the base's weights: a role made on another base is refused.
         layout: `tree` where a prompt tree is exact for this architecture, else `separate`.
         decoder: runs the model without transformers where that is known to be the same.
+        notes: what whoever opens the base should say once: what it cannot do, and what that costs.
     """
 
     def __init__(
@@ -63,12 +69,16 @@ class OneBase:
         layout: str,
         name_or_path: str = "",
         decoder: Decoder | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         self.layout = layout
         self.name_or_path = name_or_path
+        self.notes = list(notes)
+        self.recomputes = False
+        """Whether the backward pass computes each layer again from its input instead of keeping what it needs."""
         self._decoder = decoder
         self.roles: dict[str, Role] = {}
         self._active: str | None = None
@@ -102,6 +112,11 @@ class OneBase:
         return self.layout == "tree" and self.decoder is not None
 
     @property
+    def can_recompute(self) -> bool:
+        """Whether gradient checkpointing is possible: there are layers that can be computed again."""
+        return self.packs or any(isinstance(module, GradientCheckpointingLayer) for module in self.model.modules())
+
+    @property
     def active(self) -> str | None:
         """The role in force, None outside `with one.role(...)`."""
         return self._active
@@ -112,9 +127,8 @@ class OneBase:
 
     @property
     def context_length(self) -> int:
-        """Positions the base was made for."""
-        config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**31)
+        """Positions that the base can read at once."""
+        return context_length(self.model.config)
 
     # ---------------------------------------------------------------------------------------------------- roles
 
@@ -135,8 +149,8 @@ class OneBase:
             head: give it a scalar head, starting at zero, or at the copied role's where that has one.
 
         Raises:
-            ModelError: the name is taken, the weights do not fit the adapter's configuration, or the base is itself in
-                training.
+            ModelError: the name is taken, the adapter's configuration cannot be, the weights do not fit it, or the base
+                is itself in training.
         """
         self._check_new(name)
         source = self.roles[copy_of] if copy_of is not None else None
@@ -186,11 +200,37 @@ class OneBase:
         if name not in self.roles:
             raise ModelError(f"no role '{name}' on this base; roles here: {', '.join(self.roles) or 'none'}")
         before = self._active
-        self._apply(name)
+        if name != before:
+            self._apply(name)
         try:
             yield self.roles[name]
         finally:
-            self._apply(before)
+            if name != before:
+                self._apply(before)
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Has the layers that transformers runs computed again in the backward pass, under the role in force now."""
+        name = self._active
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not self.recomputes or not torch.is_grad_enabled() or name is None:
+            layers = []
+
+        def again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+            return nullcontext(), self.role(name)  # type: ignore[arg-type]
+
+        # On the objects: transformers' own checkpointing looks whether the model is in training mode.
+        before = [vars(layer).get("forward") for layer in layers]
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=again)
+        try:
+            yield
+        finally:
+            for layer, forward in zip(layers, before, strict=True):
+                if forward is None:
+                    del layer.forward
+                else:
+                    layer.forward = forward
 
     def _tuner_modules(self) -> list[nn.Module]:
         return [layer for layer in self._tuner_layers if isinstance(layer, nn.Module)]
@@ -268,10 +308,13 @@ class OneBase:
             )
 
     def _add_adapter(self, name: str, lora: LoraConfig, weights: dict[str, Tensor] | None) -> None:
-        if self._peft is None:
-            self._peft = PeftModel(self.model, lora, adapter_name=name)
-        else:
-            self._peft.add_adapter(name, lora)
+        try:
+            if self._peft is None:
+                self._peft = PeftModel(self.model, lora, adapter_name=name)
+            else:
+                self._peft.add_adapter(name, lora)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:  # PEFT checks its numbers as it uses them
+            raise ModelError(f"the adapter of role '{name}' cannot be put on this base: {shown(error, 200)}") from error
         self._tuner_layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
         self.model.eval()  # PEFT's new dropout layers are in training mode, whatever the model is in
         if weights is None:

@@ -1,6 +1,6 @@
 """Roles on disk: the PEFT folder other tools read, and `role.json` that says what it belongs to.
 
-    policy/   adapter_config.json  adapter_model.safetensors  role.json
+    policy/   adapter_config.json  adapter_model.safetensors  role.json, and the tokenizer with its chat template
     reward/   the same, as SEQ_CLS with its `score` head inside: plain transformers and PEFT score alike
 
 A role made on another base, with another tokenizer, or a scalar role without its head is refused.
@@ -9,8 +9,7 @@ A role made on another base, with another tokenizer, or a scalar role without it
 from __future__ import annotations
 
 import copy
-import json
-from dataclasses import asdict, dataclass
+import math
 from pathlib import Path
 from typing import Protocol
 
@@ -24,34 +23,12 @@ from transformers.utils import logging as transformers_logging
 from onebase.data.chat import ChatFormat
 from onebase.errors import ModelError, RoleMismatchError
 from onebase.files import atomic_folder
-from onebase.models.loading import tokenizer_fingerprint
+from onebase.models.fingerprints import tokenizer_fingerprint
 from onebase.models.one_base import OneBase, Role
+from onebase.models.role_card import ADAPTER_FILE, CARD_FILE, SCALAR_KINDS, Kind, RoleCard, check_role_folder
+from onebase.shown import shown
 
 SCORE_KEY = "base_model.model.score.weight"
-TEMPLATE_FILE = "chat_template.jinja"
-SCALAR_KINDS = ("reward", "critic")
-
-
-@dataclass(frozen=True, slots=True)
-class RoleCard:
-    """What `role.json` says of a role."""
-
-    kind: str
-    """`policy`, `reward` or `critic`."""
-    base: str
-    """Folder or hub name of the base."""
-    base_fingerprint: str
-    tokenizer_fingerprint: str
-    dtype: str = "float32"
-    """Of the base when the role was trained: loaded in another one its scores differ in the third digit."""
-    quantization: str = "none"
-    chat_template: str | None = None
-    """The template as configured, its text beside this in `chat_template.jinja`; None: the tokenizer's own."""
-    chat_template_fingerprint: str = ""
-    pooling: str = "last"
-    score_mean: float | None = None
-    score_std: float | None = None
-    """Of the held-out scores; null where none were measured."""
 
 
 def save_role(
@@ -59,10 +36,10 @@ def save_role(
     name: str,
     folder: str | Path,
     *,
-    kind: str,
+    kind: Kind,
     chat: ChatFormat | None = None,
 ) -> RoleCard:
-    """Writes a role, whole or not at all.
+    """Writes a role, whole or not at all, with the tokenizer and chat template that it was trained with.
 
     A critic that is only a head on the policy's trunk is saved with a copy of that adapter, so that its folder stands
     alone.
@@ -79,25 +56,24 @@ def save_role(
         config.modules_to_save = ["score"] if role.pooling == "last" else None
     local = Path(one.name_or_path)
     config.base_model_name_or_path = str(local.resolve()) if local.is_dir() else one.name_or_path
-    card = RoleCard(
-        kind=kind,
-        base=config.base_model_name_or_path,
-        base_fingerprint=one.fingerprint,
-        tokenizer_fingerprint=tokenizer_fingerprint(one.tokenizer),
-        dtype=str(one.model.dtype).removeprefix("torch."),
-        quantization="nf4" if getattr(one.model, "is_quantized", False) else "none",
-        chat_template=chat.name if chat else None,
-        chat_template_fingerprint=chat.fingerprint if chat else "",
-        pooling=role.pooling,
-        score_mean=role.score_mean,
-        score_std=role.score_std,
-    )
+    card = RoleCard.model_validate({
+        "kind": kind,
+        "base": config.base_model_name_or_path,
+        "base_fingerprint": one.fingerprint,
+        "tokenizer_fingerprint": tokenizer_fingerprint(one.tokenizer),
+        "dtype": str(one.model.dtype).removeprefix("torch."),
+        "quantization": "nf4" if getattr(one.model, "is_quantized", False) else "none",
+        "chat_template": chat.name if chat else None,
+        "chat_template_fingerprint": chat.fingerprint if chat else "",
+        "pooling": role.pooling,
+        "score_mean": role.score_mean,
+        "score_std": role.score_std or None,  # equal scores have no scale
+    })  # fmt: skip
     with atomic_folder(Path(folder)) as temporary:
         config.save_pretrained(str(temporary))
-        save_file(weights, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
-        if chat is not None and chat.name is not None and chat.template is not None:
-            (temporary / TEMPLATE_FILE).write_text(chat.template, encoding="utf-8")
-        (temporary / "role.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
+        save_file(weights, temporary / ADAPTER_FILE, metadata={"format": "pt"})
+        standalone_tokenizer(one.tokenizer, chat).save_pretrained(temporary)
+        (temporary / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return card
 
 
@@ -115,34 +91,24 @@ def save_base(one: OneBase, folder: str | Path, *, chat: ChatFormat | None = Non
         tokenizer.save_pretrained(temporary)
 
 
-def read_card(folder: str | Path) -> RoleCard:
-    """Reads `role.json`.
+def standalone_tokenizer(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | None) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer with which `apply_chat_template` alone gives the prompts of training.
 
-    Raises:
-        ModelError: no such folder, no role in it, or a file that cannot be read.
+    Its chat template is the one in use, and its end token is the one that answers end in.
     """
-    path = Path(folder) / "role.json"
-    if not Path(folder).is_dir():
-        raise ModelError(f"{folder}: no such folder; a role is the folder `policy` or `reward` inside a run")
-    if not path.is_file():
-        inside = sorted(child.name for child in Path(folder).iterdir() if (child / "role.json").is_file())
-        if (Path(folder) / "config.json").is_file():
-            raise ModelError(
-                f"{folder}: this is a model of its own and no role; give it as model.model_name_or_path, or a "
-                "classifier as reward.model"
-            )
-        hint = f"did you mean {Path(folder) / inside[0]}?" if inside else "it is not a role saved by onebase"
-        raise ModelError(f"{folder}: no role.json; {hint}")
-    try:
-        return RoleCard(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{path}: cannot be read: {error}") from error
+    tokenizer = copy.deepcopy(tokenizer)
+    if chat is None or chat.template is None:
+        return tokenizer
+    tokenizer.chat_template = chat.template
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(chat.end_token_id)
+    return tokenizer
 
 
 def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, ...], trains: bool = False) -> Role:
     """Puts a saved role on this base under `name`; a policy becomes a role without head.
 
     Raises:
+        ModelError: the folder is not complete, or its adapter cannot be used.
         RoleMismatchError: the role is of another kind, was made on another base or with another tokenizer, or lacks
             its head.
     """
@@ -158,7 +124,10 @@ def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, 
         raise RoleMismatchError(
             f"{folder}: its head has shape {tuple(score.shape)}, this base needs {(1, one.hidden_size)}"
         )
-    role = one.add_role(name, lora=config, weights=weights, head=score is not None, trains=trains)
+    try:
+        role = one.add_role(name, lora=config, weights=weights, head=score is not None, trains=trains)
+    except ModelError as error:
+        raise ModelError(f"{shown(folder)}: {error}") from error
     role.pooling, role.score_mean, role.score_std = card.pooling, card.score_mean, card.score_std
     if score is not None and role.head is not None:
         with torch.no_grad():
@@ -181,11 +150,10 @@ def check_role(base: Base, folder: str | Path, kinds: tuple[str, ...]) -> RoleCa
     """Reads a role's card; needs no weights of the base.
 
     Raises:
+        ModelError: the folder is not complete.
         RoleMismatchError: the role is of another kind, or was made on another base or with another tokenizer.
     """
-    card = read_card(folder)
-    if card.kind not in kinds:
-        raise RoleMismatchError(f"{folder}: this is a {card.kind} role, and a {' or '.join(kinds)} role is needed here")
+    card = check_role_folder(folder, kinds)
     check_base(base, card, folder)
     return card
 
@@ -207,15 +175,26 @@ def check_base(one: Base, card: RoleCard, folder: str | Path) -> None:
 
 def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """The configuration and tensors of a role's folder, the scalar head among them under `SCORE_KEY`."""
-    path = Path(folder) / "adapter_model.safetensors"
-    if not path.is_file():
-        raise ModelError(f"{path}: missing; the folder is not complete")
+    path = Path(folder) / ADAPTER_FILE
     try:
         config = LoraConfig.from_pretrained(str(folder))
         weights = load_file(path)
     except Exception as error:  # safetensors has no error class of its own
-        raise ModelError(f"{folder}: the adapter cannot be read: {error}") from error
+        raise ModelError(f"{shown(folder)}: the adapter cannot be read: {shown(error, 200)}") from error
+    if not isinstance(config, LoraConfig):
+        kind = str(config.peft_type).removeprefix("PeftType.")
+        raise ModelError(f"{shown(folder)}: its adapter is {shown(kind, 40)}, and only LoRA can be used")
+    alpha = config.lora_alpha
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ModelError(f"{shown(folder)}/adapter_config.json: lora_alpha is {shown(repr(alpha), 40)}, not a number")
+    for name, tensor in weights.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"{shown(path)}: {shown(name, 100)!r} holds NaN or infinity; whatever runs through it is not a number. "
+                "Train the role again, or use an earlier checkpoint of it"
+            )
     config.modules_to_save = None  # the head is ours to hold, outside PEFT
     config.task_type = "CAUSAL_LM"
     config.inference_mode = False
+    config.init_lora_weights = True  # others, PiSSA among them, would change the base's own weights
     return config, weights

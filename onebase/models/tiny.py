@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from onebase.data.chat import check_tokenizer
-from onebase.errors import ModelError
+from onebase.errors import DoesNotFitError, ModelError
+from onebase.models.hardware import free_memory
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")
 
@@ -62,13 +63,20 @@ def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
             for path in (*source.glob("tokenizer.json.gz"), *source.glob("*.json"), *source.glob("*.jinja")):
                 content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
                 Path(unpacked, path.name.removesuffix(".gz")).write_bytes(content)
-            tokenizer = AutoTokenizer.from_pretrained(unpacked)
+            tokenizer = AutoTokenizer.from_pretrained(unpacked, trust_remote_code=False)
         except Exception as error:  # tokenizers has no error class of its own
             reason = " ".join(str(error).replace(unpacked, folder).split())[:300]
             raise ModelError(f"{folder}: the tokenizer cannot be read: {reason}") from error
     tokenizer.name_or_path = folder
     check_tokenizer(tokenizer)
     return tokenizer
+
+
+def num_weights(config: LlamaConfig) -> int:
+    """Numbers in the weights of a Llama with tied embeddings and as many key as query heads."""
+    hidden = config.hidden_size
+    per_layer = 4 * hidden**2 + 3 * hidden * config.intermediate_size + 2 * hidden
+    return config.vocab_size * hidden + config.num_hidden_layers * per_layer + hidden
 
 
 def make_llama(
@@ -80,7 +88,11 @@ def make_llama(
     max_length: int,
     seed: int,
 ) -> LlamaForCausalLM:
-    """A randomly initialised Llama in float32 with tied embeddings; the same seed gives the same weights."""
+    """A randomly initialised Llama in float32 with tied embeddings; the same seed gives the same weights.
+
+    Raises:
+        DoesNotFitError: its weights are larger than the memory.
+    """
     config = LlamaConfig(
         vocab_size=max(tokenizer.get_vocab().values()) + 1,  # len(tokenizer), unless its ids have gaps
         hidden_size=hidden_size,
@@ -95,6 +107,12 @@ def make_llama(
         eos_token_id=tokenizer.eos_token_id,
         dtype="float32",
     )
+    needed, free = 4 * num_weights(config), free_memory(torch.device("cpu"))
+    if needed > free:
+        raise DoesNotFitError(
+            f"the new model's weights take {needed / 2**30:,.1f} GiB, and {free / 2**30:.1f} GiB are free; lower "
+            "tiny.hidden_size or tiny.num_layers"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)

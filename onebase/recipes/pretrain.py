@@ -27,6 +27,7 @@ from onebase.models.passes import num_counted
 from onebase.models.role_files import save_base
 from onebase.models.tiny import make_llama, read_tokenizer, train_tokenizer
 from onebase.recipes.setup import (
+    as_configured,
     best_by,
     largest_example,
     make_update,
@@ -103,9 +104,10 @@ def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
     if config.model.model_name_or_path is not None:
         # In float32: an update of a bfloat16 weight is often smaller than its last bit.
         dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
-        return load_base(
+        one = load_base(
             config.model.model_name_or_path, dtype=dtype, device=config.model.device, layout=config.model.layout
         )
+        return as_configured(one, config.model)
     tiny = config.tiny
     if tiny.tokenizer is not None:
         tokenizer = read_tokenizer(tiny.tokenizer)
@@ -124,7 +126,7 @@ def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
         model = model.to(config.model.device)  # type: ignore[arg-type]
     elif torch.cuda.is_available():
         model = model.to("cuda")  # type: ignore[arg-type]
-    return wrap_model(model, tokenizer, layout="tree", name_or_path="")
+    return as_configured(wrap_model(model, tokenizer, layout="tree", name_or_path=""), config.model)
 
 
 def to_blocks(one: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list[Example]:

@@ -10,7 +10,10 @@ from onebase.data.chat import ChatFormat, chat_format
 from onebase.errors import ModelError
 from onebase.models.loading import load_base
 from onebase.models.one_base import OneBase
-from onebase.models.role_files import TEMPLATE_FILE, load_role, read_card
+from onebase.models.role_card import TEMPLATE_FILE, read_card
+from onebase.models.role_files import load_role
+from onebase.recipes.named_folders import check_opened
+from onebase.shown import shown
 from onebase.training.progress import say
 from onebase.training.threads import use_threads
 
@@ -39,23 +42,8 @@ def open_saved(
             says.
     """
     use_threads(None)
+    wanted, cards = check_opened(roles, model=model)
     folders = {name: Path(folder) for name, (folder, _) in roles.items()}
-    bases = {name: _is_model(folder) for name, folder in folders.items()}
-    for name, (folder, kinds) in roles.items():
-        if bases[name] and "policy" not in kinds:
-            raise ModelError(
-                f"{folder}: this is a model of its own, and a {' or '.join(kinds)} role is needed here; a reward model "
-                "trained with lora.r = 0 is a transformers classifier, for reward.model in ppo"
-            )
-    cards = {name: read_card(folder) for name, folder in folders.items() if not bases[name]}
-    wanted = model or next((str(folders[name]) for name, is_model in bases.items() if is_model), None)
-    if wanted is None:
-        card = next(iter(cards.values()))
-        wanted = card.base
-        if Path(wanted).is_absolute() and not Path(wanted).is_dir():
-            raise ModelError(
-                f"{wanted}: the base of {next(iter(folders.values()))} is no longer there; name it by --model"
-            )
     first = next(iter(cards.values()), None)
     one = load_base(
         wanted,
@@ -63,10 +51,14 @@ def open_saved(
         quantization=quantization or (first.quantization if first else "none"),
         device=device,
     )
+    for note in one.notes:
+        say(note)
     for name, (folder, kinds) in roles.items():
-        if bases[name]:
+        if name not in cards:
             if Path(folder).resolve() != Path(wanted).resolve():
-                raise ModelError(f"{folder} and {wanted} are two models; roles of one base are compared, or one model")
+                raise ModelError(
+                    f"{shown(folder)} and {shown(wanted)} are two models; roles of one base are compared, or one model"
+                )
             one.add_role(name)
         else:
             load_role(one, name, folder, kinds=kinds)
@@ -85,10 +77,6 @@ def warn_of_template(folder: str | Path, chat: ChatFormat) -> None:
     if chat.template is not None and card.chat_template_fingerprint not in ("", chat.fingerprint, NO_TEMPLATE):
         own = "the tokenizer's own"
         say(
-            f"warning: {folder} was trained with another chat template ({card.chat_template or own}) than the one in "
-            f"use ({chat.name or own})"
+            f"warning: {shown(folder)} was trained with another chat template ({shown(card.chat_template or own)}) "
+            f"than the one in use ({shown(chat.name or own)})"
         )
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file()

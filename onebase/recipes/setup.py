@@ -31,8 +31,9 @@ from onebase.data.fit import Limits
 from onebase.data.formats import drop_unusable, read_files
 from onebase.data.prepare import dropped_line, read_split
 from onebase.data.remarks import remarks
+from onebase.errors import ModelError
 from onebase.models.loading import load_base
-from onebase.models.lora import lora_config
+from onebase.models.lora import lora_config, without_adapter
 from onebase.models.one_base import OneBase
 from onebase.records import Example, Row
 from onebase.training.memory import find_token_budget
@@ -61,13 +62,31 @@ def open_base(model: ModelGroup, *, trained_in_full: bool = False) -> OneBase:
 
     Then in float32 unless another dtype is named: an update of a bfloat16 weight is often smaller than its last bit.
     """
-    return load_base(
+    one = load_base(
         model.model_name_or_path,
         dtype="float32" if trained_in_full and model.dtype == "auto" else model.dtype,
         quantization=model.quantization,
         device=model.device,
         layout=model.layout,
     )
+    return as_configured(one, model)
+
+
+def as_configured(one: OneBase, model: OptionalModelGroup) -> OneBase:
+    """Sets up a base that was just loaded or made; says what it cannot do.
+
+    Raises:
+        ModelError: gradient checkpointing is asked for, and this architecture has no layers that can do it.
+    """
+    for note in one.notes:
+        say(note)
+    if model.gradient_checkpointing and not one.can_recompute:
+        raise ModelError(
+            f"model.gradient_checkpointing: the layers of {type(one.model).__name__} cannot be computed again; leave "
+            "it out"
+        )
+    one.recomputes = model.gradient_checkpointing
+    return one
 
 
 def open_chat(tokenizer: PreTrainedTokenizerBase, model: OptionalModelGroup) -> ChatFormat:
@@ -82,7 +101,9 @@ def open_chat(tokenizer: PreTrainedTokenizerBase, model: OptionalModelGroup) -> 
 
 
 def new_lora(one: OneBase | BasePlan, lora: LoraGroup) -> LoraConfig:
-    """The configuration of a new adapter for this base."""
+    """The configuration of a new adapter for this base; says which layers it cannot reach."""
+    if lora.target_modules == "all-linear" and (note := without_adapter(one.model)):
+        say(note)
     return lora_config(
         one.model,
         r=lora.r,

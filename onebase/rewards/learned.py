@@ -6,14 +6,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from onebase import processes
 from onebase.errors import ModelError, RewardError
+from onebase.models.base_config import UNLIMITED, cannot_load, context_length, read_config
 from onebase.models.forward import completion_scores
-from onebase.models.loading import load_tokenizer
+from onebase.models.loading import check_finite, load_tokenizer
 from onebase.models.one_base import OneBase
 from onebase.models.passes import per_example
+from onebase.models.role_card import check_model_name
 from onebase.records import ScoreRequest
 from onebase.shown import shown
 
@@ -78,20 +80,24 @@ class ClassifierReward:
     def __init__(self, name_or_path: str, *, device: torch.device, batch_size: int = 16) -> None:
         self.name = Path(name_or_path).name
         self._batch_size = batch_size
+        check_model_name(name_or_path, key="reward.model")
+        labels = read_config(name_or_path).num_labels
+        if labels != 1:
+            raise ModelError(f"{shown(name_or_path)}: reward.model needs a classifier with 1 label; this has {labels}")
         try:
-            labels = AutoConfig.from_pretrained(name_or_path).num_labels
-            if labels != 1:
-                raise ModelError(f"{name_or_path}: reward.model needs a classifier with 1 label; this has {labels}")
-            model, report = AutoModelForSequenceClassification.from_pretrained(name_or_path, output_loading_info=True)
-        except (OSError, ValueError) as error:
-            reason = shown((str(error).splitlines() or ["(no reason given)"])[0], 200)
-            raise ModelError(f"{name_or_path}: no sequence classifier could be loaded: {reason}") from error
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                name_or_path, output_loading_info=True, trust_remote_code=False
+            )
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # safetensors, the configuration's checks and the hub have classes of their own
+            raise cannot_load(name_or_path, "sequence classifier", error) from error
         if report["missing_keys"]:
             missing = shown(sorted(report["missing_keys"])[0], 80)
             raise ModelError(
-                f"{name_or_path}: no trained reward model: '{missing}' is not in its weights and would be "
-                "random"
+                f"{shown(name_or_path)}: no trained reward model: '{missing}' is not in its weights and would be random"
             )
+        check_finite(model, name_or_path)
         self._model = model.to(device).eval()
         self._tokenizer = load_tokenizer(name_or_path)
         self._tokenizer.padding_side = "right"
@@ -135,7 +141,7 @@ class ClassifierReward:
 
     def _max_length(self) -> int | None:
         config = self._model.config
-        positions = int(getattr(config, "max_position_embeddings", 0))
+        positions = context_length(config)
         if "roberta" in config.model_type:
             positions -= int(config.pad_token_id) + 1  # its positions begin behind the padding id
-        return min(positions or 2**31, self._tokenizer.model_max_length) if positions else None
+        return min(positions, self._tokenizer.model_max_length) if positions < UNLIMITED else None

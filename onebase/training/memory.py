@@ -40,14 +40,25 @@ def find_token_budget(one: OneBase, role: str, *, longest: int) -> int:
             f"the longest example has {longest} tokens and its backward pass needs about "
             f"{longest * per_token / 2**20:.0f} MiB ({per_token / 2**10:.0f} KiB a token), but only "
             f"{free / 2**20:.0f} MiB are free; lower data.max_prompt_tokens or data.max_completion_tokens, "
-            "or adapt only upper layers (lora.layers: upper-half)"
+            "adapt only upper layers (lora.layers: upper-half), or set model.gradient_checkpointing: true"
         )
     return max(longest, min(fits, MOST_TOKENS.get(one.device.type, 4096)))
 
 
 def saved_bytes_per_token(one: OneBase, role: str) -> float:
-    """Bytes that autograd keeps for the backward pass per token of a row, its mask apart, counted tensor by tensor."""
-    return max(1.0, _saved_bytes(one, role, num_completions=1) / PROBE_TOKENS)
+    """Bytes that autograd keeps for the backward pass per token of a row, its mask apart, counted tensor by tensor.
+
+    With gradient checkpointing these are the layers' inputs, and what one layer keeps while it is computed again.
+    """
+    kept = _saved_bytes(one, role, num_completions=1)
+    if one.recomputes:
+        one.recomputes = False
+        try:
+            everything = _saved_bytes(one, role, num_completions=1)
+        finally:
+            one.recomputes = True
+        kept += max(0, everything - kept) // int(one.model.config.get_text_config().num_hidden_layers)
+    return max(1.0, kept / PROBE_TOKENS)
 
 
 def mask_bytes_per_pair(one: OneBase, role: str) -> float:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from onebase.errors import ModelError
-from onebase.models.loading import base_fingerprint, choose_device, hardware_dtype, load_tokenizer
+from onebase.models.base_config import context_length, context_note, empty_model, read_base_config
+from onebase.models.fingerprints import base_fingerprint
+from onebase.models.loading import check_tokenizer, choose_device, hardware_dtype, load_tokenizer
 from onebase.models.passes import num_counted
 from onebase.records import Example
+from onebase.shown import shown
 
 NF4_BYTES_PER_WEIGHT = 0.5625
 """4 bits, and a float32 scale for every 64 weights (Dettmers et al. 2023, section 3, without double quantisation)."""
@@ -40,28 +42,22 @@ def describe_base(name_or_path: str, quantization: str, dtype: str, device_name:
     """Counts the base's parameters without loading its weights.
 
     Raises:
-        ModelError: no such model.
+        ModelError: no such model, or one that cannot be a base, or its tokenizer is of another model.
     """
-    if Path(name_or_path).is_absolute() and not Path(name_or_path).is_dir():
-        raise ModelError(f"{name_or_path}: no such folder; model.model_name_or_path takes a folder or a hub name")
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ModelError(f"{name_or_path}: no causal language model could be loaded: {reason}") from error
+    config = read_base_config(name_or_path)
+    model = empty_model(config, name_or_path)
     tokenizer = load_tokenizer(name_or_path)
+    check_tokenizer(tokenizer, model, name_or_path)
     device = choose_device(device_name)
     chosen = hardware_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     count = sum(p.numel() for p in model.parameters())
     # Neither the embedding nor an output layer of its own is quantised.
-    ends = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    outer: tuple[Any, Any] = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends = {id(layer.weight): layer.weight.numel() for layer in outer}
     kept = sum(ends.values())
     per_weight = NF4_BYTES_PER_WEIGHT if quantization == "nf4" else float(chosen.itemsize)
     size = (count - kept) * per_weight + kept * chosen.itemsize
-    text = config.get_text_config()
-    context = int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", 0) or 2**31)
+    context, note = context_length(config), context_note(config)
     return BasePlan(
         name_or_path,
         model,
@@ -69,7 +65,8 @@ def describe_base(name_or_path: str, quantization: str, dtype: str, device_name:
         context,
         count,
         [
-            f"base        {name_or_path}: {type(model).__name__}, {count / 1e6:.1f} M parameters, context {context}",
+            f"base        {shown(name_or_path)}: {type(model).__name__}, {count / 1e6:.1f} M parameters, "
+            f"{note or f'context {context}'}",
             f"weights     {size / 2**20:.1f} MiB frozen, once for all roles "
             f"({quantization if quantization != 'none' else str(chosen).removeprefix('torch.')})",
         ],

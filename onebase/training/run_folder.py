@@ -12,8 +12,8 @@ import yaml
 from onebase.errors import CheckpointError, ConfigError
 from onebase.training.record import checkpoints
 
-FREE_KEYS = ("output_dir", "model.device", "batch.microbatch_tokens", "checkpoint.", "report_to", "threads",
-             "on_finding", "lang")  # fmt: skip
+FREE_KEYS = ("output_dir", "model.device", "model.gradient_checkpointing", "batch.microbatch_tokens", "checkpoint.",
+             "report_to", "threads", "on_finding", "lang")  # fmt: skip
 """What may differ from the configuration of the checkpoint: it does not change what is computed."""
 LENGTH_KEYS = ("max_steps", "optimizer.num_epochs", "rounds")
 """What may be raised to make a run longer, also one that is finished."""

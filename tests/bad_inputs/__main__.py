@@ -47,9 +47,9 @@ def main() -> int:
         warm_up()
         if not (prepared / "done").exists():
             prepare(prepared)
-        results = {**before, **_run(cases, Path(place), prepared, options.jobs, until)}
-    if options.to:
-        options.to.write_text("".join(json.dumps(result) + "\n" for result in results.values()))
+        kept = options.to or Path(place) / "results.jsonl"
+        _run(cases, Path(place), prepared, options.jobs, until, kept)
+        results = _read(kept)
     counts = Counter(result["kind"] for result in results.values())
     told = [f"{counts.pop('ok', 0)} ok", *(f"{count} {kind}" for kind, count in counts.most_common())]
     print(f"{len(results)} cases: {', '.join(told)}; {len([c for c in cases if c.name not in results])} not run yet")
@@ -57,6 +57,7 @@ def main() -> int:
 
 
 def _read(path: Path | None) -> dict[str, dict[str, Any]]:
+    """The last result of each case, by its name."""
     if path is None or not path.exists():
         return {}
     return {result["name"]: result for result in map(json.loads, path.read_text().splitlines())}
@@ -72,18 +73,19 @@ def _wanted(case: Case, words: list[str]) -> bool:
     return not words
 
 
-def _run(cases: list[Case], where: Path, prepared: Path, jobs: int, until: float) -> dict[str, dict[str, Any]]:
-    """Results by name, from so many processes side by side."""
+def _run(cases: list[Case], where: Path, prepared: Path, jobs: int, until: float, kept: Path) -> None:
+    """Runs the cases in so many processes side by side, each of which adds its lines to the file of results."""
     workers = []
     for number in range(jobs):
         process = os.fork()
         if process == 0:
             code = 1
             try:
-                with (where / f"{number}.jsonl").open("w", encoding="utf-8") as results:
-                    for case in cases[number::jobs]:
-                        if time.monotonic() < until:
-                            print(json.dumps(_result(case, where / "cases" / str(number), prepared)), file=results)
+                for case in cases[number::jobs]:
+                    if time.monotonic() < until:
+                        line = json.dumps(_result(case, where / "cases" / str(number), prepared)) + "\n"
+                        with kept.open("a", encoding="utf-8") as results:
+                            results.write(line)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -92,10 +94,6 @@ def _run(cases: list[Case], where: Path, prepared: Path, jobs: int, until: float
         workers.append(process)
     for process in workers:
         os.waitpid(process, 0)
-    found: dict[str, dict[str, Any]] = {}
-    for number in range(jobs):
-        found |= _read(where / f"{number}.jsonl")
-    return found
 
 
 def _result(case: Case, folder: Path, prepared: Path) -> dict[str, Any]:

@@ -1,36 +1,38 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import normalizers
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BertConfig,
     GPTNeoConfig,
+    Llama4TextConfig,
     MptConfig,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
 from onebase.data.tree import build_tree_batch
 from onebase.errors import ModelError
-from onebase.models import loading
+from onebase.models import forward
+from onebase.models.exactness import detect_layout
+from onebase.models.fingerprints import base_fingerprint, tensors_fingerprint, tokenizer_fingerprint
 from onebase.models.forward import token_logprobs
-from onebase.models.loading import (
-    base_fingerprint,
-    detect_layout,
-    hardware_dtype,
-    load_base,
-    load_tokenizer,
-    tensors_fingerprint,
-    tokenizer_fingerprint,
-    wrap_model,
-)
+from onebase.models.loading import hardware_dtype, load_base, load_tokenizer, wrap_model
+from onebase.models.role_card import check_model_name
 from onebase.records import Example
-from tests.tiny_models import VOCABULARY, random_ids, save_tiny, tiny_model, tiny_tokenizer
+from onebase.training.plan import describe_base
+from tests.tiny_models import ARCHITECTURES, PAD, VOCABULARY, random_ids, save_tiny, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +49,77 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )  # fmt: skip
 @pytest.mark.parametrize("initializer_range", [0.02, 0.15])
 def test_a_tree_is_used_where_it_is_exact(architecture: str, layout: str, initializer_range: float) -> None:
-    assert detect_layout(tiny_model(architecture, initializer_range=initializer_range)) == layout
+    assert detect_layout(tiny_model(architecture, initializer_range=initializer_range)).layout == layout
 
 
-@pytest.mark.parametrize(("architecture", "layout"), [("llama", "tree"), ("bloom", "separate")])
-def test_the_layout_is_found_in_bfloat16_too(architecture: str, layout: str) -> None:
-    assert detect_layout(tiny_model(architecture).bfloat16()) == layout
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"bloom", "llama through transformers"}))
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_tree_that_is_exact_in_float32_is_used_in_bfloat16(architecture: str, seed: int) -> None:
+    model = tiny_model(architecture, seed=seed)
+    assert detect_layout(model.bfloat16()).layout == "tree" and model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_a_tree_that_is_exact_in_float32_is_used_in_4_bits(architecture: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = save_tiny(tmp_path, architecture, seed=1)
+    assert load_base(str(folder), dtype="bfloat16", quantization="nf4", device="cpu").layout == "tree"
+
+
+def test_a_fallback_says_why_and_what_it_costs(tmp_path: Path) -> None:
+    (note,) = load_base(str(save_tiny(tmp_path, "bloom")), dtype="bfloat16", device="cpu").notes
+    assert note.startswith("layout separate: this architecture reads positions from columns; prompts are computed once")
+
+
+def mask_that_leaks(model: PreTrainedModel, allowed: Tensor) -> Tensor:
+    """Every branch sees the others, as where an architecture makes nothing of a mask of its own."""
+    return torch.ones_like(allowed).tril()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
+def test_a_tree_whose_branches_see_each_other_is_not_used(
+    architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = forward.attention_mask
+    monkeypatch.setattr(forward, "attention_mask", lambda batch, **named: mask_that_leaks(model, original(batch)))
+    model = tiny_model(architecture, seed=1).to(dtype)
+    found = detect_layout(model)
+    assert found.layout == "separate"
+    assert re.fullmatch(r"trees differ by \d[\d.]* nats from separate rows \(rounding alone: .*\)", found.reason)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_looks_ahead_is_refused_whatever_its_number_format(dtype: torch.dtype) -> None:
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=64, initializer_range=0.15, pad_token_id=PAD,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    with pytest.raises(ModelError, match="BertLMHeadModel: its log-probs of a row's beginning change by"):
+        detect_layout(model)
+
+
+def test_an_architecture_whose_code_fails_is_named() -> None:
+    model = tiny_model("llama")
+    model.forward = lambda **named: named["nothing"]
+    with pytest.raises(ModelError, match="LlamaForCausalLM: this architecture cannot be used, a first pass fails: "):
+        detect_layout(model)
+
+
+def test_llama_4_is_refused_or_used_and_never_an_attribute_error() -> None:
+    config = Llama4TextConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, intermediate_size_mlp=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_local_experts=2, max_position_embeddings=128,
+        pad_token_id=PAD,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="Llama4ForCausalLM: "):
+        detect_layout(AutoModelForCausalLM.from_config(config).eval())
+
+
+def test_the_small_real_model_is_run_in_trees_in_bfloat16(shared: Path) -> None:
+    one = load_base(str(shared / "models" / "stories260K" / "hf"), dtype="bfloat16", device="cpu")
+    assert one.layout == "tree" and one.packs and one.notes == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -71,7 +138,7 @@ def test_the_layout_is_found_in_bfloat16_too(architecture: str, layout: str) -> 
 )  # fmt: skip
 def test_models_that_count_columns_get_separate_rows(config: PreTrainedConfig, dtype: torch.dtype) -> None:
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
-    assert detect_layout(model) == "separate"
+    assert detect_layout(model).layout == "separate"
 
 
 def test_a_model_whose_own_logits_are_not_reproduced_is_refused() -> None:
@@ -126,6 +193,11 @@ def test_auto_dtype_is_bfloat16_only_where_the_processor_multiplies_it(monkeypat
 
 
 # -------------------------------------------------------------------------------------------------- what is refused
+
+
+def change_config(folder: Path, **entries: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | entries))
 
 
 def one_line(caught: pytest.ExceptionInfo[ModelError]) -> bool:
@@ -184,12 +256,82 @@ def test_a_model_without_its_output_layer_is_refused_and_not_given_a_random_one(
     classifier = AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1)
     classifier.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="this is a LlamaForSequenceClassification; a causal language") as caught:
+        load_base(str(tmp_path), device="cpu")
+    assert one_line(caught)
+    change_config(tmp_path, architectures=None)
     with pytest.raises(ModelError, match="lm_head.weight") as caught:
         load_base(str(tmp_path), device="cpu")
     assert one_line(caught)
 
 
-def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"architectures": ["LlamaForTokenClassification"]}, "this is a LlamaForTokenClassification; a causal"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, r"this is an encoder \(bert\), which sees"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, r"this is an encoder-decoder model \(t5\); a causal"),
+        ({"model_type": "vit"}, "transformers has no causal language model of the kind vit"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "its weights are stored quantised as gptq"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "its weights are stored quantised as awq"),
+        ({"num_attention_heads": 3}, "no model could be loaded: "),
+        ({"num_attention_heads": 0}, ""),
+        ({"hidden_size": -64}, ""),
+        ({"num_hidden_layers": "two"}, "no model could be loaded: "),
+        ({"max_position_embeddings": 0}, "config.json says that the model reads 0 positions at once"),
+        ({"max_position_embeddings": 1}, "config.json says that the model reads 1 positions at once"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}, "no model could be loaded: it needs Python code"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_can_be_no_base_is_refused_in_one_line_by_a_run_and_by_a_plan(
+    llama: Path, tmp_path: Path, entries: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda prompt: "yes")
+    folder = shutil.copytree(llama, tmp_path / "model")
+    (folder / "own.py").write_text("raise SystemExit('the folder ran its own code')\n")
+    change_config(folder, **entries)
+    for use in (lambda: load_base(str(folder), device="cpu"), lambda: describe_base(str(folder), "none", "float32")):
+        with pytest.raises(ModelError, match=f"{folder}: {message}") as caught:
+            use()
+        assert one_line(caught)
+
+
+def test_stored_layers_that_the_configuration_leaves_out_are_refused(llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "model")
+    change_config(folder, num_hidden_layers=1)
+    with pytest.raises(ModelError, match="9 stored weights have no place in the model .* 'model.layers.1.") as caught:
+        load_base(str(folder), device="cpu")
+    assert one_line(caught)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_base_with_nan_in_it_is_refused_with_the_place(llama: Path, tmp_path: Path, dtype: str) -> None:
+    folder = shutil.copytree(llama, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][7, 40:42] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    message = "2 numbers of the weight 'model.layers.1.mlp.down_proj.weight' are NaN or infinite"
+    with pytest.raises(ModelError, match=message) as caught:
+        load_base(str(folder), dtype=dtype, device="cpu")
+    assert one_line(caught)
+
+
+def test_a_device_that_holds_no_numbers_is_refused(llama: Path) -> None:
+    with pytest.raises(ModelError, match="model.device: 'meta' is not available here: .*; try auto or cpu"):
+        load_base(str(llama), device="meta")
+
+
+def test_a_tokenizer_with_more_ids_is_refused_before_weights_are_read(llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<|never heard of|>"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match="has 260 ids and the embedding only 259 rows") as caught:
+        describe_base(str(folder), "none", "float32")
+    assert one_line(caught)
+
+
+def test_a_tokenizer_with_more_ids_than_than_the_embedding_has_rows_is_refused() -> None:
     with pytest.raises(ModelError, match="the tokenizer of small has 259 ids and the embedding only 258 rows"):
         wrap_model(tiny_model("llama", vocab_size=VOCABULARY - 1), tiny_tokenizer(), name_or_path="small")
 
@@ -233,6 +375,19 @@ def test_one_trained_tensor_is_another_fingerprint(llama: Path) -> None:
         assert tensors_fingerprint(changed) != expected, name
 
 
+@pytest.mark.parametrize("shape", [(3000, 70), (4, 90, 60), (9000,), (2, 3)])
+def test_a_change_anywhere_but_in_the_first_rows_is_another_fingerprint(shape: tuple[int, ...], tmp_path: Path) -> None:
+    weights = {"weight": torch.randn(shape)}
+    save_file(weights, tmp_path / "model.safetensors")
+    expected = tensors_fingerprint(weights)
+    assert base_fingerprint(str(tmp_path)) == expected
+    later, last = weights["weight"].clone(), weights["weight"].clone()
+    later[64:] += 1.0
+    last[-1] += 1.0
+    assert shape[0] <= 64 or tensors_fingerprint({"weight": later}) != expected
+    assert tensors_fingerprint({"weight": last}) != expected
+
+
 def test_a_model_in_memory_has_the_fingerprint_of_its_files(llama: Path) -> None:
     assert wrap_model(tiny_model("llama"), tiny_tokenizer()).fingerprint == base_fingerprint(str(llama))
 
@@ -265,8 +420,23 @@ def test_the_fingerprint_of_a_tokenizer_is_of_its_mapping_from_text_to_ids(tmp_p
 
 
 def test_a_name_with_a_separator_or_a_dot_is_taken_for_a_folder() -> None:
-    assert all(map(loading._looks_local, ["./model", "../model", "/model", "~/model", "a/b/c"]))
-    assert not loading._looks_local("HuggingFaceTB/SmolLM2-135M")
+    for name in ("./model", "../model", "/model", "~/model", "a/b/c"):
+        with pytest.raises(ModelError, match=f"{name}: no such folder; model.model_name_or_path takes a folder"):
+            check_model_name(name)
+    check_model_name("HuggingFaceTB/SmolLM2-135M")
+    with pytest.raises(ModelError, match="a b/c: neither a folder nor a hub name; reward.model takes one of them"):
+        check_model_name("a b/c", key="reward.model")
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*arguments: object) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("onebase.models.role_card.getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    with pytest.raises(ModelError, match="org/none: no such folder here, and no model of that name in the cache"):
+        check_model_name("org/none")
 
 
 def test_the_small_real_model_loads_with_its_tokenizer(shared: Path) -> None:

@@ -20,7 +20,8 @@ from onebase.models.forward import completion_scores, token_logprobs, token_valu
 from onebase.models.loading import load_base
 from onebase.models.lora import lora_config
 from onebase.models.one_base import OneBase
-from onebase.models.role_files import SCORE_KEY, load_role, read_card, save_base, save_role
+from onebase.models.role_card import read_card
+from onebase.models.role_files import SCORE_KEY, load_role, save_base, save_role
 from onebase.records import Example, TreeBatch
 from tests.tiny_models import PAD, add_adapter_role, disturb, random_ids, save_tiny, tiny_base, tiny_tokenizer
 
@@ -316,6 +317,78 @@ def test_a_broken_card_is_refused_in_one_line(base: Path, saved: Path, tmp_path:
     folder = copy_with(saved, tmp_path)
     (folder / "role.json").write_text(text)
     check_refused(load(base), folder, "role.json: cannot be read: ", error=ModelError)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"base": None}, "'base' = null: Input should be a valid string"),
+        ({"dtype": "float999"}, "'dtype' = \"float999\": Input should be 'float32', 'bfloat16' or 'float16'"),
+        ({"quantization": "int3"}, "'quantization' = \"int3\": Input should be 'none' or 'nf4'"),
+        ({"pooling": "max"}, "'pooling' = \"max\": Input should be 'last' or 'mean'"),
+        ({"kind": "judge"}, "'kind' = \"judge\": Input should be 'policy', 'reward' or 'critic'"),
+        ({"score_std": -1}, "'score_std' = -1: Input should be greater than 0"),
+        ({"score_std": 0}, "'score_std' = 0: Input should be greater than 0"),
+        ({"score_std": "1"}, "'score_std' = \"1\": Input should be a valid number"),
+        ({"score_mean": float("nan")}, "'score_mean' = NaN: Input should be a finite number"),
+        ({"score_mean": True}, "'score_mean' = true: Input should be a valid number"),
+        ({"\x1b[2J": 1}, r"'\\x1b\[2J' = 1: Extra inputs are not permitted"),
+    ],
+)
+def test_an_entry_of_the_card_that_cannot_be_is_named(
+    base: Path, saved: Path, tmp_path: Path, entries: dict[str, object], message: str
+) -> None:
+    folder = copy_with(saved, tmp_path, **entries)
+    check_refused(load(base), folder, f"role.json: cannot be read: {message}", error=ModelError)
+
+
+def test_an_entry_that_stands_twice_in_the_card_is_named(base: Path, saved: Path, tmp_path: Path) -> None:
+    folder = copy_with(saved, tmp_path)
+    card = (folder / "role.json").read_text()
+    (folder / "role.json").write_text(card.replace("{", '{"pooling": "mean",', 1))
+    check_refused(load(base), folder, "role.json: cannot be read: 'pooling' stands there twice", error=ModelError)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"r": -1}, "the adapter of role 'judge' cannot be put on this base: `r` should be a positive integer"),
+        ({"r": "x"}, "cannot be put on this base: '<=' not supported"),
+        ({"target_modules": ["nosuch"]}, "cannot be put on this base: Target modules .'nosuch'. not found"),
+        ({"lora_dropout": 7}, "cannot be put on this base: dropout probability"),
+        ({"lora_alpha": "x"}, "lora_alpha is 'x', not a number"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is inf, not a number"),
+        ({"peft_type": "IA3"}, "its adapter is IA3, and only LoRA can be used"),
+    ],
+)
+def test_an_adapter_configuration_that_cannot_be_is_refused_with_its_folder(
+    base: Path, saved: Path, tmp_path: Path, entries: dict[str, object], message: str
+) -> None:
+    folder = copy_with(saved, tmp_path)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | entries))
+    check_refused(load(base), folder, f"{folder}.*{message}", error=ModelError)
+
+
+def test_a_role_on_file_never_changes_the_weights_of_the_base(base: Path, saved: Path, tmp_path: Path) -> None:
+    folder = copy_with(saved, tmp_path)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa"}))
+    one = load(base)
+    load_role(one, "judge", folder, kinds=("reward",))
+    expected = load(base)
+    load_role(expected, "judge", saved / "reward", kinds=("reward",))
+    scores = [completion_scores(each, some_batch(), role="judge") for each in (one, expected)]
+    assert torch.equal(scores[0], scores[1])
+
+
+@pytest.mark.parametrize("key", [SCORE_KEY, "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"])
+def test_a_role_with_nan_in_it_is_refused(base: Path, saved: Path, tmp_path: Path, key: str) -> None:
+    folder = copy_with(saved, tmp_path)
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights[key][0, 3] = float("nan")
+    save_file(weights, folder / "adapter_model.safetensors")
+    check_refused(load(base), folder, f"adapter_model.safetensors: '{key}' holds NaN or infinity", error=ModelError)
 
 
 def test_a_folder_that_is_no_role_says_which_one_was_meant(base: Path, saved: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ TINY: Options = {
 }
 
 
+NOT_NEW: Options = {key: None for key in TINY if key.startswith("tiny.")}
 GIVEN: Options = {**TINY, "tiny.vocab_size": None}
 """A new model on a tokenizer that is there: no vocabulary to choose."""
 SPOKEN = ["The cat is good.", "  two  blanks\n\n\ttab", "猫坐在垫子上。你好吗？", "狗 и 🐈‍⬛🙂", "Don't! 2 + 2 = 4", ""]
@@ -102,7 +103,8 @@ def test_a_given_model_is_trained_further_and_stays_as_it_was(
     base: Path, texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
     before = file_bytes(base)
-    more = {"model.model_name_or_path": str(base), "block_length": 24, "max_steps": 10, "optimizer.learning_rate": 2e-3}
+    more = {**NOT_NEW, "model.model_name_or_path": str(base), "block_length": 24, "max_steps": 10,
+            "optimizer.learning_rate": 2e-3}  # fmt: skip
     summary = pretrain.run(load(PretrainConfig, options(texts, tmp_path / "run"), more))
     assert summary["eval_loss_before"] == pytest.approx(mean_loss(base, SENTENCES[30:], 24), abs=1e-4)
     assert summary["eval_loss_after"] < summary["eval_loss_before"] - 0.2
@@ -140,7 +142,7 @@ def test_without_a_beginning_token_one_end_token_stands_between_texts(
 
 
 def test_blocks_longer_than_the_context_are_refused(base: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
-    more = {"model.model_name_or_path": str(base), "block_length": CONTEXT + 1, "max_steps": 1}
+    more = {**NOT_NEW, "model.model_name_or_path": str(base), "block_length": CONTEXT + 1, "max_steps": 1}
     with pytest.raises(ModelError) as caught:
         pretrain.run(load(PretrainConfig, options(texts, tmp_path / "run"), more))
     message = f"block_length = {CONTEXT + 1} exceeds the model's context of {CONTEXT}; lower it"
@@ -287,6 +289,6 @@ def test_ids_with_gaps_have_a_row_each(tmp_path: Path) -> None:
 
 def test_the_plan_trains_nothing(base: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
     assert "new: Llama, 2 layers" in pretrain.plan(load(PretrainConfig, options(texts, tmp_path / "run")))
-    further = {"model.model_name_or_path": str(base)}
+    further = {**NOT_NEW, "model.model_name_or_path": str(base)}
     assert "LlamaForCausalLM" in pretrain.plan(load(PretrainConfig, options(texts, tmp_path / "run"), further))
     assert not (tmp_path / "run").exists() and words({"a": None}) == []

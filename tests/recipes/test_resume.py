@@ -564,7 +564,7 @@ def test_a_process_that_was_stopped_or_killed_is_gone_on_with_by_the_same_comman
         wait_for(process, (run / "checkpoint-10").exists)
         process.send_signal(signal.SIGSTOP)  # time stands still for it
         assert cli.main(command) == 2
-        said = capsys.readouterr().err
+        said = capsys.readouterr().err.splitlines(keepends=True)[-1]
         assert said == f"error: {run}: another process is writing this run; wait for it, or stop it first\n"
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)

@@ -18,7 +18,7 @@ from onebase.data.batches import minibatch_indices
 from onebase.data.chat import chat_format
 from onebase.errors import ConfigError, DataError
 from onebase.models.loading import load_tokenizer
-from onebase.models.role_files import read_card
+from onebase.models.role_card import read_card
 from onebase.recipes import reward
 from onebase.recipes.setup import open_base
 from onebase.records import Example

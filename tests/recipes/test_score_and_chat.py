@@ -6,6 +6,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from onebase import cli
 from onebase.config import RewardConfig, SFTConfig
@@ -69,6 +71,92 @@ def test_score_prints_what_transformers_and_peft_would(
                 expected = model(torch.tensor([[*example.prompt_ids, *completion]])).logits[0, 0]
             assert score == pytest.approx(float(expected), abs=1e-4)
     assert "10 answers, mean" in err
+
+
+OWN_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def readme_scores(role: str, base: str, dtype: str, messages: list[dict[str, str]], answers: list[str]) -> list[float]:
+    """The lines of README that score without onebase, run as they stand there."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (lines,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "PeftModel" in code]
+    scores = []
+    for answer in answers:
+        names: dict[str, Any] = {
+            "ROLE": role, "BASE": base, "DTYPE": dtype, "messages": messages, "answer": answer,
+        }  # fmt: skip
+        with torch.no_grad():
+            exec(lines, names)
+        scores.append(float(names["score"]))
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("template", "dtype", "pad_is_end"),
+    [
+        ("plain", "float32", False), ("hh", "float32", False), ("hh", "float32", True), ("hh", "bfloat16", False),
+        ("chatml", "float32", False), ("chatml", "bfloat16", False), (None, "float32", False),
+    ],
+)  # fmt: skip
+def test_the_lines_in_readme_give_the_scores_of_the_command(
+    template: str | None, dtype: str, pad_is_end: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = make_base(tmp_path / "base", pad_is_end=pad_is_end)
+    if template is None:
+        tokenizer = load_tokenizer(str(base))
+        tokenizer.chat_template = OWN_TEMPLATE
+        tokenizer.save_pretrained(base)
+    rows = write_rows(tmp_path / "pairs.jsonl", pair_rows(8))
+    more = {"max_steps": 3, "optimizer.learning_rate": 2e-2, "model.chat_template": template, "model.dtype": dtype}
+    reward.run(load(RewardConfig, common(base, tmp_path / "run", rows), more))
+    role = str(tmp_path / "run" / "reward")
+    out, _ = said(capsys, "score", role, str(rows))
+    lines = [json.loads(line) for line in out.splitlines()]
+    spread = [score for line in lines for score in line["scores"]]
+    assert max(spread) - min(spread) > 0.1
+    for line, row in zip(lines[:3], pair_rows(3), strict=True):
+        turns = [{"role": "user", "content": row["prompt"]}]
+        found = readme_scores(role, str(base), dtype, turns, [row["chosen"], row["rejected"]])
+        assert found == pytest.approx(line["scores"], abs=1e-4 if dtype == "float32" else 0.03)
+
+
+def test_a_role_folder_has_the_tokenizer_and_template_inside(base: Path, sft_role: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(sft_role)
+    chat = chat_format(load_tokenizer(str(base)), "hh")
+    asked = [{"role": "user", "content": "Is the cat good?"}]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    assert ids == chat.encode_prompt([Message("user", "Is the cat good?")])
+    assert tokenizer.eos_token_id == chat.end_token_id
+    own = chat_format(load_tokenizer(str(base)), str(sft_role / "chat_template.jinja"))
+    assert own.fingerprint == chat.fingerprint  # so that no warning is said of another template
+
+
+def test_a_wrong_path_is_answered_before_torch_is_imported(base: Path, tmp_path: Path) -> None:
+    rows = str(write_rows(tmp_path / "rows.jsonl", answered_rows(2)))
+    run = [f"output_dir={tmp_path / 'run'}", f"data.train={rows}", f"model.model_name_or_path={base}"]
+    commands = [
+        ["chat", "/nowhere"], ["chat", "--compare", "/nowhere", "/no"], ["score", "/nowhere", rows],
+        ["sft", *run, "start_from=/nowhere"], ["reward", *run, "start_from=/nowhere", "--dry-run"],
+        ["dpo", *run, "reference_role=/nowhere"], ["ppo", *run, "reward.callable=a:b", "policy=/nowhere"],
+        ["ppo", *run, "reward.role=/nowhere"], ["ppo", *run, "reward.model=/nowhere"],
+        ["sft", *run[:2], "model.model_name_or_path=/nowhere", "--dry-run"],
+        ["chat", str(tmp_path), "--model", "/nowhere"],
+    ]  # fmt: skip
+    code = f"""
+import sys
+from onebase import cli
+assert [cli.main(words) for words in {commands!r}] == [2] * {len(commands)}
+assert not {{"torch", "transformers"}} & set(sys.modules), "imported"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stderr.splitlines()
+    assert len(lines) == len(commands) - 1
+    assert all(line.startswith("error: /nowhere: no such folder; ") for line in lines)
+    assert last == f"error: {tmp_path}: no role.json; it is not a role saved by onebase"
 
 
 def test_rank_lists_the_answers_best_first(

@@ -79,7 +79,8 @@ def test_an_adapter_learns_and_the_base_stays(base: Path, answered: Path, tmp_pa
     summary = sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), more))
     assert summary["eval_loss_after"] < summary["eval_loss_before"] - 0.2
     assert sorted(path.name for path in (tmp_path / "run" / "policy").iterdir() if path.suffix != ".md") == [
-        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "role.json"
+        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "role.json", "tokenizer.json",
+        "tokenizer_config.json"
     ]  # fmt: skip
     assert file_bytes(base) == before and not leftovers(tmp_path)
 

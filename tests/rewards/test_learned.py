@@ -168,11 +168,21 @@ def test_a_folder_without_a_classifier_is_said_in_one_line(tmp_path: Path) -> No
     with pytest.raises(ModelError) as caught:
         ClassifierReward(str(tmp_path), device=CPU)
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path}: no sequence classifier could be loaded: ") and "\n" not in message
+    assert message.startswith(f"{tmp_path}: no model could be loaded: it has no config.json") and "\n" not in message
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_labels": 1}')
+    with pytest.raises(ModelError, match=f"{tmp_path}: no sequence classifier could be loaded: ") as caught:
+        ClassifierReward(str(tmp_path), device=CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_classifier_with_nan_in_it_is_refused(tmp_path: Path) -> None:
+    folder = save_classifier(tmp_path / "broken", scale=float("nan"))
+    with pytest.raises(ModelError, match="broken: 16 numbers of the weight 'score.weight' are NaN or infinite"):
+        ClassifierReward(str(folder), device=CPU)
 
 
 def test_a_score_that_is_not_finite_is_said(tmp_path: Path) -> None:
-    folder = save_classifier(tmp_path / "broken", scale=float("inf"))
+    folder = save_classifier(tmp_path / "broken", scale=3e38)
     with pytest.raises(RewardError) as caught:
         ClassifierReward(str(folder), device=CPU).score(text_request())
     assert str(caught.value) == "reward.model broken: a score is not finite"

@@ -67,7 +67,7 @@ def test_a_folder_without_a_model_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         describe_base(str(tmp_path), "none", "float32")
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path}: no causal language model could be loaded: ") and "\n" not in message
+    assert message.startswith(f"{tmp_path}: no model could be loaded: ") and "\n" not in message
     assert caught.value.exit_code == 2
 
 

@@ -17,9 +17,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 BUSY = """
-import os
+import os, time
 os.sched_setaffinity(0, {CORE})
-while True:
+end = time.monotonic() + 60
+while time.monotonic() < end:
     pass
 """
 # Two threads on one core beside a program that never sleeps: they wait for the core about half of their time.

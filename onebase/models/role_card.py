@@ -1,0 +1,158 @@
+"""What a role's `role.json` says of it, read and checked without torch: a wrong folder is answered at once."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from onebase.errors import ModelError, RoleMismatchError
+from onebase.shown import shown
+
+CARD_FILE = "role.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+TEMPLATE_FILE = "chat_template.jinja"
+Kind = Literal["policy", "reward", "critic"]
+SCALAR_KINDS = ("reward", "critic")
+
+
+class RoleCard(BaseModel):
+    """The entries of `role.json`. A wrong type or an unknown entry is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    kind: Kind
+    base: str
+    """Folder or hub name of the base."""
+    base_fingerprint: str
+    tokenizer_fingerprint: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the base when the role was trained: loaded in another one its scores differ in the third digit."""
+    quantization: Literal["none", "nf4"] = "none"
+    chat_template: str | None = None
+    """The template as configured, its text beside this in `chat_template.jinja`; None: the tokenizer's own."""
+    chat_template_fingerprint: str = ""
+    pooling: Literal["last", "mean"] = "last"
+    score_mean: float | None = None
+    score_std: Annotated[float, Field(gt=0)] | None = None
+    """Of the held-out scores; null where none were measured."""
+
+
+def read_card(folder: str | Path) -> RoleCard:
+    """Reads a role's `role.json`.
+
+    Raises:
+        ModelError: no such folder, no role in it, or entries that cannot be.
+    """
+    folder = Path(folder)
+    path = folder / CARD_FILE
+    if not folder.is_dir():
+        raise ModelError(f"{shown(folder)}: no such folder; a role is the folder `policy` or `reward` inside a run")
+    if not path.is_file():
+        raise ModelError(f"{shown(folder)}: {_what_it_is(folder)}")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+        if not isinstance(entries, dict):
+            raise ValueError("an object that describes a role is needed")
+        return RoleCard(**entries)
+    except ValidationError as error:
+        reason = _first_problem(error)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        reason = shown(error, 200)
+    raise ModelError(
+        f"{shown(path)}: cannot be read: {reason}; it is not as it was saved: restore it, or train the role again"
+    )
+
+
+def check_role_folder(folder: str | Path, kinds: Sequence[str]) -> RoleCard:
+    """Reads a role's card; the folder must be complete and the role of one of these kinds. Needs no torch.
+
+    Raises:
+        ModelError: as `read_card`, or the adapter is missing.
+        RoleMismatchError: a role of another kind.
+    """
+    card = read_card(folder)
+    if card.kind not in kinds:
+        raise RoleMismatchError(
+            f"{shown(folder)}: this is a {card.kind} role, and a {' or '.join(kinds)} role is needed here"
+        )
+    for name in ("adapter_config.json", ADAPTER_FILE):
+        if not (Path(folder) / name).is_file():
+            raise ModelError(f"{shown(Path(folder) / name)}: missing; the folder is not complete")
+    return card
+
+
+def is_model(folder: str | Path) -> bool:
+    """Whether a folder holds a model of its own: a base, or what full-parameter training left."""
+    return (Path(folder) / "config.json").is_file()
+
+
+def check_model_name(name: str, *, key: str = "model.model_name_or_path") -> None:
+    """Refuses what can neither be a folder with a model nor a hub name that can be had. Needs no torch.
+
+    Raises:
+        ModelError: no such folder, or one without a config.json; a hub name that is not in the cache while the hub
+            cannot be reached, which huggingface_hub itself would try for minutes.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if not is_model(folder):
+            role = folder / CARD_FILE
+            hint = "this is a role, and a model is needed here" if role.is_file() else "is this the folder of a model?"
+            raise ModelError(f"{shown(name)}: no model could be loaded: it has no config.json; {hint}")
+    elif name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name.split("/")[0]).is_dir():
+        raise ModelError(f"{shown(name)}: no such folder; {key} takes a folder or a hub name")
+    else:
+        _check_hub(name, key)
+
+
+def _check_hub(name: str, key: str) -> None:
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+        if not constants.HF_HUB_OFFLINE and "https" not in getproxies():
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except HFValidationError as error:
+        raise ModelError(f"{shown(name)}: neither a folder nor a hub name; {key} takes one of them") from error
+    except OSError as error:
+        raise ModelError(
+            f"{shown(name)}: no such folder here, and no model of that name in the cache; {constants.ENDPOINT} cannot "
+            "be reached to fetch it"
+        ) from error
+
+
+def _what_it_is(folder: Path) -> str:
+    """What a folder without a role.json may be instead."""
+    if is_model(folder):
+        return (
+            "this is a model of its own and no role; give it as model.model_name_or_path, or a classifier as "
+            "reward.model"
+        )
+    inside = sorted(child.name for child in folder.iterdir() if (child / CARD_FILE).is_file())
+    hint = f"did you mean {shown(folder / inside[0])}?" if inside else "it is not a role saved by onebase"
+    return f"no role.json; {hint}"
+
+
+def _first_problem(error: ValidationError) -> str:
+    first: Any = error.errors()[0]
+    key = shown(".".join(map(str, first["loc"])), 60)
+    given = "" if first["type"] == "missing" else f" = {shown(json.dumps(first['input']), 60)}"
+    return f"'{key}'{given}: {first['msg']}"
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{twice}' stands there twice")
+    return entries
