@@ -381,6 +381,8 @@ def test_what_is_wrong_in_the_words_is_told_before_torch_is_imported(
     monkeypatch.setattr(cli, "_recipe", importing)
     monkeypatch.chdir(tmp_path)
     Path("there.jsonl").write_text("{}\n")
+    Path("base").mkdir()
+    Path("base/config.json").write_text("{}")
     os.mkfifo("pipe.jsonl")
     assert cli.main(words) == code
     err = capsys.readouterr().err
@@ -389,8 +391,9 @@ def test_what_is_wrong_in_the_words_is_told_before_torch_is_imported(
 
 def test_a_wrong_path_is_answered_within_a_second_and_without_torch(tmp_path: Path) -> None:
     (tmp_path / "there.jsonl").write_text("{}\n")
-    (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "summary.json").write_text("{}")
+    for file in (tmp_path / "done" / "summary.json", tmp_path / "base" / "config.json"):
+        file.parent.mkdir()
+        file.write_text("{}")
     program = (
         "import sys, time; from onebase.cli import main\n"
         f"words = {SFT[:2]!r}\n"

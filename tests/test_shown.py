@@ -46,3 +46,11 @@ def test_what_has_no_text_of_its_own_is_named() -> None:
 
     assert shown(Silent()) == "(Silent without a text: its __str__ raises RuntimeError)"
     assert shown(12) == "12"
+
+
+def test_a_text_cannot_end_the_process() -> None:
+    class Ending:
+        def __str__(self) -> str:
+            raise SystemExit(0)
+
+    assert shown(Ending()) == "(Ending without a text: its __str__ raises SystemExit)"

@@ -119,7 +119,7 @@ MUTANTS = [
            f"{TEST_PPO}::test_the_schedule_counts_every_step_of_every_epoch"),
     Mutant(PPO_SETUP, 'self.updates_done = state["updates_done"]', "pass",
            "the cursor of PTX texts begins anew on resume",
-           "tests/recipes/test_resume.py::test_interrupted_equals_uninterrupted"),
+           "tests/recipes/test_resume.py::test_interrupted_equals_uninterrupted[ppo]"),
     # -------------------------------------------------------------------------------------------------------- dpo
     Mutant(DPO, "start=torch.zeros(())\n        ) / len(examples)", "start=torch.zeros(())\n        ) / len(indices)",
            "every microbatch of preferences weighs the same",
