@@ -162,10 +162,14 @@ class Run:
     def open_record(self) -> MetricsFile:
         """Writes `config.yaml`, and opens `metrics.jsonl` behind the rows of the run that is resumed."""
         if self._metrics is None:
-            if processes.is_main():  # of a finished run that goes on
-                (self.folder / "summary.json").unlink(missing_ok=True)
-            write_atomically(self.folder / "config.yaml", self.config_text)
-            self._metrics = MetricsFile(self.folder / "metrics.jsonl", keep=self._state["step"] if self._state else 0)
+            try:
+                if processes.is_main():  # left by the finished run that is made longer
+                    (self.folder / "summary.json").unlink(missing_ok=True)
+                write_atomically(self.folder / "config.yaml", self.config_text)
+                kept = self._state["step"] if self._state else 0
+                self._metrics = MetricsFile(self.folder / "metrics.jsonl", keep=kept)
+            except OSError as error:
+                raise cannot_be_written(self.folder, error) from error
         return self._metrics
 
     def sync(self) -> None:

@@ -454,3 +454,13 @@ def test_a_folder_that_goes_away_is_said_in_one_line(tmp_path: Path) -> None:
         "where it is, and writable"
     )
     assert caught.value.exit_code == 1 and not run.folder.exists()
+
+
+def test_a_folder_that_became_a_file_is_one_line(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    run.folder.rmdir()
+    run.folder.write_text("not a folder any more")
+    with pytest.raises(OnebaseError) as caught:
+        run.open_record()
+    assert one_line(caught).startswith(f"{run.folder}: cannot be written (Not a directory); a run's folder has to stay")
+    run.close()
