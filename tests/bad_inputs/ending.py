@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 6 << 30
 """Bytes of address space a case may take: what asks for everything gets no more."""
 LONGEST_LINE = 1_500
-RAW = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters of an error line, beside what was on the command line itself."""
+RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters that a terminal would obey."""
 UNEXPECTED = re.compile(r"please report (it|them) with the command|^error: unexpected ")
 """Of the last resort, which is for what nobody thought of; a case has been thought of."""
@@ -112,7 +113,7 @@ def _what_is_wrong(case: Case, ended: Ended) -> tuple[str, str] | None:
         return ("wrong message", "an error line where none is needed") if errors else None
     if not errors or lines[-len(errors) :] != errors or (case.lines is not None and len(errors) != case.lines):
         return "not one line", f"{len(errors)} error lines, {case.lines or 'some'} at the end of stderr are needed"
-    if max(map(len, errors)) > LONGEST_LINE:
+    if max(map(len, errors)) > LONGEST_LINE + max(map(len, case.words), default=0):
         return "not one line", f"an error line of {max(map(len, errors))} characters"
     if case.says and not any(re.search(case.says, line) for line in errors):
         return "wrong message", f"no error line matches {case.says!r}"

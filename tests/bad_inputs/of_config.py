@@ -152,7 +152,7 @@ FOUND = [
     Case("pretrain_num_layers_huge", PRETRAIN.replace("num_layers 1", "num_layers 100000000"), files_for("pretrain"),
          codes={2, 4}, says="tiny|memory"),
     Case("pretrain_max_length_1", PRETRAIN.replace("max_length 32", "max_length 1"), files_for("pretrain"),
-         codes={2, 3}, says="length"),
+         codes={2, 3}, says="length|short"),
 ]  # fmt: skip
 
 LOSSES = ("-1 sigmoid", "nan sigmoid", "inf sigmoid", "sigmoid +", "+ sigmoid", "+", "", " ", "sigmoid - nll",
@@ -175,7 +175,7 @@ IDLE = {
             "--loss simpo --reference_role fix/run_sft/policy", "--loss hinge --preference.label_smoothing 0.2"),
     "ppo": ("--ppo.kl_horizon 5000",),
     "iterate": ("--learn sft --preference.beta 3", "--learn sft --loss ipo", "--learn sft --reference kept"),
-    "pretrain": ("--model.chat_template hh", "--model.quantization nf4"),
+    "pretrain": ("--model.quantization nf4",),
     "sft": ("--lora.r 0 --lora.alpha 3", "--lora.r 0 --lora.dropout 0.2", "--lora.r 0 --lora.target_modules [q_proj]",
             "--start_from fix/run_sft/policy --lora.r 4", "--optimizer.warmup_steps 50"),
 }  # fmt: skip

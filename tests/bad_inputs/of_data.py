@@ -309,6 +309,8 @@ def _row_case(name: str, command: str, rows: list[dict[str, Any]], key: str, dam
         fine = "the key may be left out"
     elif texts and damage in HARMLESS:
         fine = HARMLESS[damage]
+    elif key == "instruction" and damage in ("empty", "blanks"):
+        fine = "the input asks for itself"
     elif texts and damage in ("empty", "blanks"):
         fine, warns = "one row of many is left out, and counted", COUNTED
     elif texts and damage == "1_MB":

@@ -130,7 +130,7 @@ def _damaged() -> Iterator[Case]:
                 fine = "the run's own template counts"
             if name == "template_gone":
                 fine = "the template's name may be enough"
-            if name.startswith("weights_") and use == "dry" and name in ("weights_one_less", "weights_shape"):
+            if use in ("dry", "ppodry") and name in ("weights_one_less", "weights_shape"):
                 fine = "only the base that is loaded can tell"
             if use == "chatreward" and name.startswith(("template", "card_gone")):
                 continue
@@ -149,7 +149,7 @@ def _damaged() -> Iterator[Case]:
                         f"role_{use}_{file.split('.')[0]}_{entry}={value}",
                         command,
                         {file: Json({entry: value})},
-                        codes={1, 2},
+                        codes={1, 2, 4},
                         fine=fine,
                     )
         for entry in entries:
@@ -165,6 +165,7 @@ def _damaged() -> Iterator[Case]:
                 {file: Json(without=[entry])},
                 codes={1, 2},
                 fine=fine,
+                says="template" if "template" in entry else r"\bp\b",
             )
     for name, changes in {
         "other_file": {

@@ -49,20 +49,17 @@ def _paths() -> Iterator[Case]:
             if name == "surrogate":
                 quoted = value
             fine = ""
-            if key == "output_dir" and name in ("missing", "deep_missing", "folder", "dots", "tilde", "dash"):
+            if key == "output_dir" and name in ("missing", "deep_missing", "folder", "dots", "tilde", "dash", "url"):
                 fine = "a folder may be called so"
-            if name in ("empty", "blank") and key in ("data.eval",):
-                fine = ""
-            if key == "model.chat_template" and name in ("empty", "blank"):
-                fine = ""
             yield Case(
                 f"path_{key}_{name}",
                 [*words, *more, f"--{key}={quoted}"],
                 {**files_for(verb), **files},
                 {2, 3},
                 fine=fine,
+                lines=None if name == "surrogate" else 1,
                 limit=40,
-                writes=("out", "e", "nope", "...", "~nosuch", "-") if fine else ("out",),
+                writes=("out", "e", "nope", "...", "~nosuch", "-", "https:") if fine else ("out",),
             )
     commands = {
         "config": (["sft", "--config", "@"], ()), "score_role": (["score", "@", "d.jsonl"], ()),
