@@ -53,7 +53,7 @@ def test_rows_on_both_sides_are_counted(tmp_path: Path) -> None:
 
 def test_rows_that_stand_more_than_once_are_counted() -> None:
     rows = [asked(1, "a"), asked(2, "a"), asked(1, "a", file="g"), asked(1, "b")]
-    assert remarks(rows, []) == ["the same row stands more than once in data.train: 1 row (g:1)"]
+    assert remarks(rows, []) == ["data.train repeats rows: 1 row (g:1)"]
 
 
 def test_a_file_whose_rows_are_of_several_kinds_says_so() -> None:

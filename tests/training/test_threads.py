@@ -26,8 +26,8 @@ while time.monotonic() < end:
 # Two threads on one core beside a program that never sleeps: they wait for the core about half of their time.
 PROGRAM = """
 import os, sys, time
-os.sched_setaffinity(0, {CORE})
 import torch
+os.sched_setaffinity(0, {CORE})
 from onebase.training import threads
 threads.SECONDS_BETWEEN_LOOKS = 0.05
 torch.manual_seed(0)
