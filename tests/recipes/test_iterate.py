@@ -106,6 +106,18 @@ def test_spin_pairs_the_data_with_the_policys_own_answers_and_needs_no_reward(
     assert margins[-1] > margins[0]
 
 
+def test_every_round_samples_and_learns_with_a_seed_of_its_own(
+    base: Path, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: dict[str, list[int]] = {"sample": [], "learn": []}
+    sample, learn = best_of.run, dpo.run
+    monkeypatch.setattr(best_of, "run", lambda config, rows: (seeds["sample"].append(config.seed),
+                                                              sample(config, rows))[1])  # fmt: skip
+    monkeypatch.setattr(dpo, "run", lambda config: (seeds["learn"].append(config.seed), learn(config))[1])
+    iterate.run(config_of(base, tmp_path / "run", asked, {"rounds": 2, "prompts_per_round": 8}))
+    assert all(len(of_rounds) == len(set(of_rounds)) == 2 for of_rounds in seeds.values())
+
+
 def test_raft_learns_from_the_best(base: Path, asked: Path, tmp_path: Path) -> None:
     more: Options = {"learn": "sft", "generation.samples_per_prompt": 8, "rounds": 2, "prompts_per_round": 24}
     iterate.run(config_of(base, tmp_path / "run", asked, more))

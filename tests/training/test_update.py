@@ -21,7 +21,7 @@ from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
 from onebase.records import Example, Row, TreeBatch
 from onebase.training.metrics import Averages
-from onebase.training.update import MAX_REFUSED_IN_A_ROW, LossFunction, ParameterGroup, Update
+from onebase.training.update import MAX_REFUSED_IN_A_ROW, LossFunction, ParameterGroup, Part, Update
 from tests.tiny_models import add_adapter_role, random_ids, tiny_base
 
 
@@ -327,6 +327,18 @@ def test_a_step_that_is_not_finite_leaves_every_byte_as_it_was(kind: str) -> Non
     assert not same_bytes(weights(one), before) and all(p.isfinite().all() for p in weights(one))
     steps = {int(entry["step"]) for entry in update.optimizer.state_dict()["state"].values()}
     assert steps == {2}
+
+
+def test_a_refused_step_takes_its_place_in_the_schedule() -> None:
+    one, parameter = base_with_policy(), nn.Parameter(torch.zeros(1, 1))
+    update = Update(
+        one, [ParameterGroup([parameter], 1.0)], weight_decay=0.0, schedule="linear", warmup_steps=2, total_steps=6,
+        max_grad_norm=1e9, token_budget=64,
+    )  # fmt: skip
+    good: Part = (some_examples(1), lambda batch, indices, metrics: [parameter.sum()])
+    bad: Part = (some_examples(1), lambda batch, indices, metrics: [parameter.sum() * torch.nan])
+    rates = [update.step(part)["learning_rate"] for part in (good, bad, good, bad, good)]
+    assert rates == pytest.approx([0.5, 1, 1, 0.75, 0.5])
 
 
 def test_the_fifth_refused_step_in_a_row_ends_the_run_in_one_line() -> None:
