@@ -61,7 +61,7 @@ def command(task: str, options: object, folder: Path) -> list[str]:
             "--data.train", str(data / "text_en" / "tinystories_sample.txt.gz"), "--data.limit", "700",
         ]  # fmt: skip
     work = Workload(peers=options.peers.resolve(), data=data, work=options.work.absolute())  # type: ignore[attr-defined]
-    base = prepare(work, Path(sys.executable), work.own_folder) / work.size
+    base = prepare(work, Path(sys.executable), work.own_folder) / f"base-{work.size}"
     return [
         "dpo", "--output_dir", "OUT", "--max_steps", "12", "--batch.minibatch", "8",
         "--model.model_name_or_path", str(base), "--model.chat_template", "hh",

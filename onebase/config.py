@@ -97,7 +97,7 @@ class PretrainConfig(VerbConfig):
     optimizer: PretrainOptimizerGroup = PretrainOptimizerGroup()
     batch: BatchGroup = BatchGroup()
     evaluation: EvaluationGroup = EvaluationGroup()
-    block_length: Count | None = None
+    block_length: Annotated[Int, Field(ge=2)] | None = None
     """Tokens of one training sequence; null = the longest the model holds, 1024 at most."""
 
     @model_validator(mode="after")
@@ -105,6 +105,11 @@ class PretrainConfig(VerbConfig):
         problems = []
         if self.model.quantization == "nf4":
             problems.append("'model.quantization' = nf4: pretraining changes every weight of the base; set it to none")
+        if self.model.chat_template is not None:
+            problems.append(
+                f"'model.chat_template' = {shown(self.model.chat_template, 60)} would change nothing: pretraining "
+                "reads plain text; leave it out"
+            )
         if not self.model.model_name_or_path and (self.block_length or 0) > self.tiny.max_length:
             problems.append(f"'block_length' = {self.block_length} is above 'tiny.max_length' = {self.tiny.max_length}")
         if self.model.model_name_or_path:

@@ -339,7 +339,7 @@ class TinyModelGroup(Group):
     """Transformer layers."""
     num_heads: Count = 4
     """Attention heads; divides hidden_size into even parts."""
-    max_length: Count = 256
+    max_length: Annotated[Int, Field(ge=2)] = 256
     """Longest sequence, in tokens."""
 
     @model_validator(mode="after")

@@ -306,6 +306,9 @@ def test_a_model_from_scratch_has_parts_that_fit() -> None:
     words = REQUIRED["pretrain"]
     (line,) = messages(PretrainConfig, *words, "tiny.hidden_size=30")
     assert "'tiny.hidden_size' = 30 is not a multiple of twice 'tiny.num_heads' = 4" in line
+    for key in ("tiny.max_length", "block_length"):  # one token has nothing to predict
+        (line,) = messages(PretrainConfig, *words, f"{key}=1")
+        assert f"'{key}' = 1: it should be greater than or equal to 2" in line
     (line,) = messages(PretrainConfig, *words, "block_length=512")
     assert "'block_length' = 512 is above 'tiny.max_length' = 256" in line
     assert load_config(PretrainConfig, None, [*words, "block_length=256"]).model.model_name_or_path is None
@@ -413,11 +416,12 @@ def test_keys_of_a_new_model_are_refused_beside_a_model_that_is_there() -> None:
         (SFTConfig, ["lora.r=0", "lora.alpha=3"], "'lora.alpha' = 3.0 would change nothing: 'lora.r' = 0"),
         (RewardConfig, ["lora.r=0", "lora.target_modules=[q]"], "'lora.target_modules' = ['q'] would change nothing"),
         (PPOConfig, ["ppo.kl_horizon=5000"], "'ppo.kl_horizon' = 5000 does nothing without 'ppo.kl_target'; set it"),
+        (PretrainConfig, ["model.chat_template=hh"], "'model.chat_template' = hh would change nothing: pretraining"),
         (IterateConfig, ["learn=sft", "reference=kept"], "'reference' would change nothing: it is for 'learn' = dpo"),
     ],
 )
 def test_a_key_without_effect_is_refused(model_class: type[BaseModel], words: list[str], message: str) -> None:
-    required = {PPOConfig: PPO, IterateConfig: BEST_OF}.get(model_class, SFT)
+    required = {PPOConfig: PPO, IterateConfig: BEST_OF, PretrainConfig: REQUIRED["pretrain"]}.get(model_class, SFT)
     assert any(message in line for line in messages(model_class, *required, *words))
 
 

@@ -102,7 +102,7 @@ def evaluate_role(
     pairs = [part.view(-1, 2) for part in entropies]
     return HeldOut(
         role=role,
-        prompts=[_shown(prompt, chat) for prompt in prompts],
+        prompts=[prompt_text(prompt, chat) for prompt in prompts],
         completions=list(request.completions[::samples_per_prompt]),
         scores=scores.mean(1).tolist(),
         first_scores=scores[:, 0].tolist(),
@@ -114,7 +114,7 @@ def evaluate_role(
     )
 
 
-def _shown(prompt: Example, chat: ChatFormat) -> str:
+def prompt_text(prompt: Example, chat: ChatFormat) -> str:
     """What was asked last; of plain text, its opening."""
     row = prompt.row
     return row.messages[-1].content if row is not None and row.messages else chat.decode(prompt.prompt_ids)

@@ -264,6 +264,8 @@ def _samples(path: Path) -> str:
         return ""
     rest = "".join(cards[SAMPLES:])
     note = f"The first completion of {len(rows)} held-out prompts, with its score; the others are in {path.name}."
+    if "before" in rows[0]:
+        note = "The likeliest answer, token by token, to the first held-out prompts."
     more = f"<details><summary>{len(cards) - SAMPLES} more</summary>{rest}</details>" if rest else ""
     return f"<p class=soft>{note}</p>{''.join(cards[:SAMPLES])}{more}"
 
@@ -271,7 +273,7 @@ def _samples(path: Path) -> str:
 def _sample(row: Mapping[str, Any]) -> str:
     names = {"reference": "before", "policy": "after"}
     answers = [
-        f"<div><p class=score>{escape(names.get(role, role))}: score {escape(shown(answer['score']))}</p>"
+        f"<div><p class=score>{escape(names.get(role, role))}{_score(answer)}</p>"
         f'<div class=said dir=auto>{escape(str(answer["completion"]).strip())}</div></div>'
         for role, answer in row.items() if role != "prompt"
     ]  # fmt: skip
@@ -279,6 +281,10 @@ def _sample(row: Mapping[str, Any]) -> str:
     shortened = prompt if len(prompt) <= MOST_OF_PROMPT else "… " + prompt[-MOST_OF_PROMPT:]
     asked = f"<div class=asked dir=auto>{escape(shortened)}</div>"
     return f'<div class=sample>{asked}<div class=columns>{"".join(answers)}</div></div>'
+
+
+def _score(answer: Mapping[str, Any]) -> str:
+    return f": score {escape(shown(answer['score']))}" if "score" in answer else ""
 
 
 def _amounts(run: RunRecord, price_per_hour: float | None) -> list[tuple[str, str]]:

@@ -89,7 +89,7 @@ def generate(
     seeds: Sequence[int],
     samples_per_prompt: int = 1,
     max_rows: int | None = None,
-    on_finished: Callable[[Sample], None] | None = None,
+    on_token: Callable[[Sample], None] | None = None,
 ) -> list[Sample]:
     """Draws K completions of every prompt with the base run as `role`.
 
@@ -97,7 +97,7 @@ def generate(
         prompts: token ids, at least one each.
         seeds: one per sample, prompt by prompt (`sample_seeds`).
         max_rows: completions decoded at once; the others wait their turn. None: what a part of the free memory holds.
-        on_finished: called as each sample finishes, in the order they do.
+        on_token: called with a sample after each of its tokens.
 
     Returns:
         The samples prompt by prompt: K of the first, K of the second, ...
@@ -116,7 +116,7 @@ def generate(
     places = [p * samples_per_prompt + k for p in mine for k in range(samples_per_prompt)]
     own = _generate(
         one, [prompts[p] for p in mine], role, sampling, [seeds[place] for place in places], samples_per_prompt,
-        max_rows, on_finished,
+        max_rows, on_token,
     )  # fmt: skip
     for place, sample in zip(places, own, strict=True):
         sample.prompt = place // samples_per_prompt
@@ -131,7 +131,7 @@ def _generate(
     seeds: Sequence[int],
     samples_per_prompt: int,
     max_rows: int | None,
-    on_finished: Callable[[Sample], None] | None,
+    on_token: Callable[[Sample], None] | None,
 ) -> list[Sample]:
     if not prompts:
         return []
@@ -144,7 +144,7 @@ def _generate(
         num_slots = max(samples_per_prompt, wanted)
         if max_rows is None and one.layout == "tree":
             num_slots = _rows_that_fit(one, num_slots, samples_per_prompt, longest)
-        decode(one, prompts, samples, randoms, sampling, samples_per_prompt, num_slots, on_finished)
+        decode(one, prompts, samples, randoms, sampling, samples_per_prompt, num_slots, on_token)
     return samples
 
 
@@ -213,7 +213,7 @@ def _decode_in_slots(
     sampling: Sampling,
     num_samples: int,
     max_rows: int,
-    on_finished: Callable[[Sample], None] | None,
+    on_token: Callable[[Sample], None] | None,
 ) -> None:
     # Long prompts first: rows that stand side by side then have about the same length.
     waiting = sorted(range(len(prompts)), key=lambda p: (-len(prompts[p]), p))
@@ -237,19 +237,19 @@ def _decode_in_slots(
             texts = [prompts[p] for p in entering]
             hidden, cache = _prefill(one, decoder, texts, cache, num_samples, max_rows, longest)
             none_taken = torch.zeros(len(new_rows), dtype=torch.long, device=one.device)
-            new_ids = _step(one, hidden, samples, new_rows, randoms, none_taken, sampling)
+            new_ids = _step(one, hidden, samples, new_rows, randoms, none_taken, sampling, on_token)
             rows, ids = rows + new_rows, torch.cat([ids, new_ids])
             taken = torch.cat([taken, torch.ones_like(new_ids)])
         else:
             assert cache is not None
             hidden = _decode_step(one, decoder, layers, ids, cache)
-            ids = _step(one, hidden, samples, rows, randoms, taken, sampling)
+            ids = _step(one, hidden, samples, rows, randoms, taken, sampling, on_token)
             taken = taken + 1
         ended = torch.isin(ids, stops)
         over = ended | (taken >= sampling.max_new_tokens)
         if bool(over.any()):
             keep = (~over).nonzero().squeeze(-1)
-            _finish(samples, rows, over, ended, on_finished)
+            _finish(samples, rows, over, ended)
             rows = [rows[i] for i in keep.tolist()]
             ids, taken = ids[keep], taken[keep]
             assert cache is not None
@@ -327,6 +327,7 @@ def _step(
     randoms: Tensor,
     taken: Tensor,
     sampling: Sampling,
+    on_token: Callable[[Sample], None] | None,
 ) -> Tensor:
     logits = adjust_logits(one.model.get_output_embeddings()(hidden).float(), final_logits(one.model))
     numbers = randoms[torch.tensor(rows, device=randoms.device), taken]
@@ -334,17 +335,15 @@ def _step(
     for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
         samples[row].ids.append(token)
         samples[row].logprobs.append(logprob)
+        if on_token is not None:
+            on_token(samples[row])
     return ids
 
 
-def _finish(
-    samples: list[Sample], rows: list[int], over: Tensor, ended: Tensor, on_finished: Callable[[Sample], None] | None
-) -> None:
+def _finish(samples: list[Sample], rows: list[int], over: Tensor, ended: Tensor) -> None:
     for row, is_over, has_ended in zip(rows, over.tolist(), ended.tolist(), strict=True):
         if is_over:
             samples[row].ended = has_ended
-            if on_finished is not None:
-                on_finished(samples[row])
 
 
 def _decode_by_prompt(
@@ -355,7 +354,7 @@ def _decode_by_prompt(
     sampling: Sampling,
     num_samples: int,
     max_rows: int,
-    on_finished: Callable[[Sample], None] | None,
+    on_token: Callable[[Sample], None] | None,
 ) -> None:
     """For models a tree does not fit (ALiBi, state-space): the K rows of one prompt, read again for every token.
 
@@ -369,11 +368,11 @@ def _decode_by_prompt(
         for step in range(sampling.max_new_tokens):
             hidden = one.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
             taken = torch.full((len(rows),), step, device=one.device)
-            new_ids = _step(one, hidden, samples, rows, randoms, taken, sampling)
+            new_ids = _step(one, hidden, samples, rows, randoms, taken, sampling, on_token)
             ids = torch.cat([ids, new_ids[:, None]], dim=1)
             ended = torch.isin(new_ids, stops)
             over = ended | (taken + 1 >= sampling.max_new_tokens)
-            _finish(samples, rows, over, ended, on_finished)
+            _finish(samples, rows, over, ended)
             keep = (~over).nonzero().squeeze(-1)
             rows, ids = [rows[i] for i in keep.tolist()], ids[keep]
             if not rows:

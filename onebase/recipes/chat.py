@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from onebase.data.chat import ChatFormat
 from onebase.data.prepare import with_completions
 from onebase.errors import ConfigError, PromptTooLongError
 from onebase.models.forward import completion_scores
-from onebase.models.generation import Sampling, generate, sample_seeds, stop_ids
+from onebase.models.generation import Sample, Sampling, generate, sample_seeds, stop_ids
 from onebase.models.one_base import OneBase
 from onebase.models.passes import per_example
 from onebase.recipes.saved import open_saved
@@ -52,7 +53,7 @@ def run(
     opening = [Message("system", system)] if system else []
     if once is not None:
         asked = [*opening, Message("user", once)]
-        show(answer(one, chat, asked, folders, sampling, seed, scored=reward is not None), folders)
+        reply(one, chat, asked, folders, sampling, seed, scored=reward is not None)
         return
     console = Console(stderr=True)
     console.print("An empty line or Ctrl-D ends the conversation; /new starts another.", style="dim")
@@ -66,12 +67,11 @@ def run(
             continue
         history.append(Message("user", said))
         try:
-            answers = answer(one, chat, history, folders, sampling, seed + turn, scored=reward is not None)
+            answers = reply(one, chat, history, folders, sampling, seed + turn, scored=reward is not None)
         except PromptTooLongError as error:
             console.print(str(error), style="yellow", markup=False)
             history.pop()
             continue
-        show(answers, folders)
         # Two roles go on from the first one's answer, so that they stay in one conversation.
         history.append(Message("assistant", answers["A"][0]))
 
@@ -86,6 +86,52 @@ def _read_line(console: Console) -> str:
         raise ConfigError(f"the message is not UTF-8 text: {wrong}") from None
 
 
+def reply(
+    one: OneBase,
+    chat: ChatFormat,
+    messages: list[Message],
+    folders: dict[str, str],
+    sampling: Sampling,
+    seed: int,
+    *,
+    scored: bool,
+) -> dict[str, tuple[str, float | None]]:
+    """Prints each role's answer and returns what `answer` does: one is printed as it is written, two side by side."""
+    if len(folders) > 1:
+        answers = answer(one, chat, messages, folders, sampling, seed, scored=scored)
+        show_columns(answers, folders)
+        return answers
+    stream = Stream(chat)
+    answers = answer(one, chat, messages, folders, sampling, seed, scored=scored, on_token=stream.write)
+    ((text, score),) = answers.values()
+    stream.end(text, "" if score is None else f"(reward {score:.3f})")
+    return answers
+
+
+class Stream:
+    """An answer on stdout while it is written, as its whole text will be: stripped, and safe to print."""
+
+    def __init__(self, chat: ChatFormat) -> None:
+        self._chat, self._printed = chat, ""
+
+    def write(self, sample: Sample) -> None:
+        """Prints what the tokens so far add to the text; half a character waits for the tokens of its other bytes."""
+        self._print(self._chat.decode(sample.ids).strip().rstrip("\ufffd").rstrip())
+
+    def end(self, text: str, note: str) -> None:
+        """Prints the rest, and the note on a line of its own."""
+        self._print(text)
+        if shown(text, lines=True) != self._printed:  # its last tokens changed earlier characters
+            print("\n" + shown(text, lines=True), end="")
+        print(f"\n{note}" if note else "", flush=True)
+
+    def _print(self, text: str) -> None:
+        safe = shown(text, lines=True)
+        if safe.startswith(self._printed):
+            print(safe[len(self._printed) :], end="", flush=True)
+            self._printed = safe
+
+
 def answer(
     one: OneBase,
     chat: ChatFormat,
@@ -95,6 +141,7 @@ def answer(
     seed: int,
     *,
     scored: bool,
+    on_token: Callable[[Sample], None] | None = None,
 ) -> dict[str, tuple[str, float | None]]:
     """Each role's answer to the conversation, and the reward role's score of it.
 
@@ -122,6 +169,7 @@ def answer(
             role=name,
             sampling=sampling,
             seeds=sample_seeds(seed, num_prompts=1, samples_per_prompt=1, stream="chat"),
+            on_token=on_token,
         )
         score = None
         if scored:
@@ -135,12 +183,9 @@ def answer(
     return answers
 
 
-def show(answers: dict[str, tuple[str, float | None]], folders: dict[str, str]) -> None:
-    """One answer as text; two as columns."""
+def show_columns(answers: dict[str, tuple[str, float | None]], folders: dict[str, str]) -> None:
+    """Prints two answers side by side."""
     scores = {name: "" if score is None else f"\n(reward {score:.3f})" for name, (_, score) in answers.items()}
-    if len(answers) == 1:
-        print(shown(answers["A"][0], lines=True) + scores["A"], flush=True)
-        return
     table = Table(show_lines=True)
     for name, folder in folders.items():
         table.add_column(f"{name}: {shown(Path(folder))}", overflow="fold", ratio=1)

@@ -26,6 +26,7 @@ from torch import Tensor
 from onebase.config import DPOConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.prepare import with_completions
+from onebase.evaluation.answers import answers, write_answers
 from onebase.evaluation.intervals import bootstrap_mean
 from onebase.models.forward import token_logprobs
 from onebase.models.one_base import OneBase
@@ -118,6 +119,7 @@ def run(config: DPOConfig) -> dict[str, Any]:
         save_role(one, "policy", folder / "policy", kind="policy", chat=chat)
 
     beta = beta_of(config, "sigmoid")
+    answers_before = answers(one, chat, held_out, role="policy")
     with run.loop(
         "dpo", total, save=save, weights=TrainedWeights(one, "policy"), update=update,
         inputs=inputs_of(one, train, held_out), best=best_by("eval/accuracy", config.evaluation),
@@ -137,6 +139,7 @@ def run(config: DPOConfig) -> dict[str, Any]:
         after = evaluate(one, held_out, update.token_budget, beta=beta)
         loop.keep_best({"eval/accuracy": after["accuracy"]})
     save(run.folder)
+    write_answers(run.folder / "samples.jsonl", answers_before, answers(one, chat, held_out, role="policy"))
     summary = {"verb": "dpo", "loss": weights, "steps": total, **{f"eval_{k}": v for k, v in after.items()},
                "data": {"train": len(train), "held_out": len(held_out)},
                "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip

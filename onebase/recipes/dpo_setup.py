@@ -13,7 +13,7 @@ from onebase.errors import DataError
 from onebase.models.one_base import OneBase
 from onebase.models.role_files import load_role
 from onebase.recipes.dry_run import planned_base
-from onebase.recipes.setup import limits_of, new_lora, num_steps, open_chat, read_rows
+from onebase.recipes.setup import limits_of, load_start, new_lora, num_steps, open_chat, read_rows
 from onebase.records import Example, Row
 from onebase.training.plan import describe_steps
 from onebase.training.progress import say
@@ -34,7 +34,7 @@ def loss_weights(config: DPOConfig) -> dict[str, float]:
 def add_policy_and_reference(one: OneBase, config: DPOConfig) -> None:
     """The policy starts from a saved role or the base; the reference is as configured, or its frozen copy."""
     if config.start_from is not None:
-        load_role(one, "policy", config.start_from, kinds=("policy",), trains=True)
+        load_start(one, "policy", config.start_from, config.lora, kinds=("policy",), trains=True)
     else:
         one.add_role("policy", lora=new_lora(one, config.lora), trains=True)
     if config.reference_role == "base" or (config.reference_role is None and config.start_from is None):

@@ -9,10 +9,11 @@ from typing import Any
 
 from onebase.config import RewardConfig, RunConfig
 from onebase.config_files import dump_config
+from onebase.config_groups import LoraGroup
 from onebase.models.loading import require_quantization
 from onebase.models.one_base import OneBase, Role
 from onebase.models.role_files import load_role
-from onebase.recipes.setup import new_lora
+from onebase.recipes.setup import load_start, new_lora
 from onebase.rewards.learned import check_moments, open_classifier
 from onebase.training.plan import BasePlan, describe_base
 from onebase.training.run import check_writable
@@ -38,11 +39,12 @@ def planned_base(config: RunConfig) -> BasePlan:
     lora = getattr(keys, "lora", None)
     if lora is not None and lora.r and not started:
         new_lora(base, lora)
-    named = [(folder, kinds) for folder in (*started, getattr(keys, "reference_role", None)) if folder]
+    named = [(folder, kinds) for folder in (getattr(keys, "reference_role", None),) if folder]
     reward: Any = getattr(keys, "reward", None)
     if getattr(reward, "role", None) is not None:
         named.append((reward.role, ("reward",)))
-    roles = _put_on(base, [(folder, allowed) for folder, allowed in named if folder != "base"])
+    others = [(folder, allowed) for folder, allowed in named if folder != "base"]
+    roles = _put_on(base, [(folder, kinds) for folder in started], others, lora)
     if getattr(reward, "role", None) is not None and reward.normalize == "held_out":
         check_moments(roles[-1].score_mean, roles[-1].score_std)
     if getattr(reward, "model", None) is not None and Path(reward.model).is_dir():
@@ -50,13 +52,24 @@ def planned_base(config: RunConfig) -> BasePlan:
     return base
 
 
-def _put_on(base: BasePlan, named: Sequence[tuple[str, tuple[str, ...]]]) -> list[Role]:
+def _put_on(
+    base: BasePlan,
+    started: Sequence[tuple[str, tuple[str, ...]]],
+    others: Sequence[tuple[str, tuple[str, ...]]],
+    lora: LoraGroup | None,
+) -> list[Role]:
     """Saved roles on the base without its weights: what does not fit is the error it is in the run."""
-    if not named:
+    if not started and not others:
         return []
     one = OneBase(
         base.model, base.tokenizer, fingerprint=base.fingerprint, layout="separate", name_or_path=base.name_or_path
     )
+    roles: list[Role] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, that nothing is copied to where there are no weights
-        return [load_role(one, f"role {i}", folder, kinds=kinds) for i, (folder, kinds) in enumerate(named)]
+        for folder, kinds in started:
+            name = f"role {len(roles)}"
+            roles.append(load_start(one, name, folder, lora or LoraGroup(), kinds=kinds, trains=False))
+        for folder, kinds in others:
+            roles.append(load_role(one, f"role {len(roles)}", folder, kinds=kinds))
+    return roles

@@ -23,7 +23,17 @@ from onebase.objectives.kl import AdaptiveKL, FixedKL
 from onebase.objectives.moments import RunningMoments
 from onebase.recipes.dry_run import planned_base
 from onebase.recipes.saved import warn_of_template
-from onebase.recipes.setup import limits_of, make_update, new_lora, open_base, open_chat, read_rows, token_budget
+from onebase.recipes.setup import (
+    limits_of,
+    load_start,
+    make_update,
+    new_lora,
+    open_base,
+    open_chat,
+    read_rows,
+    say_warmup,
+    token_budget,
+)
 from onebase.records import Example, RewardSource
 from onebase.rewards.functions import FunctionReward
 from onebase.rewards.learned import ClassifierReward, RoleReward
@@ -134,7 +144,7 @@ def add_policy_and_reference(one: OneBase, config: PPOConfig) -> None:
     """The policy goes on from a saved role, and its frozen copy is the reference; a new adapter starts as the base, and
     the base is the reference."""
     if config.policy is not None:
-        load_role(one, "policy", config.policy, kinds=("policy",), trains=True)
+        load_start(one, "policy", config.policy, config.lora, kinds=("policy",), trains=True)
         one.add_role("reference", copy_of="policy")
         return
     one.add_role("policy", lora=new_lora(one, config.lora), trains=True)
@@ -221,7 +231,9 @@ def num_updates(config: PPOConfig, prompts: Sequence[Example]) -> int:
     ppo, count = config.ppo, len(prompts)
     starts = range(0, count, ppo.rollout_prompts)
     sizes = [min(ppo.rollout_prompts, count - starts[i % len(starts)]) for i in range(num_rollouts(config, prompts))]
-    return ppo.num_ppo_epochs * sum(num_minibatches(size, ppo.minibatch_prompts) for size in sizes)
+    steps = ppo.num_ppo_epochs * sum(num_minibatches(size, ppo.minibatch_prompts) for size in sizes)
+    say_warmup(config.optimizer, steps)
+    return steps
 
 
 def plan(config: PPOConfig) -> str:
@@ -241,7 +253,7 @@ def plan(config: PPOConfig) -> str:
         f"{len(held_out)} held out, {len(ptx)} PTX texts",
         f"rollouts    {num_rollouts(config, prompts)} of {ppo.rollout_prompts} prompts x {k} completions of at most "
         f"{config.generation.max_new_tokens} tokens",
-        f"updates     {steps} optimizer steps a rollout: {ppo.num_ppo_epochs} epochs, minibatches of "
-        f"{ppo.minibatch_prompts} prompts ({ppo.minibatch_prompts * k} completions)",
+        f"updates     {num_updates(config, prompts)} optimizer steps, {steps} a rollout: {ppo.num_ppo_epochs} epochs, "
+        f"minibatches of {ppo.minibatch_prompts} prompts ({ppo.minibatch_prompts * k} completions)",
         f"saves       {config.output_dir}/policy and {config.output_dir}/critic",
     ])  # fmt: skip

@@ -133,7 +133,8 @@ def to_blocks(one: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list
     """The texts end to end in blocks; the rest that fills no block is a shorter last one.
 
     Raises:
-        DataError: a row that is not plain text, or no text at all.
+        DataError: a row that is not plain text.
+        ModelError: blocks longer than the model holds.
     """
     chat = chat_format(one.tokenizer)
     ids: list[int] = []
@@ -151,10 +152,7 @@ def to_blocks(one: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list
     if length > one.context_length:
         raise ModelError(f"block_length = {length} exceeds the model's context of {one.context_length}; lower it")
     blocks = [ids[start : start + length] for start in range(0, len(ids), length)]
-    examples = [Example(block[:1], [block[1:]]) for block in blocks if len(block) > 1]
-    if rows and not examples:
-        raise DataError(f"{rows[0].place}: the texts are too short to learn from")
-    return examples
+    return [Example(block[:1], [block[1:]]) for block in blocks if len(block) > 1]
 
 
 def plan(config: PretrainConfig) -> str:

@@ -28,7 +28,7 @@ from onebase.models.classifier import check_classifier, save_classifier
 from onebase.models.forward import completion_scores
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted, per_example
-from onebase.models.role_files import load_role, save_role
+from onebase.models.role_files import save_role
 from onebase.objectives.reward import (
     Comparison,
     centering_loss,
@@ -41,6 +41,7 @@ from onebase.recipes.setup import (
     best_by,
     largest_example,
     limits_of,
+    load_start,
     make_update,
     new_lora,
     num_steps,
@@ -176,7 +177,7 @@ def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> di
 def add_reward(one: OneBase, config: RewardConfig) -> None:
     """The reward role: on the adapter of an SFT role, on a new one, or the whole base."""
     if config.start_from is not None:
-        load_role(one, "start", config.start_from, kinds=("policy", "reward"))
+        load_start(one, "start", config.start_from, config.lora, kinds=("policy", "reward"), trains=False)
         one.add_role("reward", copy_of="start", head=True, trains=True)
         one.remove_role("start")
     elif config.lora.r == 0:

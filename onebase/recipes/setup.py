@@ -31,11 +31,13 @@ from onebase.data.fit import Limits
 from onebase.data.formats import drop_unusable, read_files
 from onebase.data.prepare import dropped_line, read_split
 from onebase.data.remarks import remarks
-from onebase.errors import ModelError
+from onebase.errors import ConfigError, ModelError
 from onebase.models.loading import load_base
 from onebase.models.lora import lora_config, without_adapter
-from onebase.models.one_base import OneBase
+from onebase.models.one_base import OneBase, Role
+from onebase.models.role_files import load_role
 from onebase.records import Example, Row
+from onebase.shown import shown
 from onebase.training.memory import find_token_budget
 from onebase.training.plan import BasePlan
 from onebase.training.progress import say
@@ -114,6 +116,29 @@ def new_lora(one: OneBase | BasePlan, lora: LoraGroup) -> LoraConfig:
     )
 
 
+def load_start(one: OneBase, name: str, folder: str, lora: LoraGroup, *, kinds: tuple[str, ...], trains: bool) -> Role:
+    """Puts the role that training starts from on the base; the configuration may not ask for another adapter than its.
+
+    Raises:
+        ConfigError: a key of `lora` that is neither left alone nor what the role's adapter has.
+        ModelError, RoleMismatchError: as `load_role`.
+    """
+    role = load_role(one, name, folder, kinds=kinds, trains=trains)
+    saved, default = one.lora_config(name), LoraGroup()
+    entries = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "target_modules": "target_modules",
+               "layers": "layers_to_transform"}  # fmt: skip
+    for key, entry in entries.items():
+        if (value := getattr(lora, key)) == getattr(default, key):
+            continue
+        meant, has = (getattr(config, entry) for config in (new_lora(one, lora), saved))
+        if meant != has:
+            raise ConfigError(
+                f"'lora.{key}' = {shown(value, 60)} would change nothing: {shown(folder)} brings its own adapter, "
+                f"whose {entry} is {shown(sorted(has) if isinstance(has, set) else has, 60)}; leave lora.{key} out"
+            )
+    return role
+
+
 def read_rows(data: FilesGroup, seed: int) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows; says what was left out, and what a person should know of the others."""
     train, held_out, dropped = read_split(
@@ -163,8 +188,17 @@ def largest_example(one: OneBase, *examples: Sequence[Example]) -> int:
 
 
 def num_steps(max_steps: int | None, optimizer: EpochsOptimizerGroup, num_examples: int, minibatch: int) -> int:
-    """Optimizer steps of a run: `max_steps`, or those of its epochs."""
-    return max_steps or optimizer.num_epochs * num_minibatches(num_examples, minibatch)
+    """Optimizer steps of a run: `max_steps`, or those of its epochs; says so where the warm-up is longer."""
+    steps = max_steps or optimizer.num_epochs * num_minibatches(num_examples, minibatch)
+    say_warmup(optimizer, steps)
+    return steps
+
+
+def say_warmup(optimizer: OptimizerGroup, steps: int) -> None:
+    """Says so where the run ends within its warm-up; no error, as a run can be made longer."""
+    if optimizer.warmup_steps > steps:
+        say(f"warning: optimizer.warmup_steps = {optimizer.warmup_steps} is longer than the run of {steps} optimizer "
+            f"steps: the learning rate only reaches {steps / optimizer.warmup_steps:.0%} of its peak")  # fmt: skip
 
 
 def make_update(

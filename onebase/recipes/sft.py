@@ -15,14 +15,16 @@ from onebase.config import SFTConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import best_answer, encode_rows
+from onebase.evaluation.answers import answers, write_answers
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
-from onebase.models.role_files import load_role, save_base, save_role
+from onebase.models.role_files import save_base, save_role
 from onebase.recipes.dry_run import planned_base
 from onebase.recipes.setup import (
     best_by,
     largest_example,
     limits_of,
+    load_start,
     make_update,
     new_lora,
     num_steps,
@@ -60,6 +62,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
         repro_folder=run.folder / "refused",
     )  # fmt: skip
     before = mean_nll(one, held_out, token_budget=update.token_budget, trained=False)
+    answers_before = answers(one, chat, held_out, role="policy")
     say(f"sft: {len(train)} examples ({num_counted(train)} counted tokens), {len(held_out)} held out, {total} steps, "
         f"train_on {config.data.train_on}, layout {one.layout}")  # fmt: skip
 
@@ -83,6 +86,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
         after = mean_nll(one, held_out, token_budget=update.token_budget)
         loop.keep_best({"eval/loss": after})
     save(run.folder)
+    write_answers(run.folder / "samples.jsonl", answers_before, answers(one, chat, held_out, role="policy"))
     summary = {"verb": "sft", "steps": total, "eval_loss_before": before, "eval_loss_after": after,
                "data": {"train": len(train), "held_out": len(held_out)},
                "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
@@ -95,7 +99,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
 def add_policy(one: OneBase, config: SFTConfig) -> None:
     """The role that trains: a saved one to go on from, a new adapter, or the whole base."""
     if config.start_from is not None:
-        load_role(one, "policy", config.start_from, kinds=("policy",), trains=True)
+        load_start(one, "policy", config.start_from, config.lora, kinds=("policy",), trains=True)
     elif config.lora.r == 0:
         one.add_role("policy")
         one.train_base("policy")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from onebase.evaluation.answers import write_answers
 from onebase.evaluation.healthy import Band, healthy_bands
 from onebase.evaluation.html_report import HEIGHT, WIDTH, _range, _thinned, _ticks, write_report
 
@@ -227,6 +228,13 @@ def test_many_samples_are_folded_and_a_long_prompt_shows_its_end(tmp_path: Path)
     assert "of 100 held-out prompts" in text and "50 more" in text and len(page.of("details")) == 1
     assert "question 55?" in text and "question 56?" not in text and "start" not in text
     assert "before: score -0.25" in text and "after: score 1.5" in text
+
+
+def test_answers_without_a_score_are_shown_without_one(tmp_path: Path) -> None:
+    write_answers(tmp_path / "samples.jsonl", [("a cat?", "no")], [("a cat?", "yes")])
+    (row,) = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    text = page_of(make_run(tmp_path / "run", PPO_ROWS, SUMMARY, [row])).texts["Samples before and after"]
+    assert "a cat?" in text and "before" in text and "after" in text and "score" not in text and "likeliest" in text
 
 
 def test_damaged_samples_are_told(tmp_path: Path) -> None:

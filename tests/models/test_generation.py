@@ -186,9 +186,7 @@ def test_the_logprobs_of_samples_are_those_of_the_tree_built_from_them(architect
 
 @pytest.mark.parametrize("architecture", ["llama", HF, "bloom"])
 def test_a_stop_token_stays_as_the_last_one_and_the_length_limit_is_no_end(architecture: str) -> None:
-    finished: list[Sample] = []
-    samples = draw_samples(base_with_policy(architecture), on_finished=finished.append, max_rows=6)
-    assert {id(sample) for sample in finished} == {id(sample) for sample in samples} and len(finished) == len(samples)
+    samples = draw_samples(base_with_policy(architecture), max_rows=6)
     assert {sample.ended for sample in samples} == {True, False}
     for sample in samples:
         assert not set(sample.ids[:-1]) & set(MANY_STOPS)
@@ -204,12 +202,13 @@ def test_a_stop_token_at_the_length_limit_is_an_end() -> None:
     assert stopped.ids == free.ids[:first] and stopped.ended and not free.ended
 
 
-def test_finished_samples_are_complete_when_they_are_handed_over() -> None:
-    lengths: dict[int, int] = {}
+@pytest.mark.parametrize("architecture", ["llama", HF, "bloom"])
+def test_a_sample_can_be_read_after_each_of_its_tokens(architecture: str) -> None:
+    seen: dict[int, list[list[int]]] = {}
     samples = draw_samples(
-        base_with_policy("llama"), on_finished=lambda sample: lengths.update({id(sample): len(sample.ids)}), max_rows=6
+        base_with_policy(architecture), on_token=lambda s: seen.setdefault(id(s), []).append(list(s.ids)), max_rows=6
     )
-    assert lengths == {id(sample): len(sample.ids) for sample in samples}
+    assert seen == {id(s): [s.ids[: n + 1] for n in range(len(s.ids))] for s in samples}
 
 
 @pytest.mark.parametrize("architecture", [HF, "gpt2"])
@@ -304,7 +303,7 @@ def test_generation_is_done_as_the_role_named_and_leaves_nothing_behind() -> Non
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        draw_samples(one, on_finished=fail)
+        draw_samples(one, on_token=fail)
     assert one.active is None and all(parameter.requires_grad for parameter in one.parameters("policy"))
 
 

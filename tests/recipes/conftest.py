@@ -61,7 +61,8 @@ def sft_role(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy role that an SFT run left."""
     folder = tmp_path_factory.mktemp("sft")
     rows = write_rows(folder / "sft.jsonl", answered_rows())
-    sft.run(load(SFTConfig, common(base, folder / "run", rows), {"max_steps": 4, "optimizer.learning_rate": 5e-3}))
+    more = {"lora.r": 4, "max_steps": 4, "optimizer.learning_rate": 5e-3}
+    sft.run(load(SFTConfig, common(base, folder / "run", rows), more))
     return folder / "run" / "policy"
 
 

@@ -51,6 +51,35 @@ def test_a_role_of_another_base_is_refused(verb: str, sft_role: Path, tmp_path: 
         planned(verb, other, tmp_path, {ROLE_KEYS[verb]: str(sft_role)})
 
 
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"best-of"}))
+def test_another_adapter_than_the_one_a_role_brings_is_refused(
+    verb: str, base: Path, sft_role: Path, tmp_path: Path
+) -> None:
+    start: Options = {ROLE_KEYS[verb]: str(sft_role)}
+    own = json.loads((sft_role / "adapter_config.json").read_text(encoding="utf-8"))
+    planned(verb, base, tmp_path, start, {"lora.r": own["r"], "lora.target_modules": own["target_modules"]})
+    others: list[Options] = [{"lora.r": own["r"] + 1}, {"lora.target_modules": ["q_proj"]}, {"lora.layers": "0"}]
+    if verb != "ppo":  # where dropout is refused in any case
+        others.append({"lora.dropout": 0.5})
+    for other in others:
+        key, value = next(iter(other.items()))
+        with pytest.raises(ConfigError, match=f"'{key}' = .* would change nothing: .*policy brings its own adapter"):
+            planned(verb, base, tmp_path, start, other)
+        recipe, model, needed = VERBS[verb]
+        if verb == "iterate":  # whose run samples before it learns
+            continue
+        with pytest.raises(ConfigError, match="would change nothing"):
+            recipe.run(load(model, common(base, tmp_path / "run", tmp_path / "rows.jsonl"), needed, start, other))
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"best-of", "iterate"}))
+def test_a_warm_up_longer_than_the_run_is_said(
+    verb: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned(verb, base, tmp_path, {"max_steps": 1, "optimizer.warmup_steps": 1000})
+    assert "optimizer.warmup_steps = 1000 is longer than the run" in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_role_that_is_not_there_or_of_another_kind_is_refused(
     verb: str, base: Path, sft_role: Path, reward_role: Path, tmp_path: Path

@@ -545,7 +545,7 @@ def collected(trainer: Any, index: int = 0) -> Rollout:
 
 def test_the_plan_trains_nothing(base: Path, prompts: Path, tmp_path: Path) -> None:
     text = ppo.plan(small_ppo(base, tmp_path / "run", prompts))
-    assert "2 of 4 prompts x 2 completions of at most 6 tokens" in text and "4 optimizer steps a rollout" in text
+    assert "2 of 4 prompts x 2 completions of at most 6 tokens" in text and "8 optimizer steps, 4 a rollout" in text
     assert not (tmp_path / "run").exists()
 
 

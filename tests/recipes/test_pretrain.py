@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from onebase.config import PretrainConfig
 from onebase.data.chat import chat_format
-from onebase.data.formats import read_files
 from onebase.errors import ConfigError, DataError, ModelError
 from onebase.models.loading import load_base
 from onebase.models.tiny import make_llama, read_tokenizer, train_tokenizer
@@ -173,16 +172,6 @@ def test_conversations_are_refused_with_their_place(texts: tuple[Path, Path], tm
     more = {"data.train": str(rows), "data.eval": None, "data.eval_fraction": 0}
     with pytest.raises(DataError, match=r"chat.jsonl:1: pretraining reads plain text .*`onebase sft`"):
         pretrain.run(load(PretrainConfig, options(texts, tmp_path / "run"), more))
-
-
-def test_a_text_too_short_to_learn_from_is_refused(tmp_path: Path) -> None:
-    config = load(PretrainConfig, options((tmp_path, tmp_path), tmp_path / "run", block_length=1))
-    one_row = tmp_path / "a.txt"
-    one_row.write_text("a\n\nb")
-    rows = read_files([one_row])
-    one = pretrain.open_or_make(config, rows)
-    with pytest.raises(DataError, match=r"a.txt:1: the texts are too short to learn from"):
-        pretrain.to_blocks(one, rows, config)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -25,9 +25,10 @@ from onebase.models.generation import Sample, Sampling, generate
 from onebase.models.loading import load_base, load_tokenizer
 from onebase.models.one_base import OneBase
 from onebase.recipes import reward, sft
-from onebase.recipes.chat import show
+from onebase.recipes.chat import Stream, show_columns
 from onebase.recipes.score import agreement
 from onebase.records import Message, Row
+from onebase.shown import shown
 from tests.recipes.conftest import CONTEXT, answered_rows, common, load, make_base, pair_rows, write_rows
 
 
@@ -302,16 +303,38 @@ def test_compare_shows_two_roles_of_one_base(
 
 
 def test_markup_in_an_answer_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    show({"A": ("[/red] [bold]a", 1.0), "B": ("[link=x]b", None)}, {"A": "[x]", "B": "y"})
+    show_columns({"A": ("[/red] [bold]a", 1.0), "B": ("[link=x]b", None)}, {"A": "[x]", "B": "y"})
     out = capsys.readouterr().out
     assert "[/red] [bold]a" in out and "[link=x]b" in out and "A: [x]" in out
 
 
 def test_a_terminal_escape_in_an_answer_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
-    show({"A": ("\x1b[2Ja\nb\u202e", None)}, {"A": "x"})
-    assert capsys.readouterr().out == "\\x1b[2Ja\nb\\u202e\n"
-    show({"A": ("\x1b[2Ja", None), "B": ("b", None)}, {"A": "\x1b", "B": "y"})
+    show_columns({"A": ("\x1b[2Ja", None), "B": ("b", None)}, {"A": "\x1b", "B": "y"})
     assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["  a cat, été 你好 😀 and no more \n", "\x1b[2Ja\nb\u202e", "\ufffd", ""])
+def test_an_answer_is_printed_as_it_is_written(text: str, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = load_tokenizer(str(base))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    stream, printed = Stream(chat_format(tokenizer)), ""
+    for count in range(1, len(ids) + 1):
+        stream.write(Sample(0, ids[:count]))
+        printed += capsys.readouterr().out
+        whole = shown(tokenizer.decode(ids[:count]).strip(), lines=True)
+        assert whole.startswith(printed) and len(whole) - len(printed) < 4 and "\ufffd" not in printed
+    stream.end(text.strip(), "(reward 1.000)")
+    assert printed + capsys.readouterr().out == shown(text.strip(), lines=True) + "\n(reward 1.000)\n"
+
+
+def test_an_answer_whose_last_token_changes_earlier_ones_is_printed_again(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = load_tokenizer(str(base))
+    stream = Stream(chat_format(tokenizer))
+    stream.write(Sample(0, tokenizer("abc", add_special_tokens=False)["input_ids"]))
+    stream.end("xyz", "")
+    assert capsys.readouterr().out == "abc\nxyz\n"
 
 
 def test_a_system_prompt_stands_before_the_conversation_and_stays(

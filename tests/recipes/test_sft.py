@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +23,7 @@ from onebase.models.one_base import OneBase
 from onebase.recipes import chat, ppo, reward, sft
 from onebase.records import Example
 from tests.recipes.conftest import (
+    CONTEXT,
     Options,
     answered_rows,
     common,
@@ -83,6 +86,29 @@ def test_an_adapter_learns_and_the_base_stays(base: Path, answered: Path, tmp_pa
         "tokenizer_config.json"
     ]  # fmt: skip
     assert file_bytes(base) == before and not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_the_policy_answered_before_and_after_is_left_to_read(
+    resumed: bool, base: Path, answered: Path, tmp_path: Path
+) -> None:
+    more: Options = {"optimizer.learning_rate": 5e-3, "max_steps": 12, "data.eval_fraction": 0.5}
+    if resumed:  # a longer run still tells what was answered before the first step
+        sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), more, {"max_steps": 6}))
+    config = load(SFTConfig, common(base, tmp_path / "run", answered), more)
+    sft.run(config)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text("utf-8").splitlines()]
+    _, held_out = sft.read_examples(config, hh(base), CONTEXT)
+    assert len(rows) == min(4, len({tuple(e.prompt_ids) for e in held_out})) > 1
+    tokenizer = load_tokenizer(str(base))
+    for name, folder in (("before", None), ("after", tmp_path / "run" / "policy")):
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model = PeftModel.from_pretrained(model, str(folder)) if folder else model
+        for row in rows:
+            ids = next(e.prompt_ids for e in held_out if e.row.messages[-1].content == row["prompt"])
+            found = model.generate(input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=48)[0, len(ids) :]
+            assert tokenizer.decode(found, skip_special_tokens=True) == row[name]["completion"]
+    assert rows[0]["before"] != rows[0]["after"]
 
 
 @pytest.mark.parametrize("train_on", ["completion", "assistant", "all"])

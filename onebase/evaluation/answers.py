@@ -1,0 +1,40 @@
+"""What a policy answers to a few held-out prompts, to be read before and after training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from onebase.data.chat import ChatFormat
+from onebase.evaluation.held_out import prompt_text
+from onebase.files import write_atomically
+from onebase.models.generation import Sampling, generate, stop_ids
+from onebase.models.one_base import OneBase
+from onebase.records import Example
+
+NUM_PROMPTS = 4
+MAX_NEW_TOKENS = 64
+
+
+def answers(one: OneBase, chat: ChatFormat, held_out: Sequence[Example], *, role: str) -> list[tuple[str, str]]:
+    """The first held-out prompts that leave room for an answer, each with the likeliest one, token by token."""
+    room = min(MAX_NEW_TOKENS, one.context_length // 2)
+    asked = {tuple(e.prompt_ids): e for e in held_out if len(e.prompt_ids) + room <= one.context_length}
+    prompts = [text for text in list(asked.values())[:NUM_PROMPTS] if prompt_text(text, chat).strip()]
+    sampling = Sampling(room, temperature=0, stop_ids=stop_ids(one, [chat.end_token_id]))
+    samples = generate(
+        one, [prompt.prompt_ids for prompt in prompts], role=role, sampling=sampling, seeds=[0] * len(prompts)
+    )
+    texts = [chat.decode(sample.ids) for sample in samples]
+    return [(prompt_text(prompt, chat), text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def write_answers(path: Path, before: Sequence[tuple[str, str]], after: Sequence[tuple[str, str]]) -> None:
+    """A JSON line per prompt, as the report shows them; no file where there is none."""
+    lines = [
+        json.dumps({"prompt": prompt, "before": {"completion": old}, "after": {"completion": new}}, ensure_ascii=False)
+        for (prompt, old), (_, new) in zip(before, after, strict=True)
+    ]
+    if lines:
+        write_atomically(path, "\n".join(lines) + "\n")
