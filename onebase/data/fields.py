@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onebase.data.json_text import described
+from onebase.data.json_text import described, listed
 from onebase.errors import DataError
 from onebase.records import Message, Row
-from onebase.shown import shown
 
 ROLES = {
     "system": "system", "user": "user", "human": "user", "observation": "user", "tool": "user",
@@ -31,10 +30,6 @@ PREFIX_KEY = "initial_reason_steps"
 """As in Math-Step-DPO: the shared correct beginning of the assistant's answer, beside every prompt."""
 
 _REQUIRED = object()
-
-
-def listed(keys: Mapping[str, Any]) -> str:
-    return ", ".join(shown(key, 40) for key in keys) or "(none)"
 
 
 class Fields:

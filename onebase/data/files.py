@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from onebase.data.json_text import described, parse
+from onebase.data.json_text import described, listed, parse
 from onebase.errors import DataError
 from onebase.shown import shown
 
@@ -103,9 +103,8 @@ def json_list(path: Path, text: str) -> list[tuple[int, dict[str, Any]]] | dict[
             return whole
         lists = [key for key, value in whole.items() if isinstance(value, list)]
         if len(lists) != 1:
-            keys = ", ".join(shown(key, 40) for key in whole)
             raise DataError(
-                f"{path} holds one object with the keys {keys}, and {len(lists)} of them are lists; "
+                f"{path} holds one object with the keys {listed(whole)}, and {len(lists)} of them are lists; "
                 "give a list of objects, or an object with one list"
             )
         whole = whole[lists[0]]

@@ -38,9 +38,9 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
-from onebase.data.fields import Fields, is_grade, listed
+from onebase.data.fields import Fields, is_grade
 from onebase.data.files import check_file, file_id, json_lines, json_list, paragraphs, read_text, suffix_of
-from onebase.data.json_text import described
+from onebase.data.json_text import described, listed
 from onebase.errors import DataError
 from onebase.records import Message, Row
 from onebase.shown import shown

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import Any
 
 from onebase.errors import DataError
@@ -40,6 +41,12 @@ def parse(text: str, place: str) -> Any:
     except RecursionError:
         raise DataError(f"{place}{_row_of(text)}: JSON nested too deeply; flatten it") from None
     return value
+
+
+def listed(keys: Collection[str], most: int = 20) -> str:
+    """The keys of an object for a message: their names cut, and those beyond `most` counted."""
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(shown(key, 40) for key in islice(keys, most)) + more or "(none)"
 
 
 def described(value: object) -> str:

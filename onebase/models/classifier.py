@@ -6,28 +6,45 @@ import copy
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from onebase.errors import ModelError
 from onebase.files import atomic_folder
 from onebase.models.one_base import OneBase
+from onebase.shown import shown
 
 
-def check_classifier(one: OneBase) -> None:
+def harmless_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """A token to pad with that ends no text, None where the tokenizer has none.
+
+    transformers' classifiers score the last token that is not padding: with the end token as padding they would read
+    the one before it.
+    """
+    ids = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    return next((i for i in ids if i is not None and i != tokenizer.eos_token_id), None)
+
+
+def check_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Finds out before training whether `save_classifier` will work.
 
     Raises:
-        ModelError: transformers has no sequence classifier with a `score` layer for this architecture.
+        ModelError: transformers has no sequence classifier with a `score` layer for this architecture, or the tokenizer
+            nothing but its end token to pad with.
     """
+    if harmless_padding(tokenizer) is None:
+        raise ModelError(
+            f"{shown(tokenizer.name_or_path)}: the tokenizer has only the end token to pad with; a classifier would "
+            "take the end of every answer for padding: give it a pad_token, or train an adapter: lora.r >= 1"
+        )
     try:
         with torch.device("meta"):
-            empty = AutoModelForSequenceClassification.from_config(one.model.config, trust_remote_code=False)
+            empty = AutoModelForSequenceClassification.from_config(model.config, trust_remote_code=False)
         found = hasattr(empty, "score")
     except ValueError:
         found = False
     if not found:
         raise ModelError(
-            f"{type(one.model).__name__}: transformers has no sequence classifier of this kind to save a reward model "
+            f"{type(model).__name__}: transformers has no sequence classifier of this kind to save a reward model "
             "trained in full as; train an adapter: lora.r >= 1"
         )
 
@@ -45,12 +62,13 @@ def save_classifier(one: OneBase, name: str, folder: str | Path) -> None:
     config = copy.deepcopy(one.model.config)
     config.num_labels = 1
     # The classifier finds the last token of a row as the last that is not padding.
-    config.pad_token_id = one.tokenizer.pad_token_id
-    check_classifier(one)
+    check_classifier(one.model, one.tokenizer)
+    tokenizer = copy.deepcopy(one.tokenizer)
+    tokenizer.pad_token_id = config.pad_token_id = harmless_padding(tokenizer)
     classifier = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     classifier.base_model.load_state_dict(one.model.base_model.state_dict())
     with torch.no_grad():
         classifier.score.weight.copy_(head.weight)
     with atomic_folder(Path(folder)) as temporary:
         classifier.to(one.model.dtype).save_pretrained(temporary)
-        one.tokenizer.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

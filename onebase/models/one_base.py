@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -313,7 +314,7 @@ class OneBase:
                 self._peft = PeftModel(self.model, lora, adapter_name=name)
             else:
                 self._peft.add_adapter(name, lora)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:  # PEFT checks its numbers as it uses them
+        except (ValueError, TypeError, AttributeError, KeyError, re.error) as error:  # PEFT checks nothing beforehand
             raise ModelError(f"the adapter of role '{name}' cannot be put on this base: {shown(error, 200)}") from error
         self._tuner_layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
         self.model.eval()  # PEFT's new dropout layers are in training mode, whatever the model is in

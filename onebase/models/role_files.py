@@ -164,6 +164,12 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     alpha = config.lora_alpha
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ModelError(f"{shown(folder)}/adapter_config.json: lora_alpha is {shown(repr(alpha), 40)}, not a number")
+    ranks = {tensor.shape[0] for name, tensor in weights.items() if name.endswith(".lora_A.weight")}
+    if not config.rank_pattern and ranks - {config.r}:
+        raise ModelError(
+            f"{shown(folder)}/adapter_config.json: r is {shown(repr(config.r), 40)}, and the weights beside it have "
+            f"rank {', '.join(map(str, sorted(ranks)))}"
+        )
     for name, tensor in weights.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(

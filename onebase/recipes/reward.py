@@ -181,7 +181,7 @@ def add_reward(one: OneBase, config: RewardConfig) -> None:
         one.add_role("reward", copy_of="start", head=True, trains=True)
         one.remove_role("start")
     elif config.lora.r == 0:
-        check_classifier(one)
+        check_classifier(one.model, one.tokenizer)
         one.add_role("reward", head=True)
         one.train_base("reward")
     else:
@@ -223,6 +223,8 @@ def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple
 def plan(config: RewardConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
     base = planned_base(config)
+    if config.lora.r == 0:
+        check_classifier(base.model, base.tokenizer)
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)

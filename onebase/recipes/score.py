@@ -65,7 +65,7 @@ def run(
     if told := agreement([(row.grades, scored.tolist()) for row, scored in zip(rows, scores, strict=True)]):
         say(told)
     reward, every = one.roles["reward"], torch.cat(scores)
-    if reward.score_mean is None:
+    if reward.score_mean is None or reward.score_std is None:
         return
     say(f"{len(every)} answers, mean {every.mean():.3f}; on its held-out data the role had mean "
         f"{reward.score_mean:.3f}, deviation {reward.score_std:.3f}")  # fmt: skip

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from onebase import processes
 from onebase.errors import ModelError, RewardError
 from onebase.models.base_config import UNLIMITED, cannot_load, context_length, read_config
+from onebase.models.classifier import harmless_padding
 from onebase.models.forward import completion_scores
 from onebase.models.loading import check_finite, load_tokenizer
 from onebase.models.one_base import OneBase
@@ -116,9 +117,14 @@ class ClassifierReward:
         self._model = model.to(device).eval()
         self._tokenizer.padding_side = "right"
         self._tokenizer.truncation_side = "left"  # the completion is at the end, and it is what is scored
-        if self._tokenizer.pad_token is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._model.config.pad_token_id = self._tokenizer.pad_token_id
+        # A batch reads what one text alone does: the last token that the model does not take for padding.
+        config = self._model.config
+        if config.pad_token_id is None:
+            config.pad_token_id = harmless_padding(self._tokenizer)
+        if config.pad_token_id is None or not 0 <= config.pad_token_id < len(self._tokenizer):
+            self._batch_size = 1
+        else:
+            self._tokenizer.pad_token_id = config.pad_token_id
 
     def score(self, request: ScoreRequest) -> Tensor:
         """`[N]`: the classifier's only logit. Of a text longer than its context it reads the last tokens."""
@@ -129,7 +135,8 @@ class ClassifierReward:
         encoded = self._encoded(request)
         scores = []
         for start in range(0, len(encoded), self._batch_size):
-            inputs = self._tokenizer.pad({"input_ids": encoded[start : start + self._batch_size]}, return_tensors="pt")
+            rows = {"input_ids": encoded[start : start + self._batch_size]}
+            inputs = self._tokenizer.pad(rows, padding=self._batch_size > 1, return_tensors="pt")
             scores.append(self._model(**inputs.to(self._model.device)).logits[:, 0].float().cpu())
         result = torch.cat(scores)
         if not bool(torch.isfinite(result).all()):

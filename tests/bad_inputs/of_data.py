@@ -25,7 +25,7 @@ from tests.bad_inputs.prepared import (
     questions,
 )  # fmt: skip
 
-COUNTED = r"(?i)(warning|left out|cut|short|drop|dupl|same|equal|not read|ignor|unread).*"
+COUNTED = r"(?i)(warning|left out|lost|cut|short|drop|dupl|same|equal|not read|ignor|unread).*"
 
 
 def with_row(rows: list[dict[str, Any]], **values: Any) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def found(name: str, command: str, content: Any, says: str = r"d\.jsonl:7", **mo
 
 def said(word: str) -> dict[str, Any]:
     """Refused with this word, or accepted with a warning that has it."""
-    return {"codes": {0, 3}, "says": word, "warns": rf"(?i)(warning|[0-9]+ ).*({word})"}
+    return {"codes": {0, 3}, "says": word, "warns": rf"(?i)(warning|[0-9]+ ).*({word})|({word}).*[0-9]+ row"}
 
 
 TURNS = [{"role": "user", "content": "Is the cat good?"}, {"role": "assistant", "content": "The cat is good."}]
@@ -77,7 +77,7 @@ FOUND = [
     found("ppo_surrogate_in_column", PPO, lines(questions(), 7, '{"prompt": "a", "note": "\\ud83d"}'),
           fine="the column goes to the reward function as it is"),
     found("best-of_surrogate_in_key", BEST_OF, lines(questions(), 7, '{"prompt": "a", "\\ud83d": "x"}')),
-    found("reward_margin_bigint", REWARD, with_row(pairs(), margin=10**400), "7.*margin"),
+    found("reward_margin_bigint", REWARD, with_row(pairs(), margin=10**400), "7.*401 digits"),
     found("reward_margin_5000digits", REWARD, lines(pairs(), 7, '{"prompt": "a", "chosen": "b", "rejected": "c", '
           '"margin": ' + "1" * 5000 + "}")),
     found("ppo_int_5000digits_col", PPO, lines(questions(), 7, '{"prompt": "a", "n": ' + "1" * 5000 + "}")),
@@ -85,7 +85,7 @@ FOUND = [
     Case("data_json_int_5000digits", SFT.replace("d.jsonl", "d.json"),
          {"d.json": '[{"prompt": "a", "completion": "b", "n": ' + "1" * 5000 + "}]"}, {3}, says=r"d\.json"),
     found("reward_grades_bigint", REWARD, [{"instruction": f"a {i}", "output": ["x", "y"], "grades": [10**400, 0]}
-          for i in range(12)], r"d\.jsonl:1.*grades"),
+          for i in range(12)], r"d\.jsonl:1.*401 digits"),
     found("reward_grades_true", REWARD, [{"instruction": f"a {i}", "output": ["x", "y"], "grades": [True, False]}
           for i in range(12)], r"d\.jsonl:1.*grades"),
     found("sft_dup_keys", SFT, lines(answered(), 7, '{"prompt": "a", "completion": "b", "completion": "c"}'),
@@ -109,7 +109,7 @@ FOUND = [
     found("reward_margin_negative", REWARD, with_row(pairs(), margin=-1), "7.*margin"),
     found("reward_margin_text", REWARD, with_row(pairs(), margin="1"), "7.*margin"),
     found("reward_margin_true", REWARD, with_row(pairs(), margin=True), "7.*margin"),
-    found("reward_margin_nan", REWARD, with_row(pairs(), margin=float("nan")), "7.*margin"),
+    found("reward_margin_nan", REWARD, with_row(pairs(), margin=float("nan")), "7.*NaN"),
     found("reward_tie_text", REWARD, with_row(pairs(), tie="no"), "7.*tie"),
     found("sft_msg_toolcalls_lost", SFT, [{"messages": [*row["messages"][:1], {**row["messages"][1], "tool_calls":
           [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]}]} for row in talks()],
@@ -152,7 +152,7 @@ FOUND = [
     Case("data_sft_eval_is_train", f"{SFT} --data.eval d.jsonl", files_for("sft"), {0, 2, 3},
          says="eval|same", warns="(?i)warning.*(eval|same|train)"),
     Case("data_sft_eval_rows_of_train", f"{SFT} --data.eval e.jsonl", {**files_for("sft"), "e.jsonl": answered(12)},
-         {0, 2, 3}, says="eval|same", warns="(?i)warning.*12.*(eval|same|train)"),
+         {0, 2, 3}, says="eval|same", warns="(?i)warning.*train.*12"),
     Case("data_sft_second_missing_limit", [*SFT.split()[:-1], "[d.jsonl, nosuch.jsonl]", "--data.limit", "10"],
          files_for("sft"), {3}, says="nosuch.jsonl"),
     Case("data_sft_eval_missing", f"{SFT} --data.eval nosuch.jsonl", files_for("sft"), {3}, says="nosuch.jsonl"),

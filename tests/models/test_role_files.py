@@ -352,8 +352,10 @@ def test_an_entry_that_stands_twice_in_the_card_is_named(base: Path, saved: Path
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"r": -1}, "the adapter of role 'judge' cannot be put on this base: `r` should be a positive integer"),
-        ({"r": "x"}, "cannot be put on this base: '<=' not supported"),
+        ({"r": 1_000_000_000}, "r is 1000000000, and the weights beside it have rank "),
+        ({"r": "x"}, "r is 'x', and the weights beside it have rank "),
+        ({"target_modules": "(["}, "cannot be put on this base: unterminated character set"),
+        ({"r": -1, "rank_pattern": {"q_proj": -1}}, "adapter of role 'judge' cannot be put on this base: `r` should"),
         ({"target_modules": ["nosuch"]}, "cannot be put on this base: Target modules .'nosuch'. not found"),
         ({"lora_dropout": 7}, "cannot be put on this base: dropout probability"),
         ({"lora_alpha": "x"}, "lora_alpha is 'x', not a number"),

@@ -23,7 +23,7 @@ from onebase.recipes import reward
 from onebase.recipes.setup import open_base
 from onebase.records import Example
 from onebase.training.comparisons import draw_comparisons
-from tests.recipes.conftest import Options, common, file_bytes, load, metric_rows, pair_rows, write_rows
+from tests.recipes.conftest import Options, common, file_bytes, load, make_base, metric_rows, pair_rows, write_rows
 
 LISTS: list[Options] = [
     {
@@ -199,7 +199,9 @@ def test_mean_pooling_scores_the_mean_of_the_answers_states(base: Path, tmp_path
     assert summary["eval_score_mean"] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
 
 
-def test_full_parameters_leave_a_classifier_with_the_same_scores(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pad_is_end", [False, True])
+def test_full_parameters_leave_a_classifier_with_the_same_scores(pad_is_end: bool, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", pad_is_end=pad_is_end)
     before = file_bytes(base)
     rows = write_rows(tmp_path / "pairs.jsonl", pair_rows())
     more: Options = {"lora.r": 0, "max_steps": 6, "optimizer.learning_rate": 2e-3}
@@ -208,6 +210,7 @@ def test_full_parameters_leave_a_classifier_with_the_same_scores(base: Path, tmp
     assert file_bytes(base) == before and not (tmp_path / "run" / "reward").exists()
     classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     assert classifier.config.num_labels == 1
+    assert classifier.config.pad_token_id not in (None, load_tokenizer(str(base)).eos_token_id)
     _, held_out = examples_of(config, base)
     scores = torch.tensor(scores_of(classifier, held_out)).flatten()
     assert float(scores.std()) > 0.01

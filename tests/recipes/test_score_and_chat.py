@@ -190,6 +190,17 @@ def test_score_says_how_often_the_better_answer_scores_higher(
     assert "accuracy" not in said(capsys, "score", str(reward_role), str(write_rows(rows, answered_rows(2))))[1]
 
 
+def test_a_role_that_lacks_a_moment_is_scored_without_a_word_about_them(
+    base: Path, reward_role: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    role = shutil.copytree(reward_role, tmp_path / "reward")
+    card = json.loads((role / "role.json").read_text(encoding="utf-8"))
+    (role / "role.json").write_text(json.dumps({k: v for k, v in card.items() if k != "score_std"}))
+    rows = write_rows(tmp_path / "rows.jsonl", pair_rows())
+    out, err = said(capsys, "score", str(role), str(rows))
+    assert out == said(capsys, "score", str(reward_role), str(rows))[0] and "deviation" not in err
+
+
 def test_agreement_counts_every_comparison_of_a_list_and_a_tie_as_half() -> None:
     told = agreement([((2.0, 1.0, 0.0), (3.0, 1.0, 1.0)), ((1.0, 1.0), (0.0, 5.0)), (None, (1.0,))])
     assert told == f"accuracy {2.5 / 3:.3f}: the better answer scores higher (3 comparisons, 1 rows)"

@@ -12,6 +12,7 @@ from transformers import (
 
 from onebase.data.tree import build_tree_batch
 from onebase.errors import ModelError, RewardError
+from onebase.models.classifier import harmless_padding
 from onebase.models.forward import completion_scores
 from onebase.models.one_base import OneBase
 from onebase.models.tiny import train_tokenizer
@@ -126,6 +127,28 @@ def test_a_classifier_reads_the_text_with_its_own_tokenizer(tmp_path: Path, pad:
     assert source.name == "judge" and scores.dtype == torch.float32 and not scores.requires_grad
     assert max(expected) - min(expected) > 0.1
     torch.testing.assert_close(scores, torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_where_the_end_token_is_the_only_padding_the_end_of_a_text_is_read(tmp_path: Path, other: bool) -> None:
+    folder = save_classifier(tmp_path / "judge", pad=False)
+    tokenizer = own_tokenizer()
+    tokenizer.pad_token = None
+    if not other:  # nothing else to pad with: the texts go one by one
+        tokenizer.bos_token = None
+    assert harmless_padding(tokenizer) == (own_tokenizer().bos_token_id if other else None)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    tokenizer.save_pretrained(str(folder))
+    rows = [Row((Message("user", prompt),), place="f:1") for prompt in PROMPTS]
+    asked = ScoreRequest([Example([1], [[2]], row=row) for row in rows], PROMPTS, COMPLETIONS)
+    scores = ClassifierReward(str(folder), device=CPU, batch_size=3).score(asked)
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    assert model.config.pad_token_id is None
+    for score, prompt, completion in zip(scores, PROMPTS, COMPLETIONS, strict=True):
+        ids = tokenizer(f"{prompt}</s>{completion}</s>".replace("</s>", tokenizer.eos_token), return_tensors="pt",
+                        add_special_tokens=False)["input_ids"]  # fmt: skip
+        assert int(ids[0, -1]) == tokenizer.eos_token_id
+        torch.testing.assert_close(score, model(ids).logits[0, 0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("begins", ["{{ bos_token }}", ""])
