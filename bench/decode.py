@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bench.machine import DTYPES
-from onebase.start import keep_freed_memory_whole
+from onebase.start import start_again_where_needed
 
 NUM_PROMPTS = 32
 LORA: dict[str, Any] = {"r": 16, "target_modules": ["q_proj", "v_proj"]}
@@ -37,7 +37,7 @@ def main() -> None:
     arguments.add_argument("--new-tokens", type=int, default=64)
     options = arguments.parse_args()
     if options.side == "onebase":
-        keep_freed_memory_whole()  # as the `onebase` command does
+        start_again_where_needed()  # as the `onebase` command does
     base, dtype = options.work / f"base-{options.size}", DTYPES[options.precision]
     prompts = json.loads((options.work / "prompts.json").read_text())[:NUM_PROMPTS]
     decoder = {"onebase": ours, "transformers": by_transformers}[options.side](base, dtype, prompts, options.new_tokens)

@@ -26,7 +26,7 @@ from unittest.mock import patch
 from bench.flops import Shape, Tokens, stage_operations, tokens_of
 from onebase.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from onebase.config_files import load_config
-from onebase.start import keep_freed_memory_whole
+from onebase.start import start_again_where_needed
 from onebase.training.update import Part, Update
 
 TURN = "\n\nAssistant:"
@@ -179,5 +179,5 @@ def make_reward_role(base: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory_whole()  # as the `onebase` command does
+    start_again_where_needed()  # as the `onebase` command does
     main()

@@ -91,7 +91,7 @@ def _kept(error: BaseException, folder: Path | None) -> str:
         try:
             # No link of someone else is followed: the temporary folder is everyone's.
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-            with open(descriptor, "ab") as file:
+            with os.fdopen(descriptor, "ab") as file:
                 file.write(data)
         except OSError:
             continue

@@ -92,7 +92,8 @@ def settle_leftovers(folder: Path) -> None:
 def cannot_be_written(path: Path, error: OSError) -> OnebaseError:
     """What to raise where a file of a run in progress refuses to be written."""
     return _no_room(error, path, path) or OnebaseError(
-        f"{path}: cannot be written ({error.strerror}); a run's folder has to stay where it is, and writable"
+        f"{error.filename2 or path}: cannot be written ({error.strerror}); a run's folder has to stay where it is, "
+        "and writable"
     )
 
 

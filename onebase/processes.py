@@ -31,7 +31,9 @@ def _state() -> Any:
 
 def _world_size() -> int:
     size = _number("WORLD_SIZE", "1", "a number of processes")
-    if size < 2:
+    if size < 1:
+        raise ConfigError(f"WORLD_SIZE = {size} in the environment is not a number of processes; {START_BY}")
+    if size == 1:
         return size
     missing = [name for name in PLACES if not os.environ.get(name)]
     if missing:

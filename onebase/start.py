@@ -12,26 +12,31 @@ at its end; kept apart, it stands between two freed tensors for good, and the ne
 
 def main() -> int:
     """Runs the command line of this process and returns its exit code."""
-    keep_freed_memory_whole()
+    start_again_where_needed()
     from onebase.cli import main as run
 
     return run()
 
 
-def keep_freed_memory_whole() -> None:
-    """Starts this process again with `MALLOC`, where its C library is glibc and was not told otherwise.
+def start_again_where_needed() -> None:
+    """Starts this process again with the settings that it lacks; it keeps its number, and then finds them set.
 
-    glibc reads these settings from the environment, once, as a process starts. The process keeps its number, and the
-    second start finds them set.
+    `MALLOC`, where the C library is glibc and was not told otherwise: it reads them once, as a process starts. And
+    UTF-8 for the names of files, where the locale would have them in ASCII.
     """
+    settings = {}
     told = os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform != "linux" or "glibc.malloc." in told or not sys.executable or not _is_glibc():
+    if sys.platform == "linux" and "glibc.malloc." not in told and _is_glibc():
+        settings["GLIBC_TUNABLES"] = f"{told}:{MALLOC}".lstrip(":")
+    if sys.getfilesystemencoding() != "utf-8":
+        settings["PYTHONUTF8"] = "1"
+    if not settings or not sys.executable:
         return
-    os.environ["GLIBC_TUNABLES"] = f"{told}:{MALLOC}".lstrip(":")
+    os.environ.update(settings)
     try:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except OSError:
-        pass  # nothing is wrong but that freed memory falls into pieces
+        pass  # freed memory falls into pieces, and files are named in ASCII
 
 
 def _is_glibc() -> bool:

@@ -147,6 +147,7 @@ def test_a_lone_prompt_and_a_lone_row_are_shared_by_two(base: Path, tmp_path: Pa
     ("environment", "message"),
     [
         ({"WORLD_SIZE": "abc"}, "WORLD_SIZE = 'abc' in the environment is not a number of processes; start several "),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE = -1 in the environment is not a number of processes; start several "),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"},
          "WORLD_SIZE = 2 in the environment, without LOCAL_RANK, MASTER_ADDR; start several processes with torchrun or "
          "accelerate launch, and a single one with WORLD_SIZE unset"),

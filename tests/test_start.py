@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from onebase.start import MALLOC, keep_freed_memory_whole
+from onebase.start import MALLOC, start_again_where_needed
 
 GLIBC = sys.platform == "linux" and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
 needs_glibc = pytest.mark.skipif(not GLIBC, reason="the C library is not glibc: there is nothing to set")
 
 PROGRAM = (
-    "import os, sys; from onebase.start import keep_freed_memory_whole\n"
+    "import os, sys; from onebase.start import start_again_where_needed\n"
     "print(os.getpid(), flush=True)\n"  # twice: before and after
-    "keep_freed_memory_whole()\n"
+    "start_again_where_needed()\n"
     "print(os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:], sep='|')"
 )
 
 
-def started(*words: str, tunables: str | None = None) -> list[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+def started(*words: str, tunables: str | None = None, **variables: str) -> list[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | variables
     if tunables is not None:
         environment["GLIBC_TUNABLES"] = tunables
     command = [sys.executable, "-c", PROGRAM, *words]
@@ -49,10 +49,18 @@ def test_what_a_person_told_the_allocator_stays() -> None:
     assert said == "glibc.malloc.mxfast=64"
 
 
+@pytest.mark.parametrize("tunables", [None, "glibc.malloc.mxfast=64"])
+def test_in_an_ascii_locale_files_keep_their_names(tmp_path: Path, tunables: str | None) -> None:
+    name = tmp_path / "中文.txt"
+    name.write_text("x", encoding="utf-8")
+    *_, said = started(str(name), tunables=tunables, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert said.endswith(f"|{name}")
+
+
 def test_a_process_that_cannot_start_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
     monkeypatch.setenv("GLIBC_TUNABLES", "")
-    keep_freed_memory_whole()
+    start_again_where_needed()
     assert os.environ["GLIBC_TUNABLES"] == (MALLOC if GLIBC else "")
 
 

@@ -168,14 +168,19 @@ def report(folder: Path, *, price_per_hour: float | None = None) -> None:
 
 
 def leave_pictures(folder: Path) -> None:
-    """Draws the curves of a run that is finished, and writes its report."""
+    """Draws the curves of a run that is finished, and writes its report; the run stands where that fails."""
     if not processes.is_main():
         return
-    from onebase.evaluation.plots import plot_run
-
     run = opened(folder)
-    drawn = plot_run(folder)
-    write_report(folder, _defaults(run))
+    try:
+        from onebase.evaluation.plots import plot_run
+
+        drawn = plot_run(folder)
+        write_report(folder, _defaults(run))
+    except Exception as error:  # of a drawing library and its settings
+        say(f"warning: {run.verb}: no curves or no report: {text_shown(error, 200)}; the run is complete, and "
+            f"'onebase runs report {text_shown(folder)}' writes the report later")  # fmt: skip
+        return
     say(f"{run.verb}: {f'curves in {drawn}, ' if drawn else ''}report in {folder / 'report.html'}")
 
 

@@ -18,13 +18,22 @@ import torch
 
 from onebase.errors import RewardError
 
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
     (torch.get_num_threads, torch.set_num_threads),
+    (_umask, os.umask),
+    (lambda: sys.excepthook, lambda hook: setattr(sys, "excepthook", hook)),
 )
-"""What would change the numbers of a run, beside what belongs to a thread: grad mode, the default device."""
+"""What would change a run's numbers, files or end, beside what belongs to a thread: grad mode, the default device."""
 
 
 class TookTooLong(Exception):
@@ -66,7 +75,7 @@ def within(seconds: float | None, call: Callable[[], Any]) -> Any:
 
 @contextmanager
 def unchanged_process(folder: Path) -> Iterator[None]:
-    """Restores working directory, standard streams, warning filters and torch's settings on leaving.
+    """Restores working directory, standard streams, warning filters and the process's settings on leaving.
 
     Random states are left alone: after the set-up a run draws from generators of its own, and a function that draws
     should not draw the same every time. A checkpoint keeps them.

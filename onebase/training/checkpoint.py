@@ -12,6 +12,7 @@ import json
 import pickle
 import random
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,6 +97,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         CheckpointError: a file is missing, cut off or changed, or not what this version writes.
     """
     try:
+        _require_file(folder / SUMS_FILE)
         sums = json.loads((folder / SUMS_FILE).read_text(encoding="utf-8"))
         for name, expected in {STATE_FILE: "", **sums}.items():  # a list that does not name it proves nothing
             if _sha256(folder / name) != expected:
@@ -153,6 +155,13 @@ def inputs_of(one: OneBase, *sides: list[Example]) -> dict[str, str]:
     return {"base": one.fingerprint, "roles": digest.hexdigest(), "data": fingerprint_examples(*sides)}
 
 
+def _require_file(path: Path) -> None:
+    """Raises CheckpointError where something else has the name: to read a pipe may be to wait for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CheckpointError(f"{path} is not a file")
+
+
 def _sha256(path: Path) -> str:
+    _require_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

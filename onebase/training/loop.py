@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import yaml
+
 from onebase import processes
 from onebase.errors import CheckpointError, ConfigError, DoesNotFitError, Interrupted, OnebaseError, Stopped
 from onebase.files import atomic_folder
@@ -41,8 +43,17 @@ def require_state(state: Mapping[str, Any], path: Path) -> None:
         CheckpointError: it is not the state that a loop writes.
     """
     wrong = [name for name, kind in STATE.items() if name not in state or not isinstance(state[name], kind)]
+    wrong += [] if wrong or state["step"] == int(path.name.rpartition("-")[2]) else ["step"]
+    wrong += [] if wrong or _is_mapping(state["config"]) else ["config"]
     if wrong or (state["update"] is not None and not isinstance(state["update"].get("token_budget"), int)):
         raise CheckpointError(f"{path} is not what a run writes: {', '.join(wrong) or 'update'} is missing or wrong")
+
+
+def _is_mapping(text: str) -> bool:
+    try:
+        return isinstance(yaml.safe_load(text), dict)
+    except yaml.YAMLError:
+        return False
 
 
 class Loop:

@@ -34,9 +34,6 @@ RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters that a terminal would obey."""
 UNEXPECTED = re.compile(r"please report (it|them) with the command|^error: unexpected ")
 """Of the last resort, which is for what nobody thought of; a case has been thought of."""
-_ONEBASE = """onebase() { "%s" -c 'import sys; from onebase.cli import main; sys.exit(main())' "$@"; }
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Ended:
@@ -238,7 +235,7 @@ def _wait(process: int, limit: float) -> int | None:
 def in_a_shell(case: Case, folder: Path) -> Ended:
     import shlex
 
-    script = _ONEBASE % sys.executable + case.shell.replace("{}", f"onebase {shlex.join(case.words)}")
+    script = case.shell.replace("{}", shlex.join([sys.executable, "-m", "onebase", *case.words]))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **case.env}
     process = subprocess.Popen(["bash", "-c", script], cwd=folder, env=env, stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip

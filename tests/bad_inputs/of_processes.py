@@ -16,7 +16,7 @@ def shell(name: str, script: str, command: str = SFT, **more: object) -> Case:
 
 
 def _cases() -> Iterator[Case]:
-    for size in (100, 400, 700):  # with more, OpenBLAS ends the process itself, in a line of its own
+    for size in (100, 400):  # with more, libraries fail inside their C code, each in a way of its own
         yield shell(
             f"ulimit_v_{size}M",
             f"ulimit -v {size}000; {{}}",
@@ -47,7 +47,7 @@ def _cases() -> Iterator[Case]:
     yield shell(
         "world_size_2_alone",
         "WORLD_SIZE=2 RANK=0 MASTER_ADDR=localhost MASTER_PORT=99999 {} --dry-run",
-        says="MASTER_PORT|port",
+        says="LOCAL_RANK",
     )
     yield shell("stdout_closed", "{} --dry-run >&-", codes={0, 1, 2}, fine="nobody reads it")
     yield shell("stdout_closed_run", "{} >&-", codes={0, 1, 2}, fine="nobody reads it")
@@ -56,7 +56,7 @@ def _cases() -> Iterator[Case]:
     yield shell("all_closed", "{} <&- >&- 2>&-", codes={0, 1}, fine="nobody reads it")
     yield shell("stdout_full", "{} --dry-run >/dev/full", codes={1, 2, 4}, says="(?i)space|disk|stdout|written")
     yield shell(
-        "stderr_full", "{} --dry-run 2>/dev/full", codes={0, 1, 4, 120}, fine="the run matters more", lines=None
+        "stderr_full", "{} --dry-run 2>/dev/full", codes={0, 1, 4, 120}, fine="the run matters more", lines=0
     )
     yield shell(
         "stdout_read_no_further",

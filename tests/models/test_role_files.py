@@ -288,6 +288,11 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_right_one_loads_afterwa
     folder = copy_with(saved, tmp_path)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 2}))
+    check_refused(load(base), folder, "adapter_config.json: r is 2, and the weights beside it have", error=ModelError)
+    weights = load_file(folder / "adapter_model.safetensors")  # a rank that agrees, on rows that do not
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({k: v[:, :-1].contiguous() if "lora_A" in k else v for k, v in weights.items()},
+              folder / "adapter_model.safetensors")  # fmt: skip
     one = load(base)
     check_refused(one, folder, "the adapter of role 'judge' does not fit this base: ", error=ModelError)
     expected = load(base)
@@ -354,7 +359,7 @@ def test_an_entry_that_stands_twice_in_the_card_is_named(base: Path, saved: Path
     [
         ({"r": 1_000_000_000}, "r is 1000000000, and the weights beside it have rank "),
         ({"r": "x"}, "r is 'x', and the weights beside it have rank "),
-        ({"target_modules": "(["}, "cannot be put on this base: unterminated character set"),
+        ({"target_modules": "([", "layers_to_transform": None}, "cannot be put on this base: unterminated character"),
         ({"r": -1, "rank_pattern": {"q_proj": -1}}, "adapter of role 'judge' cannot be put on this base: `r` should"),
         ({"target_modules": ["nosuch"]}, "cannot be put on this base: Target modules .'nosuch'. not found"),
         ({"lora_dropout": 7}, "cannot be put on this base: dropout probability"),

@@ -19,6 +19,7 @@ from matplotlib.image import imread
 from onebase import cli
 from onebase.config import VERB_CONFIGS, DPOConfig, PPOConfig, RewardConfig, SFTConfig, verb_of
 from onebase.config_files import dump_config
+from onebase.evaluation import plots
 from onebase.recipes import dpo, ppo, reward, runs, sft
 from onebase.training.record import read_rows
 from onebase.training.run import Run, Schedule
@@ -403,6 +404,21 @@ def record_of(folder: Path) -> tuple[dict[str, Any], str]:
     assert sum(phases.values()) == pytest.approx(summary["seconds"], abs=0.21)
     runs.report(folder)
     return summary, (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_stands_where_its_curves_cannot_be_drawn(
+    tmp_path: Path, pictures: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(folder: Path) -> None:
+        raise ValueError("backend 'nosuch' is\nunknown")
+
+    monkeypatch.setattr(plots, "plot_run", fail)
+    folder = finished(tmp_path / "run")
+    runs.leave_pictures(folder)
+    assert capsys.readouterr().err == (
+        "warning: sft: no curves or no report: backend 'nosuch' is\\nunknown; the run is complete, and 'onebase runs "
+        f"report {folder}' writes the report later\n"
+    )
 
 
 def test_the_time_of_a_run_that_goes_on_is_that_of_its_steps(tmp_path: Path) -> None:

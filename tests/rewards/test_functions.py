@@ -255,6 +255,7 @@ def test_the_process_is_as_before_whatever_a_module_or_function_sets(
         "torch.set_default_device('meta')", "torch.set_num_threads(torch.get_num_threads() + 1)",
         "torch.use_deterministic_algorithms(True)", "torch.set_float32_matmul_precision('medium')",
         "warnings.simplefilter('error')", "sys.stdout.close(); sys.stderr.close()", "sys.stdout = sys.stderr = None",
+        "os.umask(0o777)", "sys.excepthook = None",
     ]  # fmt: skip
     lines = "".join(f"    {line}\n" for line in change)
     module = write("rewards", "import os, sys, torch, warnings\n\ndef change():\n" + lines + "\n"
@@ -262,11 +263,15 @@ def test_the_process_is_as_before_whatever_a_module_or_function_sets(
                    "def good(prompts, completions):\n    return [1.0] * len(prompts)\n"
                    + ("change()\n" if when == "import" else ""))  # fmt: skip
 
+    def umask() -> int:
+        os.umask(mask := os.umask(0o077))
+        return mask
+
     def state() -> list[object]:
         return [Path.cwd(), torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(),
                 torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
                 torch.get_float32_matmul_precision(), list(warnings.filters), sys.stdout, sys.stderr,
-                sys.stdout.closed, sys.stderr.closed, list(sys.path)]  # fmt: skip
+                sys.stdout.closed, sys.stderr.closed, list(sys.path), sys.excepthook, umask()]  # fmt: skip
 
     before = state()
     source = FunctionReward(f"{module}:{'good' if when == 'import' else 'score'}", timeout=timeout)

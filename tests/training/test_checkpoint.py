@@ -327,9 +327,16 @@ def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda state: {key: value for key, value in state.items() if key != name}
 
 
+def made_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGE += [
     ("", holding({"format": 1, "a": Evil()}),
      "state.pt holds more than numbers, texts and tensors, which onebase never writes; nothing of it was run"),
+    *((name, made_a_pipe, f"{Path(name).name} is not a file")
+      for name in ("state.pt", "checksums.json", "policy/role.json")),
     ("", holding([1, 2]), "state.pt is not of this version of onebase: its format is 'list', not 1"),
     ("", holding(without("format")), "state.pt is not of this version of onebase: its format is None, not 1"),
     ("", holding(lambda state: {**state, "format": 99}), "its format is 99, not 1"),
@@ -362,6 +369,10 @@ def test_of_a_damaged_checkpoint_it_is_said_and_the_one_before_is_used(
         (without("config"), "checkpoint-3 is not what a run writes: config is missing or wrong"),
         (without("weights"), "checkpoint-3 is not what a run writes: weights is missing or wrong"),
         (lambda state: {**state, "step": "3", "parts": []}, "not what a run writes: step, parts is missing or wrong"),
+        (lambda state: {**state, "step": -1}, "checkpoint-3 is not what a run writes: step is missing or wrong"),
+        (lambda state: {**state, "step": 2}, "checkpoint-3 is not what a run writes: step is missing or wrong"),
+        (lambda state: {**state, "config": "x"}, "checkpoint-3 is not what a run writes: config is missing or wrong"),
+        (lambda state: {**state, "config": "["}, "checkpoint-3 is not what a run writes: config is missing or wrong"),
         (lambda state: {**state, "update": {}}, "checkpoint-3 is not what a run writes: update is missing or wrong"),
     ],
 )
