@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -18,9 +19,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 from onebase import __version__, failures, preflight, streams
 from onebase.data.files import check_file
@@ -35,6 +36,23 @@ app = App(
     suppress_keyboard_interrupt=False,  # main answers it
 )
 
+
+
+def _written_as(pattern: str, what: str) -> Callable[[Any, Sequence[Token]], Any]:
+    """A converter for numbers written in one way: cyclopts would round 1.5 to a whole one and read 0x10 and 1_0."""
+
+    def convert(_kind: Any, tokens: Sequence[Token]) -> Any:
+        if not re.fullmatch(pattern, tokens[0].value):
+            raise ValueError(f"{shown(tokens[0].value, 60)} is not {what}")
+        return int(tokens[0].value) if what == "a whole number" else float(tokens[0].value)
+
+    return convert
+
+
+_WHOLE = Parameter(converter=_written_as(r"[+-]?\d{1,18}", "a whole number"))
+_REAL = Parameter(converter=_written_as(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", "a number"))
+Whole = Annotated[int, _WHOLE]
+Real = Annotated[float, _REAL]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Quantization = Literal["none", "nf4"]
 
@@ -170,7 +188,7 @@ def score(
     *,
     rank: bool = False,
     model: str | None = None,
-    microbatch_tokens: int | None = None,
+    microbatch_tokens: Annotated[int | None, _WHOLE] = None,
     dtype: Dtype | None = None,
     quantization: Quantization | None = None,
     device: str = "auto",
@@ -215,10 +233,10 @@ def chat(
     system: str | None = None,
     reward: str | None = None,
     model: str | None = None,
-    max_new_tokens: int = 128,
-    temperature: float = 0.8,
-    top_p: float = 1.0,
-    seed: int = 0,
+    max_new_tokens: Whole = 128,
+    temperature: Real = 0.8,
+    top_p: Real = 1.0,
+    seed: Whole = 0,
     dtype: Dtype | None = None,
     quantization: Quantization | None = None,
     device: str = "auto",
@@ -268,7 +286,7 @@ def chat(
 
 
 @app.command
-def demo(*, output_dir: Path = Path("runs/demo"), seed: int = 0) -> None:
+def demo(*, output_dir: Path = Path("runs/demo"), seed: Whole = 0) -> None:
     """Run every stage on a tiny model in minutes, without network.
 
     Args:
@@ -289,6 +307,8 @@ def doctor(*, json: bool = False, output_dir: Path = Path("runs")) -> None:
         json: Print one JSON object.
         output_dir: Folder whose disk is checked; it is not created.
     """
+    if os.path.lexists(output_dir) and not output_dir.is_dir():
+        raise ConfigError(f"{shown(output_dir, 200)}: not a folder; choose another --output-dir")
     _recipe("doctor").run(output_dir=output_dir, as_json=json)
 
 
@@ -341,7 +361,7 @@ def compare(*folders: Path, json: bool = False) -> None:
 
 
 @runs.command
-def report(run: Path, /, *, price_per_hour: float | None = None) -> None:
+def report(run: Path, /, *, price_per_hour: Annotated[float | None, _REAL] = None) -> None:
     """Write report.html into a run's folder: everything about it on one page, in one file.
 
     Args:
@@ -358,6 +378,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _run_folder = None
     verb = " ".join(word for word in words[: 2 if words[:1] == ["runs"] else 1] if not word.startswith("-"))
     streams.open_streams()
+    if any("\0" in word for word in words):
+        failures.say("a word of the command line has a zero character in it; take it out")
+        return ConfigError.exit_code
     try:
         # Where a run is in its steps, it saves first; before and after them there is nothing to save.
         signal.signal(signal.SIGTERM, _stop)

@@ -10,7 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
-from onebase.errors import DoesNotFitError, OnebaseError
+from onebase.errors import ConfigError, DoesNotFitError, OnebaseError
 from onebase.shown import shown
 
 PACKAGE = Path(__file__).parent
@@ -43,6 +43,9 @@ def told(error: BaseException, verb: str, folder: Path | None) -> int:
         where = f" for '{error.filename}'" if error.filename else ""
         say(f"no space left on the disk{where}; free some and run the same command again")
         return DoesNotFitError.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        say(f"{shown(error.filename, 200)}: {error.strerror}; name another file or folder")
+        return ConfigError.exit_code
     if isinstance(error, OSError) and error.errno == errno.EROFS:  # a disk that failed is often still there to be read
         say(f"{error.filename}: {error.strerror}; make it writable, and run the same command again")
         return OnebaseError.exit_code

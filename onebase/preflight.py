@@ -77,10 +77,13 @@ def check_roles(roles: Mapping[str, tuple[str, ...]], *, model: str | None) -> N
         model: the base, where it is not where the roles say.
 
     Raises:
+        ConfigError: the base has no name.
         ModelError: they are not, or their base is not there.
     """
     from onebase.recipes.named_folders import check_opened
 
+    if model is not None and not model.strip():
+        raise ConfigError("--model is empty; name the folder of the base model, or leave it out")
     check_opened({folder: (folder, kinds) for folder, kinds in roles.items()}, model=model)
 
 
@@ -113,6 +116,8 @@ def check_sampling(
     if not 0 <= seed < 2**63:
         raise ConfigError(f"--seed is {seed}; a number from 0 on is needed")
     for option, text in texts.items():
+        if text is not None and not text.strip():
+            raise ConfigError(f"{option} is empty; write what it should say, or leave it out")
         # Python hands on bytes that are no text as halves of surrogates.
         if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
             raise ConfigError(f"{option} is not UTF-8 text: {shown(text, 60)}")

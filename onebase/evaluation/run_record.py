@@ -95,16 +95,19 @@ def read_run(folder: Path, verb: str = "") -> RunRecord:
     config, path = {}, folder / "config.yaml"
     try:
         if os.path.exists(path) and not os.path.isfile(path):
-            raise ConfigError(f"{path}: not the configuration of a run: it is no regular file")
+            raise ConfigError(f"{text_shown(path, 300)}: not the configuration of a run: it is no regular file")
         text = path.read_text(encoding="utf-8")
         config = plain_values(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except OSError as error:
-        raise ConfigError(f"{folder}: there is no run (no config.yaml that can be read: {error.strerror}); a run has "
-                          "one from its first step on") from None  # fmt: skip
+        raise ConfigError(
+            f"{text_shown(folder, 300)}: there is no run (no config.yaml that can be read: {error.strerror}); a run "
+            "has one from its first step on"
+        ) from None
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {text_shown(' '.join(str(error).split()), 300)}") from None
+        said = text_shown(" ".join(str(error).split()), 300)
+        raise ConfigError(f"{text_shown(path, 300)}: not valid YAML: {said}") from None
     if not isinstance(config, dict) or "output_dir" not in config:
-        raise ConfigError(f"{path}: not the configuration of a run: it has no output_dir")
+        raise ConfigError(f"{text_shown(path, 300)}: not the configuration of a run: it has no output_dir")
     summary, cut = read_object(folder / "summary.json")
     rows, damaged = read_rows(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else ([], "")
     problems = tuple(filter(None, (cut, damaged)))

@@ -19,6 +19,7 @@ from onebase.data.chat import chat_format
 from onebase.data.fit import Limits
 from onebase.data.formats import read_rows
 from onebase.data.prepare import encode_prompts
+from onebase.errors import ConfigError
 from onebase.evaluation.held_out import HeldOut, evaluate_role
 from onebase.evaluation.intervals import Interval, paired_bootstrap
 from onebase.evaluation.plots import plot_stages
@@ -177,7 +178,13 @@ def write_data(folder: Path, seed: int) -> None:
 
 
 def free_folder(wanted: Path) -> Path:
-    """The folder wanted, or with a number behind it where that is taken."""
+    """The folder wanted, or with a number behind it where that is taken.
+
+    Raises:
+        ConfigError: it is taken, and has no name to put a number behind: `.`.
+    """
+    if wanted.exists() and wanted.name in ("", ".."):
+        raise ConfigError(f"{wanted}: the demo writes to a folder of its own; name one by --output-dir")
     number = 2
     folder = wanted
     while folder.exists():

@@ -115,8 +115,6 @@ def plot(folders: Sequence[Path], *, output: Path | None = None) -> None:
         if len(run.rows) < 2 or not any(row.get(metric) is not None for row in run.rows for metric in drawn):
             raise ConfigError(f"{run.folder}: there is nothing to draw yet; curves need two steps")
     names, first = list(runs), folders[0]
-    if output is not None and "\0" in str(output):
-        raise ConfigError(f"--output {text_shown(output, 200)}: a path has no zero byte")
     path = output or first / "plots" / ("metrics.png" if len(runs) == 1 else f"{'-'.join(names).replace('/', '_')}.png")
     if path.suffix != ".png" or os.path.isdir(path):
         raise ConfigError(f"--output {path}: give the name of a .png file")
@@ -206,8 +204,8 @@ def opened(folder: Path) -> RunRecord:
         ConfigError: no run there; names those that are below.
     """
     if not os.path.exists(folder / "config.yaml") and os.path.isdir(folder) and (near := list(below(folder))):
-        listed = ", ".join(map(str, near[:5])) + (", ..." if len(near) > 5 else "")
-        raise ConfigError(f"{folder}: no run, but there are runs below it: {listed}")
+        listed = ", ".join(map(text_shown, near[:5])) + (", ..." if len(near) > 5 else "")
+        raise ConfigError(f"{text_shown(folder)}: no run, but there are runs below it: {listed}")
     run = read_run(folder)
     return run if run.verb else read_run(folder, verb_of(run.config))
 
@@ -241,9 +239,10 @@ def _defaults(run: RunRecord) -> dict[str, Any]:
 
 def _distinct(folders: Sequence[Path], *, at_least: int) -> dict[str, RunRecord]:
     """The runs by the ends of their paths, as long as it takes to tell them apart."""
-    if len(set(folder.resolve() for folder in folders)) < max(at_least, len(folders)):
+    places = [Path(os.path.realpath(folder)) for folder in folders]
+    if len(set(places)) < max(at_least, len(folders)):
         raise ConfigError(f"give the folders of {at_least} {'run' if at_least == 1 else 'different runs'} or more")
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [place.parts for place in places]
     length = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
     return {"/".join(part[-length:]): opened(folder) for part, folder in zip(parts, folders, strict=True)}
 

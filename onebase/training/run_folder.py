@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -107,13 +108,13 @@ def _require_a_folder(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _require_inputs_elsewhere(folder: Path, config: Mapping[str, Any]) -> None:
-    home = folder.resolve()
+    home = Path(os.path.realpath(folder))
     for key in INPUT_KEYS:
         value = _value(config, key)
         for text in value if isinstance(value, list) else [value]:
             if not isinstance(text, str) or "\0" in text:
                 continue
-            place = Path(text).resolve()
+            place = Path(os.path.realpath(text))  # Path.resolve raises where a link leads to itself
             if place == home or (home in place.parents and _is_ours(place.relative_to(home).parts[0])):
                 raise ConfigError(
                     f"'{key}' = {text} is in 'output_dir' = {folder}, where this run would write over it; choose "

@@ -431,8 +431,15 @@ def test_an_answer_ends_where_the_context_does(
         ("--max-new-tokens", "0", "--max-new-tokens is 0; at least 1 is needed"),
         ("--max-new-tokens", "-3", "--max-new-tokens is -3; at least 1 is needed"),
         ("--temperature", "-0.5", "--temperature is -0.5; 0 or more is needed"),
-        ("--temperature", "nan", "--temperature is nan; 0 or more is needed"),
-        ("--temperature", "inf", "--temperature is inf; 0 or more is needed"),
+        ("--temperature", "1e400", "--temperature is inf; 0 or more is needed"),
+        *((option, value, f"Invalid value for {option}: {value} is not {what} See 'onebase chat --help'.")
+          for option, value, what in [
+              ("--temperature", "nan", "a number"), ("--temperature", "1_0", "a number"), ("--top-p", "x", "a number"),
+              ("--max-new-tokens", "1.5", "a whole number"), ("--seed", "0x10", "a whole number"),
+              ("--seed", "1_0", "a whole number"), ("--seed", "9" * 30, "a whole number")]),
+        ("--system", "  ", "--system is empty; write what it should say, or leave it out"),
+        ("--model", "", "--model is empty; name the folder of the base model, or leave it out"),
+        ("--model", "x" * 300, f"{'x' * 197}...: File name too long; name another file or folder"),
     ],
 )
 def test_lengths_and_temperatures_that_cannot_be_are_refused(
