@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 _CONTROLS = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
@@ -28,6 +29,12 @@ def shown(text: object, limit: int | None = None, *, lines: bool = False) -> str
     if limit is None or len(safe) <= limit:
         return safe
     return safe[: max(0, limit - 3)] + "..."
+
+
+def json_shown(value: object, *, indent: int | None = None) -> str:
+    """Returns the value as JSON in which every control character is an escape, so that it can be printed anywhere."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _UNSAFE_BUT_LAYOUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _escaped(character: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 
-from onebase.shown import shown
+from onebase.shown import json_shown, shown
 
 
 def test_control_characters_are_written_out() -> None:
@@ -54,3 +55,11 @@ def test_a_text_cannot_end_the_process() -> None:
             raise SystemExit(0)
 
     assert shown(Ending()) == "(Ending without a text: its __str__ raises SystemExit)"
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_is_read_back_as_it_was_and_moves_no_cursor(indent: int | None) -> None:
+    value = {"a\x9b31m": ["\x1b[2J", "\u202e\x7f\u2028", "漢字 🙂\n"]}
+    text = json_shown(value, indent=indent)
+    assert json.loads(text) == value and "漢字 🙂" in text
+    assert not [c for c in text if c != "\n" and (ord(c) < 32 or 126 < ord(c) < 160 or c in "\u202e\u2028")]

@@ -22,6 +22,7 @@ from onebase.config_files import defaults_of
 from onebase.errors import ConfigError
 from onebase.evaluation.html_report import write_report
 from onebase.evaluation.run_record import STEP_NAMES, RunRecord, duration, flattened, read_run, shown
+from onebase.shown import json_shown
 from onebase.shown import shown as text_shown
 from onebase.training.progress import say
 from onebase.training.record import checkpoints, read_object
@@ -48,7 +49,7 @@ def ls(folder: Path, *, as_json: bool = False) -> None:
             unread.append(str(error))
     found.sort(key=last_written)
     if as_json:
-        print(json.dumps([described(run, folder) for run in found], indent=2, ensure_ascii=False))
+        print(json_shown([described(run, folder) for run in found], indent=2))
     else:
         lines = [[str(value) for value in described(run, folder).values()] for run in found]
         for line, run in zip(lines, found, strict=True):
@@ -80,7 +81,7 @@ def show(folder: Path, *, as_json: bool = False) -> None:
         "best": best or None,
     }
     if as_json:
-        print(json.dumps(known, indent=2, ensure_ascii=False))
+        print(json_shown(known, indent=2))
         return
     data = [f"{count:,} {'held out' if name == 'held_out' else name}" for name, count in (known["data"] or {}).items()]
     print(text_shown(f"{folder}: {run.verb}"))
@@ -142,7 +143,7 @@ def compare(folders: Sequence[Path], *, as_json: bool = False) -> None:
         "last_metrics": _side_by_side({name: run.rows[-1] if run.rows else {} for name, run in runs.items()}),
     }
     if as_json:
-        print(json.dumps(parts, indent=2, ensure_ascii=False))
+        print(json_shown(parts, indent=2))
         return
     titles = {"config": "config, where it differs", "summary": "summary", "last_metrics": "last metrics"}
     for part, rows in parts.items():

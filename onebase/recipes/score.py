@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from onebase.errors import DataError
 from onebase.models.forward import completion_scores
 from onebase.models.passes import per_example
 from onebase.recipes.saved import open_saved
+from onebase.shown import json_shown
 from onebase.training.memory import find_token_budget
 from onebase.training.progress import say
 
@@ -61,7 +61,7 @@ def run(
         if rank:
             order = sorted(range(len(numbers)), key=lambda k: -numbers[k])
             line["ranking"] = [{"answer": k, "score": numbers[k], "text": row.answers[k]} for k in order]
-        print(json.dumps(line, ensure_ascii=False))
+        print(json_shown(line))
     if told := agreement([(row.grades, scored.tolist()) for row, scored in zip(rows, scores, strict=True)]):
         say(told)
     reward, every = one.roles["reward"], torch.cat(scores)

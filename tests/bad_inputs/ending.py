@@ -32,6 +32,8 @@ LONGEST_LINE = 1_500
 """Characters of an error line, beside what was on the command line itself."""
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters that a terminal would obey."""
+BASH_SAYS = re.compile(r"\[\d+\][+-]? +(Exit|Done|Interrupt|Terminated)")
+"""Of a job in the background."""
 UNEXPECTED = re.compile(r"please report (it|them) with the command|^error: unexpected ")
 """Of the last resort, which is for what nobody thought of; a case has been thought of."""
 
@@ -89,7 +91,7 @@ def ending_of(case: Case, folder: Path, prepared: Path) -> Ending:
 
 
 def _what_is_wrong(case: Case, ended: Ended) -> tuple[str, str] | None:
-    lines = [line for line in ended.err.splitlines() if line.strip()]
+    lines = [line for line in ended.err.splitlines() if line.strip() and not BASH_SAYS.match(line)]
     errors = [line for line in lines if line.startswith("error: ")]
     if ended.code is None:
         return "hang", f"did not end within {case.limit:g} s"

@@ -248,9 +248,6 @@ def _behind_the_back() -> Iterator[Case]:
     yield odd("logging", f"import logging; logging.basicConfig(level=0); {GIVE}", stands)
     yield odd("gc_off", f"import gc; gc.disable(); {GIVE}", stands)
     yield odd("excepthook", f"sys.excepthook = None; {GIVE}", stands)
-    yield odd(
-        "builtins_open", f"import builtins; builtins.open = None; {GIVE}", "", says="rew|open|unexpected|callable"
-    )
     yield odd("sys_path_cleared", f"sys.path.clear(); {GIVE}", stands)
     yield odd("modules_cleared", f"sys.modules.pop('json', None); {GIVE}", stands)
 
