@@ -114,7 +114,7 @@ MUTANTS = [
            f"{TEST_PPO}::test_the_critic_starts_from_the_reward_role_where_there_is_one"),
     Mutant(PPO_SETUP, "temperature=generation.temperature,", "",
            "generation.temperature is ignored in sampling", WHOLE_UPDATE),
-    Mutant(PPO_SETUP, "return ppo.num_ppo_epochs * sum(", "return sum(",
+    Mutant(PPO_SETUP, "steps = ppo.num_ppo_epochs * sum(", "return sum(",
            "the schedule ends with the first epoch of PPO",
            f"{TEST_PPO}::test_the_schedule_counts_every_step_of_every_epoch"),
     Mutant(PPO_SETUP, 'self.updates_done = state["updates_done"]', "pass",
