@@ -1,4 +1,4 @@
-.PHONY: setup test test-all lint demo crash-test bench bench-quick
+.PHONY: setup test test-slow test-all lint demo crash-test bench bench-quick
 
 # Any of these that is at least 3.11 makes the environment; `make setup PYTHON=/path/to/python` names another.
 PYTHON ?=
@@ -23,12 +23,17 @@ setup: .venv/.installed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
+# Everything a change can break, within minutes.
 test: setup
-	.venv/bin/pytest -n auto --maxprocesses 8
+	.venv/bin/pytest -n auto --maxprocesses 8 -m "not slow and not long"
 
-# The suite, then what takes longer: some two thousand bad inputs, and the faults that the suite has to notice.
+# The tests that take more than ten seconds each: several processes, runs that are killed.
+test-slow: setup
+	.venv/bin/pytest -n auto --maxprocesses 8 -m "slow and not long"
+
+# All of these, then what takes longer: thousands of bad inputs, and the faults that the suite has to notice.
 JOBS ?= 2
-test-all: test
+test-all: test test-slow
 	.venv/bin/python -m tests.bad_inputs --jobs $(JOBS)
 	.venv/bin/python -m tests.mutants --jobs $(JOBS)
 

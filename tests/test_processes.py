@@ -75,6 +75,7 @@ def test_one_process_alone_shares_nothing() -> None:
     assert processes.from_main(lambda: 4) == 4
 
 
+@pytest.mark.slow
 def test_sft_goes_from_one_process_to_two_and_back(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_sft_goes_from_one_process_to_two_and_back(
     assert losses[1] == pytest.approx(losses[0], abs=1e-5) and len(losses[1]) == 9
 
 
+@pytest.mark.slow
 def test_ppo_in_two_processes_is_ppo_in_one(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +126,7 @@ def test_ppo_in_two_processes_is_ppo_in_one(
     assert (tmp_path / "two" / "samples.jsonl").read_bytes() == (tmp_path / "one" / "samples.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_lone_prompt_and_a_lone_row_are_shared_by_two(base: Path, tmp_path: Path) -> None:
     prompts = write_rows(tmp_path / "prompts.jsonl", prompt_rows(1))
     options: Options = {
