@@ -127,7 +127,7 @@ class SFTConfig(VerbConfig):
     """Train a policy on answers written by people or models."""
 
     start_from: PathText | None = None
-    """Folder of a policy role to go on from; null = a new role on the base."""
+    """Folder of a policy role to train further; null = a new role on the base."""
     model: ModelGroup
     lora: LoraGroup = LoraGroup()
     data: SFTDataGroup

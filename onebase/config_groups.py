@@ -127,7 +127,7 @@ class ModelGroup(OptionalModelGroup):
 
 
 class LoraGroup(Group):
-    """The adapter of a new role; a role that goes on from a saved one keeps its adapter's."""
+    """The adapter of a new role; a saved role that trains further keeps its own."""
 
     r: Whole = 16
     """Rank of the adapter matrices; 0 = full-parameter training, no adapter."""
@@ -197,7 +197,7 @@ class SampleDataGroup(Group):
     truncate_prompt: Literal["left", "drop", "error"] = "left"
     """A prompt that is too long: cut its oldest turns and then tokens, leave the row out, or stop with its place."""
     opening_tokens: Count = 16
-    """Where the data is plain text: the policy goes on from the first tokens of each, this many."""
+    """Where the data is plain text: the policy continues the first tokens of each, this many."""
 
 
 class PromptDataGroup(FilesGroup):
@@ -209,7 +209,7 @@ class PromptDataGroup(FilesGroup):
     """A prompt that is too long: cut its oldest turns and then tokens, leave the row out, or stop with its place."""
 
     opening_tokens: Count = 16
-    """Where the data is plain text: the policy goes on from the first tokens of each, this many."""
+    """Where the data is plain text: the policy continues the first tokens of each, this many."""
 
 
 class OptimizerGroup(Group):
@@ -357,7 +357,7 @@ class TinyModelGroup(Group):
 
 
 class CheckpointGroup(Group):
-    """What a run that was stopped or killed goes on from: give the same command again."""
+    """What a stopped or killed run resumes from: give the same command again."""
 
     every_minutes: Positive | None = 10.0
     """Minutes between checkpoints; null = none by time."""

@@ -61,7 +61,7 @@ def encode_prompts(
 ) -> list[Example]:
     """Prompts to sample from, as examples without completions; what had to be cut or left out is told.
 
-    A plain text gives its first `opening_tokens` tokens, which the policy goes on from.
+    A plain text gives its first `opening_tokens` tokens, which the policy continues.
     """
     most, reason = limits.sampling_room(max_new_tokens)
     cuts, rows = Cuts(limits), list(rows)

@@ -43,7 +43,7 @@ STILL, STILL_WINDOW = 1e-6, 10
 EXPLAINED, EXPLAINED_WINDOW = 0.05, 15
 """Explained variance; a critic that learns is above this within so many rollouts, or at least on its way there."""
 ENDED, ENDED_AT_START = 0.25, 0.2
-"""Of the share that ended at the start, where that was enough to speak of: text that is gone on with need not end."""
+"""Share of the starting rate of ended completions, where that rate was worth measuring: a continuation need not end."""
 GROWN, CORRELATION, CORRELATION_WITHIN = 1.5, 0.8, 0.3
 """Mean length over that at the start (a quarter longer is common where all is well); its correlation with the score
 from rollout to rollout, and that within a rollout: without it the two merely rise at the same time."""

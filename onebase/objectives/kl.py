@@ -115,7 +115,7 @@ class FixedKL:
         return {"coefficient": self.coefficient}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Goes on from `state_dict()`.
+        """Resumes from `state_dict()`.
 
         Raises:
             ValueError: if the state is not one of a KL coefficient.
@@ -169,7 +169,7 @@ class AdaptiveKL:
         return {"coefficient": self.coefficient}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Goes on from `state_dict()`.
+        """Resumes from `state_dict()`.
 
         Raises:
             ValueError: if the state is not one of a KL coefficient.

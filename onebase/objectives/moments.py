@@ -94,7 +94,7 @@ class RunningMoments:
         return {"count": self._count, "mean": self._mean, "squared_deviations": self._squared_deviations}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Goes on from `state_dict()`.
+        """Resumes from `state_dict()`.
 
         Raises:
             ValueError: if the state is not one of running moments.

@@ -149,7 +149,7 @@ class Written:
                 "empty": self.empty}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state_dict()`."""
+        """Resumes from `state_dict()`."""
         self.best, self.pairs, self.means = list(state["best"]), list(state["pairs"]), list(state["means"])
         self.ended, self.empty = state["ended"], state["empty"]
 

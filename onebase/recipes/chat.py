@@ -72,7 +72,7 @@ def run(
             console.print(str(error), style="yellow", markup=False)
             history.pop()
             continue
-        # Two roles go on from the first one's answer, so that they stay in one conversation.
+        # Both roles continue from the first one's answer, so that they stay in one conversation.
         history.append(Message("assistant", answers["A"][0]))
 
 

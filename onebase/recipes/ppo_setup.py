@@ -75,7 +75,7 @@ class Trainer:
                 "over_kl_budget": self.over_kl_budget}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state_dict()`."""
+        """Resumes from `state_dict()`."""
         self.updates_done = state["updates_done"]
         self.within_kl_budget = list(state["within_kl_budget"])
         self.over_kl_budget = state["over_kl_budget"]
@@ -141,7 +141,7 @@ def longest_rollout_tree(one: OneBase, generation: GenerationGroup, prompts: Seq
 
 
 def add_policy_and_reference(one: OneBase, config: PPOConfig) -> None:
-    """The policy goes on from a saved role, and its frozen copy is the reference; a new adapter starts as the base, and
+    """The policy starts from a saved role, and its frozen copy is the reference; a new adapter starts as the base, and
     the base is the reference."""
     if config.policy is not None:
         load_start(one, "policy", config.policy, config.lora, kinds=("policy",), trains=True)

@@ -100,7 +100,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
 
 
 def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
-    """The model to go on with, or a new one, with the tokenizer given or one trained on the texts."""
+    """The model to train further, or a new one, with the tokenizer given or one trained on the texts."""
     if config.model.model_name_or_path is not None:
         # In float32: an update of a bfloat16 weight is often smaller than its last bit.
         dtype = "float32" if config.model.dtype == "auto" else config.model.dtype

@@ -1,4 +1,4 @@
-"""`onebase runs`: what runs left in their folders. Nothing here imports torch, or changes what a run goes on from."""
+"""`onebase runs`: what runs left in their folders. Nothing here imports torch, or changes what a run resumes from."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def open_saved(
             load_role(one, name, folder, kinds=kinds)
     template = next((str(folders[n] / TEMPLATE_FILE) for n, card in cards.items() if card.chat_template), None)
     if not cards and one.tokenizer.chat_template is None:
-        template = "plain"  # a base model that was never told a template goes on from the text as it is
+        template = "plain"  # a base model without a template continues the text as it stands
     chat = chat_format(one.tokenizer, template)
     for name in cards:
         warn_of_template(folders[name], chat)

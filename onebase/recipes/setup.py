@@ -47,7 +47,7 @@ from onebase.training.update import ParameterGroup, Update
 
 
 def open_run(config: RunConfig) -> Run:
-    """The run's folder; where it holds a checkpoint, the run goes on from there."""
+    """The run's folder; if it holds a checkpoint, the run resumes from it."""
     use_threads(config.threads)
     kept = config.checkpoint
     return Run(

@@ -97,7 +97,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
 
 
 def add_policy(one: OneBase, config: SFTConfig) -> None:
-    """The role that trains: a saved one to go on from, a new adapter, or the whole base."""
+    """The role that trains: a saved one, a new adapter, or the whole base."""
     if config.start_from is not None:
         load_start(one, "policy", config.start_from, config.lora, kinds=("policy",), trains=True)
     elif config.lora.r == 0:

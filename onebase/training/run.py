@@ -45,7 +45,7 @@ class Schedule:
 class Run:
     """`output_dir/` with `config.yaml`, `metrics.jsonl`, `summary.json`, checkpoints and the roles.
 
-    A folder that holds a checkpoint is gone on with, from the newest one that is whole; a finished run too, where the
+    If the folder holds checkpoints, the run resumes from the newest intact one; a finished run too, where the
     configuration asks for more steps.
 
     Args:

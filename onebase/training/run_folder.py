@@ -73,7 +73,7 @@ def require_same_config(known: Mapping[str, Any], config: Mapping[str, Any], *, 
     changed = [key for key in differing_keys(known, config) if key not in LENGTH_KEYS]
     if changed:
         raise CheckpointError(
-            f"{where} was written with another configuration: {', '.join(changed)} differ; go on with that of {kept}, "
+            f"{where} was written with another configuration: {', '.join(changed)} differ; resume with {kept}, "
             "choose another --output_dir, or remove that folder first"
         )
 

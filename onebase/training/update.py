@@ -112,7 +112,7 @@ class Update:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state_dict()`; the token budget stays as it is configured now, as it changes no result.
+        """Resumes from `state_dict()`; the token budget stays as it is configured now, as it changes no result.
 
         Where the run has become longer since, the learning rates that are left are those of the longer schedule.
         """

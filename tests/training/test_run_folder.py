@@ -90,7 +90,7 @@ def test_roles_of_an_unfinished_run_are_not_mixed_with_those_of_another_configur
     make(run / "policy")
     other = CONFIG.replace("seed: 0", "seed: 1").replace("max_steps: 4", "max_steps: 9")
     message = refusal(run, other, CheckpointError)
-    assert message.startswith(f"{run} was written with another configuration: seed differ; go on with that of ")
+    assert message.startswith(f"{run} was written with another configuration: seed differ; resume with ")
     check_folder(run, CONFIG.replace("max_steps: 4", "max_steps: 9").replace("device: auto", "device: cpu"))
 
 
