@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from onebase.data.chat import ChatFormat
@@ -15,19 +16,27 @@ from onebase.records import Example
 
 NUM_PROMPTS = 4
 MAX_NEW_TOKENS = 64
+OPENING_TOKENS = 16
+"""Of a plain text, which has no prompt: the first tokens are continued."""
 
 
 def answers(one: OneBase, chat: ChatFormat, held_out: Sequence[Example], *, role: str) -> list[tuple[str, str]]:
     """The first held-out prompts that leave room for an answer, each with the likeliest one, token by token."""
     room = min(MAX_NEW_TOKENS, one.context_length // 2)
-    asked = {tuple(e.prompt_ids): e for e in held_out if len(e.prompt_ids) + room <= one.context_length}
-    prompts = [text for text in list(asked.values())[:NUM_PROMPTS] if prompt_text(text, chat).strip()]
+    asked = {tuple(ids): text for ids, text in (_asked(example, chat) for example in held_out)
+             if len(ids) + room <= one.context_length}  # fmt: skip
+    prompts = dict(islice(asked.items(), NUM_PROMPTS))
     sampling = Sampling(room, temperature=0, stop_ids=stop_ids(one, [chat.end_token_id]))
-    samples = generate(
-        one, [prompt.prompt_ids for prompt in prompts], role=role, sampling=sampling, seeds=[0] * len(prompts)
-    )
-    texts = [chat.decode(sample.ids) for sample in samples]
-    return [(prompt_text(prompt, chat), text) for prompt, text in zip(prompts, texts, strict=True)]
+    samples = generate(one, list(prompts), role=role, sampling=sampling, seeds=[0] * len(prompts))
+    return [(text, chat.decode(sample.ids)) for text, sample in zip(prompts.values(), samples, strict=True)]
+
+
+def _asked(example: Example, chat: ChatFormat) -> tuple[list[int], str]:
+    text = prompt_text(example, chat)
+    if text.strip() or not example.completions:
+        return list(example.prompt_ids), text
+    ids = [*example.prompt_ids, *example.completions[0][:OPENING_TOKENS]]
+    return ids, chat.decode(ids)
 
 
 def write_answers(path: Path, before: Sequence[tuple[str, str]], after: Sequence[tuple[str, str]]) -> None:

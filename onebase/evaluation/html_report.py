@@ -28,6 +28,7 @@ SAMPLES, MORE_SAMPLES = 6, 50
 MOST_OF_PROMPT = 400
 """Letters of a prompt; of a longer one its end is shown, where the question is."""
 FIGURES = {
+    "optimizer_steps": "optimizer steps", "refused_steps": "refused steps",
     "eval_loss_before": "held-out loss before (nats per token)",
     "eval_loss_after": "held-out loss after (nats per token)",
     "eval_accuracy": "held-out accuracy",

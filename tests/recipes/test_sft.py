@@ -111,6 +111,15 @@ def test_what_the_policy_answered_before_and_after_is_left_to_read(
     assert rows[0]["before"] != rows[0]["after"]
 
 
+def test_plain_texts_are_continued_from_their_openings(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n\n".join(f"The {animal} number {i} is good and big and bad. The end of text {i}."
+                                for i, animal in enumerate(["cat", "dog", "hen"] * 4)))  # fmt: skip
+    sft.run(load(SFTConfig, common(base, tmp_path / "run", path), {"max_steps": 1, "data.eval_fraction": 0.5}))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text("utf-8").splitlines()]
+    assert len(rows) == 4 and all(path.read_text().count(row["prompt"].strip()) >= 1 for row in rows)
+
+
 @pytest.mark.parametrize("train_on", ["completion", "assistant", "all"])
 def test_the_loss_is_the_mean_over_exactly_the_tokens_that_count(
     train_on: str, base: Path, tmp_path: Path
