@@ -391,9 +391,10 @@ def make_inputs(folder: Path) -> dict[str, str]:
     """The files and folders that the stages read, by what they are."""
     import torch
 
-    from onebase.config import RewardConfig, SFTConfig
-    from onebase.data import grammar
-    from onebase.models.tiny import make_llama, train_tokenizer
+    from onebase.config.language import SFTConfig
+    from onebase.config.preferences import RewardConfig
+    from onebase.demo import grammar
+    from onebase.models.scratch import make_llama, train_tokenizer
     from onebase.recipes import reward, sft
 
     torch.set_num_threads(1)

@@ -58,9 +58,9 @@ def main() -> None:
 
 
 def ours(base: Path, dtype: torch.dtype, prompts: list[list[int]], new_tokens: int) -> Callable[[], int]:
-    from onebase.models.generation import Sampling, generate, sample_seeds
+    from onebase.models.adapters import lora_config
     from onebase.models.loading import load_base
-    from onebase.models.lora import lora_config
+    from onebase.sampling.local import Sampling, generate, sample_seeds
 
     one = load_base(str(base), dtype=str(dtype).removeprefix("torch."), device="cpu")
     one.add_role("policy", lora=lora_config(one.model, alpha=32, **LORA))

@@ -24,8 +24,10 @@ from typing import Any
 from unittest.mock import patch
 
 from bench.flops import Shape, Tokens, stage_operations, tokens_of
-from onebase.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
-from onebase.config_files import load_config
+from onebase.config.files import load_config
+from onebase.config.language import SFTConfig
+from onebase.config.preferences import DPOConfig, RewardConfig
+from onebase.config.rollouts import PPOConfig
 from onebase.start import start_again_where_needed
 from onebase.training.update import Part, Update
 
@@ -169,8 +171,8 @@ def write_prompts(work: Path, prompts: Path, held_out: Path) -> None:
 def make_reward_role(base: Path, folder: Path) -> None:
     """A reward role with an adapter as the peers' has: fresh, on q_proj and v_proj."""
     from onebase.data.chat import chat_format
+    from onebase.models.adapters import lora_config
     from onebase.models.loading import load_base
-    from onebase.models.lora import lora_config
     from onebase.models.role_files import save_role
 
     one = load_base(str(base), dtype="float32")

@@ -15,12 +15,12 @@ import json
 import sys
 from pathlib import Path
 
-from onebase.config import DPOConfig
-from onebase.config_files import load_config
-from onebase.evaluation.intervals import bootstrap_mean
+from onebase.config.files import load_config
+from onebase.config.preferences import DPOConfig
 from onebase.models.loading import load_base
 from onebase.recipes import dpo
-from onebase.recipes.setup import open_chat
+from onebase.recipes.setup.shared import open_chat
+from onebase.reporting.intervals import bootstrap_mean
 
 DATA = {
     "hh-rlhf harmless-base": ("hh_rlhf/harmless-base-test.jsonl.gz", "sigmoid"),

@@ -11,12 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.machine import DTYPES, fastest
 from onebase.data.batches import microbatch_indices
+from onebase.models.adapters import lora_config
 from onebase.models.forward import token_logprobs
 from onebase.models.loading import wrap_model
-from onebase.models.lora import lora_config
 from onebase.models.one_base import OneBase
 from onebase.models.passes import lay_out
-from onebase.models.tiny import train_tokenizer
+from onebase.models.scratch import train_tokenizer
 from onebase.records import Example
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from pathlib import Path
 from onebase.data.chat import ChatFormat
 from onebase.evaluation.held_out import prompt_text
 from onebase.files import write_atomically
-from onebase.models.generation import Sampling, generate, stop_ids
 from onebase.models.one_base import OneBase
 from onebase.records import Example
+from onebase.sampling.local import Sampling, generate, stop_ids
 
 NUM_PROMPTS = 4
 MAX_NEW_TOKENS = 64

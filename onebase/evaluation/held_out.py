@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from onebase.data.chat import ChatFormat
-from onebase.evaluation.intervals import Interval, bootstrap_mean, paired_bootstrap
 from onebase.models.forward import logprobs_and_entropy, token_logprobs
-from onebase.models.generation import Sampling, generate, sample_seeds
 from onebase.models.one_base import OneBase
 from onebase.models.passes import per_example
 from onebase.records import Example, RewardSource
-from onebase.training.rollout import score_request, trees
+from onebase.reporting.intervals import Interval, bootstrap_mean, paired_bootstrap
+from onebase.rollouts.collect import score_request, trees
+from onebase.sampling.local import Sampling, generate, sample_seeds
 
 
 @dataclass(frozen=True, slots=True)

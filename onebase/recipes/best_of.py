@@ -20,27 +20,27 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from onebase.config import BestOfConfig
+from onebase.config.rollouts import BestOfConfig
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import best_answer, encode_prompts
 from onebase.errors import DataError
-from onebase.evaluation.intervals import bootstrap_mean, paired_bootstrap
 from onebase.files import write_atomically
-from onebase.models.generation import Sample, generate, sample_seeds
 from onebase.models.role_files import load_role
-from onebase.recipes.dry_run import planned_base
-from onebase.recipes.ppo_setup import (
+from onebase.recipes.setup.dry_run import planned_base
+from onebase.recipes.setup.ppo import (
     check_columns,
     longest_rollout_tree,
     open_function,
     open_reward_source,
     sampling_of,
 )
-from onebase.recipes.setup import limits_of, open_base, open_chat, open_run, read_prompts, token_budget
+from onebase.recipes.setup.shared import limits_of, open_base, open_chat, open_run, read_prompts, token_budget
 from onebase.records import Example, RewardSource, Row
+from onebase.reporting.intervals import bootstrap_mean, paired_bootstrap
+from onebase.rollouts.collect import score_request, trees
+from onebase.runs.progress import say
+from onebase.sampling.local import Sample, generate, sample_seeds
 from onebase.training.checkpoint import inputs_of
-from onebase.training.progress import say
-from onebase.training.rollout import score_request, trees
 
 PROMPTS_AT_A_TIME = 32
 

@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebase.config import DPOConfig
+from onebase.config.preferences import DPOConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.prepare import with_completions
 from onebase.evaluation.answers import answers, write_answers
-from onebase.evaluation.intervals import bootstrap_mean
 from onebase.models.forward import token_logprobs
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted, per_example
@@ -46,9 +45,9 @@ from onebase.objectives.preference import (
 from onebase.objectives.ranked import plackett_luce_loss, rrhf_loss
 from onebase.objectives.reference_free import cpo_loss, orpo_loss, simpo_loss
 from onebase.objectives.unpaired import kto_kl, kto_loss
-from onebase.recipes.dpo_setup import add_policy_and_reference, loss_weights, plan, read_examples
-from onebase.recipes.reference_cache import computed_once
-from onebase.recipes.setup import (
+from onebase.recipes.setup.dpo import add_policy_and_reference, loss_weights, plan, read_examples
+from onebase.recipes.setup.reference_cache import computed_once
+from onebase.recipes.setup.shared import (
     best_by,
     largest_example,
     make_update,
@@ -59,11 +58,13 @@ from onebase.recipes.setup import (
     token_budget,
 )
 from onebase.records import Example, TreeBatch
+from onebase.reporting.intervals import bootstrap_mean
+from onebase.runs.progress import say
+from onebase.runs.record import read_metrics
+from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.memory import peak_memory_mb
-from onebase.training.metrics import Averages, read_metrics, require_finite
-from onebase.training.progress import say
 from onebase.training.update import ParameterGroup, Update
 
 __all__ = ["plan", "run"]

@@ -29,13 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebase.config import PPOConfig
+from onebase.config.rollouts import PPOConfig
 from onebase.data.batches import minibatch_indices, mixed_seed
-from onebase.evaluation.flight_recorder import FlightRecorder
 from onebase.evaluation.held_out import HeldOut, evaluate_role, improvement
-from onebase.evaluation.report import print_comparison, write_samples
+from onebase.evaluation.tables import print_comparison, write_samples
 from onebase.models.forward import head_logprobs, logprobs_and_entropy, source_states, token_values
-from onebase.models.generation import Sampling, sample_seeds
 from onebase.models.passes import num_counted
 from onebase.models.role_files import save_role
 from onebase.objectives.advantages import explained_variance, gae
@@ -48,14 +46,16 @@ from onebase.objectives.masked import (
     whiten,
 )
 from onebase.objectives.policy import clipped_policy_loss, clipped_value_loss, policy_statistics, value_clipped
-from onebase.recipes.ppo_setup import Trainer, num_rollouts, plan, set_up
-from onebase.recipes.setup import best_by, open_run
+from onebase.recipes.setup.ppo import Trainer, num_rollouts, plan, set_up
+from onebase.recipes.setup.shared import best_by, open_run
 from onebase.records import Example, TreeBatch
+from onebase.reporting.recorder import FlightRecorder
+from onebase.rollouts.collect import Rollout, collect_rollout
+from onebase.runs.progress import say
+from onebase.sampling.local import Sampling, sample_seeds
+from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.memory import peak_memory_mb
-from onebase.training.metrics import Averages, require_finite
-from onebase.training.progress import say
-from onebase.training.rollout import Rollout, collect_rollout
 
 __all__ = ["plan", "run"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from onebase.config import PretrainConfig
-from onebase.config_files import dump_config
+from onebase.config.files import dump_config
+from onebase.config.language import PretrainConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import chat_format
 from onebase.errors import DataError, ModelError
@@ -25,8 +25,8 @@ from onebase.models.loading import load_base, wrap_model
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
 from onebase.models.role_files import save_base
-from onebase.models.tiny import make_llama, read_tokenizer, train_tokenizer
-from onebase.recipes.setup import (
+from onebase.models.scratch import make_llama, read_tokenizer, train_tokenizer
+from onebase.recipes.setup.shared import (
     as_configured,
     best_by,
     largest_example,
@@ -37,13 +37,13 @@ from onebase.recipes.setup import (
     token_budget,
 )
 from onebase.records import Example, Row
+from onebase.runs.progress import say
+from onebase.runs.trackers import require_trackers
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
 from onebase.training.memory import peak_memory_mb
 from onebase.training.plan import describe_base, describe_steps
-from onebase.training.progress import say
 from onebase.training.run import check_writable
-from onebase.training.trackers import require_trackers
 from onebase.training.update import ParameterGroup
 
 LONGEST_BLOCK = 1024

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebase.config import RewardConfig
+from onebase.config.preferences import RewardConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat
 from onebase.data.compared import drop_equal_completions, pair_labelled
 from onebase.data.prepare import dropped_line, encode_rows
 from onebase.errors import DataError
-from onebase.evaluation.intervals import bootstrap_mean
 from onebase.models.classifier import check_classifier, save_classifier
 from onebase.models.forward import completion_scores
 from onebase.models.one_base import OneBase
@@ -36,8 +35,8 @@ from onebase.objectives.reward import (
     ranking_loss,
     ranking_pairs,
 )
-from onebase.recipes.dry_run import planned_base
-from onebase.recipes.setup import (
+from onebase.recipes.setup.dry_run import planned_base
+from onebase.recipes.setup.shared import (
     best_by,
     largest_example,
     limits_of,
@@ -52,12 +51,13 @@ from onebase.recipes.setup import (
     token_budget,
 )
 from onebase.records import Example, TreeBatch
+from onebase.reporting.intervals import bootstrap_mean
+from onebase.runs.progress import say
+from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.memory import peak_memory_mb
-from onebase.training.metrics import Averages, require_finite
 from onebase.training.plan import describe_steps
-from onebase.training.progress import say
 from onebase.training.update import ParameterGroup, Update
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from onebase.config import SFTConfig
+from onebase.config.language import SFTConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import best_answer, encode_rows
@@ -19,8 +19,8 @@ from onebase.evaluation.answers import answers, write_answers
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
 from onebase.models.role_files import save_base, save_role
-from onebase.recipes.dry_run import planned_base
-from onebase.recipes.setup import (
+from onebase.recipes.setup.dry_run import planned_base
+from onebase.recipes.setup.shared import (
     best_by,
     largest_example,
     limits_of,
@@ -35,11 +35,11 @@ from onebase.recipes.setup import (
     token_budget,
 )
 from onebase.records import Example
+from onebase.runs.progress import say
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
 from onebase.training.memory import peak_memory_mb
 from onebase.training.plan import describe_steps
-from onebase.training.progress import say
 from onebase.training.update import ParameterGroup
 
 

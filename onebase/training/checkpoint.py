@@ -25,7 +25,7 @@ from onebase.errors import CheckpointError
 from onebase.files import atomic_folder
 from onebase.models.one_base import OneBase
 from onebase.records import Example
-from onebase.training.record import checkpoints
+from onebase.runs.record import checkpoints
 
 STATE_FILE, SUMS_FILE = "state.pt", "checksums.json"
 FORMAT = 1

@@ -11,7 +11,7 @@ from onebase.models.forward import token_logprobs
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted, per_example
 from onebase.records import Example, TreeBatch
-from onebase.training.metrics import Averages, require_finite
+from onebase.training.averages import Averages, require_finite
 from onebase.training.update import Update
 
 

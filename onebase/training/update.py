@@ -19,8 +19,8 @@ from onebase.files import write_atomically
 from onebase.models.one_base import OneBase
 from onebase.models.passes import lay_out, split_to_fit
 from onebase.records import Example, TreeBatch
-from onebase.training.metrics import Averages
-from onebase.training.progress import say
+from onebase.runs.progress import say
+from onebase.training.averages import Averages
 
 MAX_REFUSED_IN_A_ROW = 5
 """Optimizer steps refused one after the other for NaN or infinity before the run stops."""

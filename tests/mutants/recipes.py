@@ -3,14 +3,14 @@
 from tests.mutants.mutant import Mutant
 
 PPO = "onebase/recipes/ppo.py"
-PPO_SETUP = "onebase/recipes/ppo_setup.py"
+PPO_SETUP = "onebase/recipes/setup/ppo.py"
 DPO = "onebase/recipes/dpo.py"
-DPO_SETUP = "onebase/recipes/dpo_setup.py"
+DPO_SETUP = "onebase/recipes/setup/dpo.py"
 REWARD = "onebase/recipes/reward.py"
 BEST_OF = "onebase/recipes/best_of.py"
 ITERATE = "onebase/recipes/iterate.py"
 SFT = "onebase/recipes/sft.py"
-CACHE = "onebase/recipes/reference_cache.py"
+CACHE = "onebase/recipes/setup/reference_cache.py"
 
 TEST_PPO = "tests/recipes/test_ppo.py"
 TEST_OPTIONS = "tests/recipes/test_ppo_options.py"

@@ -6,21 +6,22 @@ UPDATE = "onebase/training/update.py"
 CHECKPOINT = "onebase/training/checkpoint.py"
 LOOP = "onebase/training/loop.py"
 RUN = "onebase/training/run.py"
-ROLLOUT = "onebase/training/rollout.py"
-METRICS = "onebase/training/metrics.py"
+ROLLOUT = "onebase/rollouts/collect.py"
+AVERAGES = "onebase/training/averages.py"
+METRICS = "onebase/runs/metrics.py"
 MEMORY = "onebase/training/memory.py"
 COMPARISONS = "onebase/training/comparisons.py"
 LANGUAGE = "onebase/training/language.py"
-INTERVALS = "onebase/evaluation/intervals.py"
+INTERVALS = "onebase/reporting/intervals.py"
 HELD_OUT = "onebase/evaluation/held_out.py"
 
 TEST_UPDATE = "tests/training/test_update.py"
 TEST_CHECKPOINT = "tests/training/test_checkpoint.py"
 TEST_RUN = "tests/training/test_run.py"
-TEST_ROLLOUT = "tests/training/test_rollout.py"
-TEST_METRICS = "tests/training/test_metrics.py"
+TEST_ROLLOUT = "tests/rollouts/test_collect.py"
+TEST_METRICS = "tests/runs/test_metrics.py"
 TEST_MEMORY = "tests/training/test_memory.py"
-TEST_INTERVALS = "tests/evaluation/test_intervals.py"
+TEST_INTERVALS = "tests/reporting/test_intervals.py"
 TEST_HELD_OUT = "tests/evaluation/test_held_out.py"
 
 SCHEDULE = f"{TEST_UPDATE}::test_the_schedule_has_the_values_computed_by_hand"
@@ -126,9 +127,9 @@ MUTANTS = [
            "log-probs, entropies and values are mixed up", MEASURED),
     Mutant(ROLLOUT, "completions[sample.prompt].append(sample.ids)", "completions[0].append(sample.ids)",
            "all samples go to the first prompt", f"{TEST_ROLLOUT}::test_samples_go_to_their_own_prompts"),
-    Mutant(METRICS, "self._counts.get(name, 0.0) + kept.numel()", "self._counts.get(name, 0.0) + 1",
+    Mutant(AVERAGES, "self._counts.get(name, 0.0) + kept.numel()", "self._counts.get(name, 0.0) + 1",
            "metrics are sums over microbatches", TEST_METRICS),
-    Mutant(METRICS, 'kept.sum(dtype=torch.float64)', "kept.sum()",
+    Mutant(AVERAGES, 'kept.sum(dtype=torch.float64)', "kept.sum()",
            "long sums in half precision lose their digits", TEST_METRICS),
     Mutant(METRICS, 'if row["step"] <= keep', 'if row["step"] < keep',
            "the last step before a checkpoint is lost from the record",

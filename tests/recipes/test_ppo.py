@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from onebase.config import PPOConfig
+from onebase.config.rollouts import PPOConfig
 from onebase.errors import ConfigError, DataError, OnebaseError
-from onebase.models.generation import sample_seeds
 from onebase.models.one_base import OneBase
-from onebase.models.tiny import train_tokenizer
+from onebase.models.scratch import train_tokenizer
 from onebase.objectives.moments import RunningMoments
 from onebase.recipes import ppo
-from onebase.recipes.ppo_setup import num_updates, set_up
-from onebase.recipes.setup import open_run
+from onebase.recipes.setup.ppo import num_updates, set_up
+from onebase.recipes.setup.shared import open_run
 from onebase.records import Example
-from onebase.training.rollout import Rollout, collect_rollout, score_request
+from onebase.rollouts.collect import Rollout, collect_rollout, score_request
+from onebase.sampling.local import sample_seeds
 from tests.recipes.conftest import (
     ANIMALS,
     SENTENCES,

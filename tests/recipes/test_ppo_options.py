@@ -13,9 +13,9 @@ from torch import Tensor
 
 from onebase.models.passes import lay_out
 from onebase.recipes import ppo
-from onebase.recipes.ppo_setup import Trainer, set_up
-from onebase.training.metrics import Averages
-from onebase.training.rollout import Rollout, collect_rollout
+from onebase.recipes.setup.ppo import Trainer, set_up
+from onebase.rollouts.collect import Rollout, collect_rollout
+from onebase.training.averages import Averages
 from tests.recipes.conftest import (
     SENTENCES,
     Options,

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 import onebase
-from onebase.config import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from onebase.config.language import PretrainConfig, SFTConfig
+from onebase.config.preferences import RewardConfig
+from onebase.config.rollouts import PPOConfig
 from onebase.models.one_base import OneBase
 from onebase.recipes import ppo, pretrain, reward, sft
-from onebase.recipes.ppo_setup import set_up
-from onebase.recipes.setup import open_run
+from onebase.recipes.setup.ppo import set_up
+from onebase.recipes.setup.shared import open_run
 from tests.recipes.conftest import (
     SENTENCES,
     Options,

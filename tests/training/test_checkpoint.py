@@ -29,6 +29,9 @@ from onebase.models.heads import ScalarHead
 from onebase.models.passes import num_counted
 from onebase.models.role_files import save_role
 from onebase.records import Example, Row, TreeBatch
+from onebase.runs.folder import changed_keys
+from onebase.runs.record import read_metrics
+from onebase.training.averages import Averages
 from onebase.training.checkpoint import (
     RandomStates,
     TrainedWeights,
@@ -39,9 +42,7 @@ from onebase.training.checkpoint import (
     remove_old,
     write_checkpoint,
 )
-from onebase.training.metrics import Averages, read_metrics
 from onebase.training.run import Run, Schedule
-from onebase.training.run_folder import changed_keys
 from onebase.training.update import ParameterGroup, Update
 from tests.tiny_models import add_adapter_role, random_ids, tiny_base
 
