@@ -139,18 +139,18 @@ def pairs_only(source: Path, target: Path) -> Path:
 
 
 def table(folder: Path, out: Path, seconds: dict[str, float], samples: dict[str, int]) -> None:
-    one = load_base(str(folder / "pretrain" / "model"), dtype="float32")
-    chat = chat_format(one.tokenizer, demo.TEMPLATE)
+    base = load_base(str(folder / "pretrain" / "model"), dtype="float32")
+    chat = chat_format(base.tokenizer, demo.TEMPLATE)
     prompts = encode_prompts(
-        read_rows(folder / "data" / "held_out.jsonl"), chat, Limits(one.context_length),
+        read_rows(folder / "data" / "held_out.jsonl"), chat, Limits(base.context_length),
         max_new_tokens=demo.MAX_NEW_TOKENS, opening_tokens=1,
     )  # fmt: skip
     results = {}
     for name, run in {"SFT": folder / "sft", **{name: out / name for name in seconds}}.items():
-        load_role(one, name.replace(" ", "-"), run / "policy", kinds=("policy",))
+        load_role(base, name.replace(" ", "-"), run / "policy", kinds=("policy",))
         results[name] = evaluate_role(
-            one, chat, prompts, FunctionReward("onebase.demo.grammar:gold_reward"), role=name.replace(" ", "-"),
-            reference="SFT", sampling=Sampling(demo.MAX_NEW_TOKENS, stop_ids=stop_ids(one)),
+            base, chat, prompts, FunctionReward("onebase.demo.grammar:gold_reward"), role=name.replace(" ", "-"),
+            reference="SFT", sampling=Sampling(demo.MAX_NEW_TOKENS, stop_ids=stop_ids(base)),
             samples_per_prompt=demo.HELD_OUT_SAMPLES, seed=0, token_budget=demo.TOKEN_BUDGET,
         )  # fmt: skip
     print("| | gold | less SFT | KL (nats/completion) | length (tokens) | samples | seconds |")

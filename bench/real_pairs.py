@@ -45,8 +45,8 @@ def main() -> None:
             config = load_config(DPOConfig, Path(f"configs/{model}/dpo.yaml"), words)
             summary_file = Path(config.output_dir) / "summary.json"
             summary = json.loads(summary_file.read_text()) if summary_file.exists() else dpo.run(config)
-            one = load_base(config.model.model_name_or_path, dtype="float32")
-            train, held_out = dpo.read_examples(config, open_chat(one.tokenizer, config.model), one.context_length)
+            base = load_base(config.model.model_name_or_path, dtype="float32")
+            train, held_out = dpo.read_examples(config, open_chat(base.tokenizer, config.model), base.context_length)
             low, high = summary["eval_accuracy_interval"]
             print(f"| {name} | {loss} | {model} | {len(train)} | {len(held_out)} | {summary['eval_accuracy']:.3f} "
                   f"[{low:.3f}, {high:.3f}] | {summary['eval_margin']:.3f} | {longer_is_better(held_out)} |",

@@ -88,24 +88,24 @@ def report(folder: Path, roles: dict[str, HeldOut], rises: dict[str, Interval]) 
 
 def compare(folder: Path, seed: int) -> dict[str, HeldOut]:
     """Base, SFT, DPO and PPO on the held-out questions: one base in memory, every role on it."""
-    one = load_base(str(folder / "pretrain" / "model"), dtype="float32")
-    chat = chat_format(one.tokenizer, TEMPLATE)
-    one.add_role("base")
-    load_role(one, "SFT", folder / "sft" / "policy", kinds=("policy",))
-    load_role(one, "DPO", folder / "dpo" / "policy", kinds=("policy",))
-    load_role(one, "PPO", folder / "ppo" / "policy", kinds=("policy",))
-    load_role(one, "reward", folder / "reward" / "reward", kinds=("reward",))
+    base = load_base(str(folder / "pretrain" / "model"), dtype="float32")
+    chat = chat_format(base.tokenizer, TEMPLATE)
+    base.add_role("base")
+    load_role(base, "SFT", folder / "sft" / "policy", kinds=("policy",))
+    load_role(base, "DPO", folder / "dpo" / "policy", kinds=("policy",))
+    load_role(base, "PPO", folder / "ppo" / "policy", kinds=("policy",))
+    load_role(base, "reward", folder / "reward" / "reward", kinds=("reward",))
     rows = read_rows(folder / "data" / "held_out.jsonl")
     prompts = encode_prompts(
-        rows, chat, Limits(one.context_length), max_new_tokens=MAX_NEW_TOKENS, opening_tokens=1
+        rows, chat, Limits(base.context_length), max_new_tokens=MAX_NEW_TOKENS, opening_tokens=1
     )
-    sampling = Sampling(MAX_NEW_TOKENS, stop_ids=stop_ids(one))
+    sampling = Sampling(MAX_NEW_TOKENS, stop_ids=stop_ids(base))
     return {
         name: evaluate_role(
-            one,
+            base,
             chat,
             prompts,
-            RoleReward(one, "reward", token_budget=TOKEN_BUDGET),
+            RoleReward(base, "reward", token_budget=TOKEN_BUDGET),
             role=name,
             reference="SFT",
             sampling=sampling,

@@ -53,33 +53,33 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
     """
     run = open_run(config)
     function = open_function(config.reward)
-    one = open_base(config.model)
-    chat = open_chat(one.tokenizer, config.model)
+    base = open_base(config.model)
+    chat = open_chat(base.tokenizer, config.model)
     if config.policy is not None:
-        load_role(one, "policy", config.policy, kinds=("policy",))
+        load_role(base, "policy", config.policy, kinds=("policy",))
     else:
-        one.add_role("policy")
+        base.add_role("policy")
     if config.reward.role is not None:
-        load_role(one, "reward", config.reward.role, kinds=("reward",))
-    prompts = encode(config, chat, one.context_length, rows)
+        load_role(base, "reward", config.reward.role, kinds=("reward",))
+    prompts = encode(config, chat, base.context_length, rows)
     check_columns([function], prompts)
-    count, longest = config.generation.samples_per_prompt, longest_rollout_tree(one, config.generation, prompts)
-    budget = token_budget(one, config.batch, role="policy", longest=longest)
+    count, longest = config.generation.samples_per_prompt, longest_rollout_tree(base, config.generation, prompts)
+    budget = token_budget(base, config.batch, role="policy", longest=longest)
     source: RewardSource | None = function
     if source is None and config.reward.source is not None:
-        source = open_reward_source(config.reward, one, budget)
-    sampling = sampling_of(one, chat, config.generation)
+        source = open_reward_source(config.reward, base, budget)
+    sampling = sampling_of(base, chat, config.generation)
     seeds = sample_seeds(config.seed, num_prompts=len(prompts), samples_per_prompt=count, stream="best-of")
     say(f"best-of: {len(prompts)} prompts x {count} answers, {f'scored by {source.name}' if source else 'not scored'}")
 
     written = Written()
     with run.loop(
-        "best-of", len(prompts), save=lambda folder: None, parts={"written": written}, inputs=inputs_of(one, prompts)
+        "best-of", len(prompts), save=lambda folder: None, parts={"written": written}, inputs=inputs_of(base, prompts)
     ) as loop:
         while loop.done < len(prompts):
             part = prompts[loop.done : loop.done + PROMPTS_AT_A_TIME]
             samples = generate(
-                one,
+                base,
                 [prompt.prompt_ids for prompt in part],
                 role="policy",
                 sampling=sampling,

@@ -55,7 +55,7 @@ class Rollout:
 
 
 def collect_rollout(
-    one: OneBase,
+    base: OneBase,
     chat: ChatFormat,
     prompts: Sequence[Example],
     reward_source: RewardSource,
@@ -75,7 +75,7 @@ def collect_rollout(
     """
     started = time.monotonic()
     samples = generate(
-        one,
+        base,
         [prompt.prompt_ids for prompt in prompts],
         role="policy",
         sampling=sampling,
@@ -83,31 +83,31 @@ def collect_rollout(
         samples_per_prompt=samples_per_prompt,
     )
     generated = time.monotonic()
-    examples = with_lower_states(one, trees(prompts, samples), role="policy", token_budget=token_budget)
+    examples = with_lower_states(base, trees(prompts, samples), role="policy", token_budget=token_budget)
     lowered = time.monotonic()
     scores = reward_source.score(score_request(chat, examples))
     scored = time.monotonic()
     temperature = sampling.temperature or 1.0  # as `draw` has it: 0 takes the most probable token
-    shared_trunk = critic is not None and one.roles[critic].adapter == one.roles["policy"].adapter
+    shared_trunk = critic is not None and base.roles[critic].adapter == base.roles["policy"].adapter
 
     def policy_pass(batch: TreeBatch) -> Tensor:
         """Log-prob, entropy and, of a critic that is a head on the policy's trunk, value of each token: `[M * 3]`."""
-        states = source_states(one, batch, role="policy")
-        both = head_logprobs(one, states, batch, temperature=temperature, with_entropy=True)
-        values = one.roles[critic].head(states) if shared_trunk else torch.zeros_like(both[0])  # type: ignore[index, misc]
+        states = source_states(base, batch, role="policy")
+        both = head_logprobs(base, states, batch, temperature=temperature, with_entropy=True)
+        values = base.roles[critic].head(states) if shared_trunk else torch.zeros_like(both[0])  # type: ignore[index, misc]
         return torch.stack([*both, values], dim=-1).flatten()
 
-    policy = per_example(one, examples, policy_pass, token_budget=token_budget, numbers_per_token=3)
+    policy = per_example(base, examples, policy_pass, token_budget=token_budget, numbers_per_token=3)
     logprobs, entropy, values = ([part.view(-1, 3)[:, i] for part in policy] for i in range(3))
     reference_logprobs = per_example(
-        one,
+        base,
         examples,
-        lambda batch: token_logprobs(one, batch, role="reference", temperature=temperature),
+        lambda batch: token_logprobs(base, batch, role="reference", temperature=temperature),
         token_budget=token_budget,
     )
     if critic is not None and not shared_trunk:
         values = per_example(
-            one, examples, lambda batch: token_values(one, batch, role=critic), token_budget=token_budget
+            base, examples, lambda batch: token_values(base, batch, role=critic), token_budget=token_budget
         )
     seconds = {
         "generate": generated - started,

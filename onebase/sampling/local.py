@@ -63,11 +63,11 @@ class Sample:
     """Whether it stopped by itself, with a stop token; False where the length limit cut it."""
 
 
-def stop_ids(one: OneBase, extra: Sequence[int] = ()) -> tuple[int, ...]:
+def stop_ids(base: OneBase, extra: Sequence[int] = ()) -> tuple[int, ...]:
     """The end tokens of the tokenizer and of the model's generation settings, and `extra`."""
-    configured = getattr(one.model.generation_config, "eos_token_id", None)
+    configured = getattr(base.model.generation_config, "eos_token_id", None)
     ids = list(configured) if isinstance(configured, list) else [configured]
-    return tuple(sorted({i for i in [*ids, one.tokenizer.eos_token_id, *extra] if i is not None}))
+    return tuple(sorted({i for i in [*ids, base.tokenizer.eos_token_id, *extra] if i is not None}))
 
 
 def sample_seeds(seed: int, *, num_prompts: int, samples_per_prompt: int, stream: str = "") -> list[int]:
@@ -81,7 +81,7 @@ def sample_seeds(seed: int, *, num_prompts: int, samples_per_prompt: int, stream
 
 @torch.no_grad()
 def generate(
-    one: OneBase,
+    base: OneBase,
     prompts: Sequence[Sequence[int]],
     *,
     role: str,
@@ -107,15 +107,15 @@ def generate(
         DoesNotFitError: the keys and values of one prompt's samples do not fit the free memory.
     """
     for i, prompt in enumerate(prompts):
-        if len(prompt) + sampling.max_new_tokens > one.context_length:
+        if len(prompt) + sampling.max_new_tokens > base.context_length:
             raise PromptTooLongError(
                 f"prompt {i}: {len(prompt)} tokens and {sampling.max_new_tokens} new ones exceed the model's context "
-                f"of {one.context_length}; lower generation.max_new_tokens or data.max_prompt_tokens"
+                f"of {base.context_length}; lower generation.max_new_tokens or data.max_prompt_tokens"
             )
     mine = processes.share([len(prompt) for prompt in prompts])  # all of them, where there is one process
     places = [p * samples_per_prompt + k for p in mine for k in range(samples_per_prompt)]
     own = _generate(
-        one, [prompts[p] for p in mine], role, sampling, [seeds[place] for place in places], samples_per_prompt,
+        base, [prompts[p] for p in mine], role, sampling, [seeds[place] for place in places], samples_per_prompt,
         max_rows, on_token,
     )  # fmt: skip
     for place, sample in zip(places, own, strict=True):
@@ -124,7 +124,7 @@ def generate(
 
 
 def _generate(
-    one: OneBase,
+    base: OneBase,
     prompts: Sequence[Sequence[int]],
     role: str,
     sampling: Sampling,
@@ -136,26 +136,26 @@ def _generate(
     if not prompts:
         return []
     samples = [Sample(prompt=p) for p in range(len(prompts)) for _ in range(samples_per_prompt)]
-    randoms = _random_numbers(seeds, sampling.max_new_tokens).to(one.device)  # [num samples, max_new_tokens]
-    decode = _decode_in_slots if one.layout == "tree" else _decode_by_prompt
-    with one.role(role):
+    randoms = _random_numbers(seeds, sampling.max_new_tokens).to(base.device)  # [num samples, max_new_tokens]
+    decode = _decode_in_slots if base.layout == "tree" else _decode_by_prompt
+    with base.role(role):
         longest = max((len(prompt) for prompt in prompts), default=0) + sampling.max_new_tokens
         wanted = min(len(samples), MOST_ROWS if max_rows is None else max_rows)
         num_slots = max(samples_per_prompt, wanted)
-        if max_rows is None and one.layout == "tree":
-            num_slots = _rows_that_fit(one, num_slots, samples_per_prompt, longest)
-        decode(one, prompts, samples, randoms, sampling, samples_per_prompt, num_slots, on_token)
+        if max_rows is None and base.layout == "tree":
+            num_slots = _rows_that_fit(base, num_slots, samples_per_prompt, longest)
+        decode(base, prompts, samples, randoms, sampling, samples_per_prompt, num_slots, on_token)
     return samples
 
 
-def _rows_that_fit(one: OneBase, wanted: int, samples_per_prompt: int, length: int) -> int:
+def _rows_that_fit(base: OneBase, wanted: int, samples_per_prompt: int, length: int) -> int:
     """At most `wanted` rows, fewer where their keys and values would take more than a part of the free memory."""
-    config = one.model.config.get_text_config()
+    config = base.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row = 2 * config.num_hidden_layers * heads * head_size * one.model.dtype.itemsize * length
+    row = 2 * config.num_hidden_layers * heads * head_size * base.model.dtype.itemsize * length
     row += 32 * config.vocab_size  # a row's logits, their log-probs in float32, and the distribution in float64
-    free = free_memory(one.device)
+    free = free_memory(base.device)
     if row * samples_per_prompt > free:
         raise DoesNotFitError(
             f"the keys and values of {samples_per_prompt} completions of {length} tokens need "
@@ -206,7 +206,7 @@ def _random_numbers(seeds: Sequence[int], count: int) -> Tensor:
 
 
 def _decode_in_slots(
-    one: OneBase,
+    base: OneBase,
     prompts: Sequence[Sequence[int]],
     samples: list[Sample],
     randoms: Tensor,
@@ -218,13 +218,13 @@ def _decode_in_slots(
     # Long prompts first: rows that stand side by side then have about the same length.
     waiting = sorted(range(len(prompts)), key=lambda p: (-len(prompts[p]), p))
     longest = max((len(p) for p in prompts), default=0) + sampling.max_new_tokens
-    stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=one.device)
+    stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=base.device)
     cache: SlotCache | None = None
-    decoder = one.decoder
+    decoder = base.decoder
     layers = decoder.layers() if decoder is not None else []
     rows: list[int] = []  # the sample in each slot
-    ids = torch.zeros(0, dtype=torch.long, device=one.device)
-    taken = torch.zeros(0, dtype=torch.long, device=one.device)  # tokens drawn so far, per slot
+    ids = torch.zeros(0, dtype=torch.long, device=base.device)
+    taken = torch.zeros(0, dtype=torch.long, device=base.device)  # tokens drawn so far, per slot
 
     while rows or waiting:
         room = (max_rows - len(rows)) // num_samples
@@ -235,15 +235,15 @@ def _decode_in_slots(
             entering, waiting = waiting[:count], waiting[count:]
             new_rows = [p * num_samples + k for p in entering for k in range(num_samples)]
             texts = [prompts[p] for p in entering]
-            hidden, cache = _prefill(one, decoder, texts, cache, num_samples, max_rows, longest)
-            none_taken = torch.zeros(len(new_rows), dtype=torch.long, device=one.device)
-            new_ids = _step(one, hidden, samples, new_rows, randoms, none_taken, sampling, on_token)
+            hidden, cache = _prefill(base, decoder, texts, cache, num_samples, max_rows, longest)
+            none_taken = torch.zeros(len(new_rows), dtype=torch.long, device=base.device)
+            new_ids = _step(base, hidden, samples, new_rows, randoms, none_taken, sampling, on_token)
             rows, ids = rows + new_rows, torch.cat([ids, new_ids])
             taken = torch.cat([taken, torch.ones_like(new_ids)])
         else:
             assert cache is not None
-            hidden = _decode_step(one, decoder, layers, ids, cache)
-            ids = _step(one, hidden, samples, rows, randoms, taken, sampling, on_token)
+            hidden = _decode_step(base, decoder, layers, ids, cache)
+            ids = _step(base, hidden, samples, rows, randoms, taken, sampling, on_token)
             taken = taken + 1
         ended = torch.isin(ids, stops)
         over = ended | (taken >= sampling.max_new_tokens)
@@ -257,7 +257,7 @@ def _decode_in_slots(
 
 
 def _prefill(
-    one: OneBase,
+    base: OneBase,
     decoder: Decoder | None,
     prompts: list[Sequence[int]],
     cache: SlotCache | None,
@@ -266,39 +266,39 @@ def _prefill(
     max_length: int,
 ) -> tuple[Tensor, SlotCache]:
     """Runs the prompts once each and copies their keys and values into K slots: `[B, H]` at each prompt's end."""
-    lengths = torch.tensor([len(p) for p in prompts], device=one.device)
+    lengths = torch.tensor([len(p) for p in prompts], device=base.device)
     if decoder is not None:
         last, filled = decoder.prefill(torch.tensor([token for prompt in prompts for token in prompt]), lengths)
         if cache is None:
             cache = SlotCache(filled, max_rows=max_rows, max_length=max_length)
         cache.admit(filled, lengths, copies=num_samples)
         return last.repeat_interleave(num_samples, dim=0), cache
-    input_ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long, device=one.device)
+    input_ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long, device=base.device)
     for row, prompt in zip(input_ids, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt, device=one.device)
+        row[: len(prompt)] = torch.tensor(prompt, device=base.device)
     # Padding stands on the right, where the causal mask hides it from every real token.
-    window = sliding_window(one.model)
+    window = sliding_window(base.model)
     mask = None
     if window is not None and input_ids.shape[1] > window:
-        order = torch.arange(input_ids.shape[1], device=one.device)
+        order = torch.arange(input_ids.shape[1], device=base.device)
         causal = (order[:, None] >= order[None, :]).expand(len(prompts), 1, -1, -1)
-        mask = mask_argument(one.model, causal, causal & (order[:, None] - order[None, :] < window))
+        mask = mask_argument(base.model, causal, causal & (order[:, None] - order[None, :] < window))
     stored = DynamicCache()  # built without the model's configuration, it keeps all tokens of sliding layers too
-    output = one.model.base_model(input_ids=input_ids, attention_mask=mask, past_key_values=stored, use_cache=True)
+    output = base.model.base_model(input_ids=input_ids, attention_mask=mask, past_key_values=stored, use_cache=True)
     filled = keys_and_values(stored, lengths)
     if cache is None:
         cache = SlotCache(filled, max_rows=max_rows, max_length=max_length)
     cache.admit(filled, lengths, copies=num_samples)
-    last = output.last_hidden_state[torch.arange(len(prompts), device=one.device), lengths - 1]
+    last = output.last_hidden_state[torch.arange(len(prompts), device=base.device), lengths - 1]
     return last.repeat_interleave(num_samples, dim=0), cache
 
 
 def _decode_step(
-    one: OneBase, decoder: Decoder | None, layers: Sequence[Layer], ids: Tensor, cache: SlotCache
+    base: OneBase, decoder: Decoder | None, layers: Sequence[Layer], ids: Tensor, cache: SlotCache
 ) -> Tensor:
     """One token for every slot in use: `[B, H]`."""
     positions = cache.lengths[:, None]
-    window = sliding_window(one.model)
+    window = sliding_window(base.model)
     visible = cache.begin_step()  # [B, 1, 1, L]
     if decoder is not None:
         hidden = decoder.step(layers, ids, cache, visible)
@@ -306,12 +306,12 @@ def _decode_step(
         return hidden
     near = None
     if window is not None and visible.shape[-1] > window:
-        order = torch.arange(visible.shape[-1], device=one.device)
+        order = torch.arange(visible.shape[-1], device=base.device)
         near = visible & (positions - order[None, :] < window)[:, None, None, :]
-    output = one.model.base_model(
+    output = base.model.base_model(
         input_ids=ids[:, None],
         position_ids=positions,
-        attention_mask=mask_argument(one.model, visible, near),
+        attention_mask=mask_argument(base.model, visible, near),
         past_key_values=cache,
         use_cache=True,
     )
@@ -320,7 +320,7 @@ def _decode_step(
 
 
 def _step(
-    one: OneBase,
+    base: OneBase,
     hidden: Tensor,
     samples: list[Sample],
     rows: list[int],
@@ -329,7 +329,7 @@ def _step(
     sampling: Sampling,
     on_token: Callable[[Sample], None] | None,
 ) -> Tensor:
-    logits = adjust_logits(one.model.get_output_embeddings()(hidden).float(), final_logits(one.model))
+    logits = adjust_logits(base.model.get_output_embeddings()(hidden).float(), final_logits(base.model))
     numbers = randoms[torch.tensor(rows, device=randoms.device), taken]
     ids, logprobs = draw(logits, numbers, sampling)
     for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
@@ -347,7 +347,7 @@ def _finish(samples: list[Sample], rows: list[int], over: Tensor, ended: Tensor)
 
 
 def _decode_by_prompt(
-    one: OneBase,
+    base: OneBase,
     prompts: Sequence[Sequence[int]],
     samples: list[Sample],
     randoms: Tensor,
@@ -361,14 +361,14 @@ def _decode_by_prompt(
     Such a model has its own idea of a cache or of positions; rows of equal length need neither mask nor cache. Exact,
     and slow: cost grows with the square of the length.
     """
-    stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=one.device)
+    stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=base.device)
     for p, prompt in enumerate(prompts):
         rows = list(range(p * num_samples, (p + 1) * num_samples))
-        ids = torch.tensor([list(prompt)] * num_samples, device=one.device)
+        ids = torch.tensor([list(prompt)] * num_samples, device=base.device)
         for step in range(sampling.max_new_tokens):
-            hidden = one.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
-            taken = torch.full((len(rows),), step, device=one.device)
-            new_ids = _step(one, hidden, samples, rows, randoms, taken, sampling, on_token)
+            hidden = base.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+            taken = torch.full((len(rows),), step, device=base.device)
+            new_ids = _step(base, hidden, samples, rows, randoms, taken, sampling, on_token)
             ids = torch.cat([ids, new_ids[:, None]], dim=1)
             ended = torch.isin(new_ids, stops)
             over = ended | (taken + 1 >= sampling.max_new_tokens)

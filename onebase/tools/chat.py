@@ -47,13 +47,13 @@ def run(
     roles = {name: (folder, ("policy",)) for name, folder in folders.items()}
     if reward is not None:
         roles["reward"] = (reward, ("reward",))
-    one, chat = open_saved(roles, model=model, dtype=dtype, quantization=quantization, device=device)
-    stops = stop_ids(one, [chat.end_token_id])
+    base, chat = open_saved(roles, model=model, dtype=dtype, quantization=quantization, device=device)
+    stops = stop_ids(base, [chat.end_token_id])
     sampling = Sampling(max_new_tokens, temperature=temperature, top_p=top_p, stop_ids=stops)
     opening = [Message("system", system)] if system else []
     if once is not None:
         asked = [*opening, Message("user", once)]
-        reply(one, chat, asked, folders, sampling, seed, scored=reward is not None)
+        reply(base, chat, asked, folders, sampling, seed, scored=reward is not None)
         return
     console = Console(stderr=True)
     console.print("An empty line or Ctrl-D ends the conversation; /new starts another.", style="dim")
@@ -67,7 +67,7 @@ def run(
             continue
         history.append(Message("user", said))
         try:
-            answers = reply(one, chat, history, folders, sampling, seed + turn, scored=reward is not None)
+            answers = reply(base, chat, history, folders, sampling, seed + turn, scored=reward is not None)
         except PromptTooLongError as error:
             console.print(str(error), style="yellow", markup=False)
             history.pop()
@@ -87,7 +87,7 @@ def _read_line(console: Console) -> str:
 
 
 def reply(
-    one: OneBase,
+    base: OneBase,
     chat: ChatFormat,
     messages: list[Message],
     folders: dict[str, str],
@@ -98,11 +98,11 @@ def reply(
 ) -> dict[str, tuple[str, float | None]]:
     """Prints each role's answer and returns what `answer` does: one is printed as it is written, two side by side."""
     if len(folders) > 1:
-        answers = answer(one, chat, messages, folders, sampling, seed, scored=scored)
+        answers = answer(base, chat, messages, folders, sampling, seed, scored=scored)
         show_columns(answers, folders)
         return answers
     stream = Stream(chat)
-    answers = answer(one, chat, messages, folders, sampling, seed, scored=scored, on_token=stream.write)
+    answers = answer(base, chat, messages, folders, sampling, seed, scored=scored, on_token=stream.write)
     ((text, score),) = answers.values()
     stream.end(text, "" if score is None else f"(reward {score:.3f})")
     return answers
@@ -133,7 +133,7 @@ class Stream:
 
 
 def answer(
-    one: OneBase,
+    base: OneBase,
     chat: ChatFormat,
     messages: list[Message],
     folders: dict[str, str],
@@ -151,20 +151,20 @@ def answer(
         PromptTooLongError: the last message alone is too long.
     """
     first = 1 if messages[0].role == "system" else 0  # it stays, whatever is left out
-    while len(chat.encode_prompt(messages)) > one.context_length - 1 and len(messages) > first + 1:
+    while len(chat.encode_prompt(messages)) > base.context_length - 1 and len(messages) > first + 1:
         messages = [*messages[:first], *messages[first + 2 :]]
     prompt = Example(chat.encode_prompt(messages), [])
-    room = one.context_length - len(prompt.prompt_ids)
+    room = base.context_length - len(prompt.prompt_ids)
     if room < 1:
         raise PromptTooLongError(
-            f"the message has {len(prompt.prompt_ids)} tokens, and the model's context only {one.context_length}; "
+            f"the message has {len(prompt.prompt_ids)} tokens, and the model's context only {base.context_length}; "
             "shorten it"
         )
     sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
     answers: dict[str, tuple[str, float | None]] = {}
     for name in folders:
         (sample,) = generate(
-            one,
+            base,
             [prompt.prompt_ids],
             role=name,
             sampling=sampling,
@@ -175,7 +175,7 @@ def answer(
         if scored:
             tree = with_completions(prompt, [sample.ids])
             (scores,) = per_example(
-                one, [tree], lambda batch: completion_scores(one, batch, role="reward"),
+                base, [tree], lambda batch: completion_scores(base, batch, role="reward"),
                 token_budget=tree.num_tokens, per_completion=True,
             )  # fmt: skip
             score = float(scores[0])

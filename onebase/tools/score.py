@@ -45,13 +45,13 @@ def run(
                 f"{row.place}: the row has no answer to score; give it 'completion', 'chosen' and "
                 "'rejected', or 'output' with one answer or a list"
             )
-    one, chat = open_saved(
+    base, chat = open_saved(
         {"reward": (role, ("reward",))}, model=model, dtype=dtype, quantization=quantization, device=device
     )
-    examples = encode_rows(rows, chat, Limits(one.context_length, tell=lambda line: say(f"score: {line}")))
-    budget = microbatch_tokens or find_token_budget(one, "reward", longest=max(e.num_tokens for e in examples))
+    examples = encode_rows(rows, chat, Limits(base.context_length, tell=lambda line: say(f"score: {line}")))
+    budget = microbatch_tokens or find_token_budget(base, "reward", longest=max(e.num_tokens for e in examples))
     scores = per_example(
-        one, examples, lambda batch: completion_scores(one, batch, role="reward"),
+        base, examples, lambda batch: completion_scores(base, batch, role="reward"),
         token_budget=budget, per_completion=True,
     )  # fmt: skip
     for row, scored in zip(rows, scores, strict=True):
@@ -64,7 +64,7 @@ def run(
         print(json_shown(line))
     if told := agreement([(row.grades, scored.tolist()) for row, scored in zip(rows, scores, strict=True)]):
         say(told)
-    reward, every = one.roles["reward"], torch.cat(scores)
+    reward, every = base.roles["reward"], torch.cat(scores)
     if reward.score_mean is None or reward.score_std is None:
         return
     say(f"{len(every)} answers, mean {every.mean():.3f}; on its held-out data the role had mean "

@@ -196,7 +196,7 @@ MUTANTS = [
     Mutant(GENERATION, "samples[row].ended = has_ended", "samples[row].ended = True",
            "a completion cut by the limit has ended",
            f"{TEST_GENERATION}::test_a_stop_token_stays_as_the_last_one_and_the_length_limit_is_no_end"),
-    Mutant(GENERATION, "[*ids, one.tokenizer.eos_token_id, *extra]", "[*ids, one.tokenizer.eos_token_id]",
+    Mutant(GENERATION, "[*ids, base.tokenizer.eos_token_id, *extra]", "[*ids, base.tokenizer.eos_token_id]",
            "further stop tokens are ignored",
            f"{TEST_GENERATION}::test_stop_ids_are_those_of_the_tokenizer_the_model_and_the_caller"),
     Mutant(GENERATION, "return last.repeat_interleave(num_samples, dim=0), cache\n    input_ids",

@@ -59,7 +59,7 @@ def test_ppo_changes_the_policy_and_the_critic_and_nothing_else(
 ) -> None:
     config = small_ppo(base, tmp_path / "run", prompts, four_roles(sft_role, reward_role), {"ppo.critic": critic})
     trainer, _ = set_up(config, open_run(config))
-    one = trainer.one
+    one = trainer.base
     frozen, before = base_state(one), {role: state_of(one, role) for role in one.roles}
     assert frozen and set(before) == {"policy", "reference", "reward", "critic"}
     for index in range(2):

@@ -31,18 +31,18 @@ def loss_weights(config: DPOConfig) -> dict[str, float]:
     return PAPER_MIXTURES.get(config.loss.strip()) or config.loss_weights()
 
 
-def add_policy_and_reference(one: OneBase, config: DPOConfig) -> None:
+def add_policy_and_reference(base: OneBase, config: DPOConfig) -> None:
     """The policy starts from a saved role or the base; the reference is as configured, or its frozen copy."""
     if config.start_from is not None:
-        load_start(one, "policy", config.start_from, config.lora, kinds=("policy",), trains=True)
+        load_start(base, "policy", config.start_from, config.lora, kinds=("policy",), trains=True)
     else:
-        one.add_role("policy", lora=new_lora(one, config.lora), trains=True)
+        base.add_role("policy", lora=new_lora(base, config.lora), trains=True)
     if config.reference_role == "base" or (config.reference_role is None and config.start_from is None):
-        one.add_role("reference")
+        base.add_role("reference")
     elif config.reference_role is None:
-        one.add_role("reference", copy_of="policy")
+        base.add_role("reference", copy_of="policy")
     else:
-        load_role(one, "reference", config.reference_role, kinds=("policy",))
+        load_role(base, "reference", config.reference_role, kinds=("policy",))
 
 
 def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:

@@ -62,7 +62,7 @@ def _put_on(
     """Saved roles on the base without its weights: what does not fit is the error it is in the run."""
     if not started and not others:
         return []
-    one = OneBase(
+    weightless = OneBase(
         base.model, base.tokenizer, fingerprint=base.fingerprint, layout="separate", name_or_path=base.name_or_path
     )
     roles: list[Role] = []
@@ -70,7 +70,7 @@ def _put_on(
         warnings.simplefilter("ignore")  # torch's, that nothing is copied to where there are no weights
         for folder, kinds in started:
             name = f"role {len(roles)}"
-            roles.append(load_start(one, name, folder, lora or LoraGroup(), kinds=kinds, trains=False))
+            roles.append(load_start(weightless, name, folder, lora or LoraGroup(), kinds=kinds, trains=False))
         for folder, kinds in others:
-            roles.append(load_role(one, f"role {len(roles)}", folder, kinds=kinds))
+            roles.append(load_role(weightless, f"role {len(roles)}", folder, kinds=kinds))
     return roles

@@ -47,7 +47,7 @@ class Trainer:
     """The parts of a PPO run that live from rollout to rollout."""
 
     config: PPOConfig
-    one: OneBase
+    base: OneBase
     chat: ChatFormat
     reward_source: RewardSource
     prompts: list[Example]
@@ -65,7 +65,7 @@ class Trainer:
 
     def keep_policy(self) -> None:
         """Remembers the policy as it is, to go back to."""
-        self.within_kl_budget.append(self.one.adapter_weights("policy"))
+        self.within_kl_budget.append(self.base.adapter_weights("policy"))
         if len(self.within_kl_budget) > 5:
             del self.within_kl_budget[1]
 
@@ -84,28 +84,28 @@ class Trainer:
 def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
     """Loads the base, puts the four roles on it, reads the prompts; returns the trainer and the held-out prompts."""
     scorer, judge = open_functions(config)
-    one = open_base(config.model)
-    ppo, chat = config.ppo, open_chat(one.tokenizer, config.model)
-    prompts, held_out, ptx = read_prompts(config, chat, one.context_length)
+    base = open_base(config.model)
+    ppo, chat = config.ppo, open_chat(base.tokenizer, config.model)
+    prompts, held_out, ptx = read_prompts(config, chat, base.context_length)
     check_columns([scorer, judge], [*prompts, *held_out])
-    add_policy_and_reference(one, config)
+    add_policy_and_reference(base, config)
     if config.reward.role is not None:
-        load_role(one, "reward", config.reward.role, kinds=("reward",))
+        load_role(base, "reward", config.reward.role, kinds=("reward",))
     if any(prompt.row and prompt.row.messages for prompt in prompts):
         for folder in filter(None, (config.policy, config.reward.role)):
             warn_of_template(folder, chat)
     if ppo.kl_placement == "reward" and ppo.kl_estimator != "k1":
         say(f"ppo: {ppo.kl_estimator} in the reward does not lead to the optimum of score less KL, as k1 does")
-    add_critic(one, config)
-    longest = longest_rollout_tree(one, config.generation, [*prompts, *held_out])
-    budget = token_budget(one, config.batch, role="policy", longest=longest, before=run.token_budget)
+    add_critic(base, config)
+    longest = longest_rollout_tree(base, config.generation, [*prompts, *held_out])
+    budget = token_budget(base, config.batch, role="policy", longest=longest, before=run.token_budget)
     learning_rate = config.optimizer.learning_rate
     update = make_update(
-        one,
+        base,
         [
-            ParameterGroup(one.parameters("policy"), learning_rate),
+            ParameterGroup(base.parameters("policy"), learning_rate),
             # A head on the policy's trunk trains it too: their losses are one sum, whose gradient is clipped as one.
-            ParameterGroup(one.parameters("critic"), ppo.critic_learning_rate or learning_rate,
+            ParameterGroup(base.parameters("critic"), ppo.critic_learning_rate or learning_rate,
                            role="policy" if ppo.critic == "head" else "critic"),
         ],
         config.optimizer,
@@ -113,57 +113,57 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
         token_budget=budget,
         repro_folder=run.folder / "refused",
     )
-    sampling = sampling_of(one, chat, config.generation)
+    sampling = sampling_of(base, chat, config.generation)
     kl = FixedKL(ppo.kl_coefficient) if ppo.kl_target is None else AdaptiveKL(
         ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon
     )  # fmt: skip
-    source = scorer or open_reward_source(config.reward, one, budget)
+    source = scorer or open_reward_source(config.reward, base, budget)
     judges: dict[str, RewardSource] = {} if judge is None else {"judge": judge}
-    return Trainer(config, one, chat, source, prompts, ptx, update, kl, RunningMoments(), sampling, judges), held_out
+    return Trainer(config, base, chat, source, prompts, ptx, update, kl, RunningMoments(), sampling, judges), held_out
 
 
-def sampling_of(one: OneBase, chat: ChatFormat, generation: GenerationGroup) -> Sampling:
+def sampling_of(base: OneBase, chat: ChatFormat, generation: GenerationGroup) -> Sampling:
     """How completions are drawn, and the tokens that end them."""
     return Sampling(
         max_new_tokens=generation.max_new_tokens,
         temperature=generation.temperature,
         top_k=generation.top_k,
         top_p=generation.top_p,
-        stop_ids=stop_ids(one, [chat.end_token_id, *chat.single_tokens(generation.stop)]),
+        stop_ids=stop_ids(base, [chat.end_token_id, *chat.single_tokens(generation.stop)]),
     )
 
 
-def longest_rollout_tree(one: OneBase, generation: GenerationGroup, prompts: Sequence[Example]) -> int:
+def longest_rollout_tree(base: OneBase, generation: GenerationGroup, prompts: Sequence[Example]) -> int:
     """Padded tokens of the longest prompt with all its completions at their longest."""
     prompt, count = max(len(p.prompt_ids) for p in prompts), generation.samples_per_prompt
     completion = generation.max_new_tokens
-    return prompt + count * completion if one.layout == "tree" else count * (prompt + completion)
+    return prompt + count * completion if base.layout == "tree" else count * (prompt + completion)
 
 
-def add_policy_and_reference(one: OneBase, config: PPOConfig) -> None:
+def add_policy_and_reference(base: OneBase, config: PPOConfig) -> None:
     """The policy starts from a saved role, and its frozen copy is the reference; a new adapter starts as the base, and
     the base is the reference."""
     if config.policy is not None:
-        load_start(one, "policy", config.policy, config.lora, kinds=("policy",), trains=True)
-        one.add_role("reference", copy_of="policy")
+        load_start(base, "policy", config.policy, config.lora, kinds=("policy",), trains=True)
+        base.add_role("reference", copy_of="policy")
         return
-    one.add_role("policy", lora=new_lora(one, config.lora), trains=True)
-    one.add_role("reference")
+    base.add_role("policy", lora=new_lora(base, config.lora), trains=True)
+    base.add_role("reference")
 
 
-def add_critic(one: OneBase, config: PPOConfig) -> None:
+def add_critic(base: OneBase, config: PPOConfig) -> None:
     """The critic: an adapter copied from the reward role or the policy, or a head on the policy's trunk."""
     if config.ppo.critic == "head":
-        one.share_adapter("critic", with_role="policy")
+        base.share_adapter("critic", with_role="policy")
     else:
         start = config.ppo.critic_start
         if start == "auto":
             start = "reward" if config.reward.role is not None else "policy"
-        critic = one.add_role("critic", copy_of=start, head=True, trains=True)
+        critic = base.add_role("critic", copy_of=start, head=True, trains=True)
         if config.reward.normalize == "held_out" and start == "reward" and critic.head is not None:
             # Its values are in units of raw scores, the returns in deviations of them.
             with torch.no_grad():
-                critic.head.weight.div_(one.roles["reward"].score_std or 1.0)
+                critic.head.weight.div_(base.roles["reward"].score_std or 1.0)
 
 
 def open_functions(config: PPOConfig) -> tuple[FunctionReward | None, FunctionReward | None]:
@@ -188,12 +188,12 @@ def check_columns(functions: Sequence[FunctionReward | None], prompts: Sequence[
             function.check_columns(rows)
 
 
-def open_reward_source(reward: OptionalRewardSourceGroup, one: OneBase, token_budget: int) -> RewardSource:
+def open_reward_source(reward: OptionalRewardSourceGroup, base: OneBase, token_budget: int) -> RewardSource:
     """The reward role, which is on the base already, or another model, as configured."""
     if reward.role is not None:
-        return RoleReward(one, "reward", token_budget=token_budget, normalize=reward.normalize == "held_out")
+        return RoleReward(base, "reward", token_budget=token_budget, normalize=reward.normalize == "held_out")
     assert reward.model is not None
-    return ClassifierReward(reward.model, device=one.device)
+    return ClassifierReward(reward.model, device=base.device)
 
 
 def read_prompts(

@@ -21,14 +21,14 @@ FOLDER = "reference-logprobs"
 
 
 def computed_once(
-    one: OneBase, examples: Sequence[Example], compute: Callable[[], list[Tensor]], *, folder: Path
+    base: OneBase, examples: Sequence[Example], compute: Callable[[], list[Tensor]], *, folder: Path
 ) -> list[Tensor]:
     """What `compute` gives for the role `reference`: a tensor `[K]` per example.
 
     It is kept in `folder`, the run's own, and read from there or from a run beside it. Another base, number format,
     layout, reference, row or cut gives another key, and so another computation.
     """
-    name = f"{fingerprint(one, examples)}.safetensors"
+    name = f"{fingerprint(base, examples)}.safetensors"
     sizes = [len(example.completions) for example in examples]
     # Asked in one process for all: if one found them and another did not, they would wait for each other.
     kept = processes.from_main(lambda: _find(name, sum(sizes), folder))
@@ -52,15 +52,15 @@ def _find(name: str, count: int, folder: Path) -> tuple[Path, Tensor] | None:
     return None
 
 
-def fingerprint(one: OneBase, examples: Sequence[Example]) -> str:
+def fingerprint(base: OneBase, examples: Sequence[Example]) -> str:
     """Of everything these log-probs depend on: base and its number format, layout, the role's weights, the tokens."""
     digest = hashlib.sha256()
-    quantized = getattr(one.model, "is_quantized", False)
-    digest.update(f"{one.fingerprint} {one.model.dtype} {quantized} {one.layout} {one.device.type}".encode())
-    if one.roles["reference"].adapter is not None:
-        settings = one.lora_config("reference")
+    quantized = getattr(base.model, "is_quantized", False)
+    digest.update(f"{base.fingerprint} {base.model.dtype} {quantized} {base.layout} {base.device.type}".encode())
+    if base.roles["reference"].adapter is not None:
+        settings = base.lora_config("reference")
         digest.update(f" {settings.r} {settings.lora_alpha} {settings.use_rslora}".encode())
-        for name, weight in sorted(one.adapter_weights("reference").items()):
+        for name, weight in sorted(base.adapter_weights("reference").items()):
             digest.update(name.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
     for example in examples:
         counted = None if example.counted is None else [list(map(int, row)) for row in example.counted]

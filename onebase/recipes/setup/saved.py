@@ -45,13 +45,13 @@ def open_saved(
     wanted, cards = check_opened(roles, model=model)
     folders = {name: Path(folder) for name, (folder, _) in roles.items()}
     first = next(iter(cards.values()), None)
-    one = load_base(
+    base = load_base(
         wanted,
         dtype=dtype or (first.dtype if first else "auto"),
         quantization=quantization or (first.quantization if first else "none"),
         device=device,
     )
-    for note in one.notes:
+    for note in base.notes:
         say(note)
     for name, (folder, kinds) in roles.items():
         if name not in cards:
@@ -59,16 +59,16 @@ def open_saved(
                 raise ModelError(
                     f"{shown(folder)} and {shown(wanted)} are two models; roles of one base are compared, or one model"
                 )
-            one.add_role(name)
+            base.add_role(name)
         else:
-            load_role(one, name, folder, kinds=kinds)
+            load_role(base, name, folder, kinds=kinds)
     template = next((str(folders[n] / TEMPLATE_FILE) for n, card in cards.items() if card.chat_template), None)
-    if not cards and one.tokenizer.chat_template is None:
+    if not cards and base.tokenizer.chat_template is None:
         template = "plain"  # a base model without a template continues the text as it stands
-    chat = chat_format(one.tokenizer, template)
+    chat = chat_format(base.tokenizer, template)
     for name in cards:
         warn_of_template(folders[name], chat)
-    return one, chat
+    return base, chat
 
 
 def warn_of_template(folder: str | Path, chat: ChatFormat) -> None:

@@ -64,31 +64,31 @@ def open_base(model: ModelGroup, *, trained_in_full: bool = False) -> OneBase:
 
     Then in float32 unless another dtype is named: an update of a bfloat16 weight is often smaller than its last bit.
     """
-    one = load_base(
+    base = load_base(
         model.model_name_or_path,
         dtype="float32" if trained_in_full and model.dtype == "auto" else model.dtype,
         quantization=model.quantization,
         device=model.device,
         layout=model.layout,
     )
-    return as_configured(one, model)
+    return as_configured(base, model)
 
 
-def as_configured(one: OneBase, model: OptionalModelGroup) -> OneBase:
+def as_configured(base: OneBase, model: OptionalModelGroup) -> OneBase:
     """Sets up a base that was just loaded or made; says what it cannot do.
 
     Raises:
         ModelError: gradient checkpointing is asked for, and this architecture has no layers that can do it.
     """
-    for note in one.notes:
+    for note in base.notes:
         say(note)
-    if model.gradient_checkpointing and not one.can_recompute:
+    if model.gradient_checkpointing and not base.can_recompute:
         raise ModelError(
-            f"model.gradient_checkpointing: the layers of {type(one.model).__name__} cannot be computed again; leave "
+            f"model.gradient_checkpointing: the layers of {type(base.model).__name__} cannot be computed again; leave "
             "it out"
         )
-    one.recomputes = model.gradient_checkpointing
-    return one
+    base.recomputes = model.gradient_checkpointing
+    return base
 
 
 def open_chat(tokenizer: PreTrainedTokenizerBase, model: OptionalModelGroup) -> ChatFormat:
@@ -102,12 +102,12 @@ def open_chat(tokenizer: PreTrainedTokenizerBase, model: OptionalModelGroup) -> 
     return chat
 
 
-def new_lora(one: OneBase | BasePlan, lora: LoraGroup) -> LoraConfig:
+def new_lora(base: OneBase | BasePlan, lora: LoraGroup) -> LoraConfig:
     """The configuration of a new adapter for this base; says which layers it cannot reach."""
-    if lora.target_modules == "all-linear" and (note := without_adapter(one.model)):
+    if lora.target_modules == "all-linear" and (note := without_adapter(base.model)):
         say(note)
     return lora_config(
-        one.model,
+        base.model,
         r=lora.r,
         alpha=lora.alpha,
         dropout=lora.dropout,
@@ -116,21 +116,21 @@ def new_lora(one: OneBase | BasePlan, lora: LoraGroup) -> LoraConfig:
     )
 
 
-def load_start(one: OneBase, name: str, folder: str, lora: LoraGroup, *, kinds: tuple[str, ...], trains: bool) -> Role:
+def load_start(base: OneBase, name: str, folder: str, lora: LoraGroup, *, kinds: tuple[str, ...], trains: bool) -> Role:
     """Puts the role that training starts from on the base; the configuration may not ask for another adapter than its.
 
     Raises:
         ConfigError: a key of `lora` that is neither left alone nor what the role's adapter has.
         ModelError, RoleMismatchError: as `load_role`.
     """
-    role = load_role(one, name, folder, kinds=kinds, trains=trains)
-    saved, default = one.lora_config(name), LoraGroup()
+    role = load_role(base, name, folder, kinds=kinds, trains=trains)
+    saved, default = base.lora_config(name), LoraGroup()
     entries = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "target_modules": "target_modules",
                "layers": "layers_to_transform"}  # fmt: skip
     for key, entry in entries.items():
         if (value := getattr(lora, key)) == getattr(default, key):
             continue
-        meant, has = (getattr(config, entry) for config in (new_lora(one, lora), saved))
+        meant, has = (getattr(config, entry) for config in (new_lora(base, lora), saved))
         if meant != has:
             raise ConfigError(
                 f"'lora.{key}' = {shown(value, 60)} would change nothing: {shown(folder)} brings its own adapter, "
@@ -171,7 +171,7 @@ def limits_of(data: DataGroup | SampleDataGroup | PromptDataGroup, context: int)
 
 
 def token_budget(
-    one: OneBase, batch: MicrobatchGroup, *, role: str, longest: int, before: int | None = None
+    base: OneBase, batch: MicrobatchGroup, *, role: str, longest: int, before: int | None = None
 ) -> int:
     """Padded tokens of a microbatch: as configured, as `before` the run was stopped, or measured on this machine."""
     if batch.microbatch_tokens != "auto":
@@ -179,12 +179,12 @@ def token_budget(
     if before is not None:
         return before
     # Every process finds another amount free; the same microbatches in all of them give the same bits again.
-    return min(processes.gather(find_token_budget(one, role, longest=longest)))
+    return min(processes.gather(find_token_budget(base, role, longest=longest)))
 
 
-def largest_example(one: OneBase, *examples: Sequence[Example]) -> int:
+def largest_example(base: OneBase, *examples: Sequence[Example]) -> int:
     """Padded tokens of the example, of several lists, that takes the most room: it is never split."""
-    return max(rows * width for part in examples for rows, width in (row_shape(e, one.layout) for e in part))
+    return max(rows * width for part in examples for rows, width in (row_shape(e, base.layout) for e in part))
 
 
 def num_steps(max_steps: int | None, optimizer: EpochsOptimizerGroup, num_examples: int, minibatch: int) -> int:
@@ -202,7 +202,7 @@ def say_warmup(optimizer: OptimizerGroup, steps: int) -> None:
 
 
 def make_update(
-    one: OneBase,
+    base: OneBase,
     groups: list[ParameterGroup],
     optimizer: OptimizerGroup,
     *,
@@ -213,7 +213,7 @@ def make_update(
 ) -> Update:
     """The optimizer over the roles that train; `dropout` turns adapter dropout on in the passes that train."""
     return Update(
-        one,
+        base,
         groups,
         dropout=dropout,
         weight_decay=optimizer.weight_decay,
