@@ -344,7 +344,8 @@ def make_stages(folder: Path, *, length: float = 1.0) -> list[Stage]:
         return {"model": model, "data": {"train": inputs[data]}, "checkpoint": step_wise, "max_steps": steps(count),
                 "batch": {"minibatch": 4, "microbatch_tokens": 1024}, **more}  # fmt: skip
 
-    lora = {"lora": {"r": 4, "dropout": 0.1}, "optimizer": {"learning_rate": 2e-3, "schedule": "cosine"}}
+    optimizer = {"optimizer": {"learning_rate": 2e-3, "schedule": "cosine"}}
+    lora = {"lora": {"r": 4, "dropout": 0.1}, **optimizer}
     evaluated = {"evaluation": {"every_steps": 5}}  # best/ is written too
     sampling = {"max_new_tokens": 8, "samples_per_prompt": 2}
     sampled = {"model": model, "reward": {"callable": "bench.crash_test:vowels"}}
@@ -357,7 +358,7 @@ def make_stages(folder: Path, *, length: float = 1.0) -> list[Stage]:
 
     small = {"rollout_prompts": 4, "minibatch_prompts": 2}
     all_options: list[tuple[str, str, Options]] = [
-        ("sft", "sft", on_base("answers", 60, start_from=inputs["policy"], **lora, **evaluated)),
+        ("sft", "sft", on_base("answers", 60, **lora, **evaluated)),
         ("ppo", "ppo", ppo(30, reward={"role": inputs["reward"], "normalize": "held_out"}, ppo={
             **small, "kl_target": 0.5, "kl_horizon": 100, "score_scaling": "running"})),
         ("pretrain", "pretrain", {
@@ -365,7 +366,7 @@ def make_stages(folder: Path, *, length: float = 1.0) -> list[Stage]:
             "data": {"train": inputs["texts"], "eval_fraction": 0.05}, "max_steps": steps(60),
             "checkpoint": step_wise, "batch": {"minibatch": 4, "microbatch_tokens": 1024}, **evaluated}),
         ("reward", "reward", on_base("preferences", 60, **lora, **evaluated)),
-        ("dpo sigmoid", "dpo", on_base("preferences", 60, start_from=inputs["policy"], **lora, **evaluated)),
+        ("dpo sigmoid", "dpo", on_base("preferences", 60, start_from=inputs["policy"], **optimizer, **evaluated)),
         ("dpo kto", "dpo", on_base("preferences", 50, loss="kto", **lora, **evaluated)),
         ("ppo critic=head", "ppo", ppo(30, ppo={**small, "critic": "head"}, evaluation={
             "prompts": 8, "every_steps": 5})),

@@ -24,7 +24,7 @@ SHARED = Path("../shared")
 HAPPY = {"happy", "love", "loved", "fun", "good", "nice", "smiled", "laughed", "friend", "friends", "kind", "best"}
 RUN = {"reward": reward.run, "dpo": dpo.run, "ppo": ppo.run}
 NEEDED = {
-    "reward": ["model.chat_template=plain", "data.limit=2000"],
+    "reward": ["model.chat_template=plain"],
     "dpo": ["model.chat_template=plain", "data.limit=2000"],
     "ppo": [f"reward.callable={Path(__file__)}:happy_words", "data.limit=480",
             f"data.train={SHARED}/data/text_en/tinystories_sample.txt.gz"],

@@ -193,7 +193,7 @@ def test_a_damaged_base_is_refused_without_its_weights(
 ) -> None:
     damaged = Path(shutil.copytree(base, tmp_path / "damaged"))
     change(damaged)
-    with pytest.raises(ModelError, match=f"{damaged}: .*{message}"):
+    with pytest.raises(ModelError, match=f"{damaged}.*: .*{message}"):
         planned("sft", damaged, tmp_path)
 
 
@@ -202,7 +202,7 @@ def test_a_damaged_base_is_refused_without_its_weights(
     [
         (lambda role: _cut(role / "adapter_model.safetensors"), "the adapter cannot be read"),
         (lambda role: _cut(role / "adapter_config.json"), "the adapter cannot be read"),
-        (lambda role: _config(role, name="adapter_config.json", r=3), "does not fit this base"),
+        (lambda role: _config(role, name="adapter_config.json", r=3), "r is 3, and the weights beside it have rank 4"),
         (lambda role: _config(role, name="adapter_config.json", target_modules=["nosuch"]), "cannot be put on this"),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_damaged_role_is_refused_without_the_weights_of_the_base(
     damaged = Path(shutil.copytree(sft_role if key == "policy" else reward_role, tmp_path / "damaged"))
     change(damaged)
     more: Options = {key: str(damaged), **({"reward.callable": None} if key == "reward.role" else {})}
-    with pytest.raises(ModelError, match=f"{damaged}: .*{message}"):
+    with pytest.raises(ModelError, match=f"{damaged}.*: .*{message}"):
         planned("ppo", base, tmp_path, more)
 
 

@@ -583,8 +583,8 @@ def test_a_changed_configuration_is_refused_by_the_names_of_its_keys(tmp_path: P
     with pytest.raises(CheckpointError) as caught:
         Training(tmp_path, config=other).run()
     assert message_of(caught) == (
-        f"{tmp_path / 'checkpoint-2'} was written with another configuration: batch.minibatch, loss, seed differ; go "
-        f"on with that of {tmp_path / 'config.yaml'}, choose another --output_dir, or remove that folder first"
+        f"{tmp_path / 'checkpoint-2'} was written with another configuration: batch.minibatch, loss, seed differ; "
+        f"resume with {tmp_path / 'config.yaml'}, choose another --output_dir, or remove that folder first"
     )
     assert caught.value.exit_code == 2 and inside(tmp_path) == kept
 
