@@ -550,8 +550,9 @@ def wait_for(process: subprocess.Popen[str], what: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_process_that_was_stopped_or_killed_is_gone_on_with_by_the_same_command(
+def test_a_process_that_was_stopped_or_killed_is_resumed_by_the_same_command(
     materials: Materials, tmp_path: Path, capsys: Capture, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
