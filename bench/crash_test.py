@@ -285,17 +285,17 @@ def last_line(stage: Stage, attempt: str) -> str:
 
 def differences(whole: Path, killed: Path) -> Iterator[str]:
     """What a run left that another did not, or otherwise; checkpoints where both have one, but for their clocks."""
-    one, other = files(whole), files(killed)
-    for name in sorted({*one, *other}):
-        if name not in one or name not in other:
+    base, other = files(whole), files(killed)
+    for name in sorted({*base, *other}):
+        if name not in base or name not in other:
             if not name.startswith("checkpoint-") and "/checkpoint-" not in name:
                 yield f"{name} is only in the {'killed' if name in other else 'whole'} run"
         elif name.endswith("metrics.jsonl"):
-            yield from (f"{name}: {line}" for line in differing_rows(one[name], other[name]))
+            yield from (f"{name}: {line}" for line in differing_rows(base[name], other[name]))
         elif name.endswith("summary.json"):
-            if without_measured(one[name]) != without_measured(other[name]):
-                yield f"{name}: {other[name].read_text()} in place of {one[name].read_text()}"
-        elif one[name].read_bytes() != other[name].read_bytes():
+            if without_measured(base[name]) != without_measured(other[name]):
+                yield f"{name}: {other[name].read_text()} in place of {base[name].read_text()}"
+        elif base[name].read_bytes() != other[name].read_bytes():
             yield f"{name} has other bytes"
 
 
@@ -303,9 +303,9 @@ def files(run: Path) -> dict[str, Path]:
     return {str(p.relative_to(run)): p for p in run.rglob("*") if p.is_file() and p.name not in NOT_COMPARED}
 
 
-def differing_rows(one: Path, other: Path) -> Iterator[str]:
+def differing_rows(base: Path, other: Path) -> Iterator[str]:
     """The first row that differs, by its step and the metrics in which it does."""
-    rows, others = ([json.loads(line) for line in path.read_text().splitlines()] for path in (one, other))
+    rows, others = ([json.loads(line) for line in path.read_text().splitlines()] for path in (base, other))
     for row, another in zip(rows, others, strict=False):
         names = [name for name in sorted({*row, *another})
                  if row.get(name, "none") != another.get(name, "none") and not is_measured(name)]  # fmt: skip
@@ -392,9 +392,10 @@ def make_inputs(folder: Path) -> dict[str, str]:
     """The files and folders that the stages read, by what they are."""
     import torch
 
-    from onebase.config import RewardConfig, SFTConfig
-    from onebase.data import grammar
-    from onebase.models.tiny import make_llama, train_tokenizer
+    from onebase.config.language import SFTConfig
+    from onebase.config.preferences import RewardConfig
+    from onebase.demo import grammar
+    from onebase.models.scratch import make_llama, train_tokenizer
     from onebase.recipes import reward, sft
 
     torch.set_num_threads(1)

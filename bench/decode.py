@@ -57,18 +57,18 @@ def main() -> None:
     }))  # fmt: skip
 
 
-def ours(base: Path, dtype: torch.dtype, prompts: list[list[int]], new_tokens: int) -> Callable[[], int]:
-    from onebase.models.generation import Sampling, generate, sample_seeds
+def ours(folder: Path, dtype: torch.dtype, prompts: list[list[int]], new_tokens: int) -> Callable[[], int]:
+    from onebase.models.adapters import lora_config
     from onebase.models.loading import load_base
-    from onebase.models.lora import lora_config
+    from onebase.sampling.local import Sampling, generate, sample_seeds
 
-    one = load_base(str(base), dtype=str(dtype).removeprefix("torch."), device="cpu")
-    one.add_role("policy", lora=lora_config(one.model, alpha=32, **LORA))
+    base = load_base(str(folder), dtype=str(dtype).removeprefix("torch."), device="cpu")
+    base.add_role("policy", lora=lora_config(base.model, alpha=32, **LORA))
     seeds = sample_seeds(0, num_prompts=len(prompts), samples_per_prompt=1)
     sampling = Sampling(max_new_tokens=new_tokens)  # no token ends a completion
 
     def decoder() -> int:
-        return sum(len(s.ids) for s in generate(one, prompts, role="policy", sampling=sampling, seeds=seeds))
+        return sum(len(s.ids) for s in generate(base, prompts, role="policy", sampling=sampling, seeds=seeds))
 
     return decoder
 

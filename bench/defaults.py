@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onebase.config import VERB_CONFIGS
-from onebase.config_files import load_config
+from onebase.config.files import load_config
+from onebase.config.verbs import VERB_CONFIGS
 from onebase.recipes import dpo, ppo, reward
 
 SHARED = Path("../shared")

@@ -24,8 +24,10 @@ from typing import Any
 from unittest.mock import patch
 
 from bench.flops import Shape, Tokens, stage_operations, tokens_of
-from onebase.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
-from onebase.config_files import load_config
+from onebase.config.files import load_config
+from onebase.config.language import SFTConfig
+from onebase.config.preferences import DPOConfig, RewardConfig
+from onebase.config.rollouts import PPOConfig
 from onebase.start import start_again_where_needed
 from onebase.training.update import Part, Update
 
@@ -166,16 +168,17 @@ def write_prompts(work: Path, prompts: Path, held_out: Path) -> None:
     held_out.write_text(json.dumps({"prompt": "\n\nHuman: Hello\n\nAssistant:"}) + "\n")
 
 
-def make_reward_role(base: Path, folder: Path) -> None:
+def make_reward_role(model: Path, folder: Path) -> None:
     """A reward role with an adapter as the peers' has: fresh, on q_proj and v_proj."""
     from onebase.data.chat import chat_format
+    from onebase.models.adapters import lora_config
     from onebase.models.loading import load_base
-    from onebase.models.lora import lora_config
     from onebase.models.role_files import save_role
 
-    one = load_base(str(base), dtype="float32")
-    one.add_role("reward", lora=lora_config(one.model, r=16, alpha=32, target_modules=["q_proj", "v_proj"]), head=True)
-    save_role(one, "reward", folder, kind="reward", chat=chat_format(one.tokenizer, "plain"))
+    base = load_base(str(model), dtype="float32")
+    lora = lora_config(base.model, r=16, alpha=32, target_modules=["q_proj", "v_proj"])
+    base.add_role("reward", lora=lora, head=True)
+    save_role(base, "reward", folder, kind="reward", chat=chat_format(base.tokenizer, "plain"))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from bench.side import run_module
 from bench.workload import Workload, prepare, python_of
 
 PHASES = {
-    "generate": ("onebase.training.rollout", "generate"),
+    "generate": ("onebase.rollouts.collect", "generate"),
     "score": ("onebase.rewards.learned.RoleReward", "score"),
-    "logprobs": ("onebase.training.rollout", "per_example"),
+    "logprobs": ("onebase.rollouts.collect", "per_example"),
     "update": ("onebase.recipes.ppo", "update_on"),
 }
 """What is called for each phase; a batch calls it once, but for `logprobs`."""

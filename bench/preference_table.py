@@ -20,18 +20,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from onebase.config import DPOConfig, IterateConfig, PPOConfig
+from onebase.config.preferences import DPOConfig
+from onebase.config.rollouts import IterateConfig, PPOConfig
 from onebase.data.chat import chat_format
 from onebase.data.fit import Limits
 from onebase.data.formats import read_rows
 from onebase.data.prepare import encode_prompts
+from onebase.demo import demo
 from onebase.evaluation.held_out import evaluate_role
-from onebase.evaluation.intervals import paired_bootstrap
-from onebase.models.generation import Sampling, stop_ids
 from onebase.models.loading import load_base
 from onebase.models.role_files import load_role
-from onebase.recipes import demo, dpo, iterate, ppo
+from onebase.recipes import dpo, iterate, ppo
+from onebase.reporting.intervals import paired_bootstrap
 from onebase.rewards.functions import FunctionReward
+from onebase.sampling.local import Sampling, stop_ids
 
 SETTINGS = {
     "sigmoid": (0.5, 2e-4),
@@ -137,18 +139,18 @@ def pairs_only(source: Path, target: Path) -> Path:
 
 
 def table(folder: Path, out: Path, seconds: dict[str, float], samples: dict[str, int]) -> None:
-    one = load_base(str(folder / "pretrain" / "model"), dtype="float32")
-    chat = chat_format(one.tokenizer, demo.TEMPLATE)
+    base = load_base(str(folder / "pretrain" / "model"), dtype="float32")
+    chat = chat_format(base.tokenizer, demo.TEMPLATE)
     prompts = encode_prompts(
-        read_rows(folder / "data" / "held_out.jsonl"), chat, Limits(one.context_length),
+        read_rows(folder / "data" / "held_out.jsonl"), chat, Limits(base.context_length),
         max_new_tokens=demo.MAX_NEW_TOKENS, opening_tokens=1,
     )  # fmt: skip
     results = {}
     for name, run in {"SFT": folder / "sft", **{name: out / name for name in seconds}}.items():
-        load_role(one, name.replace(" ", "-"), run / "policy", kinds=("policy",))
+        load_role(base, name.replace(" ", "-"), run / "policy", kinds=("policy",))
         results[name] = evaluate_role(
-            one, chat, prompts, FunctionReward("onebase.data.grammar:gold_reward"), role=name.replace(" ", "-"),
-            reference="SFT", sampling=Sampling(demo.MAX_NEW_TOKENS, stop_ids=stop_ids(one)),
+            base, chat, prompts, FunctionReward("onebase.demo.grammar:gold_reward"), role=name.replace(" ", "-"),
+            reference="SFT", sampling=Sampling(demo.MAX_NEW_TOKENS, stop_ids=stop_ids(base)),
             samples_per_prompt=demo.HELD_OUT_SAMPLES, seed=0, token_budget=demo.TOKEN_BUDGET,
         )  # fmt: skip
     print("| | gold | less SFT | KL (nats/completion) | length (tokens) | samples | seconds |")

@@ -33,7 +33,7 @@ def ratio_in_turn(ours: Sequence[float], peer: Sequence[float]) -> Ratio:
     if not ours or len(ours) != len(peer):
         raise ValueError(f"{len(ours)} runs of ours and {len(peer)} of the peer's: they have to come in pairs")
     adjacent = [*zip(ours, peer, strict=True), *zip(ours[1:], peer[:-1], strict=True)]
-    singles = [one / other for one, other in adjacent]
+    singles = [base / other for base, other in adjacent]
     return Ratio(median(ours) / median(peer), min(singles), max(singles))
 
 

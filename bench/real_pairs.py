@@ -15,12 +15,12 @@ import json
 import sys
 from pathlib import Path
 
-from onebase.config import DPOConfig
-from onebase.config_files import load_config
-from onebase.evaluation.intervals import bootstrap_mean
+from onebase.config.files import load_config
+from onebase.config.preferences import DPOConfig
 from onebase.models.loading import load_base
 from onebase.recipes import dpo
-from onebase.recipes.setup import open_chat
+from onebase.recipes.setup.shared import open_chat
+from onebase.reporting.intervals import bootstrap_mean
 
 DATA = {
     "hh-rlhf harmless-base": ("hh_rlhf/harmless-base-test.jsonl.gz", "sigmoid"),
@@ -45,8 +45,8 @@ def main() -> None:
             config = load_config(DPOConfig, Path(f"configs/{model}/dpo.yaml"), words)
             summary_file = Path(config.output_dir) / "summary.json"
             summary = json.loads(summary_file.read_text()) if summary_file.exists() else dpo.run(config)
-            one = load_base(config.model.model_name_or_path, dtype="float32")
-            train, held_out = dpo.read_examples(config, open_chat(one.tokenizer, config.model), one.context_length)
+            base = load_base(config.model.model_name_or_path, dtype="float32")
+            train, held_out = dpo.read_examples(config, open_chat(base.tokenizer, config.model), base.context_length)
             low, high = summary["eval_accuracy_interval"]
             print(f"| {name} | {loss} | {model} | {len(train)} | {len(held_out)} | {summary['eval_accuracy']:.3f} "
                   f"[{low:.3f}, {high:.3f}] | {summary['eval_margin']:.3f} | {longer_is_better(held_out)} |",

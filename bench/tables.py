@@ -91,8 +91,8 @@ def targets(results: Results) -> str:
     return "Targets missed:\n\n" + "\n".join(f"- {line}" for line in found) + "\n"
 
 
-def four_roles(peaks: dict[str, list[float]], one: str, other: str) -> Ratio:
-    return ratio_in_turn(peaks[one], peaks[other])
+def four_roles(peaks: dict[str, list[float]], base: str, other: str) -> Ratio:
+    return ratio_in_turn(peaks[base], peaks[other])
 
 
 def memory(results: Results) -> str:

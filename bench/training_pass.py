@@ -11,12 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.machine import DTYPES, fastest
 from onebase.data.batches import microbatch_indices
+from onebase.models.adapters import lora_config
 from onebase.models.forward import token_logprobs
 from onebase.models.loading import wrap_model
-from onebase.models.lora import lora_config
 from onebase.models.one_base import OneBase
 from onebase.models.passes import lay_out
-from onebase.models.tiny import train_tokenizer
+from onebase.models.scratch import train_tokenizer
 from onebase.records import Example
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ MICROBATCH_TOKENS = 4096
 
 def measure_pass(point: Point) -> dict[str, Any]:
     """`seconds` of the fastest of three passes, and `peak_mb`: MiB at its peak above those before it."""
-    one, examples = make_model(point), make_examples(point)
+    base, examples = make_model(point), make_examples(point)
 
     def training_pass() -> None:
-        for indices in microbatch_indices(examples, MICROBATCH_TOKENS, layout=one.layout):
-            batch = lay_out(one, [examples[i] for i in indices])
-            token_logprobs(one, batch, role="policy").sum().backward()
-        for parameter in one.parameters("policy"):
+        for indices in microbatch_indices(examples, MICROBATCH_TOKENS, layout=base.layout):
+            batch = lay_out(base, [examples[i] for i in indices])
+            token_logprobs(base, batch, role="policy").sum().backward()
+        for parameter in base.parameters("policy"):
             parameter.grad = None
 
     peak = peak_above(training_pass)
@@ -50,9 +50,9 @@ def make_model(point: Point) -> OneBase:
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(config)
     model = model.to(DTYPES[point.precision])
-    one = wrap_model(model, train_tokenizer(["text"], vocab_size=300), layout=point.layout, fingerprint="random")
-    one.add_role("policy", lora=lora_config(model, r=point.rank, alpha=32), trains=True)
-    return one
+    base = wrap_model(model, train_tokenizer(["text"], vocab_size=300), layout=point.layout, fingerprint="random")
+    base.add_role("policy", lora=lora_config(model, r=point.rank, alpha=32), trains=True)
+    return base
 
 
 def make_examples(point: Point) -> list[Example]:

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from onebase.demo import demo
 from onebase.evaluation.held_out import HeldOut
-from onebase.evaluation.intervals import paired_bootstrap
-from onebase.recipes import demo, dpo, ppo, reward, sft
+from onebase.recipes import dpo, ppo, reward, sft
+from onebase.reporting.intervals import paired_bootstrap
 
 LAYERS = ("all", "upper-half", "upper-quarter")
 

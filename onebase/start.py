@@ -13,7 +13,7 @@ at its end; kept apart, it stands between two freed tensors for good, and the ne
 def main() -> int:
     """Runs the command line of this process and returns its exit code."""
     start_again_where_needed()
-    from onebase.cli import main as run
+    from onebase.cli.commands import main as run
 
     return run()
 

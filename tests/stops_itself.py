@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from onebase import processes
-from onebase.cli import main
+from onebase.cli.commands import main
 from onebase.training.update import Update
 
 

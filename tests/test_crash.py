@@ -54,7 +54,7 @@ def test_faults_are_dealt_evenly_and_of_all_kinds() -> None:
 STOPPED_WHILE = """
 import os, signal, sys
 from types import SimpleNamespace
-from onebase import cli
+from onebase.cli import commands as cli
 
 def stop_in_the_midst(*_):
     try:
@@ -74,7 +74,7 @@ sys.exit(cli.main(["sft", "output_dir=run", "model.model_name_or_path=none", "da
     ("part", "said"),
     [
         ("import_module", "went on\n"),  # a library that is half imported is broken: the signal waits
-        ("_recipe", ""),  # a library that tries one thing and then another does not catch it
+        ("_module", ""),  # a library that tries one thing and then another does not catch it
     ],
 )
 def test_sigterm_before_the_steps_is_not_lost(part: str, said: str) -> None:

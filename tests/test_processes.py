@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from onebase import processes
-from onebase.cli import main
+from onebase.cli.commands import main
 from onebase.errors import ConfigError
 from onebase.training import update
 from tests.recipes.conftest import (

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from onebase.cli import app
-from onebase.config import VERB_CONFIGS
-from onebase.config_files import dump_config, load_config
+from onebase.cli.commands import app
+from onebase.config.files import dump_config, load_config
+from onebase.config.verbs import VERB_CONFIGS
 from onebase.data.formats import read_rows
-from onebase.recipes import demo
+from onebase.demo import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -29,8 +29,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from onebase.models.adapters import lora_config
 from onebase.models.loading import wrap_model
-from onebase.models.lora import lora_config
 from onebase.models.one_base import OneBase
 
 PAD, BOS, EOS = 0, 1, 2

@@ -218,10 +218,10 @@ class ChatFormat:
         counted: list[bool] = []
         for turn, stop in zip(turns, stops[1:], strict=True):
             earlier, answer = row.messages[:turn], row.messages[turn].content
-            one = replace(row, messages=earlier, answers=(answer,), prefix=None, ended=None)
+            base = replace(row, messages=earlier, answers=(answer,), prefix=None, ended=None)
             ending = self._ending(earlier, row.place)
             # Where the template writes no special token, none stands here at inference either.
-            (answer_ids,) = self._encode_answers(one, text, self._ids(text), add_end=bool(ending.closing))
+            (answer_ids,) = self._encode_answers(base, text, self._ids(text), add_end=bool(ending.closing))
             text += self._answer_text(earlier, text, answer, ending, row.place) + ending.closing
             later = self.render_prompt(row.messages[:stop], place=row.place)
             if not later.startswith(text):

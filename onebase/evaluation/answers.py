@@ -10,9 +10,9 @@ from pathlib import Path
 from onebase.data.chat import ChatFormat
 from onebase.evaluation.held_out import prompt_text
 from onebase.files import write_atomically
-from onebase.models.generation import Sampling, generate, stop_ids
 from onebase.models.one_base import OneBase
 from onebase.records import Example
+from onebase.sampling.local import Sampling, generate, stop_ids
 
 NUM_PROMPTS = 4
 MAX_NEW_TOKENS = 64
@@ -20,14 +20,14 @@ OPENING_TOKENS = 16
 """Of a plain text, which has no prompt: the first tokens are continued."""
 
 
-def answers(one: OneBase, chat: ChatFormat, held_out: Sequence[Example], *, role: str) -> list[tuple[str, str]]:
+def answers(base: OneBase, chat: ChatFormat, held_out: Sequence[Example], *, role: str) -> list[tuple[str, str]]:
     """The first held-out prompts that leave room for an answer, each with the likeliest one, token by token."""
-    room = min(MAX_NEW_TOKENS, one.context_length // 2)
+    room = min(MAX_NEW_TOKENS, base.context_length // 2)
     asked = {tuple(ids): text for ids, text in (_asked(example, chat) for example in held_out)
-             if len(ids) + room <= one.context_length}  # fmt: skip
+             if len(ids) + room <= base.context_length}  # fmt: skip
     prompts = dict(islice(asked.items(), NUM_PROMPTS))
-    sampling = Sampling(room, temperature=0, stop_ids=stop_ids(one, [chat.end_token_id]))
-    samples = generate(one, list(prompts), role=role, sampling=sampling, seeds=[0] * len(prompts))
+    sampling = Sampling(room, temperature=0, stop_ids=stop_ids(base, [chat.end_token_id]))
+    samples = generate(base, list(prompts), role=role, sampling=sampling, seeds=[0] * len(prompts))
     return [(text, chat.decode(sample.ids)) for text, sample in zip(prompts.values(), samples, strict=True)]
 
 

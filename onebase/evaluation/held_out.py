@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from onebase.data.chat import ChatFormat
-from onebase.evaluation.intervals import Interval, bootstrap_mean, paired_bootstrap
 from onebase.models.forward import logprobs_and_entropy, token_logprobs
-from onebase.models.generation import Sampling, generate, sample_seeds
 from onebase.models.one_base import OneBase
 from onebase.models.passes import per_example
 from onebase.records import Example, RewardSource
-from onebase.training.rollout import score_request, trees
+from onebase.reporting.intervals import Interval, bootstrap_mean, paired_bootstrap
+from onebase.rollouts.collect import score_request, trees
+from onebase.sampling.local import Sampling, generate, sample_seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class HeldOut:
 
 
 def evaluate_role(
-    one: OneBase,
+    base: OneBase,
     chat: ChatFormat,
     prompts: Sequence[Example],
     reward_source: RewardSource,
@@ -74,7 +74,7 @@ def evaluate_role(
     """
     seeds = sample_seeds(seed, num_prompts=len(prompts), samples_per_prompt=samples_per_prompt, stream="held-out")
     samples = generate(
-        one,
+        base,
         [prompt.prompt_ids for prompt in prompts],
         role=role,
         sampling=sampling,
@@ -87,16 +87,16 @@ def evaluate_role(
     judged = {name: judge.score(request).view(len(prompts), -1).mean(1) for name, judge in (judges or {}).items()}
     temperature = sampling.temperature or 1.0  # as `draw` has it: 0 takes the most probable token
     entropies: list[Tensor] = per_example(
-        one,
+        base,
         examples,
-        lambda batch: torch.stack(logprobs_and_entropy(one, batch, role=role, temperature=temperature), -1).flatten(),
+        lambda batch: torch.stack(logprobs_and_entropy(base, batch, role=role, temperature=temperature), -1).flatten(),
         token_budget=token_budget,
         numbers_per_token=2,
     )
     references = per_example(
-        one,
+        base,
         examples,
-        lambda batch: token_logprobs(one, batch, role=reference, temperature=temperature),
+        lambda batch: token_logprobs(base, batch, role=reference, temperature=temperature),
         token_budget=token_budget,
     )
     pairs = [part.view(-1, 2) for part in entropies]

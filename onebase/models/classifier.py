@@ -49,7 +49,7 @@ def check_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
-def save_classifier(one: OneBase, name: str, folder: str | Path) -> None:
+def save_classifier(base: OneBase, name: str, folder: str | Path) -> None:
     """Writes the base with the role's head as a transformers sequence classifier with one label.
 
     For a reward role trained in full: it is a model of its own then, and no role on the base it came from.
@@ -57,18 +57,18 @@ def save_classifier(one: OneBase, name: str, folder: str | Path) -> None:
     Raises:
         ModelError: transformers has no sequence classifier for this architecture.
     """
-    head = one.roles[name].head
+    head = base.roles[name].head
     assert head is not None, f"role '{name}' has no scalar head"
-    config = copy.deepcopy(one.model.config)
+    config = copy.deepcopy(base.model.config)
     config.num_labels = 1
     # The classifier finds the last token of a row as the last that is not padding.
-    check_classifier(one.model, one.tokenizer)
-    tokenizer = copy.deepcopy(one.tokenizer)
+    check_classifier(base.model, base.tokenizer)
+    tokenizer = copy.deepcopy(base.tokenizer)
     tokenizer.pad_token_id = config.pad_token_id = harmless_padding(tokenizer)
     classifier = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    classifier.base_model.load_state_dict(one.model.base_model.state_dict())
+    classifier.base_model.load_state_dict(base.model.base_model.state_dict())
     with torch.no_grad():
         classifier.score.weight.copy_(head.weight)
     with atomic_folder(Path(folder)) as temporary:
-        classifier.to(one.model.dtype).save_pretrained(temporary)
+        classifier.to(base.model.dtype).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -26,13 +26,13 @@ FEWEST_TOKENS_PER_CHUNK = 32
 """Of a large vocabulary: a matrix product over fewer reads all weights of the output layer for little."""
 
 
-def states_at(one: OneBase, batch: TreeBatch, row: Tensor, column: Tensor, *, role: str) -> Tensor:
+def states_at(base: OneBase, batch: TreeBatch, row: Tensor, column: Tensor, *, role: str) -> Tensor:
     """The hidden states of `role` at some places of the batch: `[m, H]`; the last layer computes no others."""
-    with one.role(role):
-        if one.packs:
-            return one.decoder.states(batch, row, column, recompute=one.recomputes)  # type: ignore[union-attr]
-        with one.recomputing():
-            return at(trunk(one.model, batch, layout=one.layout), row, column)
+    with base.role(role):
+        if base.packs:
+            return base.decoder.states(batch, row, column, recompute=base.recomputes)  # type: ignore[union-attr]
+        with base.recomputing():
+            return at(trunk(base.model, batch, layout=base.layout), row, column)
 
 
 def trunk(model: PreTrainedModel, batch: TreeBatch, *, layout: str) -> Tensor:
@@ -49,31 +49,31 @@ def trunk(model: PreTrainedModel, batch: TreeBatch, *, layout: str) -> Tensor:
 
 
 def token_logprobs(
-    one: OneBase, batch: TreeBatch, *, role: str, temperature: float = 1.0
+    base: OneBase, batch: TreeBatch, *, role: str, temperature: float = 1.0
 ) -> Tensor:
     """log p(token | prompt, earlier tokens of its completion) for every counted token: `[M]` float32.
 
     Args:
         temperature: the logits are divided by it, as they are when sampling.
     """
-    logprobs, _ = logprobs_and_entropy(one, batch, role=role, temperature=temperature, with_entropy=False)
+    logprobs, _ = logprobs_and_entropy(base, batch, role=role, temperature=temperature, with_entropy=False)
     return logprobs
 
 
 def logprobs_and_entropy(
-    one: OneBase, batch: TreeBatch, *, role: str, temperature: float = 1.0, with_entropy: bool = True
+    base: OneBase, batch: TreeBatch, *, role: str, temperature: float = 1.0, with_entropy: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the counted tokens and the entropy of what predicted them, both `[M]` float32, in nats.
 
     The entropy is zeros where it is not asked for.
     """
-    states = source_states(one, batch, role=role)
-    return head_logprobs(one, states, batch, temperature=temperature, with_entropy=with_entropy)
+    states = source_states(base, batch, role=role)
+    return head_logprobs(base, states, batch, temperature=temperature, with_entropy=with_entropy)
 
 
-def source_states(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
+def source_states(base: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
     """The hidden states that predict the counted tokens: `[M, H]`."""
-    return states_at(one, batch, batch.source_row, batch.source_column, role=role)
+    return states_at(base, batch, batch.source_row, batch.source_column, role=role)
 
 
 def at(hidden: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -86,12 +86,12 @@ def at(hidden: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 
 def head_logprobs(
-    one: OneBase, states: Tensor, batch: TreeBatch, *, temperature: float, with_entropy: bool
+    base: OneBase, states: Tensor, batch: TreeBatch, *, temperature: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor]:
     """The output layer over `states [M, H]`, a chunk of tokens at a time: log-probs and entropy `[M]`."""
-    head = one.model.get_output_embeddings()
-    size = max(FEWEST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // one.model.config.get_text_config().vocab_size)
-    final = final_logits(one.model)
+    head = base.model.get_output_embeddings()
+    size = max(FEWEST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // base.model.config.get_text_config().vocab_size)
+    final = final_logits(base.model)
     frozen = not any(parameter.requires_grad for parameter in head.parameters())
     slope_of_entropy = with_entropy and torch.is_grad_enabled()
     if frozen and not slope_of_entropy and final[1] is None and isinstance(head, nn.Linear):
@@ -178,18 +178,18 @@ def _selected(
     return logprobs, entropy, slope
 
 
-def token_values(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
+def token_values(base: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
     """V(s_t), the state before each counted token: `[M]` float32."""
-    return one.roles[role].head(source_states(one, batch, role=role))  # type: ignore[misc]
+    return base.roles[role].head(source_states(base, batch, role=role))  # type: ignore[misc]
 
 
-def completion_scores(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
+def completion_scores(base: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
     """The reward role's score of each completion, at its last token or the mean over its tokens: `[N]` float32."""
-    head, pooling = one.roles[role].head, one.roles[role].pooling
+    head, pooling = base.roles[role].head, base.roles[role].pooling
     assert head is not None, f"role '{role}' has no scalar head"
     if pooling == "last":
-        return head(states_at(one, batch, batch.last_row, batch.last_column, role=role))
-    per_token = head(states_at(one, batch, batch.source_row, batch.token_column, role=role))
+        return head(states_at(base, batch, batch.last_row, batch.last_column, role=role))
+    per_token = head(states_at(base, batch, batch.source_row, batch.token_column, role=role))
     return completion_mean(per_token, batch.completion_index, batch.num_completions)
 
 

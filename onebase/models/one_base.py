@@ -27,10 +27,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from onebase.errors import ModelError
+from onebase.models.adapters import plain_lora
 from onebase.models.base_config import context_length
 from onebase.models.decoder import Decoder
 from onebase.models.heads import ScalarHead
-from onebase.models.lora import plain_lora
 from onebase.shown import shown
 
 

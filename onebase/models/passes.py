@@ -15,17 +15,18 @@ from onebase.models.one_base import OneBase
 from onebase.records import Example, LowerStates, TreeBatch
 
 
-def lay_out(one: OneBase, examples: Sequence[Example]) -> TreeBatch:
+def lay_out(base: OneBase, examples: Sequence[Example]) -> TreeBatch:
     """The examples as a batch in the layout that is exact for this base, on its device."""
-    if one.packs:
-        return build_tree_batch(examples, max_row_tokens=sum(example.num_tokens for example in examples)).to(one.device)
-    chosen = examples if one.layout == "tree" else separate(examples)
-    return build_tree_batch(chosen).to(one.device)
+    if base.packs:
+        num_tokens = sum(example.num_tokens for example in examples)
+        return build_tree_batch(examples, max_row_tokens=num_tokens).to(base.device)
+    chosen = examples if base.layout == "tree" else separate(examples)
+    return build_tree_batch(chosen).to(base.device)
 
 
-def split_to_fit(one: OneBase, examples: Sequence[Example], token_budget: int) -> list[list[int]]:
+def split_to_fit(base: OneBase, examples: Sequence[Example], token_budget: int) -> list[list[int]]:
     """Microbatches of at most `token_budget` tokens, padding included where this base needs any."""
-    return microbatch_indices(examples, token_budget, layout="packed" if one.packs else one.layout)
+    return microbatch_indices(examples, token_budget, layout="packed" if base.packs else base.layout)
 
 
 def num_counted(examples: Sequence[Example]) -> int:
@@ -37,22 +38,22 @@ def num_counted(examples: Sequence[Example]) -> int:
 
 
 def with_lower_states(
-    one: OneBase, examples: Sequence[Example], *, role: str, token_budget: int
+    base: OneBase, examples: Sequence[Example], *, role: str, token_budget: int
 ) -> list[Example]:
     """The examples with what the layers below the role's adapter make of them, for all roles that have none there.
 
     Unchanged where the role adapts the lowest layer, or where transformers runs the model.
     """
-    if not one.packs:
+    if not base.packs:
         return list(examples)
-    with one.role(role):
-        num_layers = one.decoder.num_plain_layers()  # type: ignore[union-attr]
+    with base.role(role):
+        num_layers = base.decoder.num_plain_layers()  # type: ignore[union-attr]
     if num_layers == 0:
         return list(examples)
     found: dict[int, Example] = {}
-    for indices in split_to_fit(one, examples, token_budget):
+    for indices in split_to_fit(base, examples, token_budget):
         chosen = [examples[i] for i in indices]
-        lower = one.decoder.lower_states(lay_out(one, chosen), num_layers)  # type: ignore[union-attr]
+        lower = base.decoder.lower_states(lay_out(base, chosen), num_layers)  # type: ignore[union-attr]
         parts = lower.states.split([example.num_tokens for example in chosen])
         for i, part in zip(indices, parts, strict=True):
             found[i] = replace(examples[i], lower=LowerStates(num_layers, part.clone()))
@@ -61,7 +62,7 @@ def with_lower_states(
 
 @torch.no_grad()
 def per_example(
-    one: OneBase,
+    base: OneBase,
     examples: Sequence[Example],
     function: Callable[[TreeBatch], Tensor],
     *,
@@ -77,10 +78,10 @@ def per_example(
     """
     mine = processes.share([example.num_tokens for example in examples])
     results: dict[int, Tensor] = {}
-    for part_of_mine in split_to_fit(one, [examples[i] for i in mine], token_budget):
+    for part_of_mine in split_to_fit(base, [examples[i] for i in mine], token_budget):
         indices = [mine[i] for i in part_of_mine]
         chosen = [examples[i] for i in indices]
-        flat = function(lay_out(one, chosen)).float().cpu()
+        flat = function(lay_out(base, chosen)).float().cpu()
         sizes = [len(e.completions) if per_completion else num_counted([e]) * numbers_per_token for e in chosen]
         for i, part in zip(indices, flat.split(sizes), strict=True):
             results[i] = part

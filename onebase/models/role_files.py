@@ -31,7 +31,7 @@ SCORE_KEY = "base_model.model.score.weight"
 
 
 def save_role(
-    one: OneBase,
+    base: OneBase,
     name: str,
     folder: str | Path,
     *,
@@ -43,25 +43,25 @@ def save_role(
     A critic that is only a head on the policy's trunk is saved with a copy of that adapter, so that its folder stands
     alone.
     """
-    role = one.roles[name]
-    config = LoraConfig(**{**one.lora_config(name).to_dict(), "inference_mode": True})
+    role = base.roles[name]
+    config = LoraConfig(**{**base.lora_config(name).to_dict(), "inference_mode": True})
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)  # else their order in the file is another in each process
-    weights = one.adapter_weights(name)
+    weights = base.adapter_weights(name)
     if role.head is not None:
         weights[SCORE_KEY] = role.head.weight.detach().to("cpu", torch.float32, copy=True)
         # A classifier scores the last token: a role that takes the mean over tokens is not one, and does not say so.
         config.task_type = "SEQ_CLS" if role.pooling == "last" else "FEATURE_EXTRACTION"
         config.modules_to_save = ["score"] if role.pooling == "last" else None
-    local = Path(one.name_or_path)
-    config.base_model_name_or_path = str(local.resolve()) if local.is_dir() else one.name_or_path
+    local = Path(base.name_or_path)
+    config.base_model_name_or_path = str(local.resolve()) if local.is_dir() else base.name_or_path
     card = RoleCard.model_validate({
         "kind": kind,
         "base": config.base_model_name_or_path,
-        "base_fingerprint": one.fingerprint,
-        "tokenizer_fingerprint": tokenizer_fingerprint(one.tokenizer),
-        "dtype": str(one.model.dtype).removeprefix("torch."),
-        "quantization": "nf4" if getattr(one.model, "is_quantized", False) else "none",
+        "base_fingerprint": base.fingerprint,
+        "tokenizer_fingerprint": tokenizer_fingerprint(base.tokenizer),
+        "dtype": str(base.model.dtype).removeprefix("torch."),
+        "quantization": "nf4" if getattr(base.model, "is_quantized", False) else "none",
         "chat_template": chat.name if chat else None,
         "chat_template_fingerprint": chat.fingerprint if chat else "",
         "pooling": role.pooling,
@@ -71,20 +71,20 @@ def save_role(
     with atomic_folder(Path(folder)) as temporary:
         config.save_pretrained(str(temporary))
         save_file(weights, temporary / ADAPTER_FILE, metadata={"format": "pt"})
-        standalone_tokenizer(one.tokenizer, chat).save_pretrained(temporary)
+        standalone_tokenizer(base.tokenizer, chat).save_pretrained(temporary)
         (temporary / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return card
 
 
-def save_base(one: OneBase, folder: str | Path, *, chat: ChatFormat | None = None) -> None:
+def save_base(base: OneBase, folder: str | Path, *, chat: ChatFormat | None = None) -> None:
     """Writes the base and its tokenizer as a transformers folder: what full-parameter training leaves.
 
     The template it was trained with becomes the tokenizer's own.
     """
     transformers_logging.disable_progress_bar()
     with atomic_folder(Path(folder)) as temporary:
-        one.model.save_pretrained(temporary)
-        tokenizer = copy.deepcopy(one.tokenizer)
+        base.model.save_pretrained(temporary)
+        tokenizer = copy.deepcopy(base.tokenizer)
         if chat is not None and chat.name is not None:
             tokenizer.chat_template = chat.template
         tokenizer.save_pretrained(temporary)
@@ -103,7 +103,7 @@ def standalone_tokenizer(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | 
     return tokenizer
 
 
-def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, ...], trains: bool = False) -> Role:
+def load_role(base: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, ...], trains: bool = False) -> Role:
     """Puts a saved role on this base under `name`; a policy becomes a role without head.
 
     Raises:
@@ -112,7 +112,7 @@ def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, 
             its head.
     """
     card = check_role_folder(folder, kinds)
-    check_base(one, card, folder)
+    check_base(base, card, folder)
     config, weights = read_adapter(folder)
     score = weights.pop(SCORE_KEY, None)
     if card.kind in SCALAR_KINDS and score is None:
@@ -120,12 +120,12 @@ def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, 
             f"{folder}: a {card.kind} role without its head: adapter_model.safetensors has no '{SCORE_KEY}'; "
             "its scores would be random. Train it again, or copy the whole folder"
         )
-    if score is not None and score.shape != (1, one.hidden_size):
+    if score is not None and score.shape != (1, base.hidden_size):
         raise RoleMismatchError(
-            f"{folder}: its head has shape {tuple(score.shape)}, this base needs {(1, one.hidden_size)}"
+            f"{folder}: its head has shape {tuple(score.shape)}, this base needs {(1, base.hidden_size)}"
         )
     try:
-        role = one.add_role(name, lora=config, weights=weights, head=score is not None, trains=trains)
+        role = base.add_role(name, lora=config, weights=weights, head=score is not None, trains=trains)
     except ModelError as error:
         raise ModelError(f"{shown(folder)}: {error}") from error
     role.pooling, role.score_mean, role.score_std = card.pooling, card.score_mean, card.score_std
@@ -135,14 +135,14 @@ def load_role(one: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, 
     return role
 
 
-def check_base(one: OneBase, card: RoleCard, folder: str | Path) -> None:
+def check_base(base: OneBase, card: RoleCard, folder: str | Path) -> None:
     """Raises RoleMismatchError unless the role was made on this base, with this tokenizer."""
-    if card.base_fingerprint != one.fingerprint:
+    if card.base_fingerprint != base.fingerprint:
         raise RoleMismatchError(
             f"{folder}: made on another base: {card.base} (fingerprint {card.base_fingerprint}), while this is "
-            f"{one.name_or_path} ({one.fingerprint}); load that base, or train the role again on this one"
+            f"{base.name_or_path} ({base.fingerprint}); load that base, or train the role again on this one"
         )
-    here = tokenizer_fingerprint(one.tokenizer)
+    here = tokenizer_fingerprint(base.tokenizer)
     if card.tokenizer_fingerprint != here:
         raise RoleMismatchError(
             f"{folder}: made with another tokenizer (fingerprint {card.tokenizer_fingerprint}, here {here}): its "

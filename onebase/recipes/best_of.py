@@ -20,27 +20,27 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from onebase.config import BestOfConfig
+from onebase.config.rollouts import BestOfConfig
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import best_answer, encode_prompts
 from onebase.errors import DataError
-from onebase.evaluation.intervals import bootstrap_mean, paired_bootstrap
 from onebase.files import write_atomically
-from onebase.models.generation import Sample, generate, sample_seeds
 from onebase.models.role_files import load_role
-from onebase.recipes.dry_run import planned_base
-from onebase.recipes.ppo_setup import (
+from onebase.recipes.setup.dry_run import planned_base
+from onebase.recipes.setup.ppo import (
     check_columns,
     longest_rollout_tree,
     open_function,
     open_reward_source,
     sampling_of,
 )
-from onebase.recipes.setup import limits_of, open_base, open_chat, open_run, read_prompts, token_budget
+from onebase.recipes.setup.shared import limits_of, open_base, open_chat, open_run, read_prompts, token_budget
 from onebase.records import Example, RewardSource, Row
+from onebase.reporting.intervals import bootstrap_mean, paired_bootstrap
+from onebase.rollouts.collect import score_request, trees
+from onebase.runs.progress import say
+from onebase.sampling.local import Sample, generate, sample_seeds
 from onebase.training.checkpoint import inputs_of
-from onebase.training.progress import say
-from onebase.training.rollout import score_request, trees
 
 PROMPTS_AT_A_TIME = 32
 
@@ -53,33 +53,33 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
     """
     run = open_run(config)
     function = open_function(config.reward)
-    one = open_base(config.model)
-    chat = open_chat(one.tokenizer, config.model)
+    base = open_base(config.model)
+    chat = open_chat(base.tokenizer, config.model)
     if config.policy is not None:
-        load_role(one, "policy", config.policy, kinds=("policy",))
+        load_role(base, "policy", config.policy, kinds=("policy",))
     else:
-        one.add_role("policy")
+        base.add_role("policy")
     if config.reward.role is not None:
-        load_role(one, "reward", config.reward.role, kinds=("reward",))
-    prompts = encode(config, chat, one.context_length, rows)
+        load_role(base, "reward", config.reward.role, kinds=("reward",))
+    prompts = encode(config, chat, base.context_length, rows)
     check_columns([function], prompts)
-    count, longest = config.generation.samples_per_prompt, longest_rollout_tree(one, config.generation, prompts)
-    budget = token_budget(one, config.batch, role="policy", longest=longest)
+    count, longest = config.generation.samples_per_prompt, longest_rollout_tree(base, config.generation, prompts)
+    budget = token_budget(base, config.batch, role="policy", longest=longest)
     source: RewardSource | None = function
     if source is None and config.reward.source is not None:
-        source = open_reward_source(config.reward, one, budget)
-    sampling = sampling_of(one, chat, config.generation)
+        source = open_reward_source(config.reward, base, budget)
+    sampling = sampling_of(base, chat, config.generation)
     seeds = sample_seeds(config.seed, num_prompts=len(prompts), samples_per_prompt=count, stream="best-of")
     say(f"best-of: {len(prompts)} prompts x {count} answers, {f'scored by {source.name}' if source else 'not scored'}")
 
     written = Written()
     with run.loop(
-        "best-of", len(prompts), save=lambda folder: None, parts={"written": written}, inputs=inputs_of(one, prompts)
+        "best-of", len(prompts), save=lambda folder: None, parts={"written": written}, inputs=inputs_of(base, prompts)
     ) as loop:
         while loop.done < len(prompts):
             part = prompts[loop.done : loop.done + PROMPTS_AT_A_TIME]
             samples = generate(
-                one,
+                base,
                 [prompt.prompt_ids for prompt in part],
                 role="policy",
                 sampling=sampling,

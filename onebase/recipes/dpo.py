@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebase.config import DPOConfig
+from onebase.config.preferences import DPOConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.prepare import with_completions
 from onebase.evaluation.answers import answers, write_answers
-from onebase.evaluation.intervals import bootstrap_mean
 from onebase.models.forward import token_logprobs
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted, per_example
@@ -46,9 +45,9 @@ from onebase.objectives.preference import (
 from onebase.objectives.ranked import plackett_luce_loss, rrhf_loss
 from onebase.objectives.reference_free import cpo_loss, orpo_loss, simpo_loss
 from onebase.objectives.unpaired import kto_kl, kto_loss
-from onebase.recipes.dpo_setup import add_policy_and_reference, loss_weights, plan, read_examples
-from onebase.recipes.reference_cache import computed_once
-from onebase.recipes.setup import (
+from onebase.recipes.setup.dpo import add_policy_and_reference, loss_weights, plan, read_examples
+from onebase.recipes.setup.reference_cache import computed_once
+from onebase.recipes.setup.shared import (
     best_by,
     largest_example,
     make_update,
@@ -59,11 +58,13 @@ from onebase.recipes.setup import (
     token_budget,
 )
 from onebase.records import Example, TreeBatch
+from onebase.reporting.intervals import bootstrap_mean
+from onebase.runs.progress import say
+from onebase.runs.record import read_metrics
+from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.memory import peak_memory_mb
-from onebase.training.metrics import Averages, read_metrics, require_finite
-from onebase.training.progress import say
 from onebase.training.update import ParameterGroup, Update
 
 __all__ = ["plan", "run"]
@@ -91,16 +92,16 @@ class Lists:
 def run(config: DPOConfig) -> dict[str, Any]:
     """Trains, measures the implicit reward on held-out rows, and saves `policy/`; returns the summary."""
     run = open_run(config)
-    one = open_base(config.model)
-    chat = open_chat(one.tokenizer, config.model)
-    train, held_out = read_examples(config, chat, one.context_length)
-    add_policy_and_reference(one, config)
+    base = open_base(config.model)
+    chat = open_chat(base.tokenizer, config.model)
+    train, held_out = read_examples(config, chat, base.context_length)
+    add_policy_and_reference(base, config)
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
-    budget = token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out),
+    budget = token_budget(base, config.batch, role="policy", longest=largest_example(base, train, held_out),
                           before=run.token_budget)  # fmt: skip
     update = make_update(
-        one,
-        [ParameterGroup(one.parameters("policy"), config.optimizer.learning_rate)],
+        base,
+        [ParameterGroup(base.parameters("policy"), config.optimizer.learning_rate)],
         config.optimizer,
         total_steps=total,
         dropout=config.lora.dropout > 0,
@@ -110,39 +111,39 @@ def run(config: DPOConfig) -> dict[str, Any]:
     weights = loss_weights(config)
     cached = None
     if set(weights) - REFERENCE_FREE and config.preference.reference == "cached":
-        cached = computed_once(one, train, lambda: completion_logprobs(one, train, role="reference",
+        cached = computed_once(base, train, lambda: completion_logprobs(base, train, role="reference",
                                token_budget=budget), folder=run.folder)  # fmt: skip
     say(f"dpo: {' + '.join(f'{w:g} {name}' for name, w in weights.items())}; {len(train)} rows, {len(held_out)} held "
-        f"out, {total} steps, layout {one.layout}")  # fmt: skip
+        f"out, {total} steps, layout {base.layout}")  # fmt: skip
 
     def save(folder: Path) -> None:
-        save_role(one, "policy", folder / "policy", kind="policy", chat=chat)
+        save_role(base, "policy", folder / "policy", kind="policy", chat=chat)
 
     beta = beta_of(config, "sigmoid")
-    answers_before = answers(one, chat, held_out, role="policy")
+    answers_before = answers(base, chat, held_out, role="policy")
     with run.loop(
-        "dpo", total, save=save, weights=TrainedWeights(one, "policy"), update=update,
-        inputs=inputs_of(one, train, held_out), best=best_by("eval/accuracy", config.evaluation),
+        "dpo", total, save=save, weights=TrainedWeights(base, "policy"), update=update,
+        inputs=inputs_of(base, train, held_out), best=best_by("eval/accuracy", config.evaluation),
     ) as loop:  # fmt: skip
         for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             examples = [train[i] for i in chosen]
             references = [cached[i] for i in chosen] if cached is not None else None
             if "kto" in weights:
-                metrics = kto_step(one, examples, references, update, config)
+                metrics = kto_step(base, examples, references, update, config)
             else:
-                metrics = preference_step(one, examples, references, update, config, visit=step)
+                metrics = preference_step(base, examples, references, update, config, visit=step)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
-                metrics["eval/accuracy"] = evaluate(one, held_out, update.token_budget, beta=beta)["accuracy"]
+                metrics["eval/accuracy"] = evaluate(base, held_out, update.token_budget, beta=beta)["accuracy"]
             loop.end_step(metrics, shown=["loss", "rewards/accuracies", "rewards/margins"])
         loop.end_steps()
-        after = evaluate(one, held_out, update.token_budget, beta=beta)
+        after = evaluate(base, held_out, update.token_budget, beta=beta)
         loop.keep_best({"eval/accuracy": after["accuracy"]})
     save(run.folder)
-    write_answers(run.folder / "samples.jsonl", answers_before, answers(one, chat, held_out, role="policy"))
+    write_answers(run.folder / "samples.jsonl", answers_before, answers(base, chat, held_out, role="policy"))
     summary = {"verb": "dpo", "loss": weights, "steps": total, **{f"eval_{k}": v for k, v in after.items()},
                "data": {"train": len(train), "held_out": len(held_out)},
-               "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
+               "peak_memory_mb": round(peak_memory_mb(base.device))}  # fmt: skip
     run.finish(summary)
     rows = read_metrics(run.folder / "metrics.jsonl")
     if sum(row.get("rewards/chosen", 0) < 0 and row.get("rewards/rejected", 0) < 0 for row in rows) > total / 2:
@@ -154,7 +155,7 @@ def run(config: DPOConfig) -> dict[str, Any]:
 
 
 def preference_step(
-    one: OneBase,
+    base: OneBase,
     examples: Sequence[Example],
     references: Sequence[Tensor] | None,
     update: Update,
@@ -169,10 +170,10 @@ def preference_step(
         for i, example in enumerate(examples)
     ]
     if references is None and set(weights) - REFERENCE_FREE:
-        references = completion_logprobs(one, examples, role="reference", token_budget=update.token_budget)
+        references = completion_logprobs(base, examples, role="reference", token_budget=update.token_budget)
 
     def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
-        lists = lay_lists(one, batch, [examples[i] for i in indices], [comparisons[i] for i in indices],
+        lists = lay_lists(base, batch, [examples[i] for i in indices], [comparisons[i] for i in indices],
                           None if references is None else [references[i] for i in indices])  # fmt: skip
         note_metrics(lists, metrics, beta_of(config, "sigmoid"), has_reference=references is not None)
         yield sum(
@@ -221,7 +222,7 @@ def list_loss(name: str, lists: Lists, config: DPOConfig) -> Tensor:
 
 
 def kto_step(
-    one: OneBase,
+    base: OneBase,
     examples: Sequence[Example],
     references: Sequence[Tensor] | None,
     update: Update,
@@ -231,17 +232,17 @@ def kto_step(
     group, budget, beta = config.preference, update.token_budget, beta_of(config, "kto")
     mismatched = [with_completions(example, others_completions(examples, i)) for i, example in enumerate(examples)]
     policy, reference = (
-        torch.cat(completion_logprobs(one, mismatched, role=role, token_budget=budget))
+        torch.cat(completion_logprobs(base, mismatched, role=role, token_budget=budget))
         for role in ("policy", "reference")
     )
-    kl = kto_kl(policy, reference).to(one.device)
-    owns = references or completion_logprobs(one, examples, role="reference", token_budget=budget)
+    kl = kto_kl(policy, reference).to(base.device)
+    owns = references or completion_logprobs(base, examples, role="reference", token_budget=budget)
     good = torch.tensor([bool(example.row and example.row.columns["label"]) for example in examples])
 
     def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
-        logprobs = summed_logprobs(one, batch, role="policy")
-        own = torch.cat([owns[i] for i in indices]).to(one.device)
-        desirable = good[indices].to(one.device)
+        logprobs = summed_logprobs(base, batch, role="policy")
+        own = torch.cat([owns[i] for i in indices]).to(base.device)
+        desirable = good[indices].to(base.device)
         rewards = implicit_rewards(logprobs, own, beta=beta)
         for name, mask in (("chosen", desirable), ("rejected", ~desirable)):
             metrics.add(f"rewards/{name}", rewards, mask)
@@ -264,14 +265,14 @@ def others_completions(examples: Sequence[Example], place: int) -> Sequence[Sequ
 
 
 def lay_lists(
-    one: OneBase,
+    base: OneBase,
     batch: TreeBatch,
     examples: Sequence[Example],
     comparisons: Sequence[Sequence[Any]],
     references: Sequence[Tensor] | None,
 ) -> Lists:
     """The policy's log-probs of a microbatch and all that the losses compare them with."""
-    logprobs = summed_logprobs(one, batch, role="policy")
+    logprobs = summed_logprobs(base, batch, role="policy")
     device, count = logprobs.device, batch.num_completions
     lengths = torch.bincount(batch.completion_index, minlength=count)
     sizes = [len(example.completions) for example in examples]
@@ -303,22 +304,22 @@ def note_metrics(lists: Lists, metrics: Averages, beta: float, *, has_reference:
         metrics.add("rewards/rejected", rejected, counted)
 
 
-def summed_logprobs(one: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
+def summed_logprobs(base: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
     """log p of each completion given its prompt, over its counted tokens: `[N]`."""
-    return completion_sum(token_logprobs(one, batch, role=role), batch.completion_index, batch.num_completions)
+    return completion_sum(token_logprobs(base, batch, role=role), batch.completion_index, batch.num_completions)
 
 
 def completion_logprobs(
-    one: OneBase, examples: Sequence[Example], *, role: str, token_budget: int
+    base: OneBase, examples: Sequence[Example], *, role: str, token_budget: int
 ) -> list[Tensor]:
     """`summed_logprobs` of any number of examples without gradient: a tensor `[K]` each."""
     return per_example(
-        one, examples, lambda batch: summed_logprobs(one, batch, role=role),
+        base, examples, lambda batch: summed_logprobs(base, batch, role=role),
         token_budget=token_budget, per_completion=True,
     )  # fmt: skip
 
 
-def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int, *, beta: float) -> dict[str, Any]:
+def evaluate(base: OneBase, examples: Sequence[Example], token_budget: int, *, beta: float) -> dict[str, Any]:
     """On held-out rows: the share of comparisons that the implicit reward orders rightly, and its mean margin.
 
     For single answers: how often a good one has a positive implicit reward and a bad one a negative.
@@ -326,7 +327,7 @@ def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int, *, be
     if not examples:
         return {"accuracy": math.nan, "accuracy_interval": None, "margin": math.nan}
     policy, reference = (
-        completion_logprobs(one, examples, role=role, token_budget=token_budget) for role in ("policy", "reference")
+        completion_logprobs(base, examples, role=role, token_budget=token_budget) for role in ("policy", "reference")
     )
     accuracies, margins = [], []
     for example, own, other in zip(examples, policy, reference, strict=True):

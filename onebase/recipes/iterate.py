@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from onebase import processes
-from onebase.config import BestOfConfig, DPOConfig, IterateConfig, SFTConfig
+from onebase.config.language import SFTConfig
+from onebase.config.preferences import DPOConfig
+from onebase.config.rollouts import BestOfConfig, IterateConfig
 from onebase.data.batches import minibatch_indices, mixed_seed
 from onebase.errors import DataError
 from onebase.files import atomic_folder
 from onebase.recipes import best_of, dpo, sft
-from onebase.recipes.dry_run import planned_base
-from onebase.recipes.ppo_setup import open_function
-from onebase.recipes.setup import open_chat, open_run, read_prompts
+from onebase.recipes.setup.dry_run import planned_base
+from onebase.recipes.setup.ppo import open_function
+from onebase.recipes.setup.shared import open_chat, open_run, read_prompts
 from onebase.records import Row
-from onebase.training.progress import say
-from onebase.training.record import checkpoints
+from onebase.runs.progress import say
+from onebase.runs.record import checkpoints
 
 
 def run(config: IterateConfig) -> dict[str, Any]:

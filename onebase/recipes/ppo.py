@@ -29,13 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebase.config import PPOConfig
+from onebase.config.rollouts import PPOConfig
 from onebase.data.batches import minibatch_indices, mixed_seed
-from onebase.evaluation.flight_recorder import FlightRecorder
 from onebase.evaluation.held_out import HeldOut, evaluate_role, improvement
-from onebase.evaluation.report import print_comparison, write_samples
+from onebase.evaluation.tables import print_comparison, write_samples
 from onebase.models.forward import head_logprobs, logprobs_and_entropy, source_states, token_values
-from onebase.models.generation import Sampling, sample_seeds
 from onebase.models.passes import num_counted
 from onebase.models.role_files import save_role
 from onebase.objectives.advantages import explained_variance, gae
@@ -48,14 +46,16 @@ from onebase.objectives.masked import (
     whiten,
 )
 from onebase.objectives.policy import clipped_policy_loss, clipped_value_loss, policy_statistics, value_clipped
-from onebase.recipes.ppo_setup import Trainer, num_rollouts, plan, set_up
-from onebase.recipes.setup import best_by, open_run
+from onebase.recipes.setup.ppo import Trainer, num_rollouts, plan, set_up
+from onebase.recipes.setup.shared import best_by, open_run
 from onebase.records import Example, TreeBatch
+from onebase.reporting.recorder import FlightRecorder
+from onebase.rollouts.collect import Rollout, collect_rollout
+from onebase.runs.progress import say
+from onebase.sampling.local import Sampling, sample_seeds
+from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.memory import peak_memory_mb
-from onebase.training.metrics import Averages, require_finite
-from onebase.training.progress import say
-from onebase.training.rollout import Rollout, collect_rollout
 
 __all__ = ["plan", "run"]
 
@@ -79,20 +79,20 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
     """Trains and saves `policy/` and `critic/`; returns the summary, and the held-out prompts before and after."""
     run = open_run(config)
     trainer, held_out = set_up(config, run)
-    one, total = trainer.one, num_rollouts(config, trainer.prompts)
+    base, total = trainer.base, num_rollouts(config, trainer.prompts)
     say(f"ppo: {len(trainer.prompts)} prompts, {len(held_out)} held out, {total} rollouts of "
-        f"{config.ppo.rollout_prompts} x {config.generation.samples_per_prompt} completions, layout {one.layout}, "
+        f"{config.ppo.rollout_prompts} x {config.generation.samples_per_prompt} completions, layout {base.layout}, "
         f"microbatches of {trainer.update.token_budget} tokens")  # fmt: skip
 
     def save(folder: Path) -> None:
         for role in ("policy", "critic"):
-            save_role(one, role, folder / role, kind=role, chat=trainer.chat)
+            save_role(base, role, folder / role, kind=role, chat=trainer.chat)
 
     before = evaluate(trainer, held_out, role="reference")
     with run.loop(
-        "ppo", total, save=save, weights=TrainedWeights(one, "policy", "critic"), update=trainer.update,
+        "ppo", total, save=save, weights=TrainedWeights(base, "policy", "critic"), update=trainer.update,
         parts={"kl": trainer.kl, "moments": trainer.moments, "trainer": trainer},
-        inputs=inputs_of(one, trainer.prompts, held_out, trainer.ptx),
+        inputs=inputs_of(base, trainer.prompts, held_out, trainer.ptx),
         best=best_by("eval/judge" if trainer.judges else "eval/score", config.evaluation),
     ) as loop:  # fmt: skip
         recorder = FlightRecorder(run.folder, lang=config.lang, start=before.metrics(), done=loop.done)
@@ -118,7 +118,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         budget = config.ppo.kl_budget
         while budget is not None and not (kl := after.row()["kl"].mean) <= budget and trainer.within_kl_budget:
             say(f"ppo: held-out KL {kl:.2f} is over ppo.kl_budget = {budget:g}; back to an earlier policy")
-            one.set_adapter_weights("policy", trainer.within_kl_budget.pop())
+            base.set_adapter_weights("policy", trainer.within_kl_budget.pop())
             after = evaluate(trainer, held_out, role="policy")
         loop.keep_best(after.metrics())
     require_finite(after.row()["kl"].mean, "the policy's KL on held-out prompts")
@@ -135,7 +135,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         "kl_budget": config.ppo.kl_budget,
         "ended": after.ended,
         "data": {"train": len(trainer.prompts), "held_out": len(held_out)},
-        "peak_memory_mb": round(peak_memory_mb(one.device)),
+        "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
     run.finish(summary)
     say(f"ppo: saved {run.folder / 'policy'} and {run.folder / 'critic'}")
@@ -149,7 +149,7 @@ def train_rollout(trainer: Trainer, index: int) -> dict[str, float]:
         index, num_examples=len(trainer.prompts), size=config.ppo.rollout_prompts, seed=config.seed
     )
     rollout = collect_rollout(
-        trainer.one,
+        trainer.base,
         trainer.chat,
         [trainer.prompts[i] for i in chosen],
         trainer.reward_source,
@@ -169,7 +169,7 @@ def train_rollout(trainer: Trainer, index: int) -> dict[str, float]:
         if not metrics["objective/kl"] <= config.ppo.kl_budget:  # NaN is over it too
             trainer.over_kl_budget = True
             if trainer.within_kl_budget:
-                trainer.one.set_adapter_weights("policy", trainer.within_kl_budget.pop())
+                trainer.base.set_adapter_weights("policy", trainer.within_kl_budget.pop())
             return {**metrics, "train/over_kl_budget": 1.0}
         trainer.keep_policy()
     started = time.monotonic()
@@ -260,14 +260,14 @@ def train_minibatch(
     rollout: Rollout, targets: Targets, chosen: Sequence[int], trainer: Trainer, *, only_critic: bool
 ) -> dict[str, float]:
     """One optimizer step: the clipped policy loss and the clipped value loss, means over the minibatch's tokens."""
-    config, one, ppo = trainer.config, trainer.one, trainer.config.ppo
+    config, base, ppo = trainer.config, trainer.base, trainer.config.ppo
     examples = [rollout.examples[i] for i in chosen]
     num_tokens = num_counted(examples)
     shared_trunk = ppo.critic == "head"
 
     def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
         def of(per_prompt: list[Tensor]) -> Tensor:
-            return torch.cat([per_prompt[chosen[i]] for i in indices]).to(one.device)
+            return torch.cat([per_prompt[chosen[i]] for i in indices]).to(base.device)
 
         def policy_loss(logprobs: Tensor, entropy: Tensor) -> Tensor:
             old_logprobs, advantages = of(rollout.logprobs), of(targets.advantages)
@@ -290,21 +290,21 @@ def train_minibatch(
 
         temperature, with_entropy = config.generation.temperature, ppo.entropy_coefficient > 0
         if shared_trunk:
-            states = source_states(one, batch, role="policy")
+            states = source_states(base, batch, role="policy")
             if only_critic:
                 states = states.detach()  # the trunk is the policy's
-            critic = value_loss(one.roles["critic"].head(states))  # type: ignore[misc]
+            critic = value_loss(base.roles["critic"].head(states))  # type: ignore[misc]
             if only_critic:
                 yield critic
                 return
-            actor = policy_loss(*head_logprobs(one, states, batch, temperature=temperature, with_entropy=with_entropy))
+            actor = policy_loss(*head_logprobs(base, states, batch, temperature=temperature, with_entropy=with_entropy))
             yield actor + critic
             return
         if not only_critic:
             yield policy_loss(
-                *logprobs_and_entropy(one, batch, role="policy", temperature=temperature, with_entropy=with_entropy)
+                *logprobs_and_entropy(base, batch, role="policy", temperature=temperature, with_entropy=with_entropy)
             )
-        yield value_loss(token_values(one, batch, role="critic"))
+        yield value_loss(token_values(base, batch, role="critic"))
 
     parts = [(examples, loss)]
     if trainer.ptx and not only_critic:
@@ -323,7 +323,7 @@ def ptx_part(trainer: Trainer) -> tuple[list[Example], Any]:
     num_tokens = num_counted(examples)
 
     def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
-        logprobs, _ = logprobs_and_entropy(trainer.one, batch, role="policy", with_entropy=False)
+        logprobs, _ = logprobs_and_entropy(trainer.base, batch, role="policy", with_entropy=False)
         metrics.add("loss/ptx", -logprobs)
         yield -config.ppo.ptx_coefficient * logprobs.sum() / num_tokens
 
@@ -347,7 +347,7 @@ def evaluate(trainer: Trainer, held_out: list[Example], *, role: str) -> HeldOut
     """The role on the held-out prompts, always with the same random numbers."""
     config = trainer.config
     return evaluate_role(
-        trainer.one,
+        trainer.base,
         trainer.chat,
         held_out,
         trainer.reward_source,

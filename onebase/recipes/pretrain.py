@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from onebase.config import PretrainConfig
-from onebase.config_files import dump_config
+from onebase.config.files import dump_config
+from onebase.config.language import PretrainConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import chat_format
 from onebase.errors import DataError, ModelError
@@ -25,8 +25,8 @@ from onebase.models.loading import load_base, wrap_model
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
 from onebase.models.role_files import save_base
-from onebase.models.tiny import make_llama, read_tokenizer, train_tokenizer
-from onebase.recipes.setup import (
+from onebase.models.scratch import make_llama, read_tokenizer, train_tokenizer
+from onebase.recipes.setup.shared import (
     as_configured,
     best_by,
     largest_example,
@@ -37,13 +37,13 @@ from onebase.recipes.setup import (
     token_budget,
 )
 from onebase.records import Example, Row
+from onebase.runs.progress import say
+from onebase.runs.trackers import require_trackers
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
 from onebase.training.memory import peak_memory_mb
 from onebase.training.plan import describe_base, describe_steps
-from onebase.training.progress import say
 from onebase.training.run import check_writable
-from onebase.training.trackers import require_trackers
 from onebase.training.update import ParameterGroup
 
 LONGEST_BLOCK = 1024
@@ -55,45 +55,45 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     """Trains and saves `model/` in the run's folder; returns the summary."""
     run = open_run(config)
     train_rows, held_out_rows = read_rows(config.data, config.seed)
-    one = open_or_make(config, train_rows)
-    train, held_out = to_blocks(one, train_rows, config), to_blocks(one, held_out_rows, config)
-    one.add_role("policy")
-    one.train_base("policy")
+    base = open_or_make(config, train_rows)
+    train, held_out = to_blocks(base, train_rows, config), to_blocks(base, held_out_rows, config)
+    base.add_role("policy")
+    base.train_base("policy")
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
     update = make_update(
-        one,
-        [ParameterGroup(one.parameters("policy"), config.optimizer.learning_rate)],
+        base,
+        [ParameterGroup(base.parameters("policy"), config.optimizer.learning_rate)],
         config.optimizer,
         total_steps=total,
-        token_budget=token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out),
+        token_budget=token_budget(base, config.batch, role="policy", longest=largest_example(base, train, held_out),
                                   before=run.token_budget),
         repro_folder=run.folder / "refused",
     )  # fmt: skip
-    before = mean_nll(one, held_out, token_budget=update.token_budget, trained=False)
-    parameters = sum(p.numel() for p in one.model.parameters())
-    say(f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(one.tokenizer)}, {len(train)} blocks "
+    before = mean_nll(base, held_out, token_budget=update.token_budget, trained=False)
+    parameters = sum(p.numel() for p in base.model.parameters())
+    say(f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(base.tokenizer)}, {len(train)} blocks "
         f"({num_counted(train)} tokens), {len(held_out)} held out, {total} steps")  # fmt: skip
 
     def save(folder: Path) -> None:
-        save_base(one, folder / "model")
+        save_base(base, folder / "model")
 
     with run.loop(
-        "pretrain", total, save=save, weights=TrainedWeights(one, "policy"), update=update,
-        inputs=inputs_of(one, train, held_out), best=best_by("-eval/loss", config.evaluation),
+        "pretrain", total, save=save, weights=TrainedWeights(base, "policy"), update=update,
+        inputs=inputs_of(base, train, held_out), best=best_by("-eval/loss", config.evaluation),
     ) as loop:  # fmt: skip
         for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
-            metrics = language_step(one, [train[i] for i in chosen], update)
+            metrics = language_step(base, [train[i] for i in chosen], update)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
-                metrics["eval/loss"] = mean_nll(one, held_out, token_budget=update.token_budget)
+                metrics["eval/loss"] = mean_nll(base, held_out, token_budget=update.token_budget)
             loop.end_step(metrics, shown=["loss"])
         loop.end_steps()
-        after = mean_nll(one, held_out, token_budget=update.token_budget)
+        after = mean_nll(base, held_out, token_budget=update.token_budget)
         loop.keep_best({"eval/loss": after})
     save(run.folder)
     summary = {"verb": "pretrain", "steps": total, "parameters": parameters, "eval_loss_before": before,
                "eval_loss_after": after, "data": {"train": len(train), "held_out": len(held_out)},
-               "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
+               "peak_memory_mb": round(peak_memory_mb(base.device))}  # fmt: skip
     run.finish(summary)
     say(f"pretrain: held-out loss {before:.3f} -> {after:.3f}; saved {run.folder / 'model'}")
     return summary
@@ -104,10 +104,10 @@ def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
     if config.model.model_name_or_path is not None:
         # In float32: an update of a bfloat16 weight is often smaller than its last bit.
         dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
-        one = load_base(
+        base = load_base(
             config.model.model_name_or_path, dtype=dtype, device=config.model.device, layout=config.model.layout
         )
-        return as_configured(one, config.model)
+        return as_configured(base, config.model)
     tiny = config.tiny
     if tiny.tokenizer is not None:
         tokenizer = read_tokenizer(tiny.tokenizer)
@@ -129,14 +129,14 @@ def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
     return as_configured(wrap_model(model, tokenizer, layout="tree", name_or_path=""), config.model)
 
 
-def to_blocks(one: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list[Example]:
+def to_blocks(base: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list[Example]:
     """The texts end to end in blocks; the rest that fills no block is a shorter last one.
 
     Raises:
         DataError: a row that is not plain text.
         ModelError: blocks longer than the model holds.
     """
-    chat = chat_format(one.tokenizer)
+    chat = chat_format(base.tokenizer)
     ids: list[int] = []
     for row in rows:
         if row.messages or len(row.answers) != 1:
@@ -148,9 +148,9 @@ def to_blocks(one: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list
         # Without a beginning token a text starts behind the end token of the one before.
         start = [] if ids and text.prompt_ids[0] == ids[-1] else text.prompt_ids
         ids += [*start, *text.completions[0]]
-    length = config.block_length or min(LONGEST_BLOCK, one.context_length)
-    if length > one.context_length:
-        raise ModelError(f"block_length = {length} exceeds the model's context of {one.context_length}; lower it")
+    length = config.block_length or min(LONGEST_BLOCK, base.context_length)
+    if length > base.context_length:
+        raise ModelError(f"block_length = {length} exceeds the model's context of {base.context_length}; lower it")
     blocks = [ids[start : start + length] for start in range(0, len(ids), length)]
     return [Example(block[:1], [block[1:]]) for block in blocks if len(block) > 1]
 

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebase.config import RewardConfig
+from onebase.config.preferences import RewardConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat
 from onebase.data.compared import drop_equal_completions, pair_labelled
 from onebase.data.prepare import dropped_line, encode_rows
 from onebase.errors import DataError
-from onebase.evaluation.intervals import bootstrap_mean
 from onebase.models.classifier import check_classifier, save_classifier
 from onebase.models.forward import completion_scores
 from onebase.models.one_base import OneBase
@@ -36,8 +35,8 @@ from onebase.objectives.reward import (
     ranking_loss,
     ranking_pairs,
 )
-from onebase.recipes.dry_run import planned_base
-from onebase.recipes.setup import (
+from onebase.recipes.setup.dry_run import planned_base
+from onebase.recipes.setup.shared import (
     best_by,
     largest_example,
     limits_of,
@@ -52,45 +51,46 @@ from onebase.recipes.setup import (
     token_budget,
 )
 from onebase.records import Example, TreeBatch
+from onebase.reporting.intervals import bootstrap_mean
+from onebase.runs.progress import say
+from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.memory import peak_memory_mb
-from onebase.training.metrics import Averages, require_finite
 from onebase.training.plan import describe_steps
-from onebase.training.progress import say
 from onebase.training.update import ParameterGroup, Update
 
 
 def run(config: RewardConfig) -> dict[str, Any]:
     """Trains, evaluates and saves `reward/` (or `model/`) in the run's folder; returns the summary."""
     run = open_run(config)
-    one = open_base(config.model, trained_in_full=config.lora.r == 0)
-    chat = open_chat(one.tokenizer, config.model)
-    train, held_out = read_examples(config, chat, one.context_length)
-    add_reward(one, config)
+    base = open_base(config.model, trained_in_full=config.lora.r == 0)
+    chat = open_chat(base.tokenizer, config.model)
+    train, held_out = read_examples(config, chat, base.context_length)
+    add_reward(base, config)
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
     update = make_update(
-        one,
-        [ParameterGroup(one.parameters("reward"), config.optimizer.learning_rate, role="reward")],
+        base,
+        [ParameterGroup(base.parameters("reward"), config.optimizer.learning_rate, role="reward")],
         config.optimizer,
         total_steps=total,
         dropout=config.lora.dropout > 0,
-        token_budget=token_budget(one, config.batch, role="reward", longest=largest_example(one, train, held_out),
+        token_budget=token_budget(base, config.batch, role="reward", longest=largest_example(base, train, held_out),
                                   before=run.token_budget),
         repro_folder=run.folder / "refused",
     )  # fmt: skip
     say(f"reward: {len(train)} questions with {sum(len(e.completions) for e in train)} answers, {len(held_out)} held "
-        f"out, {total} steps, layout {one.layout}")  # fmt: skip
+        f"out, {total} steps, layout {base.layout}")  # fmt: skip
 
     def save(folder: Path) -> None:
         if config.lora.r == 0:
-            save_classifier(one, "reward", folder / "model")
+            save_classifier(base, "reward", folder / "model")
         else:
-            save_role(one, "reward", folder / "reward", kind="reward", chat=chat)
+            save_role(base, "reward", folder / "reward", kind="reward", chat=chat)
 
     with run.loop(
-        "reward", total, save=save, weights=TrainedWeights(one, "reward"), update=update,
-        inputs=inputs_of(one, train, held_out), best=best_by("eval/accuracy", config.evaluation),
+        "reward", total, save=save, weights=TrainedWeights(base, "reward"), update=update,
+        inputs=inputs_of(base, train, held_out), best=best_by("eval/accuracy", config.evaluation),
     ) as loop:  # fmt: skip
         for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
@@ -99,20 +99,20 @@ def run(config: RewardConfig) -> dict[str, Any]:
                 for i in chosen
             ]
             metrics = train_step(
-                one, [train[i] for i in chosen], comparisons, update, config.reward.centering_coefficient
+                base, [train[i] for i in chosen], comparisons, update, config.reward.centering_coefficient
             )
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
-                metrics["eval/accuracy"] = evaluate(one, held_out, update.token_budget)["accuracy"]
+                metrics["eval/accuracy"] = evaluate(base, held_out, update.token_budget)["accuracy"]
             loop.end_step(metrics, shown=["loss", "accuracy"])
         loop.end_steps()
-        held = evaluate(one, held_out, update.token_budget)
+        held = evaluate(base, held_out, update.token_budget)
         loop.keep_best({"eval/accuracy": held["accuracy"]})
-    role = one.roles["reward"]
+    role = base.roles["reward"]
     role.score_mean, role.score_std = held["score_mean"], held["score_std"]
     save(run.folder)
     summary = {"verb": "reward", "steps": total, **{f"eval_{name}": value for name, value in held.items()},
                "data": {"train": len(train), "held_out": len(held_out)},
-               "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
+               "peak_memory_mb": round(peak_memory_mb(base.device))}  # fmt: skip
     run.finish(summary)
     saved = run.folder / ("reward" if config.lora.r else "model")
     say(f"reward: held-out accuracy {held['accuracy']:.3f} {held.get('accuracy_interval') or ''}, correlation of score "
@@ -121,7 +121,7 @@ def run(config: RewardConfig) -> dict[str, Any]:
 
 
 def train_step(
-    one: OneBase,
+    base: OneBase,
     examples: Sequence[Example],
     comparisons: Sequence[Sequence[Comparison]],
     update: Update,
@@ -130,7 +130,7 @@ def train_step(
     """One optimizer step on the mean over the lists of each list's weighted comparisons."""
 
     def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
-        scores = completion_scores(one, batch, role="reward")  # [N], list by list
+        scores = completion_scores(base, batch, role="reward")  # [N], list by list
         pairs = PairTensors.of([examples[i] for i in indices], [comparisons[i] for i in indices], scores.device)
         per_pair = ranking_loss(
             scores, pairs.better, pairs.worse, weight=pairs.weight, tie=pairs.tie, margin=pairs.margin
@@ -145,13 +145,13 @@ def train_step(
     return {**update.step((examples, loss)), "num_tokens": float(num_counted(examples))}
 
 
-def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> dict[str, Any]:
+def evaluate(base: OneBase, examples: Sequence[Example], token_budget: int) -> dict[str, Any]:
     """On held-out lists: the share of comparisons in the right order with its interval over lists, the scores' moments,
     and their correlation with the length of the answer."""
     if not examples:
         return {"accuracy": float("nan"), "score_mean": None, "score_std": None}
     scores = per_example(
-        one, examples, lambda batch: completion_scores(one, batch, role="reward"),
+        base, examples, lambda batch: completion_scores(base, batch, role="reward"),
         token_budget=token_budget, per_completion=True,
     )  # fmt: skip
     per_list = []
@@ -174,19 +174,19 @@ def evaluate(one: OneBase, examples: Sequence[Example], token_budget: int) -> di
     }
 
 
-def add_reward(one: OneBase, config: RewardConfig) -> None:
+def add_reward(base: OneBase, config: RewardConfig) -> None:
     """The reward role: on the adapter of an SFT role, on a new one, or the whole base."""
     if config.start_from is not None:
-        load_start(one, "start", config.start_from, config.lora, kinds=("policy", "reward"), trains=False)
-        one.add_role("reward", copy_of="start", head=True, trains=True)
-        one.remove_role("start")
+        load_start(base, "start", config.start_from, config.lora, kinds=("policy", "reward"), trains=False)
+        base.add_role("reward", copy_of="start", head=True, trains=True)
+        base.remove_role("start")
     elif config.lora.r == 0:
-        check_classifier(one.model, one.tokenizer)
-        one.add_role("reward", head=True)
-        one.train_base("reward")
+        check_classifier(base.model, base.tokenizer)
+        base.add_role("reward", head=True)
+        base.train_base("reward")
     else:
-        one.add_role("reward", lora=new_lora(one, config.lora), head=True, trains=True)
-    one.roles["reward"].pooling = config.reward.pooling
+        base.add_role("reward", lora=new_lora(base, config.lora), head=True, trains=True)
+    base.roles["reward"].pooling = config.reward.pooling
 
 
 def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from onebase.config import SFTConfig
+from onebase.config.language import SFTConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import best_answer, encode_rows
@@ -19,8 +19,8 @@ from onebase.evaluation.answers import answers, write_answers
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
 from onebase.models.role_files import save_base, save_role
-from onebase.recipes.dry_run import planned_base
-from onebase.recipes.setup import (
+from onebase.recipes.setup.dry_run import planned_base
+from onebase.recipes.setup.shared import (
     best_by,
     largest_example,
     limits_of,
@@ -35,76 +35,76 @@ from onebase.recipes.setup import (
     token_budget,
 )
 from onebase.records import Example
+from onebase.runs.progress import say
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
 from onebase.training.memory import peak_memory_mb
 from onebase.training.plan import describe_steps
-from onebase.training.progress import say
 from onebase.training.update import ParameterGroup
 
 
 def run(config: SFTConfig) -> dict[str, Any]:
     """Trains, evaluates and saves `policy/` (or `model/`) in the run's folder; returns the summary."""
     run = open_run(config)
-    one = open_base(config.model, trained_in_full=config.lora.r == 0)
-    chat = open_chat(one.tokenizer, config.model)
-    train, held_out = read_examples(config, chat, one.context_length)
-    add_policy(one, config)
+    base = open_base(config.model, trained_in_full=config.lora.r == 0)
+    chat = open_chat(base.tokenizer, config.model)
+    train, held_out = read_examples(config, chat, base.context_length)
+    add_policy(base, config)
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
     update = make_update(
-        one,
-        [ParameterGroup(one.parameters("policy"), config.optimizer.learning_rate)],
+        base,
+        [ParameterGroup(base.parameters("policy"), config.optimizer.learning_rate)],
         config.optimizer,
         total_steps=total,
         dropout=config.lora.dropout > 0,
-        token_budget=token_budget(one, config.batch, role="policy", longest=largest_example(one, train, held_out),
+        token_budget=token_budget(base, config.batch, role="policy", longest=largest_example(base, train, held_out),
                                   before=run.token_budget),
         repro_folder=run.folder / "refused",
     )  # fmt: skip
-    before = mean_nll(one, held_out, token_budget=update.token_budget, trained=False)
-    answers_before = answers(one, chat, held_out, role="policy")
+    before = mean_nll(base, held_out, token_budget=update.token_budget, trained=False)
+    answers_before = answers(base, chat, held_out, role="policy")
     say(f"sft: {len(train)} examples ({num_counted(train)} counted tokens), {len(held_out)} held out, {total} steps, "
-        f"train_on {config.data.train_on}, layout {one.layout}")  # fmt: skip
+        f"train_on {config.data.train_on}, layout {base.layout}")  # fmt: skip
 
     def save(folder: Path) -> None:
         if config.lora.r == 0:
-            save_base(one, folder / "model", chat=chat)
+            save_base(base, folder / "model", chat=chat)
         else:
-            save_role(one, "policy", folder / "policy", kind="policy", chat=chat)
+            save_role(base, "policy", folder / "policy", kind="policy", chat=chat)
 
     with run.loop(
-        "sft", total, save=save, weights=TrainedWeights(one, "policy"), update=update,
-        inputs=inputs_of(one, train, held_out), best=best_by("-eval/loss", config.evaluation),
+        "sft", total, save=save, weights=TrainedWeights(base, "policy"), update=update,
+        inputs=inputs_of(base, train, held_out), best=best_by("-eval/loss", config.evaluation),
     ) as loop:  # fmt: skip
         for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
-            metrics = language_step(one, [train[i] for i in chosen], update)
+            metrics = language_step(base, [train[i] for i in chosen], update)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
-                metrics["eval/loss"] = mean_nll(one, held_out, token_budget=update.token_budget)
+                metrics["eval/loss"] = mean_nll(base, held_out, token_budget=update.token_budget)
             loop.end_step(metrics, shown=["loss"])
         loop.end_steps()
-        after = mean_nll(one, held_out, token_budget=update.token_budget)
+        after = mean_nll(base, held_out, token_budget=update.token_budget)
         loop.keep_best({"eval/loss": after})
     save(run.folder)
-    write_answers(run.folder / "samples.jsonl", answers_before, answers(one, chat, held_out, role="policy"))
+    write_answers(run.folder / "samples.jsonl", answers_before, answers(base, chat, held_out, role="policy"))
     summary = {"verb": "sft", "steps": total, "eval_loss_before": before, "eval_loss_after": after,
                "data": {"train": len(train), "held_out": len(held_out)},
-               "peak_memory_mb": round(peak_memory_mb(one.device))}  # fmt: skip
+               "peak_memory_mb": round(peak_memory_mb(base.device))}  # fmt: skip
     run.finish(summary)
     saved = run.folder / ("policy" if config.lora.r else "model")
     say(f"sft: held-out loss {before:.3f} -> {after:.3f}; saved {saved}")
     return summary
 
 
-def add_policy(one: OneBase, config: SFTConfig) -> None:
+def add_policy(base: OneBase, config: SFTConfig) -> None:
     """The role that trains: a saved one, a new adapter, or the whole base."""
     if config.start_from is not None:
-        load_start(one, "policy", config.start_from, config.lora, kinds=("policy",), trains=True)
+        load_start(base, "policy", config.start_from, config.lora, kinds=("policy",), trains=True)
     elif config.lora.r == 0:
-        one.add_role("policy")
-        one.train_base("policy")
+        base.add_role("policy")
+        base.train_base("policy")
     else:
-        one.add_role("policy", lora=new_lora(one, config.lora), trains=True)
+        base.add_role("policy", lora=new_lora(base, config.lora), trains=True)
 
 
 def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:

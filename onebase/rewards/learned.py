@@ -28,26 +28,26 @@ LEAST_STD = 1e-6
 class RoleReward:
     """The score of a reward role, read from the very tokens that were sampled."""
 
-    def __init__(self, one: OneBase, role: str, *, token_budget: int, normalize: bool = False) -> None:
+    def __init__(self, base: OneBase, role: str, *, token_budget: int, normalize: bool = False) -> None:
         self.name = role
-        self._one, self._role, self._token_budget, self._normalize = one, role, token_budget, normalize
+        self._base, self._role, self._token_budget, self._normalize = base, role, token_budget, normalize
         if normalize:
-            check_moments(one.roles[role].score_mean, one.roles[role].score_std)
+            check_moments(base.roles[role].score_mean, base.roles[role].score_std)
 
     def score(self, request: ScoreRequest) -> Tensor:
         """`[N]`: one per completion; with `normalize`, less the mean of the role's held-out scores, over their
         deviation."""
         per_prompt = per_example(
-            self._one,
+            self._base,
             request.examples,
-            lambda batch: completion_scores(self._one, batch, role=self._role),
+            lambda batch: completion_scores(self._base, batch, role=self._role),
             token_budget=self._token_budget,
             per_completion=True,
         )
         scores = torch.cat(per_prompt)
         if not bool(torch.isfinite(scores).all()):
             raise RewardError(f"reward role {self._role}: a score is not finite; train it again, more slowly")
-        role = self._one.roles[self._role]
+        role = self._base.roles[self._role]
         if not self._normalize:
             return scores
         assert role.score_mean is not None and role.score_std is not None

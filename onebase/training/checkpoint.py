@@ -25,7 +25,7 @@ from onebase.errors import CheckpointError
 from onebase.files import atomic_folder
 from onebase.models.one_base import OneBase
 from onebase.records import Example
-from onebase.training.record import checkpoints
+from onebase.runs.record import checkpoints
 
 STATE_FILE, SUMS_FILE = "state.pt", "checksums.json"
 FORMAT = 1
@@ -42,9 +42,9 @@ class Stateful(Protocol):
 class TrainedWeights:
     """The parameters of these roles, in whatever dtype they train in; no rounding on the way to the disk and back."""
 
-    def __init__(self, one: OneBase, *roles: str) -> None:
-        self._parameters: list[nn.Parameter] = [p for role in roles for p in one.parameters(role)]
-        self.in_full = any(one.roles[role].adapter is None for role in roles)
+    def __init__(self, base: OneBase, *roles: str) -> None:
+        self._parameters: list[nn.Parameter] = [p for role in roles for p in base.parameters(role)]
+        self.in_full = any(base.roles[role].adapter is None for role in roles)
         """Whether the base itself trains, and not only adapters and heads."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,18 +141,18 @@ def fingerprint_examples(*sides: list[Example]) -> str:
     return digest.hexdigest()
 
 
-def inputs_of(one: OneBase, *sides: list[Example]) -> dict[str, str]:
+def inputs_of(base: OneBase, *sides: list[Example]) -> dict[str, str]:
     """Fingerprints of what a run reads and does not change: the base, the roles that do not train, the data."""
     digest = hashlib.sha256()
-    for name, role in sorted(one.roles.items()):
+    for name, role in sorted(base.roles.items()):
         if not role.trains:
-            weights = one.adapter_weights(name)
+            weights = base.adapter_weights(name)
             if role.head is not None:
                 weights["head"] = role.head.weight.detach().cpu()
             for key, weight in sorted(weights.items()):
                 digest.update(key.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
             digest.update(repr((role.pooling, role.score_mean, role.score_std)).encode())
-    return {"base": one.fingerprint, "roles": digest.hexdigest(), "data": fingerprint_examples(*sides)}
+    return {"base": base.fingerprint, "roles": digest.hexdigest(), "data": fingerprint_examples(*sides)}
 
 
 def _require_file(path: Path) -> None:

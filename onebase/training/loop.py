@@ -19,8 +19,8 @@ import yaml
 from onebase import processes
 from onebase.errors import CheckpointError, ConfigError, DoesNotFitError, Interrupted, OnebaseError, Stopped
 from onebase.files import atomic_folder
+from onebase.runs.progress import StepProgress, say
 from onebase.training.checkpoint import RandomStates, Stateful, TrainedWeights, remove_old, write_checkpoint
-from onebase.training.progress import StepProgress, say
 from onebase.training.update import Update
 
 if TYPE_CHECKING:

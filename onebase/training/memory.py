@@ -22,7 +22,7 @@ MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
 PROBE_TOKENS = 64
 
 
-def find_token_budget(one: OneBase, role: str, *, longest: int) -> int:
+def find_token_budget(base: OneBase, role: str, *, longest: int) -> int:
     """Tokens of a microbatch: what half of the free memory holds, measured on one small tree.
 
     Args:
@@ -32,8 +32,8 @@ def find_token_budget(one: OneBase, role: str, *, longest: int) -> int:
         DoesNotFitError: the longest tree alone needs more than the free memory.
     """
     # The attention mask of a row grows with the square of its length.
-    per_token = saved_bytes_per_token(one, role) + longest * mask_bytes_per_pair(one, role)
-    free = free_memory(one.device)
+    per_token = saved_bytes_per_token(base, role) + longest * mask_bytes_per_pair(base, role)
+    free = free_memory(base.device)
     fits = int(free * SHARE_OF_FREE_MEMORY / per_token)
     if longest * per_token > free:
         raise DoesNotFitError(
@@ -42,41 +42,41 @@ def find_token_budget(one: OneBase, role: str, *, longest: int) -> int:
             f"{free / 2**20:.0f} MiB are free; lower data.max_prompt_tokens or data.max_completion_tokens, "
             "adapt only upper layers (lora.layers: upper-half), or set model.gradient_checkpointing: true"
         )
-    return max(longest, min(fits, MOST_TOKENS.get(one.device.type, 4096)))
+    return max(longest, min(fits, MOST_TOKENS.get(base.device.type, 4096)))
 
 
-def saved_bytes_per_token(one: OneBase, role: str) -> float:
+def saved_bytes_per_token(base: OneBase, role: str) -> float:
     """Bytes that autograd keeps for the backward pass per token of a row, its mask apart, counted tensor by tensor.
 
     With gradient checkpointing these are the layers' inputs, and what one layer keeps while it is computed again.
     """
-    kept = _saved_bytes(one, role, num_completions=1)
-    if one.recomputes:
-        one.recomputes = False
+    kept = _saved_bytes(base, role, num_completions=1)
+    if base.recomputes:
+        base.recomputes = False
         try:
-            everything = _saved_bytes(one, role, num_completions=1)
+            everything = _saved_bytes(base, role, num_completions=1)
         finally:
-            one.recomputes = True
-        kept += max(0, everything - kept) // int(one.model.config.get_text_config().num_hidden_layers)
+            base.recomputes = True
+        kept += max(0, everything - kept) // int(base.model.config.get_text_config().num_hidden_layers)
     return max(1.0, kept / PROBE_TOKENS)
 
 
-def mask_bytes_per_pair(one: OneBase, role: str) -> float:
+def mask_bytes_per_pair(base: OneBase, role: str) -> float:
     """Bytes of the attention masks of a tree per pair of tokens of its row.
 
     One for the mask itself; where attention does not take it as it is, every layer keeps a copy in the model's dtype.
     Without padding there is one mask for all layers, in float32 and in the model's dtype.
     """
-    if one.packs:
-        return 4.0 + one.model.dtype.itemsize
-    if one.layout != "tree":
+    if base.packs:
+        return 4.0 + base.model.dtype.itemsize
+    if base.layout != "tree":
         return 0.0  # one completion a row needs no mask
-    copies = _saved_bytes(one, role, num_completions=2) - _saved_bytes(one, role, num_completions=1)
+    copies = _saved_bytes(base, role, num_completions=2) - _saved_bytes(base, role, num_completions=1)
     return 1.0 + max(0, copies) / PROBE_TOKENS**2
 
 
-def _saved_bytes(one: OneBase, role: str, *, num_completions: int) -> int:
-    parameters = {p.untyped_storage().data_ptr() for p in one.model.parameters()}
+def _saved_bytes(base: OneBase, role: str, *, num_completions: int) -> int:
+    parameters = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
     seen: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -87,9 +87,9 @@ def _saved_bytes(one: OneBase, role: str, *, num_completions: int) -> int:
 
     half = PROBE_TOKENS // 2
     example = Example([0] * half, [[0] * (half // num_completions)] * num_completions)
-    batch = build_tree_batch([example]).to(one.device)
+    batch = build_tree_batch([example]).to(base.device)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        kept = token_logprobs(one, batch, role=role)
+        kept = token_logprobs(base, batch, role=role)
     del kept
     return sum(seen.values())
 

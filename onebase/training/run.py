@@ -23,13 +23,13 @@ import yaml
 from onebase import processes
 from onebase.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, Stopped
 from onebase.files import cannot_be_written, settle_leftovers, write_atomically
+from onebase.runs.folder import check_folder, require_same_config
+from onebase.runs.metrics import MetricsFile
+from onebase.runs.progress import say
+from onebase.runs.record import read_metrics
+from onebase.runs.trackers import numbers_of, open_trackers
 from onebase.training.checkpoint import Stateful, checkpoints, read_checkpoint
 from onebase.training.loop import AtOnce, Loop, require_state
-from onebase.training.metrics import MetricsFile
-from onebase.training.progress import say
-from onebase.training.record import read_metrics
-from onebase.training.run_folder import check_folder, require_same_config
-from onebase.training.trackers import numbers_of, open_trackers
 from onebase.training.update import Update
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from onebase.training.progress import say
+from onebase.runs.progress import say
 
 SECONDS_BETWEEN_LOOKS = 0.5
 BUSY_SHARE = 0.08

@@ -19,8 +19,8 @@ from onebase.files import write_atomically
 from onebase.models.one_base import OneBase
 from onebase.models.passes import lay_out, split_to_fit
 from onebase.records import Example, TreeBatch
-from onebase.training.metrics import Averages
-from onebase.training.progress import say
+from onebase.runs.progress import say
+from onebase.training.averages import Averages
 
 MAX_REFUSED_IN_A_ROW = 5
 """Optimizer steps refused one after the other for NaN or infinity before the run stops."""
@@ -62,7 +62,7 @@ class Update:
 
     def __init__(
         self,
-        one: OneBase,
+        base: OneBase,
         groups: Sequence[ParameterGroup],
         *,
         dropout: bool = False,
@@ -74,7 +74,7 @@ class Update:
         token_budget: int,
         repro_folder: Path | None = None,
     ) -> None:
-        self._one = one
+        self._base = base
         self._repro_folder = repro_folder
         self._dropout = dropout
         self.token_budget = token_budget
@@ -210,10 +210,10 @@ class Update:
             try:
                 for examples, loss_function in parts:
                     mine = processes.share([example.num_tokens for example in examples])
-                    split = split_to_fit(self._one, [examples[i] for i in mine], self.token_budget)
+                    split = split_to_fit(self._base, [examples[i] for i in mine], self.token_budget)
                     for indices in ([mine[i] for i in part] for part in split):
-                        batch = lay_out(self._one, [examples[i] for i in indices])
-                        with self._one.dropout() if self._dropout else nullcontext():
+                        batch = lay_out(self._base, [examples[i] for i in indices])
+                        with self._base.dropout() if self._dropout else nullcontext():
                             for loss in loss_function(batch, indices, metrics):
                                 loss.backward()
                                 total += float(loss.detach())

@@ -63,7 +63,7 @@ def warm_up() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in ("pretrain", "sft", "reward", "dpo", "best_of", "iterate", "ppo", "score", "chat", "demo", "doctor"):
         import_module(f"onebase.recipes.{name}")
-    for name in ("onebase.recipes.runs", "onebase.evaluation.plots", "onebase.evaluation.panels",
+    for name in ("onebase.tools.runs", "onebase.reporting.plots", "onebase.reporting.panels",
                  "transformers.models.llama.modeling_llama", "peft.tuners.lora"):  # fmt: skip
         import_module(name)
 
@@ -145,8 +145,8 @@ def _tree(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def command(words: Sequence[str]) -> int:
-    from onebase.cli import main
-    from onebase.recipes import runs
+    from onebase.cli.commands import main
+    from onebase.tools import runs
 
     runs.leave_pictures = lambda folder: None  # type: ignore[assignment]  # drawing takes longer than training here
     return main(list(words))

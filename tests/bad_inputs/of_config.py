@@ -6,8 +6,8 @@ import types
 from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
-from onebase.config import VERB_CONFIGS
-from onebase.config_files import config_keys
+from onebase.config.files import config_keys
+from onebase.config.verbs import VERB_CONFIGS
 from tests.bad_inputs.case import Case, Closed, Fifo, Folder, Link
 from tests.bad_inputs.prepared import COMMANDS, DPO, PRETRAIN, SFT, answered, files_for
 

@@ -154,7 +154,7 @@ def _labels(config: object, count: int, **more: object) -> object:
 def _make_base(folder: Path, *, seed: int, sentences: list[str] = SENTENCES):  # type: ignore[no-untyped-def]
     import torch
 
-    from onebase.models.tiny import make_llama, train_tokenizer
+    from onebase.models.scratch import make_llama, train_tokenizer
 
     tokenizer = train_tokenizer(sentences, vocab_size=360)
     model = make_llama(tokenizer, hidden_size=32, num_layers=2, num_heads=2, max_length=96, seed=seed)

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from onebase.data.chat import ChatFormat, chat_format
 from onebase.evaluation.held_out import HeldOut, evaluate_role, improvement
-from onebase.evaluation.intervals import bootstrap_mean, paired_bootstrap
 from onebase.models.forward import logprobs_and_entropy, token_logprobs
-from onebase.models.generation import Sampling, generate, sample_seeds
 from onebase.models.one_base import OneBase
 from onebase.models.passes import lay_out
 from onebase.records import Example, Message, RewardSource, Row, ScoreRequest
+from onebase.reporting.intervals import bootstrap_mean, paired_bootstrap
+from onebase.sampling.local import Sampling, generate, sample_seeds
 from tests.tiny_models import EOS, add_adapter_role, tiny_base, tiny_tokenizer
 
 WORDS = ["one", "two two two", "three three three", "4", "five"]

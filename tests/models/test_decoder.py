@@ -16,10 +16,10 @@ from torch import Tensor
 
 from onebase.data.tree import build_tree_batch, separate
 from onebase.models import decoder, forward, tree_attention
+from onebase.models.adapters import lora_config
 from onebase.models.decoder import Decoder
 from onebase.models.forward import completion_scores, logprobs_and_entropy, states_at, token_logprobs, token_values
 from onebase.models.loading import load_base, wrap_model
-from onebase.models.lora import lora_config
 from onebase.models.one_base import OneBase
 from onebase.models.passes import lay_out, with_lower_states
 from onebase.records import Example, TreeBatch

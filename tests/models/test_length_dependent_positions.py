@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PreTrain
 
 from onebase.data.tree import build_tree_batch
 from onebase.models.forward import token_logprobs
-from onebase.models.generation import Sampling, generate, sample_seeds
 from onebase.models.loading import load_base, wrap_model
 from onebase.models.one_base import OneBase
 from onebase.records import Example
+from onebase.sampling.local import Sampling, generate, sample_seeds
 from onebase.training.plan import describe_base
 from tests.tiny_models import VOCABULARY, random_ids, tiny_tokenizer
 

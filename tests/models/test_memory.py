@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from onebase.errors import ModelError
+from onebase.models.adapters import lora_config
 from onebase.models.forward import token_logprobs
 from onebase.models.loading import load_base
-from onebase.models.lora import lora_config
 from onebase.models.one_base import OneBase
 from tests.models.test_one_base import FUNCTIONS, base_weights, role_weights, same, some_batch
 from tests.tiny_models import add_adapter_role, disturb, save_tiny, tiny_base
@@ -133,7 +133,7 @@ RESIDENT = """
 import psutil, sys
 from tests.tiny_models import tiny_model, tiny_tokenizer
 from onebase.models.loading import wrap_model
-from onebase.models.lora import lora_config
+from onebase.models.adapters import lora_config
 from tests.models.test_memory import add_ppo_roles
 from tests.tiny_models import tiny_base, add_adapter_role
 

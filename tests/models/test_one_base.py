@@ -8,8 +8,8 @@ from torch import Tensor
 
 from onebase.data.tree import build_tree_batch
 from onebase.errors import ModelError
+from onebase.models.adapters import lora_config
 from onebase.models.forward import completion_scores, token_logprobs, token_values
-from onebase.models.lora import lora_config
 from onebase.models.one_base import OneBase
 from onebase.records import Example, TreeBatch
 from tests.tiny_models import add_adapter_role, disturb, random_ids, tiny_base, tiny_model

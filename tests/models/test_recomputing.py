@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebase.config import SFTConfig
+from onebase.config.language import SFTConfig
 from onebase.data.tree import build_tree_batch, separate
 from onebase.errors import ModelError
 from onebase.models.forward import logprobs_and_entropy, token_values

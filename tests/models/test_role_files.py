@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from onebase.data.chat import chat_format
 from onebase.data.tree import build_tree_batch
 from onebase.errors import DoesNotFitError, ModelError, RoleMismatchError
+from onebase.models.adapters import lora_config
 from onebase.models.classifier import save_classifier
 from onebase.models.forward import completion_scores, token_logprobs, token_values
 from onebase.models.loading import load_base
-from onebase.models.lora import lora_config
 from onebase.models.one_base import OneBase
 from onebase.models.role_card import read_card
 from onebase.models.role_files import SCORE_KEY, load_role, save_base, save_role

@@ -8,7 +8,7 @@ STEPS = "onebase/models/decoder_steps.py"
 PROJECTION = "onebase/models/projection.py"
 ATTENTION = "onebase/models/tree_attention.py"
 CACHE = "onebase/models/decode_cache.py"
-GENERATION = "onebase/models/generation.py"
+GENERATION = "onebase/sampling/local.py"
 ONE_BASE = "onebase/models/one_base.py"
 PASSES = "onebase/models/passes.py"
 ROLE_FILES = "onebase/models/role_files.py"
@@ -18,7 +18,7 @@ TEST_DECODER = "tests/models/test_decoder.py"
 TEST_STEPS = "tests/models/test_decoder_steps.py"
 TEST_PROJECTION = "tests/models/test_projection.py"
 TEST_ATTENTION = "tests/models/test_tree_attention.py"
-TEST_GENERATION = "tests/models/test_generation.py"
+TEST_GENERATION = "tests/sampling/test_local.py"
 TEST_ONE_BASE = "tests/models/test_one_base.py"
 TEST_PASSES = "tests/models/test_passes.py"
 TEST_ROLE_FILES = "tests/models/test_role_files.py"
@@ -196,7 +196,7 @@ MUTANTS = [
     Mutant(GENERATION, "samples[row].ended = has_ended", "samples[row].ended = True",
            "a completion cut by the limit has ended",
            f"{TEST_GENERATION}::test_a_stop_token_stays_as_the_last_one_and_the_length_limit_is_no_end"),
-    Mutant(GENERATION, "[*ids, one.tokenizer.eos_token_id, *extra]", "[*ids, one.tokenizer.eos_token_id]",
+    Mutant(GENERATION, "[*ids, base.tokenizer.eos_token_id, *extra]", "[*ids, base.tokenizer.eos_token_id]",
            "further stop tokens are ignored",
            f"{TEST_GENERATION}::test_stop_ids_are_those_of_the_tokenizer_the_model_and_the_caller"),
     Mutant(GENERATION, "return last.repeat_interleave(num_samples, dim=0), cache\n    input_ids",
@@ -217,8 +217,8 @@ MUTANTS = [
            "every adapter trains", TEST_ONE_BASE),
     Mutant(ONE_BASE, "role.head.requires_grad_(role.trains)", "role.head.requires_grad_(False)",
            "heads do not train", TEST_ONE_BASE),
-    Mutant("onebase/models/lora.py", "everything[num_layers // 2 :]", "everything[: num_layers // 2]",
-           "the lower half is adapted instead of the upper", "tests/models/test_lora.py"),
+    Mutant("onebase/models/adapters.py", "everything[num_layers // 2 :]", "everything[: num_layers // 2]",
+           "the lower half is adapted instead of the upper", "tests/models/test_adapters.py"),
     Mutant(PASSES, "else sum(map(sum, example.counted))", "else sum(map(len, example.counted))",
            "tokens that do not count are in the normaliser", TEST_PASSES),
     Mutant(PASSES, "for i, part in zip(indices, flat.split(sizes), strict=True):",

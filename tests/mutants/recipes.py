@@ -3,14 +3,14 @@
 from tests.mutants.mutant import Mutant
 
 PPO = "onebase/recipes/ppo.py"
-PPO_SETUP = "onebase/recipes/ppo_setup.py"
+PPO_SETUP = "onebase/recipes/setup/ppo.py"
 DPO = "onebase/recipes/dpo.py"
-DPO_SETUP = "onebase/recipes/dpo_setup.py"
+DPO_SETUP = "onebase/recipes/setup/dpo.py"
 REWARD = "onebase/recipes/reward.py"
 BEST_OF = "onebase/recipes/best_of.py"
 ITERATE = "onebase/recipes/iterate.py"
 SFT = "onebase/recipes/sft.py"
-CACHE = "onebase/recipes/reference_cache.py"
+CACHE = "onebase/recipes/setup/reference_cache.py"
 
 TEST_PPO = "tests/recipes/test_ppo.py"
 TEST_OPTIONS = "tests/recipes/test_ppo_options.py"
@@ -49,7 +49,7 @@ MUTANTS = [
            f"{TEST_OPTIONS}::test_policy_and_critic_learn_at_their_own_rates"),
     Mutant(PPO, "rewards = scale_to_unit_variance(rewards, mask)", "rewards = whiten(rewards, mask)",
            "ppo.whiten_rewards drops the mean", f"{TEST_OPTIONS}::test_whitened_rewards_keep_their_mean"),
-    Mutant(PPO_SETUP, "critic.head.weight.div_(one.roles[\"reward\"].score_std or 1.0)", "pass",
+    Mutant(PPO_SETUP, "critic.head.weight.div_(base.roles[\"reward\"].score_std or 1.0)", "pass",
            "the critic's head is not rescaled under reward.normalize: held_out",
            f"{TEST_OPTIONS}::test_a_reward_role_scores_and_starts_the_critic"),
     Mutant(PPO, "    if ppo.score_scaling == \"running\":\n",
@@ -106,7 +106,7 @@ MUTANTS = [
            "if metrics[\"objective/kl\"] > config.ppo.kl_budget:",
            "a KL that is no number is within the budget",
            f"{TEST_PPO}::test_a_kl_that_is_no_number_is_over_the_budget"),
-    Mutant(PPO_SETUP, 'one.add_role("reference", copy_of="policy")', 'one.add_role("reference")',
+    Mutant(PPO_SETUP, 'base.add_role("reference", copy_of="policy")', 'base.add_role("reference")',
            "the reference of a trained policy is the base",
            f"{TEST_PPO}::test_the_reference_is_what_the_policy_started_from"),
     Mutant(PPO_SETUP, '"reward" if config.reward.role is not None else "policy"', '"policy"',
@@ -151,10 +151,10 @@ MUTANTS = [
     Mutant(DPO_SETUP, "for k, good in ((best, True), (worst, False))", "for k, good in ((best, False), (worst, True))",
            "KTO reads pairs the wrong way round",
            f"{TEST_DPO_DATA}::test_kto_takes_the_best_and_the_worst_of_a_list"),
-    Mutant(DPO_SETUP, 'one.add_role("reference", copy_of="policy")', 'one.add_role("reference")',
+    Mutant(DPO_SETUP, 'base.add_role("reference", copy_of="policy")', 'base.add_role("reference")',
            "DPO's reference of a trained policy is the base", FIRST_STEP),
-    Mutant(DPO_SETUP, 'load_role(one, "reference", config.reference_role, kinds=("policy",))',
-           'one.add_role("reference", copy_of="policy")',
+    Mutant(DPO_SETUP, 'load_role(base, "reference", config.reference_role, kinds=("policy",))',
+           'base.add_role("reference", copy_of="policy")',
            "reference_role is ignored",
            f"{TEST_DPO}::test_a_reference_of_its_own_is_what_the_margins_are_measured_from"),
     Mutant(CACHE, "weight.contiguous().view(torch.uint8).numpy().tobytes()", "b''",
@@ -175,7 +175,7 @@ MUTANTS = [
     Mutant(REWARD, "float(listed[p.better] > listed[p.worse])", "float(listed[p.better] >= listed[p.worse])",
            "held-out answers of equal scores count as right",
            f"{TEST_REWARD}::test_a_role_that_cannot_tell_answers_apart_is_right_about_none"),
-    Mutant(REWARD, 'one.roles["reward"].pooling = config.reward.pooling', "pass",
+    Mutant(REWARD, 'base.roles["reward"].pooling = config.reward.pooling', "pass",
            "reward.pooling is ignored",
            f"{TEST_REWARD}::test_mean_pooling_scores_the_mean_of_the_answers_states"),
     Mutant("onebase/rewards/learned.py", "(scores - role.score_mean) / role.score_std", "scores / role.score_std",

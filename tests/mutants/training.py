@@ -6,21 +6,22 @@ UPDATE = "onebase/training/update.py"
 CHECKPOINT = "onebase/training/checkpoint.py"
 LOOP = "onebase/training/loop.py"
 RUN = "onebase/training/run.py"
-ROLLOUT = "onebase/training/rollout.py"
-METRICS = "onebase/training/metrics.py"
+ROLLOUT = "onebase/rollouts/collect.py"
+AVERAGES = "onebase/training/averages.py"
+METRICS = "onebase/runs/metrics.py"
 MEMORY = "onebase/training/memory.py"
 COMPARISONS = "onebase/training/comparisons.py"
 LANGUAGE = "onebase/training/language.py"
-INTERVALS = "onebase/evaluation/intervals.py"
+INTERVALS = "onebase/reporting/intervals.py"
 HELD_OUT = "onebase/evaluation/held_out.py"
 
 TEST_UPDATE = "tests/training/test_update.py"
 TEST_CHECKPOINT = "tests/training/test_checkpoint.py"
 TEST_RUN = "tests/training/test_run.py"
-TEST_ROLLOUT = "tests/training/test_rollout.py"
-TEST_METRICS = "tests/training/test_metrics.py"
+TEST_ROLLOUT = "tests/rollouts/test_collect.py"
+TEST_METRICS = "tests/runs/test_metrics.py"
 TEST_MEMORY = "tests/training/test_memory.py"
-TEST_INTERVALS = "tests/evaluation/test_intervals.py"
+TEST_INTERVALS = "tests/reporting/test_intervals.py"
 TEST_HELD_OUT = "tests/evaluation/test_held_out.py"
 
 SCHEDULE = f"{TEST_UPDATE}::test_the_schedule_has_the_values_computed_by_hand"
@@ -74,7 +75,7 @@ MUTANTS = [
     Mutant(UPDATE, "                self.optimizer.zero_grad(set_to_none=True)\n                loss = None",
            "                loss = None",
            "gradients of what ran out of memory stay", OUT_OF_MEMORY),
-    Mutant(UPDATE, "with self._one.dropout() if self._dropout else nullcontext():", "with nullcontext():",
+    Mutant(UPDATE, "with self._base.dropout() if self._dropout else nullcontext():", "with nullcontext():",
            "adapters train without their dropout",
            f"{TEST_UPDATE}::test_dropout_is_on_in_the_passes_that_train_and_nowhere_else"),
     # ------------------------------------------------------------------------------------- checkpoint, loop, run
@@ -118,25 +119,25 @@ MUTANTS = [
            "the reference is measured at temperature one", MEASURED),
     Mutant(ROLLOUT, 'role="reference", temperature=temperature', 'role="policy", temperature=temperature',
            "the reference is the policy", MEASURED),
-    Mutant(ROLLOUT, "source_states(one, batch, role=\"policy\")", "source_states(one, batch, role=\"reference\")",
+    Mutant(ROLLOUT, "source_states(base, batch, role=\"policy\")", "source_states(base, batch, role=\"reference\")",
            "the policy's log-probs are the reference's", MEASURED),
-    Mutant(ROLLOUT, "token_values(one, batch, role=critic)", "token_values(one, batch, role=critic).detach() * 0",
+    Mutant(ROLLOUT, "token_values(base, batch, role=critic)", "token_values(base, batch, role=critic).detach() * 0",
            "values are zero with a critic of its own", MEASURED),
     Mutant(ROLLOUT, "[part.view(-1, 3)[:, i] for part in policy]", "[part.view(3, -1)[i] for part in policy]",
            "log-probs, entropies and values are mixed up", MEASURED),
     Mutant(ROLLOUT, "completions[sample.prompt].append(sample.ids)", "completions[0].append(sample.ids)",
            "all samples go to the first prompt", f"{TEST_ROLLOUT}::test_samples_go_to_their_own_prompts"),
-    Mutant(METRICS, "self._counts.get(name, 0.0) + kept.numel()", "self._counts.get(name, 0.0) + 1",
+    Mutant(AVERAGES, "self._counts.get(name, 0.0) + kept.numel()", "self._counts.get(name, 0.0) + 1",
            "metrics are sums over microbatches", TEST_METRICS),
-    Mutant(METRICS, 'kept.sum(dtype=torch.float64)', "kept.sum()",
+    Mutant(AVERAGES, 'kept.sum(dtype=torch.float64)', "kept.sum()",
            "long sums in half precision lose their digits", TEST_METRICS),
     Mutant(METRICS, 'if row["step"] <= keep', 'if row["step"] < keep',
            "the last step before a checkpoint is lost from the record",
            f"{TEST_CHECKPOINT}::test_the_record_is_cut_back_to_the_checkpoint"),
     Mutant(MEMORY, "return max(longest, min(fits, ", "return min(longest, min(fits, ",
            "the microbatch is no larger than the longest tree", TEST_MEMORY),
-    Mutant(MEMORY, "saved_bytes_per_token(one, role) + longest * mask_bytes_per_pair(one, role)",
-           "saved_bytes_per_token(one, role)",
+    Mutant(MEMORY, "saved_bytes_per_token(base, role) + longest * mask_bytes_per_pair(base, role)",
+           "saved_bytes_per_token(base, role)",
            "the attention masks are left out of the memory", TEST_MEMORY),
     Mutant(COMPARISONS, "offset += len(example.completions)", "offset += len(pairs)",
            "comparisons of later lists point at other answers",

@@ -14,11 +14,14 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from onebase.config import PPOConfig, RewardConfig, SFTConfig
-from onebase.config_files import load_config
-from onebase.models.tiny import make_llama, train_tokenizer
-from onebase.recipes import reward, runs, sft
-from onebase.recipes.setup import open_run
+from onebase.config.files import load_config
+from onebase.config.language import SFTConfig
+from onebase.config.preferences import RewardConfig
+from onebase.config.rollouts import PPOConfig
+from onebase.models.scratch import make_llama, train_tokenizer
+from onebase.recipes import reward, sft
+from onebase.recipes.setup.shared import open_run
+from onebase.tools import runs
 from onebase.training.run import Run
 
 Options = dict[str, Any]

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from onebase import cli
-from onebase.config import SFTConfig
+from onebase.cli import commands as cli
+from onebase.config.language import SFTConfig
 from onebase.errors import CheckpointError, ConfigError, Stopped
 from onebase.models.loading import load_base
 from onebase.models.role_files import load_role

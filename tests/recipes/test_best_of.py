@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from onebase.config import BestOfConfig, DPOConfig, SFTConfig
+from onebase.config.language import SFTConfig
+from onebase.config.preferences import DPOConfig
+from onebase.config.rollouts import BestOfConfig
 from onebase.data.chat import chat_format
 from onebase.data.formats import read_rows
 from onebase.errors import ConfigError, DataError, PromptTooLongError
-from onebase.models.generation import Sample, generate
 from onebase.recipes import best_of, dpo, sft
 from onebase.records import Example, Message, Row
+from onebase.sampling.local import Sample, generate
 from tests.recipes.conftest import Options, common, load, write_rows
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebase.config import DPOConfig
-from onebase.config_groups import LOSSES, READ_BY
+from onebase.config.groups import LOSSES, READ_BY
+from onebase.config.preferences import DPOConfig
 from onebase.data.chat import chat_format
 from onebase.errors import ConfigError, DataError
 from onebase.objectives.reward import ranking_pairs
 from onebase.recipes import dpo
-from onebase.recipes.setup import open_base
+from onebase.recipes.setup.shared import open_base
 from onebase.records import Example
 from onebase.training.comparisons import PairTensors
 from tests.recipes.conftest import ANIMALS, Options, common, file_bytes, load, metric_rows, pair_rows, write_rows

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from onebase.config import DPOConfig
+from onebase.config.preferences import DPOConfig
 from onebase.data.chat import ChatFormat, chat_format
 from onebase.errors import DataError
 from onebase.models.loading import load_tokenizer

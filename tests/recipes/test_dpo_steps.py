@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from onebase import cli
-from onebase.config import BestOfConfig, DPOConfig, SFTConfig
+from onebase.cli import commands as cli
+from onebase.config.language import SFTConfig
+from onebase.config.preferences import DPOConfig
+from onebase.config.rollouts import BestOfConfig
 from onebase.data.chat import chat_format
 from onebase.data.formats import read_rows
 from onebase.models.loading import load_tokenizer

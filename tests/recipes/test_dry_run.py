@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from onebase.config import BestOfConfig, DPOConfig, IterateConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from onebase.config.language import PretrainConfig, SFTConfig
+from onebase.config.preferences import DPOConfig, RewardConfig
+from onebase.config.rollouts import BestOfConfig, IterateConfig, PPOConfig
 from onebase.errors import ConfigError, MissingExtraError, ModelError, OnebaseError, RoleMismatchError
 from onebase.recipes import best_of, dpo, iterate, ppo, pretrain, reward, sft
-from onebase.recipes.setup import open_run
-from onebase.training import trackers
+from onebase.recipes.setup.shared import open_run
+from onebase.runs import trackers
 from tests.recipes.conftest import Options, common, load, make_base, pair_rows, write_rows
 
 SAMPLED: Options = {"reward.callable": "tests.recipes.conftest:count_vowels", "generation.max_new_tokens": 6}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from onebase.recipes import ppo
-from onebase.recipes.ppo_setup import set_up
+from onebase.recipes.setup.ppo import set_up
 from tests.recipes.conftest import Options, metric_rows, small_ppo, with_run
 
 pytestmark = [

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from onebase.config import BestOfConfig, IterateConfig
+from onebase.config.rollouts import BestOfConfig, IterateConfig
 from onebase.errors import ConfigError, DataError
 from onebase.recipes import best_of, dpo, iterate
 from tests.recipes.conftest import Options, load, metric_rows, write_rows

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from onebase import cli
-from onebase.config import PPOConfig, SFTConfig
+from onebase.cli import commands as cli
+from onebase.config.language import SFTConfig
+from onebase.config.rollouts import PPOConfig
 from onebase.errors import ConfigError
 from onebase.recipes import ppo, sft
 from onebase.training.checkpoint import checkpoints
@@ -157,7 +158,7 @@ def test_the_folder_is_refused_before_torch_is_imported(
     data = write_rows(tmp_path / "rows.jsonl", answered_rows())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out" / "policy").mkdir(parents=True)
-    monkeypatch.setattr(cli, "_recipe", lambda verb: pytest.fail("the recipe was imported"))
+    monkeypatch.setattr(cli, "_module", lambda verb: pytest.fail("the recipe was imported"))
     assert cli.main(["sft", *words(common(base, Path("out"), data)), *more]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1

@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from onebase.config import PPOConfig
+from onebase.config.rollouts import PPOConfig
 from onebase.errors import ConfigError, DataError, OnebaseError
-from onebase.models.generation import sample_seeds
 from onebase.models.one_base import OneBase
-from onebase.models.tiny import train_tokenizer
+from onebase.models.scratch import train_tokenizer
 from onebase.objectives.moments import RunningMoments
 from onebase.recipes import ppo
-from onebase.recipes.ppo_setup import num_updates, set_up
-from onebase.recipes.setup import open_run
+from onebase.recipes.setup.ppo import num_updates, set_up
+from onebase.recipes.setup.shared import open_run
 from onebase.records import Example
-from onebase.training.rollout import Rollout, collect_rollout, score_request
+from onebase.rollouts.collect import Rollout, collect_rollout, score_request
+from onebase.sampling.local import sample_seeds
 from tests.recipes.conftest import (
     ANIMALS,
     SENTENCES,
@@ -107,7 +107,7 @@ def test_in_the_warm_up_the_critic_alone_trains(critic: str, base: Path, prompts
     trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, more)))
 
     def state(role: str) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in trainer.one.parameters(role)]
+        return [parameter.detach().clone() for parameter in trainer.base.parameters(role)]
 
     policy, head = state("policy"), state("critic")
     for index in range(2):
@@ -164,7 +164,7 @@ def test_the_critic_starts_from_the_reward_role_where_there_is_one(
     scored: Options = {"reward.callable": None, "reward.role": str(reward_role)}
     for more, start in ((scored, "reward"), ({}, "policy")):
         options: Options = {"policy": str(sft_role), "ppo.critic_start": None} | more
-        one = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, options)))[0].one
+        one = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, options)))[0].base
         critic, source = one.adapter_weights("critic"), one.adapter_weights(start)
         assert critic.keys() == source.keys() and all(torch.equal(critic[name], source[name]) for name in critic)
         if start == "reward":
@@ -355,8 +355,8 @@ def test_a_whole_update_is_what_plain_loops_give(
     config = small_ppo(base, tmp_path / "run", prompts, more)
     trainer, _ = set_up(config, open_run(config))
     literal, _ = set_up(config, open_run(config))
-    disturb_policy(trainer.one)
-    disturb_policy(literal.one)
+    disturb_policy(trainer.base)
+    disturb_policy(literal.base)
 
     seen: list[tuple[Rollout, Sequence[int], dict[str, float]]] = []
     train_minibatch = ppo.train_minibatch
@@ -371,7 +371,7 @@ def test_a_whole_update_is_what_plain_loops_give(
     assert len(seen) == 4
     if name == "kl in the loss":
         assert metrics["policy/clipfrac"] > 0 and metrics["val/clipfrac"] > 0, "the clips are not put to the test"
-    update = LiteralUpdate(literal.one, config, seen[0][0])
+    update = LiteralUpdate(literal.base, config, seen[0][0])
     assert metrics["objective/kl"] == pytest.approx(update.mean_kl(), abs=1e-4)
     for step, (_, chosen, found) in enumerate(seen):
         loss, norm = update.step(list(chosen))
@@ -392,7 +392,7 @@ class LiteralUpdate:
     """PPO on a rollout with a loop over completions, a loop over tokens, and separate rows."""
 
     def __init__(self, one: OneBase, config: PPOConfig, rollout: Rollout) -> None:
-        self.one, self.config = one, config
+        self.base, self.config = one, config
         self.rows = [
             (i, list(example.prompt_ids), list(ids))
             for i, example in enumerate(rollout.examples)
@@ -447,23 +447,23 @@ class LiteralUpdate:
         return {"k1": d, "k2": d * d / 2, "k3": torch.exp(-d) - 1 + d}[self.config.ppo.kl_estimator]
 
     def logprobs(self, role: str, prompt: list[int], completion: list[int]) -> tuple[Tensor, Tensor]:
-        with self.one.role(role):
-            logits = self.one.model(torch.tensor([prompt + completion])).logits[0] / self.config.generation.temperature
+        with self.base.role(role):
+            logits = self.base.model(torch.tensor([prompt + completion])).logits[0] / self.config.generation.temperature
         table = logits.log_softmax(-1)[len(prompt) - 1 : -1]
         chosen = torch.stack([table[t, token] for t, token in enumerate(completion)])
         return chosen, -(table.exp() * table).sum(-1)
 
     def states(self, role: str, ids: list[int]) -> Tensor:
-        with self.one.role(role):
-            return self.one.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+        with self.base.role(role):
+            return self.base.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
 
     def values(self, prompt: list[int], completion: list[int]) -> Tensor:
-        head = self.one.roles["critic"].head
+        head = self.base.roles["critic"].head
         assert head is not None
         return self.states("critic", prompt + completion)[len(prompt) - 1 : -1] @ head.weight[0]
 
     def score(self, prompt: list[int], completion: list[int]) -> float:
-        head = self.one.roles["reward"].head
+        head = self.base.roles["reward"].head
         assert head is not None
         return float(self.states("reward", prompt + completion)[-1] @ head.weight[0])
 
@@ -531,7 +531,7 @@ def collected(trainer: Any, index: int = 0) -> Rollout:
     """A rollout of the trainer's first prompts, as `train_rollout` collects it."""
     samples = trainer.config.generation.samples_per_prompt
     return collect_rollout(
-        trainer.one,
+        trainer.base,
         trainer.chat,
         trainer.prompts[:4],
         trainer.reward_source,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from onebase.models.passes import lay_out
 from onebase.recipes import ppo
-from onebase.recipes.ppo_setup import Trainer, set_up
-from onebase.training.metrics import Averages
-from onebase.training.rollout import Rollout, collect_rollout
+from onebase.recipes.setup.ppo import Trainer, set_up
+from onebase.rollouts.collect import Rollout, collect_rollout
+from onebase.training.averages import Averages
 from tests.recipes.conftest import (
     SENTENCES,
     Options,
@@ -158,7 +158,7 @@ def test_a_reward_role_scores_and_starts_the_critic(
         "ppo.critic_start": critic_start, "reward.normalize": normalize,
     }  # fmt: skip
     trainer = trainer_of(base, prompts, tmp_path / "run", more)
-    one, rollout = trainer.one, collected(trainer)
+    one, rollout = trainer.base, collected(trainer)
     reward, critic = one.roles["reward"], one.roles["critic"]
     assert reward.head is not None and critic.head is not None
     assert reward.score_mean is not None and reward.score_std is not None and abs(reward.score_std - 1) > 0.1
@@ -177,8 +177,8 @@ def test_a_reward_role_scores_and_starts_the_critic(
 
 
 def hidden_states(trainer: Trainer, role: str, ids: list[int]) -> Tensor:
-    with torch.no_grad(), trainer.one.role(role):
-        return trainer.one.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+    with torch.no_grad(), trainer.base.role(role):
+        return trainer.base.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
 
 
 # ------------------------------------------------------------------------------------------------- the texts of PTX
@@ -208,8 +208,8 @@ def test_ptx_adds_its_coefficient_times_the_loss_on_texts(
 
 
 def negative_logprobs(trainer: Trainer, prompt: list[int], completion: list[int]) -> Tensor:
-    with torch.no_grad(), trainer.one.role("policy"):
-        table = trainer.one.model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+    with torch.no_grad(), trainer.base.role("policy"):
+        table = trainer.base.model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
     return torch.stack([-table[len(prompt) - 1 + t, token] for t, token in enumerate(completion)])
 
 
@@ -237,8 +237,8 @@ def test_ptx_of_a_microbatch_is_divided_by_the_tokens_of_all(
 ) -> None:
     trainer = trainer_of(base, prompts, tmp_path / "run", {**texts, "ppo.ptx_coefficient": 0.5})
     examples, loss = ppo.ptx_part(trainer)
-    whole = sum(loss(lay_out(trainer.one, examples), [0, 1], Averages()))
-    parts = sum(sum(loss(lay_out(trainer.one, [examples[i]]), [i], Averages())) for i in (0, 1))
+    whole = sum(loss(lay_out(trainer.base, examples), [0, 1], Averages()))
+    parts = sum(sum(loss(lay_out(trainer.base, [examples[i]]), [i], Averages())) for i in (0, 1))
     assert float(whole.detach()) == pytest.approx(float(parts.detach()), abs=1e-6)
 
 
@@ -248,14 +248,14 @@ def test_ptx_of_a_microbatch_is_divided_by_the_tokens_of_all(
 def test_policy_and_critic_learn_at_their_own_rates(base: Path, prompts: Path, tmp_path: Path) -> None:
     more: Options = {"ppo.critic_learning_rate": 1e-2, "optimizer.learning_rate": 1e-4}
     trainer = trainer_of(base, prompts, tmp_path / "run", more)
-    before = {role: [p.detach().clone() for p in trainer.one.parameters(role)] for role in ("policy", "critic")}
+    before = {role: [p.detach().clone() for p in trainer.base.parameters(role)] for role in ("policy", "critic")}
     rollout = collected(trainer)
     targets, _ = ppo.estimate_advantages(rollout, trainer)
     ppo.train_minibatch(rollout, targets, [0, 1], trainer, only_critic=False)
     # The first step of Adam moves an entry by its learning rate, whatever the gradient.
     for role, rate in (("policy", 1e-4), ("critic", 1e-2)):
         moved = max(float((p.detach() - b).abs().max()) for p, b in
-                    zip(trainer.one.parameters(role), before[role], strict=True))  # fmt: skip
+                    zip(trainer.base.parameters(role), before[role], strict=True))  # fmt: skip
         assert moved == pytest.approx(rate, rel=0.05), role
 
 

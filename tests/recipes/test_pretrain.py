@@ -12,11 +12,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from onebase.config import PretrainConfig
+from onebase.config.language import PretrainConfig
 from onebase.data.chat import chat_format
 from onebase.errors import ConfigError, DataError, ModelError
 from onebase.models.loading import load_base
-from onebase.models.tiny import make_llama, read_tokenizer, train_tokenizer
+from onebase.models.scratch import make_llama, read_tokenizer, train_tokenizer
 from onebase.recipes import pretrain
 from onebase.records import Message, Row
 from tests.recipes.conftest import (

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 import onebase
-from onebase.config import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from onebase.config.language import PretrainConfig, SFTConfig
+from onebase.config.preferences import RewardConfig
+from onebase.config.rollouts import PPOConfig
 from onebase.models.one_base import OneBase
 from onebase.recipes import ppo, pretrain, reward, sft
-from onebase.recipes.ppo_setup import set_up
-from onebase.recipes.setup import open_run
+from onebase.recipes.setup.ppo import set_up
+from onebase.recipes.setup.shared import open_run
 from tests.recipes.conftest import (
     SENTENCES,
     Options,
@@ -57,7 +59,7 @@ def test_ppo_changes_the_policy_and_the_critic_and_nothing_else(
 ) -> None:
     config = small_ppo(base, tmp_path / "run", prompts, four_roles(sft_role, reward_role), {"ppo.critic": critic})
     trainer, _ = set_up(config, open_run(config))
-    one = trainer.one
+    one = trainer.base
     frozen, before = base_state(one), {role: state_of(one, role) for role in one.roles}
     assert frozen and set(before) == {"policy", "reference", "reward", "critic"}
     for index in range(2):

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from onebase import cli
-from onebase.models.tiny import make_llama
+from onebase.cli import commands as cli
+from onebase.models.scratch import make_llama
 from tests.recipes.conftest import Options, metric_rows, words, write_rows
 
 

@@ -17,13 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from onebase import cli
-from onebase.config import VERB_CONFIGS
+from onebase.cli import commands as cli
+from onebase.config.verbs import VERB_CONFIGS
 from onebase.data.batches import minibatch_indices
 from onebase.errors import CheckpointError, Interrupted, NonFiniteError, Stopped
 from onebase.models.loading import load_tokenizer
 from onebase.recipes import best_of, dpo, iterate, ppo, pretrain, reward, sft
-from onebase.recipes.ppo_setup import Trainer
+from onebase.recipes.setup.ppo import Trainer
 from onebase.training.checkpoint import checkpoints
 from onebase.training.update import MAX_REFUSED_IN_A_ROW, Update
 from tests.recipes.conftest import (
@@ -335,12 +335,12 @@ def test_a_microbatch_found_by_trying_stays_what_it_was(
     materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     auto: Options = {"batch.microbatch_tokens": "auto"}
-    monkeypatch.setattr("onebase.recipes.setup.find_token_budget", lambda *a, **named: 64)
+    monkeypatch.setattr("onebase.recipes.setup.shared.find_token_budget", lambda *a, **named: 64)
     whole = materials.run("sft", tmp_path / "whole", auto)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         happens(patch, 2, stop_by("SIGTERM"))
         materials.run("sft", tmp_path / "cut", auto)
-    monkeypatch.setattr("onebase.recipes.setup.find_token_budget", lambda *a, **named: 4096)  # less is in use now
+    monkeypatch.setattr("onebase.recipes.setup.shared.find_token_budget", lambda *a, **named: 4096)  # less is used now
     assert_same_run(materials.run("sft", tmp_path / "cut", auto), whole)
 
 
@@ -550,8 +550,9 @@ def wait_for(process: subprocess.Popen[str], what: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_process_that_was_stopped_or_killed_is_gone_on_with_by_the_same_command(
+def test_a_process_that_was_stopped_or_killed_is_resumed_by_the_same_command(
     materials: Materials, tmp_path: Path, capsys: Capture, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"

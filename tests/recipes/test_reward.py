@@ -13,14 +13,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from onebase.config import RewardConfig
+from onebase.config.preferences import RewardConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import chat_format
 from onebase.errors import ConfigError, DataError
 from onebase.models.loading import load_tokenizer
 from onebase.models.role_card import read_card
 from onebase.recipes import reward
-from onebase.recipes.setup import open_base
+from onebase.recipes.setup.shared import open_base
 from onebase.records import Example
 from onebase.training.comparisons import draw_comparisons
 from tests.recipes.conftest import Options, common, file_bytes, load, make_base, metric_rows, pair_rows, write_rows

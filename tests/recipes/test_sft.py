@@ -14,14 +14,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from onebase.config import RewardConfig, SFTConfig
+from onebase.config.language import SFTConfig
+from onebase.config.preferences import RewardConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat, chat_format
 from onebase.errors import ConfigError
 from onebase.models.loading import load_base, load_tokenizer
 from onebase.models.one_base import OneBase
-from onebase.recipes import chat, ppo, reward, sft
+from onebase.recipes import ppo, reward, sft
 from onebase.records import Example
+from onebase.tools import chat
 from tests.recipes.conftest import (
     CONTEXT,
     Options,

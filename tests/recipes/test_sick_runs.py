@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from onebase.config import PPOConfig
+from onebase.config.rollouts import PPOConfig
 from onebase.errors import ConfigError, RewardError, Stopped
-from onebase.evaluation.flight_recorder import findings
-from onebase.recipes import ppo, ppo_setup
+from onebase.recipes import ppo
+from onebase.recipes.setup import ppo as ppo_setup
+from onebase.reporting.recorder import findings
 from tests.recipes import test_bandit
 from tests.recipes.conftest import Options, file_bytes, load, metric_rows, small_ppo
 

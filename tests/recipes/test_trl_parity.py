@@ -17,7 +17,7 @@ import torch
 from peft import LoraConfig
 
 from bench.parity.model import LORA, formula_weights, rows, tiny_llama, tokenizer, unpaired_rows
-from onebase.config import DPOConfig
+from onebase.config.preferences import DPOConfig
 from onebase.models.loading import wrap_model
 from onebase.models.one_base import OneBase
 from onebase.objectives.preference import nll_loss

@@ -15,7 +15,7 @@ from onebase.errors import ModelError, RewardError
 from onebase.models.classifier import harmless_padding
 from onebase.models.forward import completion_scores
 from onebase.models.one_base import OneBase
-from onebase.models.tiny import train_tokenizer
+from onebase.models.scratch import train_tokenizer
 from onebase.records import Example, Message, Row, ScoreRequest
 from onebase.rewards.learned import ClassifierReward, RoleReward
 from tests.tiny_models import add_adapter_role, random_ids, tiny_base

@@ -29,6 +29,9 @@ from onebase.models.heads import ScalarHead
 from onebase.models.passes import num_counted
 from onebase.models.role_files import save_role
 from onebase.records import Example, Row, TreeBatch
+from onebase.runs.folder import changed_keys
+from onebase.runs.record import read_metrics
+from onebase.training.averages import Averages
 from onebase.training.checkpoint import (
     RandomStates,
     TrainedWeights,
@@ -39,9 +42,7 @@ from onebase.training.checkpoint import (
     remove_old,
     write_checkpoint,
 )
-from onebase.training.metrics import Averages, read_metrics
 from onebase.training.run import Run, Schedule
-from onebase.training.run_folder import changed_keys
 from onebase.training.update import ParameterGroup, Update
 from tests.tiny_models import add_adapter_role, random_ids, tiny_base
 
@@ -82,17 +83,17 @@ class Training:
     base_seed: int = 0
 
     def run(self) -> Training:
-        self.one = tiny_base("llama", seed=self.base_seed)
-        add_adapter_role(self.one, "policy", dropout=0.3)
+        self.base = tiny_base("llama", seed=self.base_seed)
+        add_adapter_role(self.base, "policy", dropout=0.3)
         run = Run(self.folder, seed=0, config_text=self.config, schedule=self.schedule)
         update = Update(
-            self.one, [ParameterGroup(self.one.parameters("policy"), 1e-2)], dropout=True, weight_decay=0.01,
+            self.base, [ParameterGroup(self.base.parameters("policy"), 1e-2)], dropout=True, weight_decay=0.01,
             schedule="cosine", warmup_steps=2, total_steps=TOTAL, max_grad_norm=1.0, token_budget=16,
         )  # fmt: skip
         self.steps: list[int] = []
         with run.loop(
-            "test", TOTAL, save=self.save, weights=TrainedWeights(self.one, "policy"), update=update,
-            inputs=inputs_of(self.one, self.examples), best=self.best,
+            "test", TOTAL, save=self.save, weights=TrainedWeights(self.base, "policy"), update=update,
+            inputs=inputs_of(self.base, self.examples), best=self.best,
         ) as loop:  # fmt: skip
             for step in loop:
                 metrics = update.step((self.examples, self.loss(step + 1)))
@@ -107,13 +108,13 @@ class Training:
 
     def loss(self, step: int) -> Callable[[TreeBatch, list[int], Averages], Iterator[Tensor]]:
         def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
-            yield -token_logprobs(self.one, batch, role="policy").sum() / num_counted(self.examples)
+            yield -token_logprobs(self.base, batch, role="policy").sum() / num_counted(self.examples)
             self.hooks.get(step, lambda: None)()
 
         return loss
 
     def save(self, folder: Path) -> None:
-        save_role(self.one, "policy", folder / "policy", kind="policy")
+        save_role(self.base, "policy", folder / "policy", kind="policy")
 
     @property
     def role(self) -> dict[str, bytes]:

@@ -23,11 +23,12 @@ from onebase.errors import (
     OnebaseError,
     Stopped,
 )
-from onebase.evaluation.run_record import read_run
+from onebase.runs.finished import read_run
+from onebase.runs.metrics import MetricsFile
+from onebase.runs.record import read_metrics
 from onebase.training import run as run_module
-from onebase.training.metrics import MetricsFile, read_metrics
 from onebase.training.run import Run
-from tests.training.test_metrics import strictly
+from tests.runs.test_metrics import strictly
 
 TEXT, OTHER = "output_dir: run\nseed: 0\n", "output_dir: run\nseed: 1\n"
 

@@ -61,6 +61,7 @@ def busy_core() -> Iterator[None]:
     other.wait()
 
 
+@pytest.mark.slow
 def test_a_run_beside_another_program_says_so_once_and_computes_the_same(busy_core: None) -> None:
     beside = run(3.0)
     assert beside.stderr.count("other programs are using this machine's cores") == 1, beside.stderr

@@ -20,7 +20,7 @@ from onebase.models.forward import token_logprobs, token_values
 from onebase.models.one_base import OneBase
 from onebase.models.passes import num_counted
 from onebase.records import Example, Row, TreeBatch
-from onebase.training.metrics import Averages
+from onebase.training.averages import Averages
 from onebase.training.update import MAX_REFUSED_IN_A_ROW, LossFunction, ParameterGroup, Part, Update
 from tests.tiny_models import add_adapter_role, random_ids, tiny_base
 

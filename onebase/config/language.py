@@ -1,0 +1,78 @@
+"""The keys of the verbs that learn from texts and answers: pretrain, sft."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from onebase.config.groups import (
+    BatchGroup,
+    EvaluationGroup,
+    FilesGroup,
+    Int,
+    LoraGroup,
+    ModelGroup,
+    OptionalModelGroup,
+    PathText,
+    PretrainOptimizerGroup,
+    SFTDataGroup,
+    SFTOptimizerGroup,
+    TinyModelGroup,
+    fail_on,
+)
+from onebase.config.run import VerbConfig, adapter_problems
+from onebase.shown import shown
+
+
+class PretrainConfig(VerbConfig):
+    """Train a language model on plain text, from scratch or further."""
+
+    model: OptionalModelGroup = OptionalModelGroup()
+    tiny: TinyModelGroup = TinyModelGroup()
+    data: FilesGroup
+    optimizer: PretrainOptimizerGroup = PretrainOptimizerGroup()
+    batch: BatchGroup = BatchGroup()
+    evaluation: EvaluationGroup = EvaluationGroup()
+    block_length: Annotated[Int, Field(ge=2)] | None = None
+    """Tokens of one training sequence; null = the longest the model holds, 1024 at most."""
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> PretrainConfig:
+        problems = []
+        if self.model.quantization == "nf4":
+            problems.append("'model.quantization' = nf4: pretraining changes every weight of the base; set it to none")
+        if self.model.chat_template is not None:
+            problems.append(
+                f"'model.chat_template' = {shown(self.model.chat_template, 60)} would change nothing: pretraining "
+                "reads plain text; leave it out"
+            )
+        if not self.model.model_name_or_path and (self.block_length or 0) > self.tiny.max_length:
+            problems.append(f"'block_length' = {self.block_length} is above 'tiny.max_length' = {self.tiny.max_length}")
+        if self.model.model_name_or_path:
+            for key, field in TinyModelGroup.model_fields.items():
+                if (value := getattr(self.tiny, key)) != field.default:
+                    problems.append(
+                        f"'tiny.{key}' = {value} is for a new model, and 'model.model_name_or_path' names one that is "
+                        "there; leave one out"
+                    )
+        fail_on(problems)
+        return self
+
+
+class SFTConfig(VerbConfig):
+    """Train a policy on answers written by people or models."""
+
+    start_from: PathText | None = None
+    """Folder of a policy role to train further; null = a new role on the base."""
+    model: ModelGroup
+    lora: LoraGroup = LoraGroup()
+    data: SFTDataGroup
+    optimizer: SFTOptimizerGroup = SFTOptimizerGroup()
+    batch: BatchGroup = BatchGroup()
+    evaluation: EvaluationGroup = EvaluationGroup()
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> SFTConfig:
+        fail_on(adapter_problems(self.model, self.lora, self.start_from))
+        return self

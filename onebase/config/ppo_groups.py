@@ -1,0 +1,197 @@
+"""The groups of keys of reinforcement learning: sampling, the source of scores, PPO itself.
+
+Three words for sizes, as everywhere: a *rollout* is what PPO collects at a time, a *minibatch* is one optimizer step, a
+*microbatch* is what fits in memory and never changes the result.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from onebase.config.groups import (
+    FUNCTION,
+    Count,
+    Float,
+    Group,
+    NonNegative,
+    Paths,
+    PathText,
+    Positive,
+    Probability,
+    Share,
+    Strings,
+    Whole,
+    fail_on,
+)
+
+
+class GenerationGroup(Group):
+    """How completions are sampled."""
+
+    max_new_tokens: Count = 64
+    """Longest completion, in tokens."""
+    random_min_new_tokens: Count | None = None
+    """When set, each rollout draws its own length limit between this and max_new_tokens."""
+    temperature: Positive = 1.0
+    """The logits are divided by this."""
+    top_k: Whole = 0
+    """Sample among the k likeliest tokens; 0 = off."""
+    top_p: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    """Sample among the likeliest tokens that together have this probability; 1 = off."""
+    stop: Strings = []
+    """Strings that end a completion, each a single token of the tokenizer."""
+    samples_per_prompt: Count = 4
+    """Completions per prompt (K)."""
+
+    @model_validator(mode="after")
+    def _lengths_are_ordered(self) -> GenerationGroup:
+        if self.random_min_new_tokens is not None and self.random_min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"'generation.random_min_new_tokens' = {self.random_min_new_tokens} is above "
+                f"'generation.max_new_tokens' = {self.max_new_tokens}; lower the first or raise the second"
+            )
+        return self
+
+
+class OptionalRewardSourceGroup(Group):
+    """What scores the completions: one of role, callable and model."""
+
+    role: PathText | None = None
+    """Folder of a reward role made on the same base."""
+    callable: str | None = None
+    """A Python function: module:function, or path/to/file.py:function."""
+    timeout: Positive | None = 600.0
+    """Seconds that importing that function, or a call of it, may take; null = any."""
+    model: PathText | None = None
+    """Folder or hub name of a sequence-classification model with one label."""
+    normalize: Literal["none", "held_out"] = "none"
+    """held_out = the reward role's scores less the mean of its held-out scores, over their standard deviation."""
+
+    @property
+    def source(self) -> str | None:
+        """What scores, by the name it was given."""
+        return self.role or self.callable or self.model
+
+    @model_validator(mode="after")
+    def _one_source_at_most(self) -> OptionalRewardSourceGroup:
+        given = [key for key in ("role", "callable", "model") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"'reward' needs exactly one of 'reward.role', 'reward.callable' and 'reward.model'; "
+                f"got {' and '.join(given)}"
+            )
+        if self.normalize == "held_out" and self.role is None:
+            raise ValueError(
+                "'reward.normalize' = held_out needs 'reward.role': other sources have no held-out scores; "
+                "set it to none"
+            )
+        if self.callable is not None and not re.fullmatch(FUNCTION, self.callable):
+            raise ValueError(
+                f"'reward.callable' = {self.callable!r}: it should be written module:function or "
+                "path/to/file.py:function"
+            )
+        return self
+
+
+class RewardSourceGroup(OptionalRewardSourceGroup):
+    """What scores the completions: exactly one of role, callable and model."""
+
+    @model_validator(mode="after")
+    def _some_source(self) -> RewardSourceGroup:
+        if self.source is None:
+            raise ValueError(
+                "'reward' needs exactly one of 'reward.role', 'reward.callable' and 'reward.model'; got none of them"
+            )
+        return self
+
+
+class PPOGroup(Group):
+    """Proximal policy optimization."""
+
+    rollout_prompts: Count = 32
+    """Prompts of one rollout; each gets generation.samples_per_prompt completions."""
+    num_ppo_epochs: Count = 2
+    """Times each rollout is trained on."""
+    minibatch_prompts: Count = 8
+    """Prompts (with all their completions) of one optimizer step; divides rollout_prompts."""
+    gamma: Probability = 1.0
+    """Discount per token."""
+    lam: Probability = 0.95
+    """Decay of generalized advantage estimation, per token."""
+    clip_low: Share = 0.2
+    """The probability ratio is clipped below at 1 - clip_low."""
+    clip_high: Positive = 0.2
+    """The probability ratio is clipped above at 1 + clip_high."""
+    dual_clip: Annotated[Float, Field(gt=1)] | None = None
+    """Bound of the loss where the advantage is negative, as a multiple of it (above 1, often 3); null = off."""
+    value_clip: Positive | None = 0.2
+    """A new value stays within this of the old one in the value loss; null = off."""
+    value_coefficient: NonNegative = 0.1
+    """Weight of the value loss."""
+    critic: Literal["adapter", "head"] = "adapter"
+    """adapter = the critic has its own adapter; head = a value head on the policy's own hidden states."""
+    critic_start: Literal["auto", "reward", "policy"] = "auto"
+    """Role the critic's adapter is copied from; auto = the reward role where there is one, else the policy."""
+    critic_learning_rate: Positive | None = None
+    """Learning rate of the critic; null = optimizer.learning_rate."""
+    critic_warmup_rollouts: Whole = 0
+    """First rollouts in which the critic alone trains."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimate of KL(policy, reference) per token: k1 = log ratio, k2 = k1^2 / 2, k3 = k1 + exp(-k1) - 1."""
+    kl_placement: Literal["reward", "loss"] = "reward"
+    """The KL penalty is taken from each token's reward, or added to the loss."""
+    kl_coefficient: NonNegative = 0.05
+    """Weight of the KL penalty (beta)."""
+    kl_target: Positive | None = None
+    """Target KL in nats per completion, towards which kl_coefficient is adapted; null = it stays."""
+    kl_horizon: Positive = 10000.0
+    """Completions over which an adaptive kl_coefficient moves."""
+    max_kl: Positive | None = None
+    """End the epochs of a rollout when the approximate KL from the sampling policy passes this, nats per token."""
+    kl_budget: Positive | None = None
+    """End training when a rollout's KL to the reference passes this, nats per completion; the policy before is kept."""
+    score_clip: Positive | None = None
+    """Scores are clipped to plus and minus this; null = off."""
+    score_baseline: Float = 0.0
+    """Taken from every score before it is scaled."""
+    score_scaling: Literal["none", "running"] = "none"
+    """running = scores are divided by their running standard deviation, once they differ."""
+    missing_end_penalty: NonNegative = 0.0
+    """Taken from the score of a completion that did not end by itself."""
+    length_penalty: NonNegative = 0.0
+    """Taken from the score per completion token."""
+    whiten_rewards: bool = False
+    """Scale the rewards per token to standard deviation 1 over the rollout, their mean kept."""
+    whiten_advantages: bool = True
+    """Advantages get mean 0 and standard deviation 1 over the rollout."""
+    entropy_coefficient: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    ptx_coefficient: NonNegative = 0.0
+    """Weight of the language-model loss on ptx_data."""
+    ptx_data: Paths = []
+    """Files of text or conversations for the language-model loss."""
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> PPOGroup:
+        problems = []
+        if self.rollout_prompts % self.minibatch_prompts:
+            problems.append(
+                f"'ppo.minibatch_prompts' = {self.minibatch_prompts} does not divide "
+                f"'ppo.rollout_prompts' = {self.rollout_prompts}"
+            )
+        if self.kl_placement == "loss" and self.kl_estimator == "k1":
+            problems.append(
+                "'ppo.kl_placement' = loss needs 'ppo.kl_estimator' = k2 or k3: the gradient of k1 is zero on average"
+            )
+        if self.kl_target is None and self.kl_horizon != PPOGroup.model_fields["kl_horizon"].default:
+            problems.append(f"'ppo.kl_horizon' = {self.kl_horizon:g} does nothing without 'ppo.kl_target'; set it")
+        if self.kl_target is not None and self.kl_coefficient == 0:
+            problems.append("'ppo.kl_target' needs 'ppo.kl_coefficient' above 0: adapting multiplies it")
+        if bool(self.ptx_data) != (self.ptx_coefficient > 0):
+            missing = "ptx_coefficient" if self.ptx_data else "ptx_data"
+            problems.append(f"'ppo.ptx_data' and 'ppo.ptx_coefficient' go together; 'ppo.{missing}' is not set")
+        fail_on(problems)
+        return self

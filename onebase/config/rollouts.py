@@ -1,0 +1,156 @@
+"""The keys of the verbs that sample: ppo, best-of, iterate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from onebase.config.groups import (
+    BatchGroup,
+    Count,
+    EpochsOptimizerGroup,
+    LoraGroup,
+    MicrobatchGroup,
+    ModelGroup,
+    PathText,
+    PPOOptimizerGroup,
+    PreferenceGroup,
+    PromptDataGroup,
+    PromptEvaluationGroup,
+    SampleDataGroup,
+    fail_on,
+)
+from onebase.config.ppo_groups import GenerationGroup, OptionalRewardSourceGroup, PPOGroup, RewardSourceGroup
+from onebase.config.preferences import loss_problems
+from onebase.config.run import RunConfig, VerbConfig
+
+
+class PPOConfig(VerbConfig):
+    """Train a policy against a reward source by PPO, four roles on one base."""
+
+    policy: PathText | None = None
+    """Folder of the policy role to start from, whose frozen copy is the reference; null = a new role on the base."""
+    on_finding: Literal["warn", "pause", "off"] = "warn"
+    """What the flight recorder does when the run goes wrong: say so; pause, with the best roles in place; nothing."""
+    lang: Literal["en", "zh"] = "en"
+    """Language of what the flight recorder says."""
+    model: ModelGroup
+    lora: LoraGroup = LoraGroup()
+    data: PromptDataGroup
+    reward: RewardSourceGroup
+    generation: GenerationGroup = GenerationGroup()
+    ppo: PPOGroup = PPOGroup()
+    optimizer: PPOOptimizerGroup = PPOOptimizerGroup()
+    batch: MicrobatchGroup = MicrobatchGroup()
+    evaluation: PromptEvaluationGroup = PromptEvaluationGroup()
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> PPOConfig:
+        problems = []
+        if self.lora.dropout > 0:
+            problems.append("'lora.dropout' above 0 would make noise of PPO's probability ratios; leave it at 0")
+        if self.lora.r == 0:
+            problems.append(
+                "ppo trains adapters: with 'lora.r' = 0 the base would change under the other roles; set lora.r >= 1"
+            )
+        if self.generation.top_k or self.generation.top_p < 1:
+            problems.append(
+                f"'generation.top_k' = {self.generation.top_k} and 'generation.top_p' = {self.generation.top_p:g} "
+                "would sample from another distribution than the one PPO trains, which biases its ratios and its KL; "
+                "leave them at 0 and 1"
+            )
+        if self.ppo.critic == "adapter" and self.ppo.critic_start == "reward" and self.reward.role is None:
+            problems.append(
+                "'ppo.critic_start' = reward needs 'reward.role'; "
+                "with another reward source set ppo.critic_start to policy"
+            )
+        if self.on_finding == "pause" and self.evaluation.every_steps is None:
+            problems.append(
+                "'on_finding' = pause goes back to the best roles on held-out prompts, and without "
+                "'evaluation.every_steps' none are known; set it"
+            )
+        completions = self.ppo.rollout_prompts * self.generation.samples_per_prompt
+        if self.ppo.kl_target is not None and completions >= 5 * self.ppo.kl_horizon:
+            problems.append(
+                f"'ppo.kl_horizon' = {self.ppo.kl_horizon:g} is too short for rollouts of {completions} completions: "
+                f"one could turn the coefficient to 0; set it above {completions / 5:g}"
+            )
+        fail_on(problems)
+        return self
+
+
+class BestOfConfig(RunConfig):
+    """Sample K answers to every prompt and keep the best, by any reward source, as data for sft and dpo."""
+
+    policy: PathText | None = None
+    """Folder of the policy role that samples; null = the base itself."""
+    chosen: Literal["best", "data"] = "best"
+    """The chosen answer of a pair: the best sample, against the worst; or the data's, against each sample (SPIN)."""
+    model: ModelGroup
+    data: SampleDataGroup
+    reward: OptionalRewardSourceGroup = OptionalRewardSourceGroup()
+    generation: GenerationGroup = GenerationGroup()
+    batch: MicrobatchGroup = MicrobatchGroup()
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> BestOfConfig:
+        fail_on(_sampling_problems(self.chosen, self.reward, self.generation))
+        return self
+
+
+def _sampling_problems(chosen: str, reward: OptionalRewardSourceGroup, generation: GenerationGroup) -> list[str]:
+    if chosen == "data":
+        return []
+    problems = []
+    if reward.source is None:
+        problems.append(
+            "'reward' needs one of 'reward.role', 'reward.callable' and 'reward.model' to choose by; or set chosen: "
+            "data, where the data's answer is the chosen one"
+        )
+    if generation.samples_per_prompt < 2:
+        problems.append("'generation.samples_per_prompt' = 1 leaves nothing to choose from; set it to 2 or more")
+    return problems
+
+
+class IterateConfig(RunConfig):
+    """Rounds of best-of and dpo (or sft): iterative and online DPO, iterated RAFT, SPIN."""
+
+    policy: PathText | None = None
+    """Folder of the policy role to start from; null = the base itself."""
+    learn: Literal["dpo", "sft"] = "dpo"
+    """What a round does with its samples: dpo on the pairs, or sft on the best (RAFT)."""
+    loss: str = "sigmoid"
+    """The loss of dpo, as there."""
+    rounds: Count = 4
+    """Rounds of sample, score, pair, learn."""
+    prompts_per_round: Count = 256
+    """Prompts of a round, drawn anew; few are online DPO, all of them iterative DPO."""
+    reference: Literal["renewed", "kept"] = "renewed"
+    """The reference of dpo: in each round what its policy started from, or in all of them what the first one did."""
+    chosen: Literal["best", "data"] = "best"
+    """The chosen answer of a pair: the best sample, against the worst; or the data's, against each sample (SPIN)."""
+    model: ModelGroup
+    lora: LoraGroup = LoraGroup()
+    data: SampleDataGroup
+    reward: OptionalRewardSourceGroup = OptionalRewardSourceGroup()
+    generation: GenerationGroup = GenerationGroup()
+    preference: PreferenceGroup = PreferenceGroup()
+    optimizer: EpochsOptimizerGroup = EpochsOptimizerGroup()
+    batch: BatchGroup = BatchGroup()
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> IterateConfig:
+        problems = loss_problems(self.loss, self.preference)
+        problems += _sampling_problems(self.chosen, self.reward, self.generation)
+        if self.learn == "sft":
+            idle = [key for key in ("loss", "reference") if getattr(self, key) != type(self).model_fields[key].default]
+            defaults = PreferenceGroup()
+            idle += [f"preference.{key}" for key, value in self.preference if value != getattr(defaults, key)]
+            problems += [f"'{key}' would change nothing: it is for 'learn' = dpo; leave it out" for key in idle]
+        if self.learn == "sft" and self.chosen == "data":
+            problems.append("'chosen' = data is for 'learn' = dpo: sft on the data's answers needs no samples")
+        if self.lora.r == 0:
+            problems.append("'lora.r' = 0 would change the base that is the reference too; set lora.r >= 1")
+        fail_on(problems)
+        return self

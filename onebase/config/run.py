@@ -1,0 +1,51 @@
+"""What every verb that leaves a run can be told."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from onebase.config.groups import CheckpointGroup, Count, Group, Int, LoraGroup, OptionalModelGroup, PathText, Trackers
+from onebase.shown import shown
+
+
+class RunConfig(Group):
+    """What every verb that leaves a run has."""
+
+    output_dir: PathText
+    """Folder of the run: resolved config, metrics, checkpoints, roles."""
+    seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the order of the data, of new weights and of sampling."""
+    report_to: Trackers = []
+    """Trackers that get the metrics too, where they are installed: tensorboard, trackio, wandb."""
+    threads: Count | None = None
+    """CPU threads; null = one per core. Another number changes the last digits of results."""
+    checkpoint: CheckpointGroup = CheckpointGroup()
+
+
+class VerbConfig(RunConfig):
+    """What every training verb has."""
+
+    max_steps: Count | None = None
+    """This many steps (in ppo: rollouts), whatever the epochs; null = until the data has been read."""
+
+
+def adapter_problems(model: OptionalModelGroup, lora: LoraGroup, start_from: str | None) -> list[str]:
+    problems = []
+    if model.quantization == "nf4" and lora.r == 0:
+        problems.append(
+            "'model.quantization' = nf4 cannot be trained in full: set lora.r >= 1, or quantization to none"
+        )
+    if start_from is not None and lora.r == 0:
+        problems.append(
+            "'lora.r' = 0 trains the whole base, and 'start_from' an adapter on it: set lora.r >= 1, or leave out "
+            "start_from"
+        )
+    for key in ("alpha", "dropout", "target_modules", "layers") if lora.r == 0 else ():
+        if (value := getattr(lora, key)) != LoraGroup.model_fields[key].default:
+            problems.append(
+                f"'lora.{key}' = {shown(value, 60)} would change nothing: 'lora.r' = 0 trains the whole base, "
+                "without an adapter; leave one out"
+            )
+    return problems

@@ -1,0 +1,1 @@
+"""Every stage on a tiny model, with data made from a grammar."""

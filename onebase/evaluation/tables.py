@@ -1,0 +1,84 @@
+"""The table and the samples a run ends with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from onebase import processes
+from onebase.evaluation.held_out import HeldOut, improvement
+from onebase.files import write_atomically
+from onebase.reporting.intervals import Interval
+from onebase.reporting.panels import TITLES
+from onebase.shown import shown
+
+NUM_SAMPLES = 5
+
+
+def print_comparison(roles: Sequence[HeldOut], *, names: Sequence[str]) -> None:
+    """Prints a row per role with 95 % intervals, the paired rise from the first to the last, and samples."""
+    console = result_console()
+    console.print(figures_table(roles, names=names), markup=False)  # [nan, nan] is no style
+    console.print(rise_line("score", improvement(roles[0], roles[-1]), names[0], names[-1]), markup=False)
+    print_samples(console, roles, names)
+
+
+def result_console() -> Console:
+    """Stdout; where that is no terminal, wide enough for the tables. Stderr, where someone closed stdout."""
+    closed = sys.stdout.closed
+    return Console(
+        file=sys.stderr if closed else sys.stdout, quiet=not processes.is_main(), highlight=False, emoji=False,
+        width=None if not closed and sys.stdout.isatty() else 120,
+    )  # fmt: skip
+
+
+def figures_table(roles: Sequence[HeldOut], *, names: Sequence[str]) -> Table:
+    """A row per role: its means over the held-out prompts, with their intervals."""
+    table = Table(title=f"{len(roles[0].scores)} held-out prompts, means with 95 % intervals", title_justify="left")
+    figures = [role.row() for role in roles]
+    table.add_column("")
+    for key in figures[0]:
+        table.add_column(TITLES.get(key, key), justify="right")
+    table.add_column("ended", justify="right")
+    for name, role, row in zip(names, roles, figures, strict=True):
+        cells = [value.text(2, between="\n") for value in row.values()]
+        table.add_row(name, *cells, f"{role.ended:.0%}")
+    return table
+
+
+def rise_line(what: str, rise: Interval, before: str, after: str) -> str:
+    """The paired difference in words."""
+    verdict = "above 0" if rise.low > 0 else "below 0" if rise.high < 0 else "0 is inside"
+    return f"{what}, {after} less {before} on the same prompts: {rise} (95 %, paired bootstrap: {verdict})"
+
+
+def print_samples(console: Console, roles: Sequence[HeldOut], names: Sequence[str]) -> None:
+    """The same prompts answered by each role, with the score under each answer."""
+    table = Table(title="samples: the first held-out prompts", title_justify="left", show_lines=True)
+    table.add_column("prompt", overflow="fold", ratio=2)
+    for name in names:
+        table.add_column(name, overflow="fold", ratio=3)
+    for i in range(min(NUM_SAMPLES, len(roles[0].prompts))):
+        texts = [shown(role.completions[i].strip(), lines=True) for role in roles]
+        answers = [f"{text}\n({role.first_scores[i]:.3f})" for text, role in zip(texts, roles, strict=True)]
+        table.add_row(_shortened(roles[0].prompts[i]), *answers)
+    console.print(table, markup=False)
+
+
+def write_samples(path: Path, roles: Sequence[HeldOut]) -> None:
+    """A JSON line per held-out prompt: the prompt, and each role's first completion with its score."""
+    lines = []
+    for i, prompt in enumerate(roles[0].prompts):
+        answers = {r.role: {"completion": r.completions[i], "score": r.first_scores[i]} for r in roles}
+        lines.append(json.dumps({"prompt": prompt, **answers}, ensure_ascii=False))
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def _shortened(text: str, most: int = 160) -> str:
+    text = text.strip()
+    return shown(text if len(text) <= most else "… " + text[-most:], lines=True)

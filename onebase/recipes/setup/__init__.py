@@ -1,0 +1,1 @@
+"""What recipes set up: from a configuration to the base, the data, the roles and the optimizer."""

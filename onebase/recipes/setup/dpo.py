@@ -1,0 +1,136 @@
+"""Setting up preference optimisation: the policy and its reference, the rows each loss can read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onebase.config.preferences import DPOConfig
+from onebase.data.chat import ChatFormat
+from onebase.data.compared import drop_equal_completions
+from onebase.data.prepare import dropped_line, encode_rows
+from onebase.data.tree import separate
+from onebase.errors import DataError
+from onebase.models.one_base import OneBase
+from onebase.models.role_files import load_role
+from onebase.recipes.setup.dry_run import planned_base
+from onebase.recipes.setup.shared import limits_of, load_start, new_lora, num_steps, open_chat, read_rows
+from onebase.records import Example, Row
+from onebase.runs.progress import say
+from onebase.training.plan import describe_steps
+
+PAPER_MIXTURES = {
+    "orpo": {"nll": 1.0, "orpo": 0.1},
+    "cpo": {"cpo": 1.0, "nll": 1.0},
+    "rrhf": {"rrhf": 1.0, "nll": 1.0},
+}
+"""What the papers train when they name one of these losses alone; a mixture in the configuration is taken as it is."""
+
+
+def loss_weights(config: DPOConfig) -> dict[str, float]:
+    """The losses that are added up, with their weights."""
+    return PAPER_MIXTURES.get(config.loss.strip()) or config.loss_weights()
+
+
+def add_policy_and_reference(base: OneBase, config: DPOConfig) -> None:
+    """The policy starts from a saved role or the base; the reference is as configured, or its frozen copy."""
+    if config.start_from is not None:
+        load_start(base, "policy", config.start_from, config.lora, kinds=("policy",), trains=True)
+    else:
+        base.add_role("policy", lora=new_lora(base, config.lora), trains=True)
+    if config.reference_role == "base" or (config.reference_role is None and config.start_from is None):
+        base.add_role("reference")
+    elif config.reference_role is None:
+        base.add_role("reference", copy_of="policy")
+    else:
+        load_role(base, "reference", config.reference_role, kinds=("policy",))
+
+
+def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
+    """Training and held-out rows, encoded: graded answers, or for kto single answers with a label.
+
+    Raises:
+        DataError: a row that the loss cannot learn from, or too many whose answers were cut to the same tokens.
+    """
+    unpaired = "kto" in loss_weights(config)
+    sides = []
+    for rows in read_rows(config.data, config.seed):
+        for row in rows:
+            _check_answers(row, unpaired=unpaired)
+        examples = encode_rows(rows, chat, limits_of(config.data, context)) if rows else []
+        kept, dropped = drop_equal_completions(examples, max_share=config.data.max_dropped_share)
+        # A reward role learns from a tie that two scores are equal; no loss here does.
+        tied = [example.row.place for example in kept if example.row and _is_tied(example)]
+        if tied:
+            dropped["answers that are all tied"] = tied
+            kept = [example for example in kept if not _is_tied(example)]
+        if dropped:
+            say(dropped_line(dropped))
+        if unpaired and (between := sum(max(0, len(example.completions) - 2) for example in kept)):
+            say(f"kto learns from the best and the worst answer of a list; {between} answers between them are left out")
+        sides.append([single for example in kept for single in labelled(example)] if unpaired else kept)
+    if not sides[0]:
+        raise DataError("no rows are left to train on; look at data.train and the limits on lengths")
+    if unpaired:
+        _check_labels(sides[0])
+    return sides[0], sides[1]
+
+
+def labelled(example: Example) -> list[Example]:
+    """An example for kto: a single answer as it is, as its row has a label; of compared answers the best as a good one
+    and the worst as a bad one, each by itself.
+
+    Of a longer list the answers between are left out: to be worse than the best does not make one bad, nor does it make
+    one good to be better than the worst.
+    """
+    singles = separate([replace(example, grades=None, margin=None)])
+    if len(singles) == 1 or example.grades is None or example.row is None:
+        return singles
+    best, worst = (example.grades.index(grade) for grade in (max(example.grades), min(example.grades)))
+    row = replace(example.row, grades=None, margin=None)
+    return [
+        replace(singles[k], row=replace(row.only([k]), columns={**row.columns, "label": good}))
+        for k, good in ((best, True), (worst, False))
+    ]
+
+
+def _check_labels(examples: list[Example]) -> None:
+    """Raises DataError unless kto has both good and bad answers to learn from."""
+    labels = {bool(example.row.columns["label"]) for example in examples if example.row}
+    if len(labels) < 2:
+        (label,) = labels
+        raise DataError(
+            f"kto learns from good answers and bad ones, and all {len(examples)} have the label {str(label).lower()}; "
+            f"add rows with 'label' {str(not label).lower()}{', or use sft' if label else ''}"
+        )
+
+
+def _is_tied(example: Example) -> bool:
+    return len(example.completions) > 1 and len(set(example.grades or ())) == 1
+
+
+def _check_answers(row: Row, *, unpaired: bool) -> None:
+    if row.grades is not None and len(row.answers) > 1:
+        return
+    if not unpaired:
+        raise DataError(
+            f"{row.place}: nothing is compared in this row; this loss learns from chosen and rejected answers, or "
+            "ranked lists. For answers labelled good or bad there is --loss kto"
+        )
+    if len(row.answers) != 1 or not isinstance(row.columns.get("label"), bool | int | float):
+        raise DataError(
+            f"{row.place}: kto learns from one answer with 'label' true or false, or from answers that are compared; "
+            "add a label"
+        )
+
+
+def plan(config: DPOConfig) -> str:
+    """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
+    base = planned_base(config)
+    train, held_out = read_examples(config, open_chat(base.tokenizer, config.model), base.context)
+    steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    return "\n".join([
+        *base.lines,
+        f"loss        {' + '.join(f'{weight:g} {name}' for name, weight in loss_weights(config).items())}",
+        *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
+        f"saves       {config.output_dir}/policy",
+    ])  # fmt: skip

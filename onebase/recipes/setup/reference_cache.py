@@ -1,0 +1,68 @@
+"""Log-probs of a frozen reference, computed once and kept in the run's folder for the next run on the same data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from onebase import processes
+from onebase.files import atomic_folder
+from onebase.models.one_base import OneBase
+from onebase.records import Example
+from onebase.runs.progress import say
+
+FOLDER = "reference-logprobs"
+
+
+def computed_once(
+    base: OneBase, examples: Sequence[Example], compute: Callable[[], list[Tensor]], *, folder: Path
+) -> list[Tensor]:
+    """What `compute` gives for the role `reference`: a tensor `[K]` per example.
+
+    It is kept in `folder`, the run's own, and read from there or from a run beside it. Another base, number format,
+    layout, reference, row or cut gives another key, and so another computation.
+    """
+    name = f"{fingerprint(base, examples)}.safetensors"
+    sizes = [len(example.completions) for example in examples]
+    # Asked in one process for all: if one found them and another did not, they would wait for each other.
+    kept = processes.from_main(lambda: _find(name, sum(sizes), folder))
+    if kept is not None:
+        say(f"dpo: log-probs of the reference read from {kept[0]}")
+        return list(kept[1].split(sizes))
+    logprobs = compute()
+    with atomic_folder(folder / FOLDER) as temporary:
+        save_file({"logprobs": torch.cat(logprobs)}, temporary / name)
+    return logprobs
+
+
+def _find(name: str, count: int, folder: Path) -> tuple[Path, Tensor] | None:
+    for path in [folder / FOLDER / name, *sorted(folder.parent.glob(f"*/{FOLDER}/{name}"))]:
+        try:
+            flat = load_file(path)["logprobs"]
+        except (OSError, SafetensorError, KeyError):
+            continue  # not there, not ours to read, or damaged
+        if flat.shape == (count,) and bool(flat.isfinite().all()):
+            return path, flat
+    return None
+
+
+def fingerprint(base: OneBase, examples: Sequence[Example]) -> str:
+    """Of everything these log-probs depend on: base and its number format, layout, the role's weights, the tokens."""
+    digest = hashlib.sha256()
+    quantized = getattr(base.model, "is_quantized", False)
+    digest.update(f"{base.fingerprint} {base.model.dtype} {quantized} {base.layout} {base.device.type}".encode())
+    if base.roles["reference"].adapter is not None:
+        settings = base.lora_config("reference")
+        digest.update(f" {settings.r} {settings.lora_alpha} {settings.use_rslora}".encode())
+        for name, weight in sorted(base.adapter_weights("reference").items()):
+            digest.update(name.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
+    for example in examples:
+        counted = None if example.counted is None else [list(map(int, row)) for row in example.counted]
+        digest.update(repr((list(example.prompt_ids), [list(c) for c in example.completions], counted)).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""What is shown of a run: findings, curves, pages, intervals."""

@@ -1,0 +1,323 @@
+"""`report.html`: one run on one page, in one file that needs nothing else, no network and no script."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from onebase.files import write_atomically
+from onebase.reporting.healthy import Band, healthy_bands
+from onebase.reporting.panels import PANELS, running_mean
+from onebase.runs.finished import RunRecord, duration, flattened, interval, read_run, shown
+from onebase.shown import shown as text_shown
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 190, 46, 10, 8, 20
+"""Of a picture and of the margins around its curves."""
+FEW = 30
+"""Points that are drawn one by one; with more of them the running mean is drawn too."""
+MOST_POINTS = 600
+"""Points of a line: more cannot be told apart at its size."""
+SAMPLES, MORE_SAMPLES = 6, 50
+"""Shown at once, and unfolded."""
+MOST_OF_PROMPT = 400
+"""Letters of a prompt; of a longer one its end is shown, where the question is."""
+FIGURES = {
+    "optimizer_steps": "optimizer steps", "refused_steps": "refused steps",
+    "eval_loss_before": "held-out loss before (nats per token)",
+    "eval_loss_after": "held-out loss after (nats per token)",
+    "eval_accuracy": "held-out accuracy",
+    "eval_accuracy_interval": "its 95 % interval",
+    "eval_margin": "held-out margin",
+    "eval_score_mean": "mean of the held-out scores",
+    "eval_score_std": "standard deviation of the held-out scores",
+    "eval_length_correlation": "correlation of score and length",
+    "score_before": "held-out score before",
+    "score_after": "held-out score after",
+    "score_rise": "rise of the score, with its 95 % interval",
+    "kl": "held-out KL to the reference (nats per completion)",
+    "kl_budget": "KL budget (nats per completion)",
+    "ended": "share of held-out completions that ended",
+    "mean_scores": "mean score of the samples, by round",
+}
+"""The summary's results in words; other keys stand under their name."""
+PHASES = {"generate": "sampling", "score": "scoring", "logprobs": "log-probs and values", "update": "updates"}
+"""Of a rollout, by the names in `perf/<name>_seconds`."""
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading a damaged file raises."""
+ELSEWHERE = {"verb", "seconds", "phase_seconds", "data", "peak_memory_mb"}
+
+
+def write_report(
+    folder: Path, defaults: Mapping[str, Any], *, verb: str = "", price_per_hour: float | None = None
+) -> Path:
+    """Writes `report.html` in a run's folder; of a run that is not finished, as far as it is.
+
+    Args:
+        defaults: of the configuration, by dotted names.
+        verb: of a run that is not finished.
+        price_per_hour: of the machine, in any currency; None leaves the cost out.
+    """
+    run = read_run(folder, verb)
+    css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    steps = f"{run.steps} {run.step_name}{'' if run.steps == 1 else 's'}"
+    written = time.strftime("%Y-%m-%d %H:%M")
+    bands = healthy_bands(flattened(run.config))
+    told = flattened({key: value for key, value in run.summary.items() if key not in ELSEWHERE and value is not None})
+    results = {FIGURES.get(key, key): interval(value, "+") if key == "score_rise" else value
+               for key, value in told.items()}  # fmt: skip
+    changes = [(key, shown(value), shown(default)) for key, (value, default) in run.changed(defaults).items()]
+    facts = [
+        ("Result", _table(results.items())),
+        ("Data, tokens, memory", _table(_amounts(run, price_per_hour))),
+        ("Time", _times(run)),
+    ]
+    sections = [
+        f"<h1>{escape(text_shown(run.folder.resolve().name))}</h1>",
+        f"<p class=soft>{escape(shown(run.verb))} · {escape(run.state)} · {steps} · {duration(run.seconds)} · "
+        f"report of {written}</p>",
+        f"<p class=result>{escape(run.result) or 'no step is recorded yet'}</p>",
+        *(f"<p class=out>damaged: {escape(shown(problem))}</p>" for problem in run.problems),
+        _section("Found while training", _found(run)),
+        _section("Checks", _checks(run, bands)),
+        _section("Curves", _curves(run, bands)),
+        _section("Samples before and after", _samples(run.folder / "samples.jsonl")),
+        "<div class=columns>",
+        *(f"<section>{_section(title, body)}</section>" for title, body in facts if body),
+        "</div>",
+        "<div class=config>",
+        _section("Configuration: what is not at its default", _table(changes, ("key", "value", "default"))),
+        "</div>",
+    ]
+    page = (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{escape(text_shown(run.folder.resolve().name))}</title><style>\n{css}</style></head><body>\n"
+    )
+    path = folder / "report.html"
+    write_atomically(path, page + "\n".join(sections) + "\n</body></html>\n")
+    return path
+
+
+def _section(title: str, body: str) -> str:
+    """A heading and what stands under it; nothing where nothing does."""
+    return f"<h2>{title}</h2>\n{body}" if body else ""
+
+
+def _note(why: str) -> str:
+    return f"<p class=soft>{why}</p>"
+
+
+def _table(rows: Iterable[tuple[Any, ...]], head: Sequence[str] = ()) -> str:
+    """Rows of plain values; what is HTML already is an `_Html`."""
+    lines = [
+        "<tr>" + "".join(f"<td>{c}" if isinstance(c, _Html) else f"<td>{escape(shown(c))}" for c in row)
+        for row in rows
+    ]
+    titles = f"<thead><tr>{''.join(f'<th>{t}' for t in head)}</thead>" if head else ""
+    return f"<table>{titles}{''.join(lines)}</table>" if lines else ""
+
+
+class _Html(str):
+    """Text that needs no escaping."""
+
+
+def _points(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
+    """Step and value, where there is one; what was not finite is null."""
+    pairs = [(row.get("step"), row.get(metric)) for row in rows]
+    return [(x, y) for x, y in pairs if isinstance(x, int) and isinstance(y, int | float) and math.isfinite(y)]
+
+
+def _found(run: RunRecord) -> str:
+    """What the flight recorder said as the run went on."""
+    path, language = run.folder / "findings.jsonl", "zh" if run.config.get("lang") == "zh" else "en"
+    try:
+        return _table([(finding["step"], finding[language]) for finding in _lines(path)], ("rollout", ""))
+    except UNREADABLE:
+        return _note(f"{path.name} cannot be read: it is damaged.")
+
+
+def _lines(path: Path) -> list[Any]:
+    """The values of a file of JSON lines; none where there is no such file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+
+
+def _checks(run: RunRecord, bands: Mapping[str, Band]) -> str:
+    """The end of each metric of which it is known where it should be."""
+    lines = []
+    for title, metrics in PANELS:
+        metric, points = next(((m, found) for m in metrics if (found := _points(run.rows, m))), ("", []))
+        if metric not in bands:
+            continue
+        last, band = [y for _, y in points[-max(1, len(points) // 10) :]], bands[metric]
+        mean = sum(last) / len(last)
+        verdict = "inside" if mean in band else f"<span class=out>outside</span>: {escape(band.outside)}"
+        lines.append((title, mean, str(band), _Html(verdict)))
+    table = _table(lines, ("", "mean of the last tenth", "healthy", ""))
+    return f"<div class=checks>{table}</div>" if table else ""
+
+
+def _curves(run: RunRecord, bands: Mapping[str, Band]) -> str:
+    step, figures, still = run.step_name, [], []
+    for title, metrics in PANELS:
+        lines = {metric: points for metric in metrics if (points := _points(run.rows, metric))}
+        if not lines:
+            continue
+        if all(len(points) > 1 and len({y for _, y in points}) == 1 for points in lines.values()):
+            still += [f"{metric} {shown(points[0][1])}" for metric, points in lines.items()]
+            continue
+        band = bands.get(next(iter(lines)))
+        keys = [f"<span class=k{m}>{'━━' if m == 0 else '╍╍'}</span> {escape(metric)} {shown(points[-1][1])}"
+                for m, (metric, points) in enumerate(lines.items())]  # fmt: skip
+        healthy = f" · shaded: healthy, {band}" if band else ""
+        picture = _svg(list(lines.values()), band, f"{title} by {step}")
+        caption = f"<figcaption>{' · '.join(keys)}{healthy}</figcaption>"
+        figures.append(f"<figure><b>{escape(title)}</b>{picture}{caption}</figure>")
+    same = _note(f"The same in every {step}: {', '.join(still)}.") if still else ""
+    note = (f"x-axis: {step}. Light line: raw values; dark line: moving average. The number is the latest value; an "
+            "arrow marks an outlier off the chart.")  # fmt: skip
+    return f"{_note(note)}<div class=curves>{''.join(figures)}</div>{same}" if figures else same
+
+
+def _svg(lines: Sequence[Sequence[tuple[float, float]]], band: Band | None, label: str) -> str:
+    """Curves with their ticks, and the band behind them."""
+    xs, ys = ([point[i] for points in lines for point in points] for i in (0, 1))
+    (x0, x1), (y0, y1) = _range(xs, None, room=0), _range(ys, band)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        right, down = (x - x0) / (x1 - x0), (y1 - min(max(y, y0), y1)) / (y1 - y0)  # a lone spike stays at the edge
+        return LEFT + right * (WIDTH - LEFT - RIGHT), TOP + down * (HEIGHT - TOP - BOTTOM)
+
+    def polyline(points: Iterable[tuple[float, float]], kind: str) -> str:
+        placed = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+        return f'<polyline class="{kind}" points="{placed}"/>'
+
+    parts = []
+    if band is not None:
+        (_, top), (_, bottom) = (place(x0, edge) for edge in (y1 if band.high is None else band.high,
+                                                             y0 if band.low is None else band.low))  # fmt: skip
+        parts.append(f'<rect class=band x={LEFT} width={WIDTH - LEFT - RIGHT} y={top:.1f} height={bottom - top:.1f} />')
+    for tick in _ticks(y0, y1):
+        y = place(x0, tick)[1]
+        parts.append(f'<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1={y:.1f} y2={y:.1f} />'
+                     f'<text x={LEFT - 5} y={y + 4:.1f} text-anchor=end>{tick:g}</text>')  # fmt: skip
+    for tick in _ticks(x0, x1):
+        if tick == int(tick):
+            parts.append(f'<text x={place(tick, y0)[0]:.1f} y={HEIGHT - 5} text-anchor=middle>{tick:g}</text>')
+    for m, points in enumerate(lines):
+        if len(points) < FEW:
+            parts.append(polyline(points, f"line m{m}"))
+            parts += [f'<circle class=d{m} cx={x:.1f} cy={y:.1f} r=2.2 />' for x, y in (place(*p) for p in points)]
+            continue
+        means = zip([x for x, _ in points], running_mean([y for _, y in points]), strict=True)
+        parts += [polyline(_thinned(points), f"line pale m{m}"), polyline(_thinned(list(means)), f"line m{m}")]
+    for beyond, arrow, y in ((max(ys), "↑", TOP + 10), (min(ys), "↓", HEIGHT - BOTTOM - 4)):
+        if not y0 <= beyond <= y1:
+            parts.append(f"<text class=far x={WIDTH - RIGHT - 4} y={y}>{arrow} {shown(float(beyond))}</text>")
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{escape(label)}">{"".join(parts)}</svg>'
+
+
+def _range(values: Sequence[float], band: Band | None, *, room: float = 0.04) -> tuple[float, float]:
+    """What an axis shows: all values, without a few that would press the others flat; the band where it is near."""
+    ordered = sorted(values)
+    few = len(ordered) // 100
+    low, high = ordered[few], ordered[-1 - few]
+    if ordered[-1] - ordered[0] <= 4 * (high - low):
+        low, high = ordered[0], ordered[-1]
+    span = high - low or abs(high)
+    for edge in () if band is None else (band.low, band.high):
+        if edge is not None and max(high, edge) - min(low, edge) <= 3 * span:
+            low, high = min(low, edge), max(high, edge)
+    around = room * (high - low) if high > low else abs(high) / 10 or 0.5
+    return low - around, high + around
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between, about four."""
+    raw = (high - low) / 4
+    size = 10 ** math.floor(math.log10(raw))
+    step = next(size * n for n in (1, 2, 2.5, 5, 10) if size * n >= raw * 0.999)
+    return [round(n * step, 12) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The lowest and the highest point of each stretch, so that no spike is lost."""
+    stretch = -(-2 * len(points) // MOST_POINTS)
+    if stretch <= 2:
+        return list(points)
+    parts = [points[i : i + stretch] for i in range(0, len(points), stretch)]
+    return [p for part in parts for p in sorted((min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])))]
+
+
+def _samples(path: Path) -> str:
+    """The same prompts answered before and after, as `write_samples` left them."""
+    try:
+        rows = _lines(path)
+        cards = [_sample(row) for row in rows[: SAMPLES + MORE_SAMPLES]]
+    except UNREADABLE:
+        return _note(f"{path.name} cannot be read: it is damaged.")
+    if not cards:
+        return ""
+    rest = "".join(cards[SAMPLES:])
+    note = f"The first completion of {len(rows)} held-out prompts, with its score; the others are in {path.name}."
+    if "before" in rows[0]:
+        note = "The likeliest answer, token by token, to the first held-out prompts."
+    more = f"<details><summary>{len(cards) - SAMPLES} more</summary>{rest}</details>" if rest else ""
+    return f"<p class=soft>{note}</p>{''.join(cards[:SAMPLES])}{more}"
+
+
+def _sample(row: Mapping[str, Any]) -> str:
+    names = {"reference": "before", "policy": "after"}
+    answers = [
+        f"<div><p class=score>{escape(names.get(role, role))}{_score(answer)}</p>"
+        f'<div class=said dir=auto>{escape(str(answer["completion"]).strip())}</div></div>'
+        for role, answer in row.items() if role != "prompt"
+    ]  # fmt: skip
+    prompt = str(row["prompt"]).strip()
+    shortened = prompt if len(prompt) <= MOST_OF_PROMPT else "… " + prompt[-MOST_OF_PROMPT:]
+    asked = f"<div class=asked dir=auto>{escape(shortened)}</div>"
+    return f'<div class=sample>{asked}<div class=columns>{"".join(answers)}</div></div>'
+
+
+def _score(answer: Mapping[str, Any]) -> str:
+    return f": score {escape(shown(answer['score']))}" if "score" in answer else ""
+
+
+def _amounts(run: RunRecord, price_per_hour: float | None) -> list[tuple[str, str]]:
+    """What went in, and what it cost."""
+    counts = {"held_out": "held out"}
+    data = ", ".join(f"{n:,} {counts.get(name, name)}" for name, n in (run.summary.get("data") or {}).items())
+    sums = {name: sum(y for _, y in _points(run.rows, metric))
+            for name, metric in (("trained on", "num_tokens"), ("generated", "completions/num_tokens"))}  # fmt: skip
+    tokens = {name: total for name, total in sums.items() if total}
+    memory = run.summary.get("peak_memory_mb")
+    missing = "not recorded" if run.summary else "known when the run is finished"
+    lines = [("data (examples)", data or missing)]
+    for name, total in tokens.items():
+        lines.append((f"tokens {name}", f"{total:,.0f} ({total / max(run.seconds, 1e-9):,.0f} a second)"))
+    lines += [] if tokens else [("tokens", "not recorded")]
+    lines.append(("peak memory", f"{memory:,} MB" if memory else missing))
+    if price_per_hour is not None:
+        cost = price_per_hour * run.seconds / 3600
+        lines.append(("cost", f"{cost:.4g} (at {price_per_hour:g} an hour)"))
+        for name, total in tokens.items():
+            lines.append((f"cost of a thousand tokens {name}", f"{1000 * cost / total:.8f}".rstrip("0")))
+    return lines
+
+
+def _times(run: RunRecord) -> str:
+    """Where the time went: before the first step and after the last, and in a rollout of PPO."""
+    phases = run.summary.get("phase_seconds") or {}
+    names = dict.fromkeys(name for row in run.rows for name in row)
+    measured = [match for name in names if (match := re.fullmatch(r"perf/(?!step_)(\w+)_seconds", name))]
+    inside = {PHASES.get(match[1], match[1]): sum(y for _, y in _points(run.rows, match[0])) for match in measured}
+    parts = {"set-up and first evaluation": phases.get("set_up", 0.0), **inside,
+             "last evaluation and saving": phases.get("end", 0.0)}  # fmt: skip
+    parts["everything else" if inside else "steps"] = run.seconds - sum(parts.values())
+    whole = max(run.seconds, 1e-9)
+    return _table([(name, duration(part), f"{part / whole:.0%}") for name, part in parts.items() if part > 0])

@@ -1,0 +1,1 @@
+"""Samples with everything an update needs: scores, log-probs, values."""

@@ -1,0 +1,1 @@
+"""Verbs that train nothing: look at runs, check the machine, chat, score."""

@@ -1,0 +1,193 @@
+"""Talking to a policy in the terminal, or to two of them side by side on one base."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from onebase.data.chat import ChatFormat
+from onebase.data.prepare import with_completions
+from onebase.errors import ConfigError, PromptTooLongError
+from onebase.models.forward import completion_scores
+from onebase.models.one_base import OneBase
+from onebase.models.passes import per_example
+from onebase.recipes.setup.saved import open_saved
+from onebase.records import Example, Message
+from onebase.sampling.local import Sample, Sampling, generate, sample_seeds, stop_ids
+from onebase.shown import shown
+
+
+def run(
+    *,
+    role: str | None,
+    compare: tuple[str, str] | None,
+    once: str | None,
+    reward: str | None,
+    model: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    system: str | None = None,
+    top_p: float = 1.0,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Answers `once` and returns, or reads messages until an empty line or the end of input.
+
+    Raises:
+        ConfigError: what is read is no text.
+    """
+    folders = {"A": compare[0], "B": compare[1]} if compare else {"A": str(role)}
+    roles = {name: (folder, ("policy",)) for name, folder in folders.items()}
+    if reward is not None:
+        roles["reward"] = (reward, ("reward",))
+    base, chat = open_saved(roles, model=model, dtype=dtype, quantization=quantization, device=device)
+    stops = stop_ids(base, [chat.end_token_id])
+    sampling = Sampling(max_new_tokens, temperature=temperature, top_p=top_p, stop_ids=stops)
+    opening = [Message("system", system)] if system else []
+    if once is not None:
+        asked = [*opening, Message("user", once)]
+        reply(base, chat, asked, folders, sampling, seed, scored=reward is not None)
+        return
+    console = Console(stderr=True)
+    console.print("An empty line or Ctrl-D ends the conversation; /new starts another.", style="dim")
+    history = list(opening)
+    for turn in range(sys.maxsize):
+        said = _read_line(console)
+        if not said:
+            return
+        if said == "/new":
+            history = list(opening)
+            continue
+        history.append(Message("user", said))
+        try:
+            answers = reply(base, chat, history, folders, sampling, seed + turn, scored=reward is not None)
+        except PromptTooLongError as error:
+            console.print(str(error), style="yellow", markup=False)
+            history.pop()
+            continue
+        # Both roles continue from the first one's answer, so that they stay in one conversation.
+        history.append(Message("assistant", answers["A"][0]))
+
+
+def _read_line(console: Console) -> str:
+    try:
+        return console.input("[bold]> [/bold]").strip() if sys.stdin.isatty() else sys.stdin.readline().strip()
+    except EOFError:
+        return ""
+    except UnicodeDecodeError as error:
+        wrong = f"byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise ConfigError(f"the message is not UTF-8 text: {wrong}") from None
+
+
+def reply(
+    base: OneBase,
+    chat: ChatFormat,
+    messages: list[Message],
+    folders: dict[str, str],
+    sampling: Sampling,
+    seed: int,
+    *,
+    scored: bool,
+) -> dict[str, tuple[str, float | None]]:
+    """Prints each role's answer and returns what `answer` does: one is printed as it is written, two side by side."""
+    if len(folders) > 1:
+        answers = answer(base, chat, messages, folders, sampling, seed, scored=scored)
+        show_columns(answers, folders)
+        return answers
+    stream = Stream(chat)
+    answers = answer(base, chat, messages, folders, sampling, seed, scored=scored, on_token=stream.write)
+    ((text, score),) = answers.values()
+    stream.end(text, "" if score is None else f"(reward {score:.3f})")
+    return answers
+
+
+class Stream:
+    """An answer on stdout while it is written, as its whole text will be: stripped, and safe to print."""
+
+    def __init__(self, chat: ChatFormat) -> None:
+        self._chat, self._printed = chat, ""
+
+    def write(self, sample: Sample) -> None:
+        """Prints what the tokens so far add to the text; half a character waits for the tokens of its other bytes."""
+        self._print(self._chat.decode(sample.ids).strip().rstrip("\ufffd").rstrip())
+
+    def end(self, text: str, note: str) -> None:
+        """Prints the rest, and the note on a line of its own."""
+        self._print(text)
+        if shown(text, lines=True) != self._printed:  # its last tokens changed earlier characters
+            print("\n" + shown(text, lines=True), end="")
+        print(f"\n{note}" if note else "", flush=True)
+
+    def _print(self, text: str) -> None:
+        safe = shown(text, lines=True)
+        if safe.startswith(self._printed):
+            print(safe[len(self._printed) :], end="", flush=True)
+            self._printed = safe
+
+
+def answer(
+    base: OneBase,
+    chat: ChatFormat,
+    messages: list[Message],
+    folders: dict[str, str],
+    sampling: Sampling,
+    seed: int,
+    *,
+    scored: bool,
+    on_token: Callable[[Sample], None] | None = None,
+) -> dict[str, tuple[str, float | None]]:
+    """Each role's answer to the conversation, and the reward role's score of it.
+
+    Of a conversation that leaves no room for an answer in the context, the oldest turns are left out.
+
+    Raises:
+        PromptTooLongError: the last message alone is too long.
+    """
+    first = 1 if messages[0].role == "system" else 0  # it stays, whatever is left out
+    while len(chat.encode_prompt(messages)) > base.context_length - 1 and len(messages) > first + 1:
+        messages = [*messages[:first], *messages[first + 2 :]]
+    prompt = Example(chat.encode_prompt(messages), [])
+    room = base.context_length - len(prompt.prompt_ids)
+    if room < 1:
+        raise PromptTooLongError(
+            f"the message has {len(prompt.prompt_ids)} tokens, and the model's context only {base.context_length}; "
+            "shorten it"
+        )
+    sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+    answers: dict[str, tuple[str, float | None]] = {}
+    for name in folders:
+        (sample,) = generate(
+            base,
+            [prompt.prompt_ids],
+            role=name,
+            sampling=sampling,
+            seeds=sample_seeds(seed, num_prompts=1, samples_per_prompt=1, stream="chat"),
+            on_token=on_token,
+        )
+        score = None
+        if scored:
+            tree = with_completions(prompt, [sample.ids])
+            (scores,) = per_example(
+                base, [tree], lambda batch: completion_scores(base, batch, role="reward"),
+                token_budget=tree.num_tokens, per_completion=True,
+            )  # fmt: skip
+            score = float(scores[0])
+        answers[name] = (chat.decode(sample.ids).strip(), score)
+    return answers
+
+
+def show_columns(answers: dict[str, tuple[str, float | None]], folders: dict[str, str]) -> None:
+    """Prints two answers side by side."""
+    scores = {name: "" if score is None else f"\n(reward {score:.3f})" for name, (_, score) in answers.items()}
+    table = Table(show_lines=True)
+    for name, folder in folders.items():
+        table.add_column(f"{name}: {shown(Path(folder))}", overflow="fold", ratio=1)
+    table.add_row(*(shown(text, lines=True) + scores[name] for name, (text, _) in answers.items()))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, markup=False).print(table)

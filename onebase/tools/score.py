@@ -1,0 +1,89 @@
+"""Calling a reward role: a score for every answer in a file, as JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from onebase.data.fit import Limits
+from onebase.data.formats import read_rows, unusable_prompt
+from onebase.data.prepare import encode_rows
+from onebase.errors import DataError
+from onebase.models.forward import completion_scores
+from onebase.models.passes import per_example
+from onebase.recipes.setup.saved import open_saved
+from onebase.runs.progress import say
+from onebase.shown import json_shown
+from onebase.training.memory import find_token_budget
+
+
+def run(
+    *,
+    role: str,
+    file: Path,
+    rank: bool,
+    model: str | None,
+    microbatch_tokens: int | None,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Prints a line per row: `score` where it has one answer, `scores` where it has more, and with `rank` the answers
+    from best to worst. On stderr: how often the order of the scores is that of the rows' own grades.
+
+    Raises:
+        DataError: a row without an answer.
+    """
+    rows = read_rows(file)
+    for row in rows:
+        if reason := unusable_prompt(row):
+            raise DataError(f"{row.place}: {reason}; correct the row")
+        if not row.answers:
+            raise DataError(
+                f"{row.place}: the row has no answer to score; give it 'completion', 'chosen' and "
+                "'rejected', or 'output' with one answer or a list"
+            )
+    base, chat = open_saved(
+        {"reward": (role, ("reward",))}, model=model, dtype=dtype, quantization=quantization, device=device
+    )
+    examples = encode_rows(rows, chat, Limits(base.context_length, tell=lambda line: say(f"score: {line}")))
+    budget = microbatch_tokens or find_token_budget(base, "reward", longest=max(e.num_tokens for e in examples))
+    scores = per_example(
+        base, examples, lambda batch: completion_scores(base, batch, role="reward"),
+        token_budget=budget, per_completion=True,
+    )  # fmt: skip
+    for row, scored in zip(rows, scores, strict=True):
+        numbers = [round(score, 6) for score in scored.tolist()]
+        line: dict[str, object] = {"row": row.place}
+        line |= {"score": numbers[0]} if len(numbers) == 1 else {"scores": numbers}
+        if rank:
+            order = sorted(range(len(numbers)), key=lambda k: -numbers[k])
+            line["ranking"] = [{"answer": k, "score": numbers[k], "text": row.answers[k]} for k in order]
+        print(json_shown(line))
+    if told := agreement([(row.grades, scored.tolist()) for row, scored in zip(rows, scores, strict=True)]):
+        say(told)
+    reward, every = base.roles["reward"], torch.cat(scores)
+    if reward.score_mean is None or reward.score_std is None:
+        return
+    say(f"{len(every)} answers, mean {every.mean():.3f}; on its held-out data the role had mean "
+        f"{reward.score_mean:.3f}, deviation {reward.score_std:.3f}")  # fmt: skip
+
+
+def agreement(rows: Sequence[tuple[Sequence[float] | None, Sequence[float]]]) -> str:
+    """How often a better answer scores above a worse one of its row, in words; "" where nothing is compared.
+
+    Args:
+        rows: grades of the answers and their scores. A tie in the scores is half right; equal grades say nothing.
+    """
+    rights = [
+        0.5 if worse == better else float(better > worse)
+        for grades, scores in rows if grades is not None
+        for i, better in enumerate(scores) for k, worse in enumerate(scores) if grades[i] > grades[k]
+    ]  # fmt: skip
+    compared = sum(1 for grades, _ in rows if grades is not None and len(set(grades)) > 1)
+    if not rights:
+        return ""
+    share = sum(rights) / len(rights)
+    return f"accuracy {share:.3f}: the better answer scores higher ({len(rights)} comparisons, {compared} rows)"
