@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from onebase.verbs import VERBS
 from tests.bad_inputs.case import GOOD_REWARD, Case, lay_out
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,7 @@ RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters that a terminal would obey."""
 BASH_SAYS = re.compile(r"\[\d+\][+-]? +(Exit|Done|Interrupt|Terminated)")
 """Of a job in the background."""
+TOOLS = ("score", "chat", "doctor")
 UNEXPECTED = re.compile(r"please report (it|them) with the command|^error: unexpected ")
 """Of the last resort, which is for what nobody thought of; a case has been thought of."""
 
@@ -61,8 +63,8 @@ def warm_up() -> None:
     """Imports what a run imports, so that the forked processes have it."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    for name in ("pretrain", "sft", "reward", "dpo", "best_of", "iterate", "ppo", "score", "chat", "demo", "doctor"):
-        import_module(f"onebase.recipes.{name}")
+    for module in (*(verb.recipe for verb in VERBS.values()), *(f"onebase.tools.{name}" for name in TOOLS)):
+        import_module(module)
     for name in ("onebase.tools.runs", "onebase.reporting.plots", "onebase.reporting.panels",
                  "transformers.models.llama.modeling_llama", "peft.tuners.lora"):  # fmt: skip
         import_module(name)
