@@ -39,20 +39,19 @@ app = App(
 )
 
 
-
-def _written_as(pattern: str, what: str) -> Callable[[Any, Sequence[Token]], Any]:
+def _written_as(kind: type, pattern: str, what: str) -> Callable[[Any, Sequence[Token]], Any]:
     """A converter for numbers written in one way: cyclopts would round 1.5 to a whole one and read 0x10 and 1_0."""
 
-    def convert(_kind: Any, tokens: Sequence[Token]) -> Any:
+    def convert(_hint: Any, tokens: Sequence[Token]) -> Any:
         if not re.fullmatch(pattern, tokens[0].value):
             raise ValueError(f"{shown(tokens[0].value, 60)} is not {what}")
-        return int(tokens[0].value) if what == "a whole number" else float(tokens[0].value)
+        return kind(tokens[0].value)
 
     return convert
 
 
-_WHOLE = Parameter(converter=_written_as(r"[+-]?\d{1,18}", "a whole number"))
-_REAL = Parameter(converter=_written_as(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", "a number"))
+_WHOLE = Parameter(converter=_written_as(int, r"[+-]?\d{1,18}", "a whole number"))
+_REAL = Parameter(converter=_written_as(float, r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", "a number"))
 Whole = Annotated[int, _WHOLE]
 Real = Annotated[float, _REAL]
 Dtype = Literal["auto", "float32", "bfloat16"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,9 @@ from onebase.recipes.setup.saved import open_saved
 from onebase.records import Example, Message
 from onebase.sampling.local import Sample, Sampling, generate, sample_seeds, stop_ids
 from onebase.shown import shown
+
+Answers = dict[str, tuple[str, float | None]]
+"""By role: the answer, and the reward role's score where there is one."""
 
 
 def run(
@@ -51,9 +55,10 @@ def run(
     stops = stop_ids(base, [chat.end_token_id])
     sampling = Sampling(max_new_tokens, temperature=temperature, top_p=top_p, stop_ids=stops)
     opening = [Message("system", system)] if system else []
+    ask = partial(answer, base, chat, folders, sampling, scored=reward is not None)
     if once is not None:
         asked = [*opening, Message("user", once)]
-        reply(base, chat, asked, folders, sampling, seed, scored=reward is not None)
+        reply(chat, folders, partial(ask, asked, seed))
         return
     console = Console(stderr=True)
     console.print("An empty line or Ctrl-D ends the conversation; /new starts another.", style="dim")
@@ -67,7 +72,7 @@ def run(
             continue
         history.append(Message("user", said))
         try:
-            answers = reply(base, chat, history, folders, sampling, seed + turn, scored=reward is not None)
+            answers = reply(chat, folders, partial(ask, history, seed + turn))
         except PromptTooLongError as error:
             console.print(str(error), style="yellow", markup=False)
             history.pop()
@@ -86,23 +91,15 @@ def _read_line(console: Console) -> str:
         raise ConfigError(f"the message is not UTF-8 text: {wrong}") from None
 
 
-def reply(
-    base: OneBase,
-    chat: ChatFormat,
-    messages: list[Message],
-    folders: dict[str, str],
-    sampling: Sampling,
-    seed: int,
-    *,
-    scored: bool,
-) -> dict[str, tuple[str, float | None]]:
-    """Prints each role's answer and returns what `answer` does: one is printed as it is written, two side by side."""
+def reply(chat: ChatFormat, folders: dict[str, str], ask: Callable[..., Answers]) -> Answers:
+    """Prints what `ask` answers, which takes `on_token`, and returns it: one answer is printed as it is written, two
+    side by side."""
     if len(folders) > 1:
-        answers = answer(base, chat, messages, folders, sampling, seed, scored=scored)
+        answers = ask()
         show_columns(answers, folders)
         return answers
     stream = Stream(chat)
-    answers = answer(base, chat, messages, folders, sampling, seed, scored=scored, on_token=stream.write)
+    answers = ask(on_token=stream.write)
     ((text, score),) = answers.values()
     stream.end(text, "" if score is None else f"(reward {score:.3f})")
     return answers
@@ -135,14 +132,14 @@ class Stream:
 def answer(
     base: OneBase,
     chat: ChatFormat,
-    messages: list[Message],
     folders: dict[str, str],
     sampling: Sampling,
+    messages: list[Message],
     seed: int,
     *,
     scored: bool,
     on_token: Callable[[Sample], None] | None = None,
-) -> dict[str, tuple[str, float | None]]:
+) -> Answers:
     """Each role's answer to the conversation, and the reward role's score of it.
 
     Of a conversation that leaves no room for an answer in the context, the oldest turns are left out.
@@ -161,7 +158,7 @@ def answer(
             "shorten it"
         )
     sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-    answers: dict[str, tuple[str, float | None]] = {}
+    answers: Answers = {}
     for name in folders:
         (sample,) = generate(
             base,
@@ -183,7 +180,7 @@ def answer(
     return answers
 
 
-def show_columns(answers: dict[str, tuple[str, float | None]], folders: dict[str, str]) -> None:
+def show_columns(answers: Answers, folders: dict[str, str]) -> None:
     """Prints two answers side by side."""
     scores = {name: "" if score is None else f"\n(reward {score:.3f})" for name, (_, score) in answers.items()}
     table = Table(show_lines=True)

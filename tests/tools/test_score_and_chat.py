@@ -354,7 +354,7 @@ def test_a_system_prompt_stands_before_the_conversation_and_stays(
 ) -> None:
     seen: list[list[Message]] = []
 
-    def watched(one: OneBase, chat: Any, messages: list[Message], *more: Any, **named: Any) -> Any:
+    def watched(base: Any, chat: Any, folders: Any, sampling: Any, messages: list[Message], *_: Any, **__: Any) -> Any:
         seen.append(list(messages))
         return {"A": ("yes", None)}
 
