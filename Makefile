@@ -39,6 +39,7 @@ test-all: test test-slow
 
 lint: setup
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 demo: setup

@@ -55,18 +55,47 @@ def command(task: str, options: object, folder: Path) -> list[str]:
     data: Path = options.data.resolve()  # type: ignore[attr-defined]
     if task == "sft":
         return [
-            "sft", "--output_dir", "OUT", "--max_steps", "40", "--batch.minibatch", "16", "--lora.r", "16",
-            "--model.model_name_or_path", str(options.models.resolve() / "stories260K" / "hf"),  # type: ignore[attr-defined]
-            "--model.dtype", "float32", "--model.chat_template", "hh",
-            "--data.train", str(data / "text_en" / "tinystories_sample.txt.gz"), "--data.limit", "700",
-        ]  # fmt: skip
+            "sft",
+            "--output_dir",
+            "OUT",
+            "--max_steps",
+            "40",
+            "--batch.minibatch",
+            "16",
+            "--lora.r",
+            "16",
+            "--model.model_name_or_path",
+            str(options.models.resolve() / "stories260K" / "hf"),  # type: ignore[attr-defined]
+            "--model.dtype",
+            "float32",
+            "--model.chat_template",
+            "hh",
+            "--data.train",
+            str(data / "text_en" / "tinystories_sample.txt.gz"),
+            "--data.limit",
+            "700",
+        ]
     work = Workload(peers=options.peers.resolve(), data=data, work=options.work.absolute())  # type: ignore[attr-defined]
     base = prepare(work, Path(sys.executable), work.own_folder) / f"base-{work.size}"
     return [
-        "dpo", "--output_dir", "OUT", "--max_steps", "12", "--batch.minibatch", "8",
-        "--model.model_name_or_path", str(base), "--model.chat_template", "hh",
-        "--data.train", str(work.transcripts), "--data.limit", "120", "--data.truncate_prompt", "left",
-    ]  # fmt: skip
+        "dpo",
+        "--output_dir",
+        "OUT",
+        "--max_steps",
+        "12",
+        "--batch.minibatch",
+        "8",
+        "--model.model_name_or_path",
+        str(base),
+        "--model.chat_template",
+        "hh",
+        "--data.train",
+        str(work.transcripts),
+        "--data.limit",
+        "120",
+        "--data.truncate_prompt",
+        "left",
+    ]
 
 
 def together(words: list[str], runs: int, how: str, folder: Path, patience: float) -> float:

@@ -72,9 +72,16 @@ def measure_row(row: Row, precision: str, workload: Workload) -> dict[str, Any]:
         for side, run in sides.items():
             print(f"bench: {row.name} {precision}, round {number + 1} of {workload.rounds}, {side}", flush=True)
             runs[side].append(run())
-    return {"stage": row.stage, "peer_name": row.peer, "precision": precision, "model": workload.size,
-            "target": {"faster": row.faster, "memory": row.memory} if precision == "bf16" else None,
-            "counts_first": row.counts_first, **runs, **stamp()}  # fmt: skip
+    return {
+        "stage": row.stage,
+        "peer_name": row.peer,
+        "precision": precision,
+        "model": workload.size,
+        "target": {"faster": row.faster, "memory": row.memory} if precision == "bf16" else None,
+        "counts_first": row.counts_first,
+        **runs,
+        **stamp(),
+    }
 
 
 def our_side(row: Row, precision: str, workload: Workload) -> Callable[[], dict[str, Any]]:
@@ -89,8 +96,11 @@ def peer_side(row: Row, precision: str, workload: Workload) -> Callable[[], dict
         return lambda: decode(workload, precision, "transformers")
     python = python_of(workload, row.environment)
     script = {"pairs": "trl_pairs.py", "classic": "trl_classic_ppo.py", "last": "trl_last_ppo.py"}[row.environment]
-    stage = [row.stage, str(workload.pairs)] if row.environment == "pairs" else [
-        str(workload.ppo_batches), str(workload.new_tokens)]  # fmt: skip
+    stage = (
+        [row.stage, str(workload.pairs)]
+        if row.environment == "pairs"
+        else [str(workload.ppo_batches), str(workload.new_tokens)]
+    )
     path = workload.peers / script
     return lambda: run_side(row.peer, [python, path, workload.folder, workload.size, precision, *stage])
 

@@ -73,9 +73,11 @@ class Stage:
         with (place / "stderr.txt").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "onebase", self.verb, "config.yaml"],
-                cwd=place, stdout=subprocess.DEVNULL, stderr=log,
+                cwd=place,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            )  # fmt: skip
+            )
 
     def run_folder(self, attempt: str) -> Path:
         return self.folder / attempt / self.name / "run"
@@ -99,9 +101,11 @@ class Outcome:
 
     def line(self) -> str:
         kills = self.faults["SIGKILL"] + self.faults["in a write"]
-        return (f"{self.stage:<22} {self.kills:>4}  {kills:>7}  {self.cut_writes:>8}  {self.faults['SIGTERM']:>7}  "
-                f"{self.faults['SIGINT']:>6}  {self.runs:>4}  {self.seconds:>4.0f} s  "
-                f"{'equal' if not self.problems else 'DIFFERS'}")  # fmt: skip
+        return (
+            f"{self.stage:<22} {self.kills:>4}  {kills:>7}  {self.cut_writes:>8}  {self.faults['SIGTERM']:>7}  "
+            f"{self.faults['SIGINT']:>6}  {self.runs:>4}  {self.seconds:>4.0f} s  "
+            f"{'equal' if not self.problems else 'DIFFERS'}"
+        )
 
 
 HEADER = f"{'stage':<22} kills  SIGKILL  in write  SIGTERM  SIGINT  runs  time"
@@ -307,8 +311,11 @@ def differing_rows(base: Path, other: Path) -> Iterator[str]:
     """The first row that differs, by its step and the metrics in which it does."""
     rows, others = ([json.loads(line) for line in path.read_text().splitlines()] for path in (base, other))
     for row, another in zip(rows, others, strict=False):
-        names = [name for name in sorted({*row, *another})
-                 if row.get(name, "none") != another.get(name, "none") and not is_measured(name)]  # fmt: skip
+        names = [
+            name
+            for name in sorted({*row, *another})
+            if row.get(name, "none") != another.get(name, "none") and not is_measured(name)
+        ]
         if names:
             yield f"step {row['step']} differs in {', '.join(names)}"
             return
@@ -341,8 +348,14 @@ def make_stages(folder: Path, *, length: float = 1.0) -> list[Stage]:
         return max(4, int(count * length))
 
     def on_base(data: str, count: int, **more: Any) -> Options:
-        return {"model": model, "data": {"train": inputs[data]}, "checkpoint": step_wise, "max_steps": steps(count),
-                "batch": {"minibatch": 4, "microbatch_tokens": 1024}, **more}  # fmt: skip
+        return {
+            "model": model,
+            "data": {"train": inputs[data]},
+            "checkpoint": step_wise,
+            "max_steps": steps(count),
+            "batch": {"minibatch": 4, "microbatch_tokens": 1024},
+            **more,
+        }
 
     optimizer = {"optimizer": {"learning_rate": 2e-3, "schedule": "cosine"}}
     lora = {"lora": {"r": 4, "dropout": 0.1}, **optimizer}
@@ -351,35 +364,81 @@ def make_stages(folder: Path, *, length: float = 1.0) -> list[Stage]:
     sampled = {"model": model, "reward": {"callable": "bench.crash_test:vowels"}}
 
     def ppo(count: int, **more: Any) -> Options:
-        return {**sampled, "policy": inputs["policy"], "data": {"train": inputs["prompts"]}, "generation": sampling,
-                "checkpoint": {**step_wise, "every_steps": 1}, "max_steps": steps(count), "evaluation": {"prompts": 8},
-                "batch": {"microbatch_tokens": 1024}, "optimizer": {"learning_rate": 2e-3},
-                **more}  # fmt: skip
+        return {
+            **sampled,
+            "policy": inputs["policy"],
+            "data": {"train": inputs["prompts"]},
+            "generation": sampling,
+            "checkpoint": {**step_wise, "every_steps": 1},
+            "max_steps": steps(count),
+            "evaluation": {"prompts": 8},
+            "batch": {"microbatch_tokens": 1024},
+            "optimizer": {"learning_rate": 2e-3},
+            **more,
+        }
 
     small = {"rollout_prompts": 4, "minibatch_prompts": 2}
     all_options: list[tuple[str, str, Options]] = [
         ("sft", "sft", on_base("answers", 60, **lora, **evaluated)),
-        ("ppo", "ppo", ppo(30, reward={"role": inputs["reward"], "normalize": "held_out"}, ppo={
-            **small, "kl_target": 0.5, "kl_horizon": 100, "score_scaling": "running"})),
-        ("pretrain", "pretrain", {
-            "tiny": {"vocab_size": 400, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_length": 64},
-            "data": {"train": inputs["texts"], "eval_fraction": 0.05}, "max_steps": steps(60),
-            "checkpoint": step_wise, "batch": {"minibatch": 4, "microbatch_tokens": 1024}, **evaluated}),
+        (
+            "ppo",
+            "ppo",
+            ppo(
+                30,
+                reward={"role": inputs["reward"], "normalize": "held_out"},
+                ppo={**small, "kl_target": 0.5, "kl_horizon": 100, "score_scaling": "running"},
+            ),
+        ),
+        (
+            "pretrain",
+            "pretrain",
+            {
+                "tiny": {"vocab_size": 400, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_length": 64},
+                "data": {"train": inputs["texts"], "eval_fraction": 0.05},
+                "max_steps": steps(60),
+                "checkpoint": step_wise,
+                "batch": {"minibatch": 4, "microbatch_tokens": 1024},
+                **evaluated,
+            },
+        ),
         ("reward", "reward", on_base("preferences", 60, **lora, **evaluated)),
         ("dpo sigmoid", "dpo", on_base("preferences", 60, start_from=inputs["policy"], **optimizer, **evaluated)),
         ("dpo kto", "dpo", on_base("preferences", 50, loss="kto", **lora, **evaluated)),
-        ("ppo critic=head", "ppo", ppo(30, ppo={**small, "critic": "head"}, evaluation={
-            "prompts": 8, "every_steps": 5})),
+        (
+            "ppo critic=head",
+            "ppo",
+            ppo(30, ppo={**small, "critic": "head"}, evaluation={"prompts": 8, "every_steps": 5}),
+        ),
         ("ppo kl_budget", "ppo", ppo(40, optimizer={"learning_rate": 5e-3}, ppo={**small, "kl_budget": 0.3})),
-        ("best-of", "best-of", {
-            **sampled, "policy": inputs["policy"], "data": {"train": inputs["prompts"]}, "generation": sampling,
-            "checkpoint": {**step_wise, "every_steps": 32}, "batch": {"microbatch_tokens": 1024}}),
-        ("iterate", "iterate", {
-            **sampled, "policy": inputs["policy"], "data": {"train": inputs["prompts"]}, "generation": sampling,
-            "rounds": 2, "prompts_per_round": steps(96), "reference": "kept", "checkpoint": step_wise,
-            "optimizer": {"learning_rate": 2e-3, "num_epochs": 3},
-            "batch": {"minibatch": 4, "microbatch_tokens": 1024}}),
-    ]  # fmt: skip
+        (
+            "best-of",
+            "best-of",
+            {
+                **sampled,
+                "policy": inputs["policy"],
+                "data": {"train": inputs["prompts"]},
+                "generation": sampling,
+                "checkpoint": {**step_wise, "every_steps": 32},
+                "batch": {"microbatch_tokens": 1024},
+            },
+        ),
+        (
+            "iterate",
+            "iterate",
+            {
+                **sampled,
+                "policy": inputs["policy"],
+                "data": {"train": inputs["prompts"]},
+                "generation": sampling,
+                "rounds": 2,
+                "prompts_per_round": steps(96),
+                "reference": "kept",
+                "checkpoint": step_wise,
+                "optimizer": {"learning_rate": 2e-3, "num_epochs": 3},
+                "batch": {"minibatch": 4, "microbatch_tokens": 1024},
+            },
+        ),
+    ]
     return [Stage(name, verb, options, folder.resolve()) for name, verb, options in all_options]
 
 
@@ -420,13 +479,21 @@ def make_inputs(folder: Path) -> dict[str, str]:
             folder / f"{name}.jsonl", ({"prompt": row.messages[0].content, **of(row)} for row in rows[name])
         )
     paths["texts"] = write_rows(folder / "texts.jsonl", ({"text": text} for text in texts))
-    shared = {"model": {"model_name_or_path": paths["base"], "dtype": "float32", "chat_template": "hh"},
-              "lora": {"r": 4}, "optimizer": {"learning_rate": 5e-3}, "max_steps": 10,
-              "batch": {"minibatch": 8, "microbatch_tokens": 1024}}  # fmt: skip
-    sft.run(SFTConfig.model_validate({
-        **shared, "output_dir": str(folder / "sft"), "data": {"train": paths["answers"]}}))  # fmt: skip
-    reward.run(RewardConfig.model_validate({
-        **shared, "output_dir": str(folder / "rm"), "data": {"train": paths["preferences"]}}))  # fmt: skip
+    shared = {
+        "model": {"model_name_or_path": paths["base"], "dtype": "float32", "chat_template": "hh"},
+        "lora": {"r": 4},
+        "optimizer": {"learning_rate": 5e-3},
+        "max_steps": 10,
+        "batch": {"minibatch": 8, "microbatch_tokens": 1024},
+    }
+    sft.run(
+        SFTConfig.model_validate({**shared, "output_dir": str(folder / "sft"), "data": {"train": paths["answers"]}})
+    )
+    reward.run(
+        RewardConfig.model_validate(
+            {**shared, "output_dir": str(folder / "rm"), "data": {"train": paths["preferences"]}}
+        )
+    )
     return {**paths, "policy": str(folder / "sft" / "policy"), "reward": str(folder / "rm" / "reward")}
 
 

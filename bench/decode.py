@@ -48,13 +48,21 @@ def main() -> None:
         times.append(time.perf_counter() - started)
         assert num_tokens == NUM_PROMPTS * options.new_tokens, f"{num_tokens} tokens were decoded"
     seconds = median(times[1:])
-    print(json.dumps({
-        "side": options.side, "stage": "decode", "model": options.size, "precision": options.precision,
-        "seconds": round(seconds, 3), "samples_per_second": round(NUM_PROMPTS / seconds, 3),
-        "tokens_per_second": round(NUM_PROMPTS * options.new_tokens / seconds, 1),
-        "prompt_tokens": sum(map(len, prompts)),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "side": options.side,
+                "stage": "decode",
+                "model": options.size,
+                "precision": options.precision,
+                "seconds": round(seconds, 3),
+                "samples_per_second": round(NUM_PROMPTS / seconds, 3),
+                "tokens_per_second": round(NUM_PROMPTS * options.new_tokens / seconds, 1),
+                "prompt_tokens": sum(map(len, prompts)),
+                "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            }
+        )
+    )
 
 
 def ours(folder: Path, dtype: torch.dtype, prompts: list[list[int]], new_tokens: int) -> Callable[[], int]:
@@ -86,9 +94,15 @@ def by_transformers(base: Path, dtype: torch.dtype, prompts: list[list[int]], ne
     @torch.no_grad()
     def decoder() -> int:
         ids = policy.generate(
-            **inputs, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, min_new_tokens=new_tokens,
-            max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+            **inputs,
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            temperature=1.0,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )
         return ids[:, inputs["input_ids"].shape[1] :].numel()
 
     return decoder

@@ -26,9 +26,12 @@ RUN = {"reward": reward.run, "dpo": dpo.run, "ppo": ppo.run}
 NEEDED = {
     "reward": ["model.chat_template=plain"],
     "dpo": ["model.chat_template=plain", "data.limit=2000"],
-    "ppo": [f"reward.callable={Path(__file__)}:happy_words", "data.limit=480",
-            f"data.train={SHARED}/data/text_en/tinystories_sample.txt.gz"],
-}  # fmt: skip
+    "ppo": [
+        f"reward.callable={Path(__file__)}:happy_words",
+        "data.limit=480",
+        f"data.train={SHARED}/data/text_en/tinystories_sample.txt.gz",
+    ],
+}
 SEEDS = range(5)
 
 
@@ -46,8 +49,11 @@ def main(words: Sequence[str]) -> None:
         figures = []
         for seed in SEEDS:
             summary = run(verb, out / f"{verb}-{seed}", [f"seed={seed}", *more])
-            mean, low, high = summary["score_rise"] if verb == "ppo" else (
-                summary["eval_accuracy"], *summary["eval_accuracy_interval"])  # fmt: skip
+            mean, low, high = (
+                summary["score_rise"]
+                if verb == "ppo"
+                else (summary["eval_accuracy"], *summary["eval_accuracy_interval"])
+            )
             figures.append(mean)
             kl = f"{summary['kl']:.2f}" if verb == "ppo" else ""
             steps = summary.get("steps") or summary["rollouts"]
@@ -63,8 +69,10 @@ def write_pairs(path: Path) -> Path:
         rows = [json.loads(line) for line in file]
     sides = ([row["text"] for row in rows if row["label"] == label] for label in (1, 0))
     # Held out by prompt, so each pair has one of its own.
-    pairs = [{"prompt": f"Film review {i}:", "chosen": better, "rejected": worse}
-             for i, (better, worse) in enumerate(zip(*sides, strict=True))]  # fmt: skip
+    pairs = [
+        {"prompt": f"Film review {i}:", "chosen": better, "rejected": worse}
+        for i, (better, worse) in enumerate(zip(*sides, strict=True))
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     return path

@@ -37,10 +37,14 @@ class Shape:
         """From a configuration of transformers."""
         heads = config.num_attention_heads
         shape = cls(
-            config.hidden_size, config.intermediate_size, config.num_hidden_layers, heads,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_hidden_layers,
+            heads,
             getattr(config, "num_key_value_heads", None) or heads,
-            getattr(config, "head_dim", None) or config.hidden_size // heads, config.vocab_size,
-        )  # fmt: skip
+            getattr(config, "head_dim", None) or config.hidden_size // heads,
+            config.vocab_size,
+        )
         names = tuple(shape.linear) if adapted == "all-linear" else tuple(adapted)
         return replace(shape, rank=rank, adapted=names if rank else ())
 
@@ -49,10 +53,14 @@ class Shape:
         """Inputs and outputs of the linear maps of one layer."""
         queries, keys = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
         return {
-            "q_proj": (self.hidden, queries), "k_proj": (self.hidden, keys), "v_proj": (self.hidden, keys),
-            "o_proj": (queries, self.hidden), "gate_proj": (self.hidden, self.inner),
-            "up_proj": (self.hidden, self.inner), "down_proj": (self.inner, self.hidden),
-        }  # fmt: skip
+            "q_proj": (self.hidden, queries),
+            "k_proj": (self.hidden, keys),
+            "v_proj": (self.hidden, keys),
+            "o_proj": (queries, self.hidden),
+            "gate_proj": (self.hidden, self.inner),
+            "up_proj": (self.hidden, self.inner),
+            "down_proj": (self.inner, self.hidden),
+        }
 
     @property
     def trunk_parameters(self) -> int:

@@ -37,8 +37,17 @@ def main() -> None:
     prompts = json.loads((options.work / "prompts.json").read_text())[:ROWS]
     torch.manual_seed(0)
     step(base, dtype, prompts, options.new_tokens)
-    print(json.dumps({"side": "four models", "stage": "ppo", "model": options.size, "precision": options.precision,
-                      "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "side": "four models",
+                "stage": "ppo",
+                "model": options.size,
+                "precision": options.precision,
+                "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            }
+        )
+    )
 
 
 def step(base: Path, dtype: torch.dtype, prompts: list[list[int]], new_tokens: int) -> None:

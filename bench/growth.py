@@ -53,9 +53,11 @@ def rows(base: Point) -> Curve:
 def completions(base: Point) -> Curve:
     """K completions of 32 tokens to a prompt of 256: the prompt is paid once in a tree, K times in separate rows."""
     x, of = [1, 2, 4, 8, 16], replace(base, examples=4, prompt=256, completion=32)
-    return curve(x, "completions per prompt (K)", seconds={
-        layout: [replace(of, completions=k, layout=layout) for k in x] for layout in ("tree", "separate")
-    })  # fmt: skip
+    return curve(
+        x,
+        "completions per prompt (K)",
+        seconds={layout: [replace(of, completions=k, layout=layout) for k in x] for layout in ("tree", "separate")},
+    )
 
 
 def vocabulary(base: Point) -> Curve:
@@ -89,9 +91,13 @@ def model_size(base: Point) -> Curve:
 
 
 CURVES: dict[str, Callable[[Point], Curve]] = {
-    "rows": rows, "completions": completions, "vocabulary": vocabulary, "prompt_length": prompt_length, "rank": rank,
+    "rows": rows,
+    "completions": completions,
+    "vocabulary": vocabulary,
+    "prompt_length": prompt_length,
+    "rank": rank,
     "model_size": model_size,
-}  # fmt: skip
+}
 
 
 def curve(
@@ -110,8 +116,12 @@ def curve(
                 measured[point] = run_module("bench.growth", "point", json.dumps(asdict(point)))
         return [measured[point][key] for point in points]
 
-    found = {"x": list(x), "xlabel": xlabel, "ylabel": "seconds of a pass",
-             "series": {name: numbers(points, "seconds") for name, points in seconds.items()}}  # fmt: skip
+    found = {
+        "x": list(x),
+        "xlabel": xlabel,
+        "ylabel": "seconds of a pass",
+        "series": {name: numbers(points, "seconds") for name, points in seconds.items()},
+    }
     if memory:
         found["memory"] = {name: numbers(points, "peak_mb") for name, points in memory.items()}
     return found

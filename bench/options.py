@@ -47,9 +47,12 @@ def parser() -> argparse.ArgumentParser:
 def workload_of(options: argparse.Namespace) -> Workload:
     """The workload that the options say."""
     workload = Workload(
-        rounds=options.rounds, peers=options.peers.resolve(), data=options.data.resolve(),
-        environments=options.envs.absolute(), work=options.work.absolute(),
-    )  # fmt: skip
+        rounds=options.rounds,
+        peers=options.peers.resolve(),
+        data=options.data.resolve(),
+        environments=options.envs.absolute(),
+        work=options.work.absolute(),
+    )
     return replace(workload, pairs=16, ppo_batches=2, new_tokens=16) if options.short else workload
 
 

@@ -49,10 +49,18 @@ def main() -> None:
     options = parser.parse_intermixed_args()  # overrides may stand behind the options
     measure = measure_pairs if options.stage in PAIR_STAGES else measure_ppo
     measured = measure(options)
-    print(json.dumps({
-        "side": "onebase", "stage": options.stage, "model": options.size, "precision": options.precision, **measured,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "side": "onebase",
+                "stage": options.stage,
+                "model": options.size,
+                "precision": options.precision,
+                **measured,
+                "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            }
+        )
+    )
 
 
 def measure_pairs(options: argparse.Namespace) -> dict[str, Any]:
@@ -63,15 +71,23 @@ def measure_pairs(options: argparse.Namespace) -> dict[str, Any]:
     if not rows.exists():
         write_pairs(rows, options.data, options.rows)
     keys = {
-        "data.train": str(rows), "data.eval_fraction": "0", "data.max_prompt_tokens": "512", "batch.minibatch": "8",
-        "lora.r": "16", "lora.alpha": "32", **({"preference.reference": "live"} if options.stage == "dpo" else {}),
-    }  # fmt: skip
+        "data.train": str(rows),
+        "data.eval_fraction": "0",
+        "data.max_prompt_tokens": "512",
+        "batch.minibatch": "8",
+        "lora.r": "16",
+        "lora.alpha": "32",
+        **({"preference.reference": "live"} if options.stage == "dpo" else {}),
+    }
     recipe = {"sft": sft, "reward": reward, "dpo": dpo}[options.stage]
     with watched_steps() as steps:
         metrics = run(recipe, PAIR_STAGES[options.stage], options, keys)
     seconds = sum(row["perf/step_seconds"] for row in metrics)
-    return {"seconds": round(seconds, 2), "samples_per_second": round(options.rows / seconds, 3),
-            "gigaoperations": gigaoperations(steps, options, adapted="all-linear")}  # fmt: skip
+    return {
+        "seconds": round(seconds, 2),
+        "samples_per_second": round(options.rows / seconds, 3),
+        "gigaoperations": gigaoperations(steps, options, adapted="all-linear"),
+    }
 
 
 def measure_ppo(options: argparse.Namespace) -> dict[str, Any]:
@@ -85,28 +101,41 @@ def measure_ppo(options: argparse.Namespace) -> dict[str, Any]:
     if not role.exists():
         make_reward_role(options.work / f"base-{options.size}", role)
     keys = {
-        "data.train": str(prompts), "data.eval": str(held_out), "evaluation.prompts": "1", "reward.role": str(role),
-        "lora.r": "16", "lora.alpha": "32", "lora.target_modules": "[q_proj, v_proj]",
+        "data.train": str(prompts),
+        "data.eval": str(held_out),
+        "evaluation.prompts": "1",
+        "reward.role": str(role),
+        "lora.r": "16",
+        "lora.alpha": "32",
+        "lora.target_modules": "[q_proj, v_proj]",
         "generation.max_new_tokens": str(options.new_tokens),
         "generation.samples_per_prompt": "1",
-        "ppo.rollout_prompts": "32", "ppo.minibatch_prompts": "8", "ppo.num_ppo_epochs": "4",
-        "max_steps": str(options.batches), "optimizer.learning_rate": "1e-5", "on_finding": "off",
+        "ppo.rollout_prompts": "32",
+        "ppo.minibatch_prompts": "8",
+        "ppo.num_ppo_epochs": "4",
+        "max_steps": str(options.batches),
+        "optimizer.learning_rate": "1e-5",
+        "on_finding": "off",
         "ppo.critic": "head" if options.stage == "ppo-head" else "adapter",
-    }  # fmt: skip
+    }
     with watched_steps() as steps:
         with_first = run(ppo, PPOConfig, options, keys)
     metrics = with_first[1:]
     seconds, seconds_with_first = (
         sum(row["perf/step_seconds"] for row in rows) / len(rows) for rows in (metrics, with_first)
     )
-    phases = {name: sum(row[f"perf/{name}_seconds"] for row in metrics) / len(metrics)
-              for name in ("generate", "score", "logprobs", "update")}  # fmt: skip
+    phases = {
+        name: sum(row[f"perf/{name}_seconds"] for row in metrics) / len(metrics)
+        for name in ("generate", "score", "logprobs", "update")
+    }
     counted = steps[len(steps) // len(with_first) :]
-    return {"seconds_per_batch": round(seconds, 3), **{name: round(value, 3) for name, value in phases.items()},
-            "samples_per_second": round(32 / seconds, 3),
-            "samples_per_second_with_first": round(32 / seconds_with_first, 3),
-            "gigaoperations": gigaoperations(counted, options, adapted=["q_proj", "v_proj"]) / len(metrics),
-            }  # fmt: skip
+    return {
+        "seconds_per_batch": round(seconds, 3),
+        **{name: round(value, 3) for name, value in phases.items()},
+        "samples_per_second": round(32 / seconds, 3),
+        "samples_per_second_with_first": round(32 / seconds_with_first, 3),
+        "gigaoperations": gigaoperations(counted, options, adapted=["q_proj", "v_proj"]) / len(metrics),
+    }
 
 
 @contextmanager
@@ -137,9 +166,11 @@ def run(recipe: Any, kind: Any, options: argparse.Namespace, keys: dict[str, str
     folder = options.work / "runs" / f"{options.stage}-{options.size}-{options.precision}"
     shutil.rmtree(folder, ignore_errors=True)
     keys |= {
-        "output_dir": str(folder), "model.model_name_or_path": str(options.work / f"base-{options.size}"),
-        "model.chat_template": "plain", "model.dtype": {"fp32": "float32", "bf16": "bfloat16"}[options.precision],
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "model.model_name_or_path": str(options.work / f"base-{options.size}"),
+        "model.chat_template": "plain",
+        "model.dtype": {"fp32": "float32", "bf16": "bfloat16"}[options.precision],
+    }
     keys |= dict(pair.split("=", 1) for pair in options.overrides)
     words = [f"--{name}={value}" for name, value in keys.items()]
     recipe.run(load_config(kind, None, words))
@@ -152,10 +183,16 @@ def write_pairs(path: Path, data: Path, count: int) -> None:
         for _, line in zip(range(count), file, strict=False):
             row = json.loads(line)
             cut = {side: row[side].rindex(TURN) + len(TURN) for side in ("chosen", "rejected")}
-            out.write(json.dumps({
-                "prompt": row["chosen"][: cut["chosen"]], "chosen": row["chosen"][cut["chosen"] :],
-                "rejected": row["rejected"][cut["rejected"] :],
-            }) + "\n")  # fmt: skip
+            out.write(
+                json.dumps(
+                    {
+                        "prompt": row["chosen"][: cut["chosen"]],
+                        "chosen": row["chosen"][cut["chosen"] :],
+                        "rejected": row["rejected"][cut["rejected"] :],
+                    }
+                )
+                + "\n"
+            )
 
 
 def write_prompts(work: Path, prompts: Path, held_out: Path) -> None:

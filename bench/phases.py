@@ -42,8 +42,18 @@ def measure(workload: Workload, results: Path) -> list[str]:
     longest = max(phases, key=lambda phase: phases[phase])
     profile = run_module("bench.phases", "operators", longest, *workload.ours("ppo", precision))
     seconds = measured["seconds_per_batch"]
-    keep("phases", {"precision": precision, "seconds_per_batch": seconds, "phases": phases,
-                    "longest": longest, **profile, **stamp()}, results)  # fmt: skip
+    keep(
+        "phases",
+        {
+            "precision": precision,
+            "seconds_per_batch": seconds,
+            "phases": phases,
+            "longest": longest,
+            **profile,
+            **stamp(),
+        },
+        results,
+    )
     print("bench: phases: " + ", ".join(f"{k} {v / seconds:.0%}" for k, v in phases.items()), flush=True)
     return []
 
@@ -56,8 +66,11 @@ def by_layers(workload: Workload, precision: str) -> dict[str, Any]:
             # The critic like the policy: it would start as the reward role, which has adapters on all layers here.
             keys = f"lora.layers={layers}", "ppo.critic_start=policy"
             measured.append(run_module("bench.ours", *workload.ours("ppo", precision, *keys)))
-    print("bench: lora.layers: " + ", ".join(
-        f"{k} {median(r['seconds_per_batch'] for r in v):.2f} s" for k, v in runs.items()), flush=True)  # fmt: skip
+    print(
+        "bench: lora.layers: "
+        + ", ".join(f"{k} {median(r['seconds_per_batch'] for r in v):.2f} s" for k, v in runs.items()),
+        flush=True,
+    )
     return {"precision": precision, "runs": runs}
 
 
@@ -87,10 +100,12 @@ def operators(phase: str, arguments: list[str]) -> dict[str, Any]:
             ours.main()
     events = sorted(last[0].key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
-    return {"operators": [
-        {"name": event.key, "share": round(event.self_cpu_time_total / total, 4), "calls": event.count}
-        for event in events[:MOST_OPERATORS]
-    ]}  # fmt: skip
+    return {
+        "operators": [
+            {"name": event.key, "share": round(event.self_cpu_time_total / total, 4), "calls": event.count}
+            for event in events[:MOST_OPERATORS]
+        ]
+    }
 
 
 if __name__ == "__main__":

@@ -56,8 +56,11 @@ ROLLOUT_SAMPLES = 128
 def main() -> None:
     folder, samples = Path(sys.argv[1]), int((sys.argv[2:] or ["6400"])[0])
     methods: dict[str, Callable[[Path, Path, int], None]] = {
-        **{loss: learner(loss) for loss in SETTINGS}, "RAFT": raft, "online DPO": online_dpo, "PPO": run_ppo,
-    }  # fmt: skip
+        **{loss: learner(loss) for loss in SETTINGS},
+        "RAFT": raft,
+        "online DPO": online_dpo,
+        "PPO": run_ppo,
+    }
     equal = folder / "preference" / "samples"
     seconds = {name: timed(method, folder, equal / name, samples) for name, method in methods.items()}
     print(f"\nEqual samples: {samples}\n")
@@ -81,27 +84,45 @@ def learner(loss: str) -> Callable[[Path, Path, int], None]:
         if loss == "kto":
             data = pairs_only(data, folder / "preference" / "pairs.jsonl")
         there = len(read_rows(data))
-        dpo.run(DPOConfig.model_validate({
-            "output_dir": str(out), "loss": loss, "model": model(folder), "start_from": str(folder / "sft" / "policy"),
-            "data": {"train": [str(data)], "limit": min(samples, there), "eval_fraction": 0.05},
-            "preference": {"beta": SETTINGS[loss][0]},
-            "optimizer": {"learning_rate": SETTINGS[loss][1], "schedule": "linear",
-                          "num_epochs": max(1, round(samples / there))},
-            "batch": {"minibatch": 32, "microbatch_tokens": demo.TOKEN_BUDGET},
-        }))  # fmt: skip
+        dpo.run(
+            DPOConfig.model_validate(
+                {
+                    "output_dir": str(out),
+                    "loss": loss,
+                    "model": model(folder),
+                    "start_from": str(folder / "sft" / "policy"),
+                    "data": {"train": [str(data)], "limit": min(samples, there), "eval_fraction": 0.05},
+                    "preference": {"beta": SETTINGS[loss][0]},
+                    "optimizer": {
+                        "learning_rate": SETTINGS[loss][1],
+                        "schedule": "linear",
+                        "num_epochs": max(1, round(samples / there)),
+                    },
+                    "batch": {"minibatch": 32, "microbatch_tokens": demo.TOKEN_BUDGET},
+                }
+            )
+        )
 
     return learn
 
 
 def rounds(folder: Path, out: Path, samples: int, prompts: int, more: dict[str, object]) -> None:
-    iterate.run(IterateConfig.model_validate({
-        "output_dir": str(out), "policy": str(folder / "sft" / "policy"), "model": model(folder),
-        "rounds": max(1, round(samples / (prompts * ANSWERS))), "prompts_per_round": prompts,
-        "data": {"train": [str(folder / "data" / "prompts.jsonl")]},
-        "reward": {"role": str(folder / "reward" / "reward")},
-        "generation": {"max_new_tokens": demo.MAX_NEW_TOKENS, "samples_per_prompt": ANSWERS},
-        "batch": {"minibatch": 16, "microbatch_tokens": demo.TOKEN_BUDGET}, **more,
-    }))  # fmt: skip
+    iterate.run(
+        IterateConfig.model_validate(
+            {
+                "output_dir": str(out),
+                "policy": str(folder / "sft" / "policy"),
+                "model": model(folder),
+                "rounds": max(1, round(samples / (prompts * ANSWERS))),
+                "prompts_per_round": prompts,
+                "data": {"train": [str(folder / "data" / "prompts.jsonl")]},
+                "reward": {"role": str(folder / "reward" / "reward")},
+                "generation": {"max_new_tokens": demo.MAX_NEW_TOKENS, "samples_per_prompt": ANSWERS},
+                "batch": {"minibatch": 16, "microbatch_tokens": demo.TOKEN_BUDGET},
+                **more,
+            }
+        )
+    )
 
 
 def raft(folder: Path, out: Path, samples: int) -> None:
@@ -109,16 +130,30 @@ def raft(folder: Path, out: Path, samples: int) -> None:
 
 
 def online_dpo(folder: Path, out: Path, samples: int) -> None:
-    rounds(folder, out, samples, 80, {
-        "reference": "kept", "preference": {"beta": 0.5}, "optimizer": {"learning_rate": 2e-4, "num_epochs": 2},
-    })  # fmt: skip
+    rounds(
+        folder,
+        out,
+        samples,
+        80,
+        {
+            "reference": "kept",
+            "preference": {"beta": 0.5},
+            "optimizer": {"learning_rate": 2e-4, "num_epochs": 2},
+        },
+    )
 
 
 def run_ppo(folder: Path, out: Path, samples: int) -> None:
     config = demo.make_configs(folder, seed=0)["ppo"]
-    ppo.train(PPOConfig.model_validate({
-        **config.model_dump(), "output_dir": str(out), "max_steps": samples // ROLLOUT_SAMPLES,
-    }))  # fmt: skip
+    ppo.train(
+        PPOConfig.model_validate(
+            {
+                **config.model_dump(),
+                "output_dir": str(out),
+                "max_steps": samples // ROLLOUT_SAMPLES,
+            }
+        )
+    )
 
 
 def model(folder: Path) -> dict[str, str]:
@@ -142,24 +177,36 @@ def table(folder: Path, out: Path, seconds: dict[str, float], samples: dict[str,
     base = load_base(str(folder / "pretrain" / "model"), dtype="float32")
     chat = chat_format(base.tokenizer, demo.TEMPLATE)
     prompts = encode_prompts(
-        read_rows(folder / "data" / "held_out.jsonl"), chat, Limits(base.context_length),
-        max_new_tokens=demo.MAX_NEW_TOKENS, opening_tokens=1,
-    )  # fmt: skip
+        read_rows(folder / "data" / "held_out.jsonl"),
+        chat,
+        Limits(base.context_length),
+        max_new_tokens=demo.MAX_NEW_TOKENS,
+        opening_tokens=1,
+    )
     results = {}
     for name, run in {"SFT": folder / "sft", **{name: out / name for name in seconds}}.items():
         load_role(base, name.replace(" ", "-"), run / "policy", kinds=("policy",))
         results[name] = evaluate_role(
-            base, chat, prompts, FunctionReward("onebase.demo.grammar:gold_reward"), role=name.replace(" ", "-"),
-            reference="SFT", sampling=Sampling(demo.MAX_NEW_TOKENS, stop_ids=stop_ids(base)),
-            samples_per_prompt=demo.HELD_OUT_SAMPLES, seed=0, token_budget=demo.TOKEN_BUDGET,
-        )  # fmt: skip
+            base,
+            chat,
+            prompts,
+            FunctionReward("onebase.demo.grammar:gold_reward"),
+            role=name.replace(" ", "-"),
+            reference="SFT",
+            sampling=Sampling(demo.MAX_NEW_TOKENS, stop_ids=stop_ids(base)),
+            samples_per_prompt=demo.HELD_OUT_SAMPLES,
+            seed=0,
+            token_budget=demo.TOKEN_BUDGET,
+        )
     print("| | gold | less SFT | KL (nats/completion) | length (tokens) | samples | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, result in results.items():
         row, rise = result.row(), paired_bootstrap(results["SFT"].scores, result.scores)
         spent = f"{samples[name]:,} | {seconds[name]:.0f}" if name in seconds else " | "
-        print(f"| {name} | {row['score'].text(2)} | {rise.text(3) if name != 'SFT' else ''} | {row['kl'].text(2)} | "
-              f"{row['length'].text(1)} | {spent} |")  # fmt: skip
+        print(
+            f"| {name} | {row['score'].text(2)} | {rise.text(3) if name != 'SFT' else ''} | {row['kl'].text(2)} | "
+            f"{row['length'].text(1)} | {spent} |"
+        )
 
 
 if __name__ == "__main__":

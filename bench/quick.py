@@ -75,9 +75,18 @@ def seconds_of(stage: str, folder: Path, workload: Workload, precision: str) -> 
     if stage == "decode":
         return run_module("bench.decode", folder, workload.size, precision, "onebase")["seconds"]
     measured = run_module(
-        "bench.ours", folder, workload.size, precision, stage, "--data", workload.transcripts,
-        "--rows", str(PAIRS), "--batches", str(PPO_BATCHES),
-    )  # fmt: skip
+        "bench.ours",
+        folder,
+        workload.size,
+        precision,
+        stage,
+        "--data",
+        workload.transcripts,
+        "--rows",
+        str(PAIRS),
+        "--batches",
+        str(PPO_BATCHES),
+    )
     return measured["seconds_per_batch"] if stage.startswith("ppo") else measured["seconds"]
 
 

@@ -39,18 +39,26 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, (file, loss) in DATA.items():
         for model in MODELS:
-            words = [f"--output_dir={out / model / Path(file).name.split('.')[0]}", f"--loss={loss}",
-                     f"--data.train=../shared/data/{file}", "--data.eval_fraction=0.2", "--optimizer.num_epochs=2",
-                     "--batch.minibatch=16", "--preference.beta=0.1"]  # fmt: skip
+            words = [
+                f"--output_dir={out / model / Path(file).name.split('.')[0]}",
+                f"--loss={loss}",
+                f"--data.train=../shared/data/{file}",
+                "--data.eval_fraction=0.2",
+                "--optimizer.num_epochs=2",
+                "--batch.minibatch=16",
+                "--preference.beta=0.1",
+            ]
             config = load_config(DPOConfig, Path(f"configs/{model}/dpo.yaml"), words)
             summary_file = Path(config.output_dir) / "summary.json"
             summary = json.loads(summary_file.read_text()) if summary_file.exists() else dpo.run(config)
             base = load_base(config.model.model_name_or_path, dtype="float32")
             train, held_out = dpo.read_examples(config, open_chat(base.tokenizer, config.model), base.context_length)
             low, high = summary["eval_accuracy_interval"]
-            print(f"| {name} | {loss} | {model} | {len(train)} | {len(held_out)} | {summary['eval_accuracy']:.3f} "
-                  f"[{low:.3f}, {high:.3f}] | {summary['eval_margin']:.3f} | {longer_is_better(held_out)} |",
-                  flush=True)  # fmt: skip
+            print(
+                f"| {name} | {loss} | {model} | {len(train)} | {len(held_out)} | {summary['eval_accuracy']:.3f} "
+                f"[{low:.3f}, {high:.3f}] | {summary['eval_margin']:.3f} | {longer_is_better(held_out)} |",
+                flush=True,
+            )
 
 
 def longer_is_better(examples: list) -> str:

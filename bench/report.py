@@ -87,8 +87,10 @@ def growth(curves: dict[str, Any], pictures: str) -> str:
     for name, curve in curves.items():
         lines += [f"{ends(curve, curve['series'], 'seconds')}\n", f"![{figures.TITLES[name]}]({pictures}/{name}.png)\n"]
         if "memory" in curve:
-            lines += [f"{ends(curve, curve['memory'], 'peak memory')}\n",
-                      f"![{figures.MEMORY_TITLES[name]}]({pictures}/{name}_memory.png)\n"]  # fmt: skip
+            lines += [
+                f"{ends(curve, curve['memory'], 'peak memory')}\n",
+                f"![{figures.MEMORY_TITLES[name]}]({pictures}/{name}_memory.png)\n",
+            ]
     return "\n".join(lines)
 
 

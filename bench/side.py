@@ -31,9 +31,12 @@ def run_side(
     """
     variables = {
         **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-        "OMP_NUM_THREADS": str(num_threads()), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "", **(environment or {}),
-    }  # fmt: skip
+        "OMP_NUM_THREADS": str(num_threads()),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+        **(environment or {}),
+    }
     try:
         done = subprocess.run(
             [str(word) for word in command], env=variables, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE

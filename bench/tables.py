@@ -23,9 +23,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def machine_line(measured: Results) -> str:
     """What the figures below were measured on."""
     instructions = ", ".join(measured["instructions"]) or "no vector instructions reported"
-    return (f"{measured['date']}: {measured['processor']}, {measured['cores']} cores ({instructions}), "
-            f"{measured['memory_gib']} GiB, {measured['system']}, Python {measured['python']}, torch "
-            f"{measured['torch']}, {measured['threads']} threads on both sides")  # fmt: skip
+    return (
+        f"{measured['date']}: {measured['processor']}, {measured['cores']} cores ({instructions}), "
+        f"{measured['memory_gib']} GiB, {measured['system']}, Python {measured['python']}, torch "
+        f"{measured['torch']}, {measured['threads']} threads on both sides"
+    )
 
 
 def comparison(results: Results, precision: str) -> str:
@@ -40,9 +42,16 @@ def comparison(results: Results, precision: str) -> str:
     lines = []
     for row in rows:
         found, key = ratios(row), "samples_per_second_with_first" if row["counts_first"] else "samples_per_second"
-        line = [row["stage"], row["peer_name"], middle(row["ours"], key), middle(row["peer"], "samples_per_second"),
-                str(found["samples"]), middle(row["ours"], "peak_rss_mb"), middle(row["peer"], "peak_rss_mb"),
-                str(found["memory"])]  # fmt: skip
+        line = [
+            row["stage"],
+            row["peer_name"],
+            middle(row["ours"], key),
+            middle(row["peer"], "samples_per_second"),
+            str(found["samples"]),
+            middle(row["ours"], "peak_rss_mb"),
+            middle(row["peer"], "peak_rss_mb"),
+            str(found["memory"]),
+        ]
         if with_target:
             line[5:5] = [target(found["samples"], row["target"]["faster"], least=True)]
             line.append(target(found["memory"], row["target"]["memory"], least=False))
@@ -104,8 +113,9 @@ def memory(results: Results) -> str:
             beside_sft = four_roles(peaks, stage, "sft")
             goal = target(beside_sft, FOUR_ROLES_TARGET, least=False) if (stage, precision) == ("ppo", "bf16") else "-"
             mine, sft, four = (shown(median(peaks[side])) for side in (stage, "sft", "four models"))
-            lines.append([what, precision, mine, sft, str(beside_sft), goal, four,
-                          str(four_roles(peaks, stage, "four models"))])  # fmt: skip
+            lines.append(
+                [what, precision, mine, sft, str(beside_sft), goal, four, str(four_roles(peaks, stage, "four models"))]
+            )
     header = ["PPO", "precision", "peak MB", "LoRA SFT's", "ratio", "target", "four models'", "ratio"]
     return table(header, lines) if lines else ""
 
@@ -126,11 +136,16 @@ def decoding(results: Results) -> str:
     lines = []
     for precision, measured in results.get("utilisation", {}).items():
         of, speed = measured["decode"], measured["machine"]
-        lines.append([precision, f"{of['seconds']:.2f} s",
-                      f"{of['bytes_seconds']:.3f} s at {shown(speed['cached_gb_per_second'])} GB/s",
-                      f"{of['bytes_seconds'] / of['seconds']:.0%}",
-                      f"{of['operations_seconds']:.3f} s at {shown(speed['gflops'])} GFLOP/s",
-                      f"{of['operations_seconds'] / of['seconds']:.0%}"])  # fmt: skip
+        lines.append(
+            [
+                precision,
+                f"{of['seconds']:.2f} s",
+                f"{of['bytes_seconds']:.3f} s at {shown(speed['cached_gb_per_second'])} GB/s",
+                f"{of['bytes_seconds'] / of['seconds']:.0%}",
+                f"{of['operations_seconds']:.3f} s at {shown(speed['gflops'])} GFLOP/s",
+                f"{of['operations_seconds'] / of['seconds']:.0%}",
+            ]
+        )
     header = ["precision", "32 completions", "to read weights, keys, values", "share", "to compute", "share"]
     return table(header, lines) if lines else ""
 
@@ -141,12 +156,14 @@ def phases(results: Results) -> str:
     if not measured:
         return ""
     seconds = measured["seconds_per_batch"]
-    by_phase = table(["phase", "seconds", "share"], [
-        [phase, f"{spent:.2f}", f"{spent / seconds:.0%}"] for phase, spent in measured["phases"].items()
-    ])  # fmt: skip
-    by_operator = table([f"operator in `{measured['longest']}`", "share of its operators' time", "calls"], [
-        [f"`{of['name']}`", f"{of['share']:.1%}", f"{of['calls']:,}"] for of in measured["operators"]
-    ])  # fmt: skip
+    by_phase = table(
+        ["phase", "seconds", "share"],
+        [[phase, f"{spent:.2f}", f"{spent / seconds:.0%}"] for phase, spent in measured["phases"].items()],
+    )
+    by_operator = table(
+        [f"operator in `{measured['longest']}`", "share of its operators' time", "calls"],
+        [[f"`{of['name']}`", f"{of['share']:.1%}", f"{of['calls']:,}"] for of in measured["operators"]],
+    )
     return f"A batch of {measured['precision']} took {seconds:.2f} s.\n\n{by_phase}\n{by_operator}"
 
 
@@ -159,7 +176,13 @@ def layers(results: Results) -> str:
     lines = []
     for name, runs in measured["runs"].items():
         seconds = [run["seconds_per_batch"] for run in runs]
-        lines.append([name, f"{median(seconds):.2f}", f"{median(run['update'] for run in runs):.2f}",
-                      str(ratio_in_turn(seconds, everywhere)) if name != "all" else "1",
-                      middle(runs, "peak_rss_mb")])  # fmt: skip
+        lines.append(
+            [
+                name,
+                f"{median(seconds):.2f}",
+                f"{median(run['update'] for run in runs):.2f}",
+                str(ratio_in_turn(seconds, everywhere)) if name != "all" else "1",
+                middle(runs, "peak_rss_mb"),
+            ]
+        )
     return table(["`lora.layers`", "seconds of a batch", "of them the update", "ratio", "peak MB"], lines)

@@ -43,10 +43,15 @@ def measure_pass(point: Point) -> dict[str, Any]:
 def make_model(point: Point) -> OneBase:
     """A Llama with random weights, and a policy with an adapter on all linear layers."""
     config = LlamaConfig(
-        vocab_size=point.vocab, hidden_size=point.hidden, intermediate_size=point.hidden * 11 // 4,
-        num_hidden_layers=point.num_layers, num_attention_heads=point.hidden // 64,
-        num_key_value_heads=point.hidden // 64, max_position_embeddings=4096, dtype=DTYPES[point.precision],
-    )  # fmt: skip
+        vocab_size=point.vocab,
+        hidden_size=point.hidden,
+        intermediate_size=point.hidden * 11 // 4,
+        num_hidden_layers=point.num_layers,
+        num_attention_heads=point.hidden // 64,
+        num_key_value_heads=point.hidden // 64,
+        max_position_embeddings=4096,
+        dtype=DTYPES[point.precision],
+    )
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(config)
     model = model.to(DTYPES[point.precision])

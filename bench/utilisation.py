@@ -44,17 +44,27 @@ def measure_precision(workload: Workload, precision: str) -> dict[str, Any]:
         speeds.append(machine(precision))
         best = max(speed["gflops"] for speed in speeds[-2:])
         seconds = measured["update"] if stage.startswith("ppo") else measured["seconds"]
-        stages[stage] = {"gflops": round(measured["gigaoperations"] / seconds, 1), "best_gflops": best,
-                         "share": round(measured["gigaoperations"] / seconds / best, 4)}  # fmt: skip
+        stages[stage] = {
+            "gflops": round(measured["gigaoperations"] / seconds, 1),
+            "best_gflops": best,
+            "share": round(measured["gigaoperations"] / seconds / best, 4),
+        }
     arguments = (workload.folder, workload.size, precision, "onebase", "--new-tokens", str(workload.new_tokens))
     decoded = run_module("bench.decode", *arguments)
-    shape = Shape.of(AutoConfig.from_pretrained(workload.folder / f"base-{workload.size}"), rank=LORA["r"],
-                     adapted=LORA["target_modules"])  # fmt: skip
+    shape = Shape.of(
+        AutoConfig.from_pretrained(workload.folder / f"base-{workload.size}"),
+        rank=LORA["r"],
+        adapted=LORA["target_modules"],
+    )
     limits = decode_limits(
-        shape, prompt_tokens=decoded["prompt_tokens"], rows=NUM_PROMPTS, new_tokens=workload.new_tokens,
-        bytes_per_number=DTYPES[precision].itemsize, gflops=speeds[-1]["gflops"],
+        shape,
+        prompt_tokens=decoded["prompt_tokens"],
+        rows=NUM_PROMPTS,
+        new_tokens=workload.new_tokens,
+        bytes_per_number=DTYPES[precision].itemsize,
+        gflops=speeds[-1]["gflops"],
         gb_per_second=speeds[-1]["cached_gb_per_second"],
-    )  # fmt: skip
+    )
     return {"machine": speeds[-1], "stages": stages, "decode": {"seconds": decoded["seconds"], **limits}}
 
 
@@ -63,9 +73,15 @@ def machine(precision: str) -> dict[str, Any]:
 
 
 def decode_limits(
-    shape: Shape, *, prompt_tokens: int, rows: int, new_tokens: int, bytes_per_number: int, gflops: float,
+    shape: Shape,
+    *,
+    prompt_tokens: int,
+    rows: int,
+    new_tokens: int,
+    bytes_per_number: int,
+    gflops: float,
     gb_per_second: float,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Seconds that decoding takes at least: `bytes_seconds` to read, `operations_seconds` to compute.
 
     The first new token comes from the pass over the prompts. Each further one reads all weights once for all rows, and
@@ -84,8 +100,10 @@ def decode_limits(
     prompts = Tokens(prompt_tokens, rows * length * (length + 1) // 2, rows)
     new = Tokens(rows * steps, attended, rows * steps)
     operations = forward_operations(shape, prompts + new, adapter=True, output_layer=True)
-    return {"bytes_seconds": round(read / gb_per_second / 1e9, 4),
-            "operations_seconds": round(operations / gflops / 1e9, 4)}  # fmt: skip
+    return {
+        "bytes_seconds": round(read / gb_per_second / 1e9, 4),
+        "operations_seconds": round(operations / gflops / 1e9, 4),
+    }
 
 
 if __name__ == "__main__":

@@ -12,11 +12,19 @@ from pathlib import Path
 from bench.side import ROOT, SideFailed, run_side, tail
 
 ENVIRONMENTS = {
-    "classic": ["torch==2.13.0", "trl==0.11.4", "transformers==4.46.3", "peft==0.13.2", "accelerate==1.1.1",
-                "datasets<4", "numpy>=2,<2.4", "rich"],
+    "classic": [
+        "torch==2.13.0",
+        "trl==0.11.4",
+        "transformers==4.46.3",
+        "peft==0.13.2",
+        "accelerate==1.1.1",
+        "datasets<4",
+        "numpy>=2,<2.4",
+        "rich",
+    ],
     "last": ["torch==2.13.0", "trl==1.12.0", "peft"],
     "pairs": ["torch==2.13.0", "trl==1.16.0", "peft"],
-}  # fmt: skip
+}
 """What is installed for each peer."""
 TRANSCRIPTS = Path("hh_rlhf/harmless-base-test.jsonl.gz")
 
@@ -66,8 +74,21 @@ class Workload:
 
     def ours(self, stage: str, precision: str, *more: str) -> list[str | Path]:
         """The arguments of `bench.ours`."""
-        return [self.folder, self.size, precision, stage, "--data", self.transcripts, "--rows", str(self.pairs),
-                "--batches", str(self.ppo_batches), "--new-tokens", str(self.new_tokens), *more]  # fmt: skip
+        return [
+            self.folder,
+            self.size,
+            precision,
+            stage,
+            "--data",
+            self.transcripts,
+            "--rows",
+            str(self.pairs),
+            "--batches",
+            str(self.ppo_batches),
+            "--new-tokens",
+            str(self.new_tokens),
+            *more,
+        ]
 
 
 def python_of(workload: Workload, name: str) -> Path:

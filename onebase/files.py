@@ -141,7 +141,5 @@ def _no_room(error: Exception, path: Path, temporary: Path) -> DoesNotFitError |
             "limit and run again"
         )
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
-        return DoesNotFitError(
-            f"{path}: the disk is full; nothing was half-written. Free some space and run again"
-        )
+        return DoesNotFitError(f"{path}: the disk is full; nothing was half-written. Free some space and run again")
     return None

@@ -43,8 +43,13 @@ def in_two(
     """A verb in two processes; with `stop_after`, a SIGTERM to the second one alone in that step; with `spoil`, a
     gradient there that is not finite in these."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "STOP_AFTER": str(stop_after),
-                   "SPOIL": " ".join(map(str, spoil))}  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "STOP_AFTER": str(stop_after),
+        "SPOIL": " ".join(map(str, spoil)),
+    }
     module = "tests.stops_itself" if stop_after or spoil else "onebase"
     return subprocess.run(
         [*start, module, verb, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
@@ -101,13 +106,17 @@ def test_sft_goes_from_one_process_to_two_and_back(
 
 
 @pytest.mark.slow
-def test_ppo_in_two_processes_is_ppo_in_one(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ppo_in_two_processes_is_ppo_in_one(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a rollout of a lone prompt, a critic that warms up, and steps that one process alone would refuse."""
     prompts = write_rows(tmp_path / "prompts.jsonl", prompt_rows())  # 13 of them train
-    more: Options = {"max_steps": 5, "ppo.critic_warmup_rollouts": 2, "ppo.num_ppo_epochs": 2, "ppo.kl_target": 0.5,
-                     "ppo.kl_horizon": 50, "evaluation.every_steps": 2}  # fmt: skip
+    more: Options = {
+        "max_steps": 5,
+        "ppo.critic_warmup_rollouts": 2,
+        "ppo.num_ppo_epochs": 2,
+        "ppo.kl_target": 0.5,
+        "ppo.kl_horizon": 50,
+        "evaluation.every_steps": 2,
+    }
     spoil = (2, 11, 15)
     with monkeypatch.context() as patch:
         patch.setattr(processes, "sum_gradients", spoiling(spoil, processes.sum_gradients))
@@ -130,9 +139,11 @@ def test_ppo_in_two_processes_is_ppo_in_one(
 def test_a_lone_prompt_and_a_lone_row_are_shared_by_two(base: Path, tmp_path: Path) -> None:
     prompts = write_rows(tmp_path / "prompts.jsonl", prompt_rows(1))
     options: Options = {
-        "reward.callable": "tests.recipes.conftest:count_vowels", "generation.max_new_tokens": 6,
-        "generation.samples_per_prompt": 3, "data.eval_fraction": None,
-    }  # fmt: skip
+        "reward.callable": "tests.recipes.conftest:count_vowels",
+        "generation.max_new_tokens": 6,
+        "generation.samples_per_prompt": 3,
+        "data.eval_fraction": None,
+    }
     assert main(["best-of", *words(common(base, tmp_path / "one", prompts), options)]) == 0
     done = in_two("best-of", words(common(base, tmp_path / "two", prompts), options))
     assert done.returncode == 0, done.stderr
@@ -151,13 +162,17 @@ def test_a_lone_prompt_and_a_lone_row_are_shared_by_two(base: Path, tmp_path: Pa
     [
         ({"WORLD_SIZE": "abc"}, "WORLD_SIZE = 'abc' in the environment is not a number of processes; start several "),
         ({"WORLD_SIZE": "-1"}, "WORLD_SIZE = -1 in the environment is not a number of processes; start several "),
-        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"},
-         "WORLD_SIZE = 2 in the environment, without LOCAL_RANK, MASTER_ADDR; start several processes with torchrun or "
-         "accelerate launch, and a single one with WORLD_SIZE unset"),
-        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "zero", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
-         "LOCAL_RANK = 'zero' in the environment is not a number; "),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"},
+            "WORLD_SIZE = 2 in the environment, without LOCAL_RANK, MASTER_ADDR; start several processes with torchrun "
+            "or accelerate launch, and a single one with WORLD_SIZE unset",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "zero", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+            "LOCAL_RANK = 'zero' in the environment is not a number; ",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_launch_that_is_not_whole_is_one_line(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
 ) -> None:

@@ -40,15 +40,25 @@ WINDOW = 4
 """Positions that a sliding-window layer of the tiny models sees."""
 
 _SPECIAL: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "initializer_range": 0.15,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "initializer_range": 0.15,
+}
 _LLAMA_LIKE: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
 _GEMMA_LIKE: dict[str, Any] = _LLAMA_LIKE | {
-    "head_dim": 8, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"],
-}  # fmt: skip
+    "head_dim": 8,
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 
 ARCHITECTURES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "llama": (LlamaConfig, _LLAMA_LIKE),
@@ -61,21 +71,29 @@ ARCHITECTURES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "gpt2": (
         GPT2Config,
         {
-            "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128,
-            "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 128,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
         },
     ),
     "neox": (
         GPTNeoXConfig,
         {
-            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
             "max_position_embeddings": 128,
         },
     ),
     "granite": (GraniteConfig, _LLAMA_LIKE | {"logits_scaling": 4.0}),
     "cohere": (CohereConfig, _LLAMA_LIKE | {"logit_scale": 0.25}),
     "bloom": (BloomConfig, {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
-}  # fmt: skip
+}
 
 
 def tiny_model(architecture: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:

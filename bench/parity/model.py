@@ -19,9 +19,12 @@ VOCABULARY = 96
 """Padding, the end token and the words `w2` to `w95`, one id each."""
 
 LORA: dict[str, Any] = {
-    "r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "task_type": "CAUSAL_LM",
+    "r": 2,
+    "lora_alpha": 4,
+    "lora_dropout": 0.0,
+    "task_type": "CAUSAL_LM",
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-}  # fmt: skip
+}
 """Of `peft.LoraConfig`, the policy's adapter; the reference is the same base with the adapter off."""
 
 SHAPES = ((0, 5, 4, 6), (20, 3, 7, 2), (40, 8, 5, 5), (60, 1, 3, 9), (61, 12, 1, 4), (77, 2, 10, 1))
@@ -34,10 +37,13 @@ probabilities.
 def rows() -> list[dict[str, list[int]]]:
     """Ids of `prompt`, `chosen` and `rejected`. Every completion ends in the end token, or TRL would add one."""
     return [
-        {"prompt": _words(start, prompt), "chosen": [*_words(start + 30, chosen - 1), END],
-         "rejected": [*_words(start + 50, rejected - 1), END]}
+        {
+            "prompt": _words(start, prompt),
+            "chosen": [*_words(start + 30, chosen - 1), END],
+            "rejected": [*_words(start + 50, rejected - 1), END],
+        }
         for start, prompt, chosen, rejected in SHAPES
-    ]  # fmt: skip
+    ]
 
 
 def unpaired_rows() -> list[dict[str, Any]]:
@@ -51,9 +57,17 @@ def unpaired_rows() -> list[dict[str, Any]]:
 def tiny_llama() -> LlamaForCausalLM:
     """Two layers in float32, without dropout."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=PAD, bos_token_id=None, eos_token_id=END,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        eos_token_id=END,
+    )
     model = LlamaForCausalLM(config).float().eval()
     model.load_state_dict(formula_weights(model.state_dict(), size=0.5))
     return model

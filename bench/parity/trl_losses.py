@@ -83,9 +83,15 @@ GRADIENTS = ("layers.0.self_attn.q_proj.lora_A", "layers.1.mlp.down_proj.lora_B"
 """Parameters whose gradient under `sigmoid` is kept entry by entry."""
 
 MEASURED = (
-    "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "nll_loss", "log_odds_ratio",
-    "log_odds_chosen", "kl",
-)  # fmt: skip
+    "logps/chosen",
+    "logps/rejected",
+    "rewards/chosen",
+    "rewards/rejected",
+    "nll_loss",
+    "log_odds_ratio",
+    "log_odds_chosen",
+    "kl",
+)
 """Metrics of TRL that are kept, where a trainer has them."""
 
 
@@ -93,13 +99,24 @@ def make_trainer(kind: str, data: Sequence[dict[str, Any]], arguments: dict[str,
     """A trainer on rows of ids, whose policy is the adapter of `model.py`."""
     trainer_class, config_class = TRAINERS[kind]
     config = config_class(
-        output_dir=folder, per_device_train_batch_size=len(data), max_length=64, bf16=False, use_cpu=True,
-        gradient_checkpointing=False, remove_unused_columns=False, report_to="none", disable_tqdm=True, **arguments,
-    )  # fmt: skip
+        output_dir=folder,
+        per_device_train_batch_size=len(data),
+        max_length=64,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        **arguments,
+    )
     trainer = trainer_class(
-        tiny_llama(), args=config, train_dataset=Dataset.from_list([as_text(row) for row in data]),
-        processing_class=tokenizer(), peft_config=peft.LoraConfig(**LORA),
-    )  # fmt: skip
+        tiny_llama(),
+        args=config,
+        train_dataset=Dataset.from_list([as_text(row) for row in data]),
+        processing_class=tokenizer(),
+        peft_config=peft.LoraConfig(**LORA),
+    )
     # PEFT starts an adapter at zero, where policy and reference are one. This is the state after some training.
     weights = formula_weights(get_peft_model_state_dict(trainer.model), size=0.2)
     set_peft_model_state_dict(trainer.model, weights)
@@ -112,8 +129,7 @@ def as_text(row: dict[str, Any]) -> dict[str, Any]:
     """A row of ids in words."""
     words = tokenizer().convert_ids_to_tokens
     return {
-        key: value if key == "label" else " ".join(words(value)) + " " * (key == "prompt")
-        for key, value in row.items()
+        key: value if key == "label" else " ".join(words(value)) + " " * (key == "prompt") for key, value in row.items()
     }
 
 
@@ -157,16 +173,20 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     golden: dict[str, Any] = {
-        "versions": {m.__name__: m.__version__ for m in (trl, torch, transformers, peft)}, "paired": {}, "unpaired": {}
-    }  # fmt: skip
+        "versions": {m.__name__: m.__version__ for m in (trl, torch, transformers, peft)},
+        "paired": {},
+        "unpaired": {},
+    }
     with tempfile.TemporaryDirectory() as folder:
         for name, (kind, arguments) in PAIRED.items():
             trainer = make_trainer(kind, rows(), arguments, folder)
             each = [measure(trainer, [row]) for row in trainer.train_dataset]
             golden["paired"][name] = {
-                "trainer": type(trainer).__name__, "arguments": arguments,
-                "all_rows": measure(trainer, trainer.train_dataset), "each_row": each,
-            }  # fmt: skip
+                "trainer": type(trainer).__name__,
+                "arguments": arguments,
+                "all_rows": measure(trainer, trainer.train_dataset),
+                "each_row": each,
+            }
             if name == "sigmoid":
                 golden["paired"][name]["gradients"] = gradients(trainer)
                 batch = trainer.data_collator(list(trainer.train_dataset))
@@ -175,9 +195,11 @@ def main() -> None:
         for name, (order, arguments) in UNPAIRED.items():
             trainer = make_trainer("kto", [unpaired_rows()[i] for i in order], arguments, folder)
             golden["unpaired"][name] = {
-                "trainer": type(trainer).__name__, "arguments": arguments, "rows": order,
+                "trainer": type(trainer).__name__,
+                "arguments": arguments,
+                "rows": order,
                 "all_rows": measure(trainer, trainer.train_dataset),
-            }  # fmt: skip
+            }
     for name, entry in (golden["paired"] | golden["unpaired"]).items():
         print(f"{name:<18}{entry['all_rows']['loss']:>12.6f}")
     (Path(__file__).parent / "golden.json").write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")

@@ -253,9 +253,12 @@ def chat(
         raise ConfigError("chat needs one role folder, or two after --compare; see 'onebase chat --help'")
     preflight.check_device(device)
     preflight.check_sampling(
-        {"--once": once, "--system": system}, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+        {"--once": once, "--system": system},
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
         seed=seed,
-    )  # fmt: skip
+    )
     kinds = {folder: ("policy",) for folder in compare or (str(role),)}
     preflight.check_roles(kinds | ({reward: ("reward",)} if reward is not None else {}), model=model)
     streams.say_first(f"chat: loading {role or ' and '.join(compare or ())}")

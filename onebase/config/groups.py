@@ -288,9 +288,20 @@ class RewardGroup(Group):
 
 
 LOSSES = (
-    "sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "step_dpo", "cpo", "simpo", "orpo", "kto", "rrhf",
-    "plackett_luce", "nll",
-)  # fmt: skip
+    "sigmoid",
+    "sigmoid_norm",
+    "robust",
+    "hinge",
+    "ipo",
+    "step_dpo",
+    "cpo",
+    "simpo",
+    "orpo",
+    "kto",
+    "rrhf",
+    "plackett_luce",
+    "nll",
+)
 """Names of preference losses, as the papers have them; nll is the language-model loss of the best answer."""
 
 _AGAINST_REFERENCE = {"sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "step_dpo"}

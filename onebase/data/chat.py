@@ -278,9 +278,7 @@ class ChatFormat:
         rendered = self._render([*messages, Message("assistant", _MARK)], place, add_generation_prompt=False)
         _, mark, suffix = rendered.rpartition(_MARK)
         if not mark:
-            raise ModelError(
-                f"{self._called} leaves out what the assistant says; set model.chat_template to another"
-            )
+            raise ModelError(f"{self._called} leaves out what the assistant says; set model.chat_template to another")
         found = self._special.search(suffix)
         if not found:
             return _Ending(suffix, "", "", self._eos)

@@ -14,9 +14,15 @@ from onebase.errors import DataError
 from onebase.records import Message, Row
 
 ROLES = {
-    "system": "system", "user": "user", "human": "user", "observation": "user", "tool": "user",
-    "assistant": "assistant", "gpt": "assistant", "function_call": "assistant",
-}  # fmt: skip
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "observation": "user",
+    "tool": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "function_call": "assistant",
+}
 _TOOL_ROLES = ("observation", "tool")
 _UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
 """Keys of a message whose content no template is given."""

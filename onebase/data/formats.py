@@ -66,8 +66,10 @@ def read_files(paths: Sequence[str | Path], *, limit: int | None = None) -> list
         check_file(Path(path))
         first = seen.setdefault(file_id(path), path)
         if first is not path:
-            raise DataError(f"{shown(path)} and {shown(first)} are the same file; name it once (for more visits raise "
-                            "optimizer.num_epochs)")  # fmt: skip
+            raise DataError(
+                f"{shown(path)} and {shown(first)} are the same file; name it once (for more visits raise "
+                "optimizer.num_epochs)"
+            )
     rows: list[Row] = []
     for path in paths:
         if limit is not None and len(rows) >= limit:

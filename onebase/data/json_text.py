@@ -114,9 +114,12 @@ def _row_of(text: str) -> str:
     for number, entry in enumerate(_entries(text), start=1):
         try:
             json.loads(
-                entry, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number,
+                entry,
+                object_pairs_hook=_object,
+                parse_constant=_constant,
+                parse_float=_number,
                 parse_int=_whole_number,
-            )  # fmt: skip
+            )
             _check_surrogates(json.loads(entry), "")
         except (_Refused, RecursionError):
             return f":{number}"

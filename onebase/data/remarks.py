@@ -46,8 +46,10 @@ def remarks(train: Sequence[Row], held_out: Sequence[Row]) -> list[str]:
             "on tells nothing about other data; leave data.eval out, and a part of data.train is held out"
         )
     if both:
-        lines.append(f"warning: held-out rows that are trained on too, so that held-out figures flatter: "
-                     f"{_places(both)} of {len(held_out)}")  # fmt: skip
+        lines.append(
+            f"warning: held-out rows that are trained on too, so that held-out figures flatter: "
+            f"{_places(both)} of {len(held_out)}"
+        )
     return lines
 
 

@@ -75,9 +75,14 @@ def check_template(text: object, name: str) -> str:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[Message], place: str, called: str, *,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    messages: Sequence[Message],
+    place: str,
+    called: str,
+    *,
     generation: bool,
-) -> str:  # fmt: skip
+) -> str:
     """The conversation as the template writes it; with `generation`, up to where the answer begins.
 
     Raises:

@@ -81,7 +81,7 @@ def report(folder: Path, roles: dict[str, HeldOut], rises: dict[str, Interval]) 
     console.print(f"talk to it:\n  onebase chat {folder / 'ppo' / 'policy'}", soft_wrap=True)
     console.print(
         f"  onebase chat --compare {folder / 'sft' / 'policy'} {folder / 'ppo' / 'policy'} "
-        f"--reward {folder / 'reward' / 'reward'} --once \"{question}\"",
+        f'--reward {folder / "reward" / "reward"} --once "{question}"',
         soft_wrap=True,
     )
 
@@ -96,9 +96,7 @@ def compare(folder: Path, seed: int) -> dict[str, HeldOut]:
     load_role(base, "PPO", folder / "ppo" / "policy", kinds=("policy",))
     load_role(base, "reward", folder / "reward" / "reward", kinds=("reward",))
     rows = read_rows(folder / "data" / "held_out.jsonl")
-    prompts = encode_prompts(
-        rows, chat, Limits(base.context_length), max_new_tokens=MAX_NEW_TOKENS, opening_tokens=1
-    )
+    prompts = encode_prompts(rows, chat, Limits(base.context_length), max_new_tokens=MAX_NEW_TOKENS, opening_tokens=1)
     sampling = Sampling(MAX_NEW_TOKENS, stop_ids=stop_ids(base))
     return {
         name: evaluate_role(
@@ -124,48 +122,75 @@ def make_configs(folder: Path, seed: int) -> dict[str, VerbConfig]:
     model = {"model_name_or_path": base, "dtype": "float32", "chat_template": TEMPLATE}
     lora = {"r": 16, "alpha": 32}
     stages: dict[str, VerbConfig] = {
-        "pretrain": PretrainConfig.model_validate({
-            "output_dir": str(folder / "pretrain"), "seed": seed,
-            "tiny": {"vocab_size": 768, "hidden_size": 160, "num_layers": 3, "num_heads": 4, "max_length": 160},
-            "data": {"train": [str(data / "pretrain.jsonl")], "eval_fraction": 0.01},
-            "block_length": 128,
-            "optimizer": {"learning_rate": 4e-3, "schedule": "cosine", "warmup_steps": 30},
-            "batch": {"minibatch": 16, "microbatch_tokens": TOKEN_BUDGET},
-        }),
-        "sft": SFTConfig.model_validate({
-            "output_dir": str(folder / "sft"), "seed": seed, "model": model, "lora": lora,
-            "data": {"train": [str(data / "sft.jsonl")], "eval_fraction": 0.05},
-            "optimizer": {"learning_rate": 2e-3, "schedule": "linear", "num_epochs": 2},
-            "batch": {"minibatch": 32, "microbatch_tokens": TOKEN_BUDGET},
-        }),
-        "reward": RewardConfig.model_validate({
-            "output_dir": str(folder / "reward"), "seed": seed, "model": model, "lora": lora,
-            "data": {"train": [str(data / "preferences.jsonl")], "eval_fraction": 0.1},
-            "optimizer": {"learning_rate": 2e-3, "schedule": "linear"},
-            "batch": {"minibatch": 32, "microbatch_tokens": TOKEN_BUDGET},
-        }),
-        "dpo": DPOConfig.model_validate({
-            "output_dir": str(folder / "dpo"), "seed": seed, "model": model,
-            "start_from": str(folder / "sft" / "policy"),
-            "data": {"train": [str(data / "preferences.jsonl")], "limit": 6_400, "eval_fraction": 0.05},
-            # On a model this small DPO needs a firm pull: at beta 0.1 it drifts away and falls below SFT.
-            "preference": {"beta": 0.5},
-            "optimizer": {"learning_rate": 2e-4, "schedule": "linear"},
-            "batch": {"minibatch": 32, "microbatch_tokens": TOKEN_BUDGET},
-        }),
-        "ppo": PPOConfig.model_validate({
-            "output_dir": str(folder / "ppo"), "seed": seed, "model": model,
-            "policy": str(folder / "sft" / "policy"),
-            "reward": {"role": str(folder / "reward" / "reward"), "normalize": "held_out"},
-            "data": {"train": [str(data / "prompts.jsonl")], "eval": [str(data / "held_out.jsonl")]},
-            "generation": {"max_new_tokens": MAX_NEW_TOKENS, "samples_per_prompt": 4},
-            "ppo": {"rollout_prompts": 32, "minibatch_prompts": 8, "num_ppo_epochs": 2, "kl_coefficient": 0.1,
-                    "missing_end_penalty": 1.0, "value_coefficient": 0.5},
-            "optimizer": {"learning_rate": 1e-3},
-            "batch": {"microbatch_tokens": TOKEN_BUDGET},
-            "max_steps": 50,
-        }),
-    }  # fmt: skip
+        "pretrain": PretrainConfig.model_validate(
+            {
+                "output_dir": str(folder / "pretrain"),
+                "seed": seed,
+                "tiny": {"vocab_size": 768, "hidden_size": 160, "num_layers": 3, "num_heads": 4, "max_length": 160},
+                "data": {"train": [str(data / "pretrain.jsonl")], "eval_fraction": 0.01},
+                "block_length": 128,
+                "optimizer": {"learning_rate": 4e-3, "schedule": "cosine", "warmup_steps": 30},
+                "batch": {"minibatch": 16, "microbatch_tokens": TOKEN_BUDGET},
+            }
+        ),
+        "sft": SFTConfig.model_validate(
+            {
+                "output_dir": str(folder / "sft"),
+                "seed": seed,
+                "model": model,
+                "lora": lora,
+                "data": {"train": [str(data / "sft.jsonl")], "eval_fraction": 0.05},
+                "optimizer": {"learning_rate": 2e-3, "schedule": "linear", "num_epochs": 2},
+                "batch": {"minibatch": 32, "microbatch_tokens": TOKEN_BUDGET},
+            }
+        ),
+        "reward": RewardConfig.model_validate(
+            {
+                "output_dir": str(folder / "reward"),
+                "seed": seed,
+                "model": model,
+                "lora": lora,
+                "data": {"train": [str(data / "preferences.jsonl")], "eval_fraction": 0.1},
+                "optimizer": {"learning_rate": 2e-3, "schedule": "linear"},
+                "batch": {"minibatch": 32, "microbatch_tokens": TOKEN_BUDGET},
+            }
+        ),
+        "dpo": DPOConfig.model_validate(
+            {
+                "output_dir": str(folder / "dpo"),
+                "seed": seed,
+                "model": model,
+                "start_from": str(folder / "sft" / "policy"),
+                "data": {"train": [str(data / "preferences.jsonl")], "limit": 6_400, "eval_fraction": 0.05},
+                # On a model this small DPO needs a firm pull: at beta 0.1 it drifts away and falls below SFT.
+                "preference": {"beta": 0.5},
+                "optimizer": {"learning_rate": 2e-4, "schedule": "linear"},
+                "batch": {"minibatch": 32, "microbatch_tokens": TOKEN_BUDGET},
+            }
+        ),
+        "ppo": PPOConfig.model_validate(
+            {
+                "output_dir": str(folder / "ppo"),
+                "seed": seed,
+                "model": model,
+                "policy": str(folder / "sft" / "policy"),
+                "reward": {"role": str(folder / "reward" / "reward"), "normalize": "held_out"},
+                "data": {"train": [str(data / "prompts.jsonl")], "eval": [str(data / "held_out.jsonl")]},
+                "generation": {"max_new_tokens": MAX_NEW_TOKENS, "samples_per_prompt": 4},
+                "ppo": {
+                    "rollout_prompts": 32,
+                    "minibatch_prompts": 8,
+                    "num_ppo_epochs": 2,
+                    "kl_coefficient": 0.1,
+                    "missing_end_penalty": 1.0,
+                    "value_coefficient": 0.5,
+                },
+                "optimizer": {"learning_rate": 1e-3},
+                "batch": {"microbatch_tokens": TOKEN_BUDGET},
+                "max_steps": 50,
+            }
+        ),
+    }
     return stages
 
 

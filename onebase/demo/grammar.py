@@ -31,6 +31,7 @@ from onebase.records import Message, Row
 
 Split = Literal["train", "held_out"]
 
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One of the 256 questions: a thing and an attribute, asked in one of two phrasings of one language."""

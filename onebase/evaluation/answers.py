@@ -23,8 +23,11 @@ OPENING_TOKENS = 16
 def answers(base: OneBase, chat: ChatFormat, held_out: Sequence[Example], *, role: str) -> list[tuple[str, str]]:
     """The first held-out prompts that leave room for an answer, each with the likeliest one, token by token."""
     room = min(MAX_NEW_TOKENS, base.context_length // 2)
-    asked = {tuple(ids): text for ids, text in (_asked(example, chat) for example in held_out)
-             if len(ids) + room <= base.context_length}  # fmt: skip
+    asked = {
+        tuple(ids): text
+        for ids, text in (_asked(example, chat) for example in held_out)
+        if len(ids) + room <= base.context_length
+    }
     prompts = dict(islice(asked.items(), NUM_PROMPTS))
     sampling = Sampling(room, temperature=0, stop_ids=stop_ids(base, [chat.end_token_id]))
     samples = generate(base, list(prompts), role=role, sampling=sampling, seeds=[0] * len(prompts))

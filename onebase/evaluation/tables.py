@@ -32,9 +32,12 @@ def result_console() -> Console:
     """Stdout; where that is no terminal, wide enough for the tables. Stderr, where someone closed stdout."""
     closed = sys.stdout.closed
     return Console(
-        file=sys.stderr if closed else sys.stdout, quiet=not processes.is_main(), highlight=False, emoji=False,
+        file=sys.stderr if closed else sys.stdout,
+        quiet=not processes.is_main(),
+        highlight=False,
+        emoji=False,
         width=None if not closed and sys.stdout.isatty() else 120,
-    )  # fmt: skip
+    )
 
 
 def figures_table(roles: Sequence[HeldOut], *, names: Sequence[str]) -> Table:

@@ -86,9 +86,12 @@ def without_adapter(model: PreTrainedModel) -> str:
 def plain_lora(config: Any) -> bool:
     """Whether an adapter is W x + s B A x and no more: no dropout, no variant of LoRA."""
     return (
-        isinstance(config, LoraConfig) and not config.lora_dropout and not config.use_dora and not config.lora_bias
+        isinstance(config, LoraConfig)
+        and not config.lora_dropout
+        and not config.use_dora
+        and not config.lora_bias
         and not config.fan_in_fan_out
-    )  # fmt: skip
+    )
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -89,15 +89,17 @@ class Decoder:
         for layer in self._trunk.layers:
             attention, mlp = layer.self_attn, layer.mlp
             norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
-            found.append(Layer(
-                layer.input_layernorm,
-                projection_of(attention.q_proj, attention.k_proj, attention.v_proj),
-                norms,
-                projection_of(attention.o_proj),
-                layer.post_attention_layernorm,
-                projection_of(mlp.gate_proj, mlp.up_proj),
-                projection_of(mlp.down_proj),
-            ))  # fmt: skip
+            found.append(
+                Layer(
+                    layer.input_layernorm,
+                    projection_of(attention.q_proj, attention.k_proj, attention.v_proj),
+                    norms,
+                    projection_of(attention.o_proj),
+                    layer.post_attention_layernorm,
+                    projection_of(mlp.gate_proj, mlp.up_proj),
+                    projection_of(mlp.down_proj),
+                )
+            )
         return found
 
     def lay_weights_together(self) -> None:
@@ -202,12 +204,15 @@ class Decoder:
             keys, values = slot.update(key[:, :, None], value[:, :, None])
             reads = [
                 scaled_dot_product_attention(
-                    query[rows, :, None], keys[rows, :, :length], values[rows, :, :length],
-                    attn_mask=mask[rows, ..., :length], scale=self._scaling,
+                    query[rows, :, None],
+                    keys[rows, :, :length],
+                    values[rows, :, :length],
+                    attn_mask=mask[rows, ..., :length],
+                    scale=self._scaling,
                     enable_gqa=keys.shape[1] != query.shape[1],
                 )
                 for rows, length in blocks
-            ]  # fmt: skip
+            ]
             x = _output_and_mlp(layer, x, torch.cat(reads).flatten(1))
         return _normed(x, self._trunk.norm)
 

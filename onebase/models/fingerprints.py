@@ -63,10 +63,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _entries(tensors: dict[str, Tensor]) -> dict[str, bytes]:
-    return {
-        name: _entry(name, list(tensor.shape), tensor.__getitem__)
-        for name, tensor in tensors.items()
-    }
+    return {name: _entry(name, list(tensor.shape), tensor.__getitem__) for name, tensor in tensors.items()}
 
 
 def _entry(name: str, shape: list[int], read: Read) -> bytes:

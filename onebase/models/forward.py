@@ -48,9 +48,7 @@ def trunk(model: PreTrainedModel, batch: TreeBatch, *, layout: str) -> Tensor:
     return model.base_model(**arguments).last_hidden_state
 
 
-def token_logprobs(
-    base: OneBase, batch: TreeBatch, *, role: str, temperature: float = 1.0
-) -> Tensor:
+def token_logprobs(base: OneBase, batch: TreeBatch, *, role: str, temperature: float = 1.0) -> Tensor:
     """log p(token | prompt, earlier tokens of its completion) for every counted token: `[M]` float32.
 
     Args:

@@ -93,9 +93,14 @@ def wrap_model(
     decoder = find_decoder(model, found.tolerance) if found.layout == "tree" else None
     notes = [note for note in (_cost_of(found), context_note(model.config)) if note]
     return OneBase(
-        model, tokenizer, fingerprint=fingerprint, layout=found.layout, name_or_path=name_or_path, decoder=decoder,
+        model,
+        tokenizer,
+        fingerprint=fingerprint,
+        layout=found.layout,
+        name_or_path=name_or_path,
+        decoder=decoder,
         notes=notes,
-    )  # fmt: skip
+    )
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name_or_path: str) -> None:

@@ -1,11 +1,11 @@
 """One frozen base in memory, and the roles that are adapters on it.
 
-    | role      | adapter                                            | head          |
-    | policy    | yes (or none: full-parameter training of the base) | the base's    |
-    | reference | a frozen copy of what the policy started from,     | the base's    |
-    |           | or none where that is exactly the base             |               |
-    | reward    | yes                                                | ScalarHead    |
-    | critic    | yes, or the policy's own with a head on its trunk  | ScalarHead    |
+| role      | adapter                                            | head          |
+| policy    | yes (or none: full-parameter training of the base) | the base's    |
+| reference | a frozen copy of what the policy started from,     | the base's    |
+|           | or none where that is exactly the base             |               |
+| reward    | yes                                                | ScalarHead    |
+| critic    | yes, or the policy's own with a head on its trunk  | ScalarHead    |
 """
 
 from __future__ import annotations

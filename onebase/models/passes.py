@@ -37,9 +37,7 @@ def num_counted(examples: Sequence[Example]) -> int:
     )
 
 
-def with_lower_states(
-    base: OneBase, examples: Sequence[Example], *, role: str, token_budget: int
-) -> list[Example]:
+def with_lower_states(base: OneBase, examples: Sequence[Example], *, role: str, token_budget: int) -> list[Example]:
     """The examples with what the layers below the role's adapter make of them, for all roles that have none there.
 
     Unchanged where the role adapts the lowest layer, or where transformers runs the model.

@@ -55,19 +55,21 @@ def save_role(
         config.modules_to_save = ["score"] if role.pooling == "last" else None
     local = Path(base.name_or_path)
     config.base_model_name_or_path = str(local.resolve()) if local.is_dir() else base.name_or_path
-    card = RoleCard.model_validate({
-        "kind": kind,
-        "base": config.base_model_name_or_path,
-        "base_fingerprint": base.fingerprint,
-        "tokenizer_fingerprint": tokenizer_fingerprint(base.tokenizer),
-        "dtype": str(base.model.dtype).removeprefix("torch."),
-        "quantization": "nf4" if getattr(base.model, "is_quantized", False) else "none",
-        "chat_template": chat.name if chat else None,
-        "chat_template_fingerprint": chat.fingerprint if chat else "",
-        "pooling": role.pooling,
-        "score_mean": role.score_mean,
-        "score_std": role.score_std or None,  # equal scores have no scale
-    })  # fmt: skip
+    card = RoleCard.model_validate(
+        {
+            "kind": kind,
+            "base": config.base_model_name_or_path,
+            "base_fingerprint": base.fingerprint,
+            "tokenizer_fingerprint": tokenizer_fingerprint(base.tokenizer),
+            "dtype": str(base.model.dtype).removeprefix("torch."),
+            "quantization": "nf4" if getattr(base.model, "is_quantized", False) else "none",
+            "chat_template": chat.name if chat else None,
+            "chat_template_fingerprint": chat.fingerprint if chat else "",
+            "pooling": role.pooling,
+            "score_mean": role.score_mean,
+            "score_std": role.score_std or None,  # equal scores have no scale
+        }
+    )
     with atomic_folder(Path(folder)) as temporary:
         config.save_pretrained(str(temporary))
         save_file(weights, temporary / ADAPTER_FILE, metadata={"format": "pt"})

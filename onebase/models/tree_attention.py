@@ -148,9 +148,7 @@ def _back_in_columns(parts: Sequence[Tensor], groups: TreeGroups, num_columns: i
     return out
 
 
-def _forward(
-    query_key_value: Tensor, groups: TreeGroups, scaling: float, num_heads: int
-) -> tuple[Tensor, Tensor]:
+def _forward(query_key_value: Tensor, groups: TreeGroups, scaling: float, num_heads: int) -> tuple[Tensor, Tensor]:
     """`[T, heads, d]`, and the queries, keys and values of every place."""
     placed = query_key_value.index_select(0, groups.columns)
     reads = []

@@ -151,9 +151,7 @@ def sigmoid_norm_loss(
     """
     check_label_smoothing(label_smoothing)
     check_beta(beta)
-    lead = _lead_per_token(
-        chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, rejected_lengths
-    )
+    lead = _lead_per_token(chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, rejected_lengths)
     return smoothed(beta * lead, label_smoothing)
 
 
@@ -266,9 +264,7 @@ def ipo_loss(
             finite.
     """
     check_beta(beta)
-    lead = _lead_per_token(
-        chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, rejected_lengths
-    )
+    lead = _lead_per_token(chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, rejected_lengths)
     return (lead - 1 / (2 * beta)).square()
 
 

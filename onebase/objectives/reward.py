@@ -133,9 +133,7 @@ def centering_loss(scores: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ranking_accuracy(
-    scores: Tensor, better: Tensor, worse: Tensor, tie: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def ranking_accuracy(scores: Tensor, better: Tensor, worse: Tensor, tie: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Which comparisons the scores order rightly, and which of them count.
 
     Args:

@@ -99,9 +99,15 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
         if lines or name == "pairs.jsonl":
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_atomically(run.folder / name, text)
-    summary = {"verb": "best-of", "prompts": len(prompts), "samples_per_prompt": count, "pairs": len(written.pairs),
-               "ended": written.ended / (len(prompts) * count), "empty": written.empty,
-               **describe_scores(written.means, written.best)}  # fmt: skip
+    summary = {
+        "verb": "best-of",
+        "prompts": len(prompts),
+        "samples_per_prompt": count,
+        "pairs": len(written.pairs),
+        "ended": written.ended / (len(prompts) * count),
+        "empty": written.empty,
+        **describe_scores(written.means, written.best),
+    }
     run.finish(summary)
     listed = " and ".join(f"{len(lines)} rows to {run.folder / name}" for name, lines in files.items() if lines)
     say(f"best-of: {score_line(written.means, written.best)}wrote {listed}")
@@ -120,9 +126,13 @@ class Written:
     empty: int = 0
 
     def add(
-        self, config: BestOfConfig, chat: ChatFormat, prompt: Example, samples: Sequence[Sample],
+        self,
+        config: BestOfConfig,
+        chat: ChatFormat,
+        prompt: Example,
+        samples: Sequence[Sample],
         scores: Sequence[float] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Takes in the samples of one prompt."""
         stops = set(chat.single_tokens(config.generation.stop)) - {chat.end_token_id}
         asked, answers = asked_of(chat, prompt), [own_answer(chat, prompt, sample, stops) for sample in samples]
@@ -140,13 +150,20 @@ class Written:
         """For the record, over all prompts so far."""
         if not self.best:
             return {"pairs": float(len(self.pairs))}
-        return {"mean_score": sum(self.means) / len(self.means),
-                "best_score": sum(row["score"] for row in self.best) / len(self.best)}  # fmt: skip
+        return {
+            "mean_score": sum(self.means) / len(self.means),
+            "best_score": sum(row["score"] for row in self.best) / len(self.best),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps; asked for after every batch, so no row is copied."""
-        return {"best": list(self.best), "pairs": list(self.pairs), "means": list(self.means), "ended": self.ended,
-                "empty": self.empty}  # fmt: skip
+        return {
+            "best": list(self.best),
+            "pairs": list(self.pairs),
+            "means": list(self.means),
+            "ended": self.ended,
+            "empty": self.empty,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resumes from `state_dict()`."""
@@ -173,8 +190,16 @@ def best_row(
     first = answers[ranked[0]]
     answered = {"text": asked["prompt"] + first.text} if is_text(prompt) else {"completion": first.text}
     rounded = [round(score, 6) for score in scores]
-    return [{**columns_of(prompt), **({} if is_text(prompt) else asked), **answered, "score": rounded[ranked[0]],
-             "scores": rounded, "ended": first.ended}]  # fmt: skip
+    return [
+        {
+            **columns_of(prompt),
+            **({} if is_text(prompt) else asked),
+            **answered,
+            "score": rounded[ranked[0]],
+            "scores": rounded,
+            "ended": first.ended,
+        }
+    ]
 
 
 def best_and_worst(
@@ -185,10 +210,14 @@ def best_and_worst(
     if not ranked or scores[ranked[0]] <= scores[ranked[-1]] or answers[ranked[0]].text == answers[ranked[-1]].text:
         return []
     first, last = ranked[0], ranked[-1]
-    return [{
-        **columns_of(prompt), **paired(asked, answers[first], answers[last]),
-        "chosen_score": round(scores[first], 6), "rejected_score": round(scores[last], 6),
-    }]  # fmt: skip
+    return [
+        {
+            **columns_of(prompt),
+            **paired(asked, answers[first], answers[last]),
+            "chosen_score": round(scores[first], 6),
+            "rejected_score": round(scores[last], 6),
+        }
+    ]
 
 
 def pairs_with_data(prompt: Example, asked: Mapping[str, Any], answers: Sequence[Answer]) -> list[dict[str, Any]]:
@@ -206,14 +235,22 @@ def pairs_with_data(prompt: Example, asked: Mapping[str, Any], answers: Sequence
     best = best_answer(row)
     chosen = Answer(best.answers[0], best.ended is None or best.ended[0])
     own = {answer.text: answer for answer in reversed(answers)}  # the first of those with one text
-    differing = [own[text] for text in dict.fromkeys(answer.text for answer in answers)
-                 if text.strip() and text.strip() != chosen.text.strip()]  # fmt: skip
+    differing = [
+        own[text]
+        for text in dict.fromkeys(answer.text for answer in answers)
+        if text.strip() and text.strip() != chosen.text.strip()
+    ]
     return [{**columns_of(prompt), **paired(asked, chosen, answer)} for answer in differing]
 
 
 def paired(asked: Mapping[str, Any], chosen: Answer, rejected: Answer) -> dict[str, Any]:
-    return {**asked, "chosen": chosen.text, "rejected": rejected.text, "chosen_ended": chosen.ended,
-            "rejected_ended": rejected.ended}  # fmt: skip
+    return {
+        **asked,
+        "chosen": chosen.text,
+        "rejected": rejected.text,
+        "chosen_ended": chosen.ended,
+        "rejected_ended": rejected.ended,
+    }
 
 
 def ranked_answers(answers: Sequence[Answer], scores: Sequence[float]) -> list[int]:
@@ -298,9 +335,11 @@ def plan(config: BestOfConfig) -> str:
     base = planned_base(config)
     prompts = encode(config, open_chat(base.tokenizer, config.model), base.context)
     check_columns([open_function(config.reward)], prompts)
-    return "\n".join([
-        *base.lines,
-        f"samples     {len(prompts)} prompts x {config.generation.samples_per_prompt} answers of at most "
-        f"{config.generation.max_new_tokens} tokens",
-        f"writes      {config.output_dir}/best.jsonl and {config.output_dir}/pairs.jsonl",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *base.lines,
+            f"samples     {len(prompts)} prompts x {config.generation.samples_per_prompt} answers of at most "
+            f"{config.generation.max_new_tokens} tokens",
+            f"writes      {config.output_dir}/best.jsonl and {config.output_dir}/pairs.jsonl",
+        ]
+    )

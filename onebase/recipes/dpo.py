@@ -97,8 +97,9 @@ def run(config: DPOConfig) -> dict[str, Any]:
     train, held_out = read_examples(config, chat, base.context_length)
     add_policy_and_reference(base, config)
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
-    budget = token_budget(base, config.batch, role="policy", longest=largest_example(base, train, held_out),
-                          before=run.token_budget)  # fmt: skip
+    budget = token_budget(
+        base, config.batch, role="policy", longest=largest_example(base, train, held_out), before=run.token_budget
+    )
     update = make_update(
         base,
         [ParameterGroup(base.parameters("policy"), config.optimizer.learning_rate)],
@@ -111,10 +112,16 @@ def run(config: DPOConfig) -> dict[str, Any]:
     weights = loss_weights(config)
     cached = None
     if set(weights) - REFERENCE_FREE and config.preference.reference == "cached":
-        cached = computed_once(base, train, lambda: completion_logprobs(base, train, role="reference",
-                               token_budget=budget), folder=run.folder)  # fmt: skip
-    say(f"dpo: {' + '.join(f'{w:g} {name}' for name, w in weights.items())}; {len(train)} rows, {len(held_out)} held "
-        f"out, {total} steps, layout {base.layout}")  # fmt: skip
+        cached = computed_once(
+            base,
+            train,
+            lambda: completion_logprobs(base, train, role="reference", token_budget=budget),
+            folder=run.folder,
+        )
+    say(
+        f"dpo: {' + '.join(f'{w:g} {name}' for name, w in weights.items())}; {len(train)} rows, {len(held_out)} held "
+        f"out, {total} steps, layout {base.layout}"
+    )
 
     def save(folder: Path) -> None:
         save_role(base, "policy", folder / "policy", kind="policy", chat=chat)
@@ -122,9 +129,14 @@ def run(config: DPOConfig) -> dict[str, Any]:
     beta = beta_of(config, "sigmoid")
     answers_before = answers(base, chat, held_out, role="policy")
     with run.loop(
-        "dpo", total, save=save, weights=TrainedWeights(base, "policy"), update=update,
-        inputs=inputs_of(base, train, held_out), best=best_by("eval/accuracy", config.evaluation),
-    ) as loop:  # fmt: skip
+        "dpo",
+        total,
+        save=save,
+        weights=TrainedWeights(base, "policy"),
+        update=update,
+        inputs=inputs_of(base, train, held_out),
+        best=best_by("eval/accuracy", config.evaluation),
+    ) as loop:
         for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             examples = [train[i] for i in chosen]
@@ -141,17 +153,29 @@ def run(config: DPOConfig) -> dict[str, Any]:
         loop.keep_best({"eval/accuracy": after["accuracy"]})
     save(run.folder)
     write_answers(run.folder / "samples.jsonl", answers_before, answers(base, chat, held_out, role="policy"))
-    summary = {"verb": "dpo", "loss": weights, "steps": total, **{f"eval_{k}": v for k, v in after.items()},
-               "data": {"train": len(train), "held_out": len(held_out)},
-               "peak_memory_mb": round(peak_memory_mb(base.device))}  # fmt: skip
+    summary = {
+        "verb": "dpo",
+        "loss": weights,
+        "steps": total,
+        **{f"eval_{k}": v for k, v in after.items()},
+        "data": {"train": len(train), "held_out": len(held_out)},
+        "peak_memory_mb": round(peak_memory_mb(base.device)),
+    }
     run.finish(summary)
-    rows = read_metrics(run.folder / "metrics.jsonl")
-    if sum(row.get("rewards/chosen", 0) < 0 and row.get("rewards/rejected", 0) < 0 for row in rows) > total / 2:
-        say("warning: the log-probs of chosen and rejected answers both fell below the reference's in most steps; mix "
-            "in nll (loss: sigmoid + 0.1 nll), or raise preference.beta")  # fmt: skip
+    warn_of_falling(run.folder, total)
     held = f"held-out implicit reward accuracy {after['accuracy']:.3f} {after['accuracy_interval']}; "
     say(f"dpo: {held if held_out else ''}saved {run.folder / 'policy'}")
     return summary
+
+
+def warn_of_falling(folder: Path, num_steps: int) -> None:
+    """Warns where the log-probs of chosen and rejected answers fell together, DPO's known failure."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    if sum(row.get("rewards/chosen", 0) < 0 and row.get("rewards/rejected", 0) < 0 for row in rows) > num_steps / 2:
+        say(
+            "warning: the log-probs of chosen and rejected answers both fell below the reference's in most steps; mix "
+            "in nll (loss: sigmoid + 0.1 nll), or raise preference.beta"
+        )
 
 
 def preference_step(
@@ -173,8 +197,13 @@ def preference_step(
         references = completion_logprobs(base, examples, role="reference", token_budget=update.token_budget)
 
     def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
-        lists = lay_lists(base, batch, [examples[i] for i in indices], [comparisons[i] for i in indices],
-                          None if references is None else [references[i] for i in indices])  # fmt: skip
+        lists = lay_lists(
+            base,
+            batch,
+            [examples[i] for i in indices],
+            [comparisons[i] for i in indices],
+            None if references is None else [references[i] for i in indices],
+        )
         note_metrics(lists, metrics, beta_of(config, "sigmoid"), has_reference=references is not None)
         yield sum(
             (weight * list_loss(name, lists, config) for name, weight in weights.items()), start=torch.zeros(())
@@ -200,9 +229,7 @@ def list_loss(name: str, lists: Lists, config: DPOConfig) -> Tensor:
         case "sigmoid" | "step_dpo":
             per_pair = sigmoid_loss(chosen, rejected, *reference, beta=beta, label_smoothing=smoothing)
         case "sigmoid_norm":
-            per_pair = sigmoid_norm_loss(
-                chosen, rejected, *reference, *lengths, beta=beta, label_smoothing=smoothing
-            )
+            per_pair = sigmoid_norm_loss(chosen, rejected, *reference, *lengths, beta=beta, label_smoothing=smoothing)
         case "robust":
             per_pair = robust_loss(chosen, rejected, *reference, beta=beta, label_smoothing=smoothing)
         case "hinge":
@@ -248,9 +275,14 @@ def kto_step(
             metrics.add(f"rewards/{name}", rewards, mask)
             metrics.add(f"logps/{name}", logprobs, mask)
         per_row = kto_loss(
-            logprobs, own, desirable, kl, beta=beta,
-            desirable_weight=group.desirable_weight, undesirable_weight=group.undesirable_weight,
-        )  # fmt: skip
+            logprobs,
+            own,
+            desirable,
+            kl,
+            beta=beta,
+            desirable_weight=group.desirable_weight,
+            undesirable_weight=group.undesirable_weight,
+        )
         yield per_row.sum() / len(examples)
 
     return {**update.step((examples, loss)), "kl": float(kl), "num_tokens": float(num_counted(examples))}
@@ -260,8 +292,10 @@ def others_completions(examples: Sequence[Example], place: int) -> Sequence[Sequ
     """The completions of the next example with another prompt: both answers of a pair may stand side by side."""
     prompt = list(examples[place].prompt_ids)
     others = [*examples[place + 1 :], *examples[:place]]
-    return next((other.completions for other in others if list(other.prompt_ids) != prompt), others[0].completions
-                if others else examples[place].completions)  # fmt: skip
+    return next(
+        (other.completions for other in others if list(other.prompt_ids) != prompt),
+        others[0].completions if others else examples[place].completions,
+    )
 
 
 def lay_lists(
@@ -309,14 +343,15 @@ def summed_logprobs(base: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
     return completion_sum(token_logprobs(base, batch, role=role), batch.completion_index, batch.num_completions)
 
 
-def completion_logprobs(
-    base: OneBase, examples: Sequence[Example], *, role: str, token_budget: int
-) -> list[Tensor]:
+def completion_logprobs(base: OneBase, examples: Sequence[Example], *, role: str, token_budget: int) -> list[Tensor]:
     """`summed_logprobs` of any number of examples without gradient: a tensor `[K]` each."""
     return per_example(
-        base, examples, lambda batch: summed_logprobs(base, batch, role=role),
-        token_budget=token_budget, per_completion=True,
-    )  # fmt: skip
+        base,
+        examples,
+        lambda batch: summed_logprobs(base, batch, role=role),
+        token_budget=token_budget,
+        per_completion=True,
+    )
 
 
 def evaluate(base: OneBase, examples: Sequence[Example], token_budget: int, *, beta: float) -> dict[str, Any]:

@@ -54,8 +54,15 @@ def run(config: IterateConfig) -> dict[str, Any]:
         learnt = learn(config, folder, policy, number)
         policy = str(folder / "learn" / "policy")
         figures = {"samples": sampled, "learn": learnt}
-        run.log(number, {f"{part}/{name}": value for part, summary in figures.items()
-                         for name, value in summary.items() if isinstance(value, int | float)})  # fmt: skip
+        run.log(
+            number,
+            {
+                f"{part}/{name}": value
+                for part, summary in figures.items()
+                for name, value in summary.items()
+                if isinstance(value, int | float)
+            },
+        )
     with atomic_folder(run.folder / "policy") as temporary:
         shutil.copytree(Path(str(policy)), temporary, dirs_exist_ok=True)
     summary = {"verb": "iterate", "rounds": config.rounds, "mean_scores": scores, "data": {"train": len(rows)}}
@@ -69,24 +76,42 @@ def sample(config: IterateConfig, folder: Path, policy: str | None, rows: Sequen
     """The samples of a round, on prompts drawn anew until all have been used; returns the summary of the run."""
     size = min(config.prompts_per_round, len(rows))
     chosen = minibatch_indices(number - 1, num_examples=len(rows), size=size, seed=config.seed)
-    options = {**_sampling_options(config), "output_dir": str(folder), "policy": policy, "seed": _seed(config, number),
-               "batch": {"microbatch_tokens": config.batch.microbatch_tokens}}  # fmt: skip
+    options = {
+        **_sampling_options(config),
+        "output_dir": str(folder),
+        "policy": policy,
+        "seed": _seed(config, number),
+        "batch": {"microbatch_tokens": config.batch.microbatch_tokens},
+    }
     return summary_of(folder, lambda: best_of.run(BestOfConfig.model_validate(options), [rows[i] for i in chosen]))
 
 
 def learn(config: IterateConfig, folder: Path, policy: str | None, number: int) -> dict[str, Any]:
     """What the round learns from its samples; returns the summary of the run."""
     out = folder / "learn"
-    shared = {**_shared(config, ("model", "lora", "optimizer", "batch")), "output_dir": str(out), "start_from": policy,
-              "seed": _seed(config, number)}  # fmt: skip
+    shared = {
+        **_shared(config, ("model", "lora", "optimizer", "batch")),
+        "output_dir": str(out),
+        "start_from": policy,
+        "seed": _seed(config, number),
+    }
     written = folder / "samples" / ("best.jsonl" if config.learn == "sft" else "pairs.jsonl")
-    data = {"train": str(written), "eval_fraction": 0, "max_prompt_tokens": config.data.max_prompt_tokens,
-            "truncate_prompt": config.data.truncate_prompt}  # fmt: skip
+    data = {
+        "train": str(written),
+        "eval_fraction": 0,
+        "max_prompt_tokens": config.data.max_prompt_tokens,
+        "truncate_prompt": config.data.truncate_prompt,
+    }
     if config.learn == "sft":
         return summary_of(out, lambda: sft.run(SFTConfig.model_validate({**shared, "data": data})))
     first = None if config.reference == "renewed" else config.policy or "base"
-    options = {**shared, "data": data, "loss": config.loss, "reference_role": first,
-               "preference": config.preference.model_dump()}  # fmt: skip
+    options = {
+        **shared,
+        "data": data,
+        "loss": config.loss,
+        "reference_role": first,
+        "preference": config.preference.model_dump(),
+    }
     return summary_of(out, lambda: dpo.run(DPOConfig.model_validate(options)))
 
 
@@ -126,9 +151,11 @@ def plan(config: IterateConfig) -> str:
     best_of.encode(sampling, open_chat(base.tokenizer, config.model), base.context, rows)
     size, count = min(config.prompts_per_round, len(rows)), config.generation.samples_per_prompt
     how = "sft on the best" if config.learn == "sft" else f"dpo ({config.loss}), reference {config.reference}"
-    return "\n".join([
-        *base.lines,
-        f"rounds      {config.rounds} of {size} prompts (of {len(rows)}) x {count} answers of at most "
-        f"{config.generation.max_new_tokens} tokens, then {how}",
-        f"saves       {config.output_dir}/round-<n>/ and {config.output_dir}/policy",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *base.lines,
+            f"rounds      {config.rounds} of {size} prompts (of {len(rows)}) x {count} answers of at most "
+            f"{config.generation.max_new_tokens} tokens, then {how}",
+            f"saves       {config.output_dir}/round-<n>/ and {config.output_dir}/policy",
+        ]
+    )

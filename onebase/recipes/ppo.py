@@ -80,9 +80,11 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
     run = open_run(config)
     trainer, held_out = set_up(config, run)
     base, total = trainer.base, num_rollouts(config, trainer.prompts)
-    say(f"ppo: {len(trainer.prompts)} prompts, {len(held_out)} held out, {total} rollouts of "
+    say(
+        f"ppo: {len(trainer.prompts)} prompts, {len(held_out)} held out, {total} rollouts of "
         f"{config.ppo.rollout_prompts} x {config.generation.samples_per_prompt} completions, layout {base.layout}, "
-        f"microbatches of {trainer.update.token_budget} tokens")  # fmt: skip
+        f"microbatches of {trainer.update.token_budget} tokens"
+    )
 
     def save(folder: Path) -> None:
         for role in ("policy", "critic"):
@@ -90,11 +92,15 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
 
     before = evaluate(trainer, held_out, role="reference")
     with run.loop(
-        "ppo", total, save=save, weights=TrainedWeights(base, "policy", "critic"), update=trainer.update,
+        "ppo",
+        total,
+        save=save,
+        weights=TrainedWeights(base, "policy", "critic"),
+        update=trainer.update,
         parts={"kl": trainer.kl, "moments": trainer.moments, "trainer": trainer},
         inputs=inputs_of(base, trainer.prompts, held_out, trainer.ptx),
         best=best_by("eval/judge" if trainer.judges else "eval/score", config.evaluation),
-    ) as loop:  # fmt: skip
+    ) as loop:
         recorder = FlightRecorder(run.folder, lang=config.lang, start=before.metrics(), done=loop.done)
         if not loop.done:
             loop.keep_best(before.metrics())  # where training only harms, the start is what to go back to
@@ -110,8 +116,10 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
             if found and config.on_finding == "pause":
                 loop.pause("\n".join(finding.line(config.lang) for finding in found))
             if "train/over_kl_budget" in metrics:
-                say(f"ppo: stopped at rollout {index + 1}: KL {metrics['objective/kl']:.2f} nats per completion is over"
-                    f" ppo.kl_budget = {config.ppo.kl_budget:g}; the policy is the one before, within it")  # fmt: skip
+                say(
+                    f"ppo: stopped at rollout {index + 1}: KL {metrics['objective/kl']:.2f} nats per completion is over"
+                    f" ppo.kl_budget = {config.ppo.kl_budget:g}; the policy is the one before, within it"
+                )
                 break
         loop.end_steps()
         after = evaluate(trainer, held_out, role="policy")
@@ -338,9 +346,12 @@ def rollout_sampling(trainer: Trainer, index: int) -> Sampling:
     generator = torch.Generator().manual_seed(mixed_seed("length", trainer.config.seed, index))
     limit = torch.randint(generation.random_min_new_tokens, generation.max_new_tokens + 1, (), generator=generator)
     return Sampling(
-        max_new_tokens=int(limit), temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
+        max_new_tokens=int(limit),
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
         stop_ids=sampling.stop_ids,
-    )  # fmt: skip
+    )
 
 
 def evaluate(trainer: Trainer, held_out: list[Example], *, role: str) -> HeldOut:

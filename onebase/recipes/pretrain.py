@@ -65,22 +65,30 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         [ParameterGroup(base.parameters("policy"), config.optimizer.learning_rate)],
         config.optimizer,
         total_steps=total,
-        token_budget=token_budget(base, config.batch, role="policy", longest=largest_example(base, train, held_out),
-                                  before=run.token_budget),
+        token_budget=token_budget(
+            base, config.batch, role="policy", longest=largest_example(base, train, held_out), before=run.token_budget
+        ),
         repro_folder=run.folder / "refused",
-    )  # fmt: skip
+    )
     before = mean_nll(base, held_out, token_budget=update.token_budget, trained=False)
     parameters = sum(p.numel() for p in base.model.parameters())
-    say(f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(base.tokenizer)}, {len(train)} blocks "
-        f"({num_counted(train)} tokens), {len(held_out)} held out, {total} steps")  # fmt: skip
+    say(
+        f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(base.tokenizer)}, {len(train)} blocks "
+        f"({num_counted(train)} tokens), {len(held_out)} held out, {total} steps"
+    )
 
     def save(folder: Path) -> None:
         save_base(base, folder / "model")
 
     with run.loop(
-        "pretrain", total, save=save, weights=TrainedWeights(base, "policy"), update=update,
-        inputs=inputs_of(base, train, held_out), best=best_by("-eval/loss", config.evaluation),
-    ) as loop:  # fmt: skip
+        "pretrain",
+        total,
+        save=save,
+        weights=TrainedWeights(base, "policy"),
+        update=update,
+        inputs=inputs_of(base, train, held_out),
+        best=best_by("-eval/loss", config.evaluation),
+    ) as loop:
         for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             metrics = language_step(base, [train[i] for i in chosen], update)
@@ -91,9 +99,15 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         after = mean_nll(base, held_out, token_budget=update.token_budget)
         loop.keep_best({"eval/loss": after})
     save(run.folder)
-    summary = {"verb": "pretrain", "steps": total, "parameters": parameters, "eval_loss_before": before,
-               "eval_loss_after": after, "data": {"train": len(train), "held_out": len(held_out)},
-               "peak_memory_mb": round(peak_memory_mb(base.device))}  # fmt: skip
+    summary = {
+        "verb": "pretrain",
+        "steps": total,
+        "parameters": parameters,
+        "eval_loss_before": before,
+        "eval_loss_after": after,
+        "data": {"train": len(train), "held_out": len(held_out)},
+        "peak_memory_mb": round(peak_memory_mb(base.device)),
+    }
     run.finish(summary)
     say(f"pretrain: held-out loss {before:.3f} -> {after:.3f}; saved {run.folder / 'model'}")
     return summary
@@ -164,12 +178,14 @@ def plan(config: PretrainConfig) -> str:
         vocabulary = f"of at most {tiny.vocab_size or VOCAB_SIZE}"
         if tiny.tokenizer is not None:
             vocabulary = f"{len(read_tokenizer(tiny.tokenizer))} of {tiny.tokenizer}"
-        return "\n".join([
-            f"base        new: Llama, {tiny.num_layers} layers, width {tiny.hidden_size}, context {tiny.max_length}, "
-            f"vocabulary {vocabulary}",
-            f"data        {len(rows)} texts, {sum(len(row.answers[0]) for row in rows if row.answers)} characters",
-            f"saves       {config.output_dir}/model",
-        ])  # fmt: skip
+        return "\n".join(
+            [
+                f"base        new: Llama, {tiny.num_layers} layers, width {tiny.hidden_size}, context "
+                f"{tiny.max_length}, vocabulary {vocabulary}",
+                f"data        {len(rows)} texts, {sum(len(row.answers[0]) for row in rows if row.answers)} characters",
+                f"saves       {config.output_dir}/model",
+            ]
+        )
     base = describe_base(config.model.model_name_or_path, "none", config.model.dtype)
     train_rows, _ = read_rows(config.data, config.seed)
     chat = chat_format(base.tokenizer)
@@ -177,8 +193,10 @@ def plan(config: PretrainConfig) -> str:
     tokens = num_counted(train)
     length = config.block_length or min(LONGEST_BLOCK, base.context)
     steps = num_steps(config.max_steps, config.optimizer, -(-tokens // length), config.batch.minibatch)
-    return "\n".join([
-        *base.lines,
-        *describe_steps(train, [], steps=steps, minibatch=config.batch.minibatch),
-        f"saves       {config.output_dir}/model",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *base.lines,
+            *describe_steps(train, [], steps=steps, minibatch=config.batch.minibatch),
+            f"saves       {config.output_dir}/model",
+        ]
+    )

@@ -75,12 +75,15 @@ def run(config: RewardConfig) -> dict[str, Any]:
         config.optimizer,
         total_steps=total,
         dropout=config.lora.dropout > 0,
-        token_budget=token_budget(base, config.batch, role="reward", longest=largest_example(base, train, held_out),
-                                  before=run.token_budget),
+        token_budget=token_budget(
+            base, config.batch, role="reward", longest=largest_example(base, train, held_out), before=run.token_budget
+        ),
         repro_folder=run.folder / "refused",
-    )  # fmt: skip
-    say(f"reward: {len(train)} questions with {sum(len(e.completions) for e in train)} answers, {len(held_out)} held "
-        f"out, {total} steps, layout {base.layout}")  # fmt: skip
+    )
+    say(
+        f"reward: {len(train)} questions with {sum(len(e.completions) for e in train)} answers, {len(held_out)} held "
+        f"out, {total} steps, layout {base.layout}"
+    )
 
     def save(folder: Path) -> None:
         if config.lora.r == 0:
@@ -89,9 +92,14 @@ def run(config: RewardConfig) -> dict[str, Any]:
             save_role(base, "reward", folder / "reward", kind="reward", chat=chat)
 
     with run.loop(
-        "reward", total, save=save, weights=TrainedWeights(base, "reward"), update=update,
-        inputs=inputs_of(base, train, held_out), best=best_by("eval/accuracy", config.evaluation),
-    ) as loop:  # fmt: skip
+        "reward",
+        total,
+        save=save,
+        weights=TrainedWeights(base, "reward"),
+        update=update,
+        inputs=inputs_of(base, train, held_out),
+        best=best_by("eval/accuracy", config.evaluation),
+    ) as loop:
         for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             comparisons = [
@@ -110,13 +118,19 @@ def run(config: RewardConfig) -> dict[str, Any]:
     role = base.roles["reward"]
     role.score_mean, role.score_std = held["score_mean"], held["score_std"]
     save(run.folder)
-    summary = {"verb": "reward", "steps": total, **{f"eval_{name}": value for name, value in held.items()},
-               "data": {"train": len(train), "held_out": len(held_out)},
-               "peak_memory_mb": round(peak_memory_mb(base.device))}  # fmt: skip
+    summary = {
+        "verb": "reward",
+        "steps": total,
+        **{f"eval_{name}": value for name, value in held.items()},
+        "data": {"train": len(train), "held_out": len(held_out)},
+        "peak_memory_mb": round(peak_memory_mb(base.device)),
+    }
     run.finish(summary)
     saved = run.folder / ("reward" if config.lora.r else "model")
-    say(f"reward: held-out accuracy {held['accuracy']:.3f} {held.get('accuracy_interval') or ''}, correlation of score "
-        f"and length {held.get('length_correlation', math.nan):.2f}; saved {saved}")  # fmt: skip
+    say(
+        f"reward: held-out accuracy {held['accuracy']:.3f} {held.get('accuracy_interval') or ''}, correlation of score "
+        f"and length {held.get('length_correlation', math.nan):.2f}; saved {saved}"
+    )
     return summary
 
 
@@ -151,9 +165,12 @@ def evaluate(base: OneBase, examples: Sequence[Example], token_budget: int) -> d
     if not examples:
         return {"accuracy": float("nan"), "score_mean": None, "score_std": None}
     scores = per_example(
-        base, examples, lambda batch: completion_scores(base, batch, role="reward"),
-        token_budget=token_budget, per_completion=True,
-    )  # fmt: skip
+        base,
+        examples,
+        lambda batch: completion_scores(base, batch, role="reward"),
+        token_budget=token_budget,
+        per_completion=True,
+    )
     per_list = []
     for example, listed in zip(examples, scores, strict=True):
         assert example.grades is not None
@@ -198,8 +215,11 @@ def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple
     train, held_out = read_rows(config.data, config.seed)
     limits = limits_of(config.data, context)
     pairs = [pair_labelled(rows, seed=config.seed) for rows in (train, held_out)]
-    if unpaired := [len(rows) - 2 * len(made) for rows, made in zip((train, held_out), pairs, strict=True)
-                    if made and made[0] is not rows[0]]:  # fmt: skip
+    if unpaired := [
+        len(rows) - 2 * len(made)
+        for rows, made in zip((train, held_out), pairs, strict=True)
+        if made and made[0] is not rows[0]
+    ]:
         say(f"labelled texts are paired better against worse; {sum(unpaired)} of the more frequent label are left over")
     train, held_out = pairs
     for row in [*train, *held_out]:
@@ -230,9 +250,11 @@ def plan(config: RewardConfig) -> str:
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
     drawn = [draw_comparisons(e, max_pairs=config.reward.max_pairs, seed=0, visit=(0, 0)) for e in train]
     comparisons = sum(map(len, drawn))
-    return "\n".join([
-        *base.lines,
-        *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
-        f"comparisons {comparisons} an epoch, at most {config.reward.max_pairs} of a list",
-        f"saves       {config.output_dir}/{'reward' if config.lora.r else 'model'}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *base.lines,
+            *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
+            f"comparisons {comparisons} an epoch, at most {config.reward.max_pairs} of a list",
+            f"saves       {config.output_dir}/{'reward' if config.lora.r else 'model'}",
+        ]
+    )

@@ -57,14 +57,17 @@ def run(config: SFTConfig) -> dict[str, Any]:
         config.optimizer,
         total_steps=total,
         dropout=config.lora.dropout > 0,
-        token_budget=token_budget(base, config.batch, role="policy", longest=largest_example(base, train, held_out),
-                                  before=run.token_budget),
+        token_budget=token_budget(
+            base, config.batch, role="policy", longest=largest_example(base, train, held_out), before=run.token_budget
+        ),
         repro_folder=run.folder / "refused",
-    )  # fmt: skip
+    )
     before = mean_nll(base, held_out, token_budget=update.token_budget, trained=False)
     answers_before = answers(base, chat, held_out, role="policy")
-    say(f"sft: {len(train)} examples ({num_counted(train)} counted tokens), {len(held_out)} held out, {total} steps, "
-        f"train_on {config.data.train_on}, layout {base.layout}")  # fmt: skip
+    say(
+        f"sft: {len(train)} examples ({num_counted(train)} counted tokens), {len(held_out)} held out, {total} steps, "
+        f"train_on {config.data.train_on}, layout {base.layout}"
+    )
 
     def save(folder: Path) -> None:
         if config.lora.r == 0:
@@ -73,9 +76,14 @@ def run(config: SFTConfig) -> dict[str, Any]:
             save_role(base, "policy", folder / "policy", kind="policy", chat=chat)
 
     with run.loop(
-        "sft", total, save=save, weights=TrainedWeights(base, "policy"), update=update,
-        inputs=inputs_of(base, train, held_out), best=best_by("-eval/loss", config.evaluation),
-    ) as loop:  # fmt: skip
+        "sft",
+        total,
+        save=save,
+        weights=TrainedWeights(base, "policy"),
+        update=update,
+        inputs=inputs_of(base, train, held_out),
+        best=best_by("-eval/loss", config.evaluation),
+    ) as loop:
         for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             metrics = language_step(base, [train[i] for i in chosen], update)
@@ -87,9 +95,14 @@ def run(config: SFTConfig) -> dict[str, Any]:
         loop.keep_best({"eval/loss": after})
     save(run.folder)
     write_answers(run.folder / "samples.jsonl", answers_before, answers(base, chat, held_out, role="policy"))
-    summary = {"verb": "sft", "steps": total, "eval_loss_before": before, "eval_loss_after": after,
-               "data": {"train": len(train), "held_out": len(held_out)},
-               "peak_memory_mb": round(peak_memory_mb(base.device))}  # fmt: skip
+    summary = {
+        "verb": "sft",
+        "steps": total,
+        "eval_loss_before": before,
+        "eval_loss_after": after,
+        "data": {"train": len(train), "held_out": len(held_out)},
+        "peak_memory_mb": round(peak_memory_mb(base.device)),
+    }
     run.finish(summary)
     saved = run.folder / ("policy" if config.lora.r else "model")
     say(f"sft: held-out loss {before:.3f} -> {after:.3f}; saved {saved}")
@@ -126,8 +139,10 @@ def plan(config: SFTConfig) -> str:
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
-    return "\n".join([
-        *base.lines,
-        *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
-        f"saves       {config.output_dir}/{'policy' if config.lora.r else 'model'}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *base.lines,
+            *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
+            f"saves       {config.output_dir}/{'policy' if config.lora.r else 'model'}",
+        ]
+    )

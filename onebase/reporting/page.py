@@ -28,7 +28,8 @@ SAMPLES, MORE_SAMPLES = 6, 50
 MOST_OF_PROMPT = 400
 """Letters of a prompt; of a longer one its end is shown, where the question is."""
 FIGURES = {
-    "optimizer_steps": "optimizer steps", "refused_steps": "refused steps",
+    "optimizer_steps": "optimizer steps",
+    "refused_steps": "refused steps",
     "eval_loss_before": "held-out loss before (nats per token)",
     "eval_loss_after": "held-out loss after (nats per token)",
     "eval_accuracy": "held-out accuracy",
@@ -69,8 +70,9 @@ def write_report(
     written = time.strftime("%Y-%m-%d %H:%M")
     bands = healthy_bands(flattened(run.config))
     told = flattened({key: value for key, value in run.summary.items() if key not in ELSEWHERE and value is not None})
-    results = {FIGURES.get(key, key): interval(value, "+") if key == "score_rise" else value
-               for key, value in told.items()}  # fmt: skip
+    results = {
+        FIGURES.get(key, key): interval(value, "+") if key == "score_rise" else value for key, value in told.items()
+    }
     changes = [(key, shown(value), shown(default)) for key, (value, default) in run.changed(defaults).items()]
     facts = [
         ("Result", _table(results.items())),
@@ -116,8 +118,7 @@ def _note(why: str) -> str:
 def _table(rows: Iterable[tuple[Any, ...]], head: Sequence[str] = ()) -> str:
     """Rows of plain values; what is HTML already is an `_Html`."""
     lines = [
-        "<tr>" + "".join(f"<td>{c}" if isinstance(c, _Html) else f"<td>{escape(shown(c))}" for c in row)
-        for row in rows
+        "<tr>" + "".join(f"<td>{c}" if isinstance(c, _Html) else f"<td>{escape(shown(c))}" for c in row) for row in rows
     ]
     titles = f"<thead><tr>{''.join(f'<th>{t}' for t in head)}</thead>" if head else ""
     return f"<table>{titles}{''.join(lines)}</table>" if lines else ""
@@ -172,15 +173,19 @@ def _curves(run: RunRecord, bands: Mapping[str, Band]) -> str:
             still += [f"{metric} {shown(points[0][1])}" for metric, points in lines.items()]
             continue
         band = bands.get(next(iter(lines)))
-        keys = [f"<span class=k{m}>{'━━' if m == 0 else '╍╍'}</span> {escape(metric)} {shown(points[-1][1])}"
-                for m, (metric, points) in enumerate(lines.items())]  # fmt: skip
+        keys = [
+            f"<span class=k{m}>{'━━' if m == 0 else '╍╍'}</span> {escape(metric)} {shown(points[-1][1])}"
+            for m, (metric, points) in enumerate(lines.items())
+        ]
         healthy = f" · shaded: healthy, {band}" if band else ""
         picture = _svg(list(lines.values()), band, f"{title} by {step}")
         caption = f"<figcaption>{' · '.join(keys)}{healthy}</figcaption>"
         figures.append(f"<figure><b>{escape(title)}</b>{picture}{caption}</figure>")
     same = _note(f"The same in every {step}: {', '.join(still)}.") if still else ""
-    note = (f"x-axis: {step}. Light line: raw values; dark line: moving average. The number is the latest value; an "
-            "arrow marks an outlier off the chart.")  # fmt: skip
+    note = (
+        f"x-axis: {step}. Light line: raw values; dark line: moving average. The number is the latest value; an "
+        "arrow marks an outlier off the chart."
+    )
     return f"{_note(note)}<div class=curves>{''.join(figures)}</div>{same}" if figures else same
 
 
@@ -199,20 +204,23 @@ def _svg(lines: Sequence[Sequence[tuple[float, float]]], band: Band | None, labe
 
     parts = []
     if band is not None:
-        (_, top), (_, bottom) = (place(x0, edge) for edge in (y1 if band.high is None else band.high,
-                                                             y0 if band.low is None else band.low))  # fmt: skip
-        parts.append(f'<rect class=band x={LEFT} width={WIDTH - LEFT - RIGHT} y={top:.1f} height={bottom - top:.1f} />')
+        (_, top), (_, bottom) = (
+            place(x0, edge) for edge in (y1 if band.high is None else band.high, y0 if band.low is None else band.low)
+        )
+        parts.append(f"<rect class=band x={LEFT} width={WIDTH - LEFT - RIGHT} y={top:.1f} height={bottom - top:.1f} />")
     for tick in _ticks(y0, y1):
         y = place(x0, tick)[1]
-        parts.append(f'<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1={y:.1f} y2={y:.1f} />'
-                     f'<text x={LEFT - 5} y={y + 4:.1f} text-anchor=end>{tick:g}</text>')  # fmt: skip
+        parts.append(
+            f"<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1={y:.1f} y2={y:.1f} />"
+            f"<text x={LEFT - 5} y={y + 4:.1f} text-anchor=end>{tick:g}</text>"
+        )
     for tick in _ticks(x0, x1):
         if tick == int(tick):
-            parts.append(f'<text x={place(tick, y0)[0]:.1f} y={HEIGHT - 5} text-anchor=middle>{tick:g}</text>')
+            parts.append(f"<text x={place(tick, y0)[0]:.1f} y={HEIGHT - 5} text-anchor=middle>{tick:g}</text>")
     for m, points in enumerate(lines):
         if len(points) < FEW:
             parts.append(polyline(points, f"line m{m}"))
-            parts += [f'<circle class=d{m} cx={x:.1f} cy={y:.1f} r=2.2 />' for x, y in (place(*p) for p in points)]
+            parts += [f"<circle class=d{m} cx={x:.1f} cy={y:.1f} r=2.2 />" for x, y in (place(*p) for p in points)]
             continue
         means = zip([x for x, _ in points], running_mean([y for _, y in points]), strict=True)
         parts += [polyline(_thinned(points), f"line pale m{m}"), polyline(_thinned(list(means)), f"line m{m}")]
@@ -275,13 +283,14 @@ def _sample(row: Mapping[str, Any]) -> str:
     names = {"reference": "before", "policy": "after"}
     answers = [
         f"<div><p class=score>{escape(names.get(role, role))}{_score(answer)}</p>"
-        f'<div class=said dir=auto>{escape(str(answer["completion"]).strip())}</div></div>'
-        for role, answer in row.items() if role != "prompt"
-    ]  # fmt: skip
+        f"<div class=said dir=auto>{escape(str(answer['completion']).strip())}</div></div>"
+        for role, answer in row.items()
+        if role != "prompt"
+    ]
     prompt = str(row["prompt"]).strip()
     shortened = prompt if len(prompt) <= MOST_OF_PROMPT else "… " + prompt[-MOST_OF_PROMPT:]
     asked = f"<div class=asked dir=auto>{escape(shortened)}</div>"
-    return f'<div class=sample>{asked}<div class=columns>{"".join(answers)}</div></div>'
+    return f"<div class=sample>{asked}<div class=columns>{''.join(answers)}</div></div>"
 
 
 def _score(answer: Mapping[str, Any]) -> str:
@@ -292,8 +301,10 @@ def _amounts(run: RunRecord, price_per_hour: float | None) -> list[tuple[str, st
     """What went in, and what it cost."""
     counts = {"held_out": "held out"}
     data = ", ".join(f"{n:,} {counts.get(name, name)}" for name, n in (run.summary.get("data") or {}).items())
-    sums = {name: sum(y for _, y in _points(run.rows, metric))
-            for name, metric in (("trained on", "num_tokens"), ("generated", "completions/num_tokens"))}  # fmt: skip
+    sums = {
+        name: sum(y for _, y in _points(run.rows, metric))
+        for name, metric in (("trained on", "num_tokens"), ("generated", "completions/num_tokens"))
+    }
     tokens = {name: total for name, total in sums.items() if total}
     memory = run.summary.get("peak_memory_mb")
     missing = "not recorded" if run.summary else "known when the run is finished"
@@ -316,8 +327,11 @@ def _times(run: RunRecord) -> str:
     names = dict.fromkeys(name for row in run.rows for name in row)
     measured = [match for name in names if (match := re.fullmatch(r"perf/(?!step_)(\w+)_seconds", name))]
     inside = {PHASES.get(match[1], match[1]): sum(y for _, y in _points(run.rows, match[0])) for match in measured}
-    parts = {"set-up and first evaluation": phases.get("set_up", 0.0), **inside,
-             "last evaluation and saving": phases.get("end", 0.0)}  # fmt: skip
+    parts = {
+        "set-up and first evaluation": phases.get("set_up", 0.0),
+        **inside,
+        "last evaluation and saving": phases.get("end", 0.0),
+    }
     parts["everything else" if inside else "steps"] = run.seconds - sum(parts.values())
     whole = max(run.seconds, 1e-9)
     return _table([(name, duration(part), f"{part / whole:.0%}") for name, part in parts.items() if part > 0])

@@ -269,8 +269,13 @@ def _fell(rows: Rows, rising: str, falling: str) -> Seen | None:
         if not (row[falling] < best[falling] - margin and row[rising] > best[rising]):
             return None
     last = points[-1]
-    return best[falling] - last[falling], {"best": best[falling], "rollout": best["step"], "now": last[falling],
-                                           "score": last[rising], "score_then": best[rising]}  # fmt: skip
+    return best[falling] - last[falling], {
+        "best": best[falling],
+        "rollout": best["step"],
+        "now": last[falling],
+        "score": last[rising],
+        "score_then": best[rising],
+    }
 
 
 def _judge(rows: Rows) -> Seen | None:
@@ -288,7 +293,8 @@ def _refused(rows: Rows) -> Seen | None:
 
 RULES = (
     Rule(
-        "negative_kl", _negative_kl,
+        "negative_kl",
+        _negative_kl,
         "the KL to the reference is negative ({kl:.2f} nats per completion), which no KL can be: completions are drawn "
         "from another distribution than the one that trains; set model.dtype: float32, and see whether "
         "sampling/logp_difference falls",
@@ -296,42 +302,48 @@ RULES = (
         "model.dtype: float32，并查看 sampling/logp_difference 是否随之下降",
     ),
     Rule(
-        "large_kl", _large_kl,
+        "large_kl",
+        _large_kl,
         "the KL to the reference has reached {kl:.1f} nats per completion: so far from it, the score says little about "
         "the text; raise ppo.kl_coefficient, or set ppo.kl_target or ppo.kl_budget",
         "与参考模型的 KL 已达每条回答 {kl:.1f} nats：离参考模型这么远，奖励分数已说明不了回答的好坏；请调高 "
         "ppo.kl_coefficient，或设置 ppo.kl_target 或 ppo.kl_budget",
     ),
     Rule(
-        "sampler", _sampler,
+        "sampler",
+        _sampler,
         "the sampler's log-probs are {difference:.2f} nats per token off those of the training pass: the policy does "
         "not learn from samples of its own; set model.dtype: float32, and should that not help, model.layout: separate",
         "采样时的 log-prob 与训练时的平均每个 token 相差 {difference:.2f} nats：策略学的不是它自己的样本；请设置 "
         "model.dtype: float32，若仍无效，再设置 model.layout: separate",
     ),
     Rule(
-        "ratio", _ratio,
+        "ratio",
+        _ratio,
         "the mean probability ratio of the updates is {ratio:.2f} and not near 1: a rollout is trained on too hard; "
         "lower optimizer.learning_rate or ppo.num_ppo_epochs",
         "更新中的平均概率比为 {ratio:.2f}，偏离了 1：每批样本上的更新过猛；请调低 optimizer.learning_rate 或 "
         "ppo.num_ppo_epochs",
     ),
     Rule(
-        "clipped", _clipped,
+        "clipped",
+        _clipped,
         "{share:.0%} of the tokens are clipped: in one rollout the policy goes further than its samples can tell; "
         "lower optimizer.learning_rate or ppo.num_ppo_epochs, or set ppo.max_kl",
         "{share:.0%} 的 token 被裁剪：策略在一批样本上走得太远，样本已不足为据；请调低 optimizer.learning_rate 或 "
         "ppo.num_ppo_epochs，或设置 ppo.max_kl",
     ),
     Rule(
-        "still", _still,
+        "still",
+        _still,
         "the policy stands still: its updates move it by {kl:.0e} nats per token, and nothing is clipped; raise "
         "optimizer.learning_rate, and see in objective/scores_std whether the reward tells completions apart",
         "策略几乎没有变化：每次更新平均每个 token 只移动 {kl:.0e} nats，也没有任何裁剪；请调高 "
         "optimizer.learning_rate，并从 objective/scores_std 看奖励能否区分不同的回答",
     ),
     Rule(
-        "critic", _critic,
+        "critic",
+        _critic,
         "the critic predicts nothing (explained variance {explained:.2f} over {n} rollouts), which leaves the "
         "advantages to noise; raise ppo.critic_learning_rate, set ppo.critic_warmup_rollouts, or bring scores that are "
         "far from 0 near it with ppo.score_baseline",
@@ -340,14 +352,16 @@ RULES = (
         "若分数整体远离 0，则用 ppo.score_baseline 拉回 0 附近",
     ),
     Rule(
-        "endless", _endless,
+        "endless",
+        _endless,
         "only {ended:.0%} of the completions still end by themselves, {start:.0%} did at the start: the policy forgets "
         "the end token; raise ppo.missing_end_penalty, and see whether the reward pays for length",
         "只有 {ended:.0%} 的回答能自行结束，开始时是 {start:.0%}：策略正在忘记结束符；请调高 "
         "ppo.missing_end_penalty，并检查奖励是否偏爱长回答",
     ),
     Rule(
-        "length", _longer,
+        "length",
+        _longer,
         "completions have grown from {start:.1f} to {length:.1f} tokens, and the score with them (correlation "
         "{r:.2f}): the reward may pay for length alone; set ppo.length_penalty, or have evaluation.judge watch what "
         "the reward does not see",
@@ -355,7 +369,8 @@ RULES = (
         "策略可能只是靠写得更长来骗取奖励；请设置 ppo.length_penalty，或用 evaluation.judge 另请一个不参与训练的评判",
     ),
     Rule(
-        "short", _shorter,
+        "short",
+        _shorter,
         "completions have shrunk from {start:.1f} to {length:.1f} tokens: the policy ends as soon as it can; see what "
         "the reward gives the shortest answers, lower ppo.length_penalty, and where scores are far from 0 set "
         "ppo.score_baseline",
@@ -363,7 +378,8 @@ RULES = (
         "请检查奖励给最短的回答打多少分，调低 ppo.length_penalty，若分数整体远离 0，请设置 ppo.score_baseline",
     ),
     Rule(
-        "entropy", _entropy,
+        "entropy",
+        _entropy,
         "the entropy has collapsed from {start:.2f} to {entropy:.2f} nats per token: the policy says the same every "
         "time, and finds nothing new; lower optimizer.learning_rate, raise ppo.kl_coefficient, or set "
         "ppo.entropy_coefficient",
@@ -371,7 +387,8 @@ RULES = (
         "optimizer.learning_rate、调高 ppo.kl_coefficient，或设置 ppo.entropy_coefficient",
     ),
     Rule(
-        "judge", _judge,
+        "judge",
+        _judge,
         "on held-out prompts the score has risen from {score_then:.2f} to {score:.2f} since rollout {rollout}, but the "
         "judge's has fallen from {best:.2f} to {now:.2f}: the policy games the reward; go back to the roles in best/, "
         "raise ppo.kl_coefficient, and mend the reward",
@@ -379,7 +396,8 @@ RULES = (
         "降到 {now:.2f}：策略在钻奖励的空子；请退回 best/ 中保存的角色，调高 ppo.kl_coefficient，并改进奖励",
     ),
     Rule(
-        "held_out", _held_out,
+        "held_out",
+        _held_out,
         "the score has risen from {score_then:.2f} to {score:.2f} since rollout {rollout}, but on held-out prompts it "
         "has fallen from {best:.2f} to {now:.2f}: the policy learns its prompts by heart; give it more prompts, or "
         "stop where the roles in best/ were",
@@ -387,10 +405,11 @@ RULES = (
         "{now:.2f}：策略只是记住了训练集；请增加 prompt，或停在 best/ 中保存的角色那里",
     ),
     Rule(
-        "refused", _refused,
+        "refused",
+        _refused,
         "{share:.0%} of the optimizer steps were refused, as their loss or gradient was not finite; lower "
         "optimizer.learning_rate, and look at their examples in refused/ and for extreme values in the reward",
         "{share:.0%} 的优化步因 loss 或梯度出现 NaN 或无穷大而被拒绝；请调低 optimizer.learning_rate，并检查 refused/ "
         "中的样本以及奖励中的极端值",
     ),
-)  # fmt: skip
+)

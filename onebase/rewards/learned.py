@@ -154,9 +154,9 @@ class ClassifierReward:
                 turns.append({"role": "assistant", "content": f"{row.prefix or ''}{completion}".strip()})
                 text = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
             # A template writes the special tokens itself; the tokenizer would put its own around them once more.
-            ids = self._tokenizer(
-                text, add_special_tokens=not templated, truncation=most is not None, max_length=most
-            )["input_ids"]  # fmt: skip
+            ids = self._tokenizer(text, add_special_tokens=not templated, truncation=most is not None, max_length=most)[
+                "input_ids"
+            ]
             encoded.append(list(ids))
         return encoded
 

@@ -63,8 +63,11 @@ class RunRecord:
             defaults: by dotted names; keys that the run does not know came later, and were at theirs.
         """
         known = flattened(self.config)
-        return {key: (value, defaults.get(key)) for key, value in known.items()
-                if key not in defaults or value != defaults[key]}  # fmt: skip
+        return {
+            key: (value, defaults.get(key))
+            for key, value in known.items()
+            if key not in defaults or value != defaults[key]
+        }
 
     @property
     def result(self) -> str:

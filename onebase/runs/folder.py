@@ -13,16 +13,45 @@ import yaml
 from onebase.errors import CheckpointError, ConfigError
 from onebase.runs.record import checkpoints
 
-FREE_KEYS = ("output_dir", "model.device", "model.gradient_checkpointing", "batch.microbatch_tokens", "checkpoint.",
-             "report_to", "threads", "on_finding", "lang")  # fmt: skip
+FREE_KEYS = (
+    "output_dir",
+    "model.device",
+    "model.gradient_checkpointing",
+    "batch.microbatch_tokens",
+    "checkpoint.",
+    "report_to",
+    "threads",
+    "on_finding",
+    "lang",
+)
 """What may differ from the configuration of the checkpoint: it does not change what is computed."""
 LENGTH_KEYS = ("max_steps", "optimizer.num_epochs", "rounds")
 """What may be raised to make a run longer, also one that is finished."""
-INPUT_KEYS = ("model.model_name_or_path", "model.chat_template", "tiny.tokenizer", "start_from", "policy",
-              "reference_role", "reward.role", "reward.model", "data.train", "data.eval", "ppo.ptx_data")  # fmt: skip
+INPUT_KEYS = (
+    "model.model_name_or_path",
+    "model.chat_template",
+    "tiny.tokenizer",
+    "start_from",
+    "policy",
+    "reference_role",
+    "reward.role",
+    "reward.model",
+    "data.train",
+    "data.eval",
+    "ppo.ptx_data",
+)
 """Paths that a run reads."""
-RECORD = ("config.yaml", "metrics.jsonl", "summary.json", "samples.jsonl", "findings.jsonl", "best.jsonl",
-          "pairs.jsonl", "report.html", "plots")  # fmt: skip
+RECORD = (
+    "config.yaml",
+    "metrics.jsonl",
+    "summary.json",
+    "samples.jsonl",
+    "findings.jsonl",
+    "best.jsonl",
+    "pairs.jsonl",
+    "report.html",
+    "plots",
+)
 ROLES = ("policy", "critic", "reward", "model", "best")
 NUMBERED = ("checkpoint-", "failed-in-step-", "round-")
 
@@ -57,9 +86,11 @@ def asks_for_more(folder: Path, config_text: str) -> bool:
         return False
     changed = differing_keys(known, config)
     lengths = [(_value(known, key), _value(config, key)) for key in changed]
-    return bool(changed) and set(changed) <= set(LENGTH_KEYS) and not any(
-        isinstance(before, int) and isinstance(now, int) and now < before for before, now in lengths
-    )  # fmt: skip
+    return (
+        bool(changed)
+        and set(changed) <= set(LENGTH_KEYS)
+        and not any(isinstance(before, int) and isinstance(now, int) and now < before for before, now in lengths)
+    )
 
 
 def require_same_config(known: Mapping[str, Any], config: Mapping[str, Any], *, where: Path, kept: Path) -> None:

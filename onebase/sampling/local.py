@@ -115,9 +115,15 @@ def generate(
     mine = processes.share([len(prompt) for prompt in prompts])  # all of them, where there is one process
     places = [p * samples_per_prompt + k for p in mine for k in range(samples_per_prompt)]
     own = _generate(
-        base, [prompts[p] for p in mine], role, sampling, [seeds[place] for place in places], samples_per_prompt,
-        max_rows, on_token,
-    )  # fmt: skip
+        base,
+        [prompts[p] for p in mine],
+        role,
+        sampling,
+        [seeds[place] for place in places],
+        samples_per_prompt,
+        max_rows,
+        on_token,
+    )
     for place, sample in zip(places, own, strict=True):
         sample.prompt = place // samples_per_prompt
     return processes.gather_items(own, places, len(prompts) * samples_per_prompt)

@@ -172,9 +172,12 @@ def answer(
         if scored:
             tree = with_completions(prompt, [sample.ids])
             (scores,) = per_example(
-                base, [tree], lambda batch: completion_scores(base, batch, role="reward"),
-                token_budget=tree.num_tokens, per_completion=True,
-            )  # fmt: skip
+                base,
+                [tree],
+                lambda batch: completion_scores(base, batch, role="reward"),
+                token_budget=tree.num_tokens,
+                per_completion=True,
+            )
             score = float(scores[0])
         answers[name] = (chat.decode(sample.ids).strip(), score)
     return answers

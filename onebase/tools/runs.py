@@ -85,15 +85,17 @@ def show(folder: Path, *, as_json: bool = False) -> None:
         return
     data = [f"{count:,} {'held out' if name == 'held_out' else name}" for name, count in (known["data"] or {}).items()]
     print(text_shown(f"{folder}: {run.verb}"))
-    _print_pairs({
-        "state": run.state,
-        "done": f"{run.steps} {run.step_name}s in {duration(run.seconds)}",
-        "result": run.result,
-        "data": data,
-        "checkpoints": known["checkpoints"],
-        "failed": known["failed"],
-        "best": [f"{name} {shown(value)}" for name, value in (known["best"] or {}).items()],
-    })  # fmt: skip
+    _print_pairs(
+        {
+            "state": run.state,
+            "done": f"{run.steps} {run.step_name}s in {duration(run.seconds)}",
+            "result": run.result,
+            "data": data,
+            "checkpoints": known["checkpoints"],
+            "failed": known["failed"],
+            "best": [f"{name} {shown(value)}" for name, value in (known["best"] or {}).items()],
+        }
+    )
     _print_pairs(known["changed"], "config, where it is not the default")
     _print_pairs({k: v for k, v in known["last_metrics"].items() if k != "step"}, f"metrics of step {run.steps}")
     _print_pairs(flattened(run.summary), "summary")
@@ -177,8 +179,10 @@ def leave_pictures(folder: Path) -> None:
         drawn = plot_run(folder)
         write_report(folder, _defaults(run))
     except Exception as error:  # of a drawing library and its settings
-        say(f"warning: {run.verb}: no curves or no report: {text_shown(error, 200)}; the run is complete, and "
-            f"'onebase runs report {text_shown(folder)}' writes the report later")  # fmt: skip
+        say(
+            f"warning: {run.verb}: no curves or no report: {text_shown(error, 200)}; the run is complete, and "
+            f"'onebase runs report {text_shown(folder)}' writes the report later"
+        )
         return
     say(f"{run.verb}: {f'curves in {drawn}, ' if drawn else ''}report in {folder / 'report.html'}")
 
@@ -214,8 +218,14 @@ def opened(folder: Path) -> RunRecord:
 def described(run: RunRecord, where: Path) -> dict[str, Any]:
     """A run in a line: its name below a folder, and how it stands."""
     name = os.path.relpath(run.folder, where)
-    return {"run": run.folder.resolve().name if name == "." else name, "verb": run.verb, "state": run.state,
-            "steps": run.steps, "seconds": round(run.seconds, 1), "result": run.result}  # fmt: skip
+    return {
+        "run": run.folder.resolve().name if name == "." else name,
+        "verb": run.verb,
+        "state": run.state,
+        "steps": run.steps,
+        "seconds": round(run.seconds, 1),
+        "result": run.result,
+    }
 
 
 def last_written(run: RunRecord) -> float:
@@ -248,9 +258,7 @@ def _distinct(folders: Sequence[Path], *, at_least: int) -> dict[str, RunRecord]
     return {"/".join(part[-length:]): opened(folder) for part, folder in zip(parts, folders, strict=True)}
 
 
-def _side_by_side(
-    columns: Mapping[str, Mapping[str, Any]], *, differing: bool = False
-) -> dict[str, dict[str, Any]]:
+def _side_by_side(columns: Mapping[str, Mapping[str, Any]], *, differing: bool = False) -> dict[str, dict[str, Any]]:
     """Per key the value in each column, None where it has none."""
     keys = dict.fromkeys(key for column in columns.values() for key in column)
     rows = {key: {name: column.get(key) for name, column in columns.items()} for key in keys}

@@ -51,9 +51,12 @@ def run(
     examples = encode_rows(rows, chat, Limits(base.context_length, tell=lambda line: say(f"score: {line}")))
     budget = microbatch_tokens or find_token_budget(base, "reward", longest=max(e.num_tokens for e in examples))
     scores = per_example(
-        base, examples, lambda batch: completion_scores(base, batch, role="reward"),
-        token_budget=budget, per_completion=True,
-    )  # fmt: skip
+        base,
+        examples,
+        lambda batch: completion_scores(base, batch, role="reward"),
+        token_budget=budget,
+        per_completion=True,
+    )
     for row, scored in zip(rows, scores, strict=True):
         numbers = [round(score, 6) for score in scored.tolist()]
         line: dict[str, object] = {"row": row.place}
@@ -67,8 +70,10 @@ def run(
     reward, every = base.roles["reward"], torch.cat(scores)
     if reward.score_mean is None or reward.score_std is None:
         return
-    say(f"{len(every)} answers, mean {every.mean():.3f}; on its held-out data the role had mean "
-        f"{reward.score_mean:.3f}, deviation {reward.score_std:.3f}")  # fmt: skip
+    say(
+        f"{len(every)} answers, mean {every.mean():.3f}; on its held-out data the role had mean "
+        f"{reward.score_mean:.3f}, deviation {reward.score_std:.3f}"
+    )
 
 
 def agreement(rows: Sequence[tuple[Sequence[float] | None, Sequence[float]]]) -> str:
@@ -79,9 +84,12 @@ def agreement(rows: Sequence[tuple[Sequence[float] | None, Sequence[float]]]) ->
     """
     rights = [
         0.5 if worse == better else float(better > worse)
-        for grades, scores in rows if grades is not None
-        for i, better in enumerate(scores) for k, worse in enumerate(scores) if grades[i] > grades[k]
-    ]  # fmt: skip
+        for grades, scores in rows
+        if grades is not None
+        for i, better in enumerate(scores)
+        for k, worse in enumerate(scores)
+        if grades[i] > grades[k]
+    ]
     compared = sum(1 for grades, _ in rows if grades is not None and len(set(grades)) > 1)
     if not rights:
         return ""

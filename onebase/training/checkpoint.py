@@ -1,8 +1,8 @@
 """Checkpoints: what a run needs to go on exactly where it stopped, and proof that it is whole.
 
-    checkpoint-<step>/   state.pt         weights that train, optimizer, schedule, random states, controllers, counts
-                         <role>/          the roles as they were, for use by other verbs
-                         checksums.json   SHA-256 of every file; without it, or with another sum, nothing is believed
+checkpoint-<step>/   state.pt         weights that train, optimizer, schedule, random states, controllers, counts
+                     <role>/          the roles as they were, for use by other verbs
+                     checksums.json   SHA-256 of every file; without it, or with another sum, nothing is believed
 """
 
 from __future__ import annotations
@@ -135,8 +135,11 @@ def fingerprint_examples(*sides: list[Example]) -> str:
     for examples in sides:
         for e in examples:
             row = None if e.row is None else (e.row.answers, e.row.grades, dict(e.row.columns))
-            digest.update(repr((list(e.prompt_ids), [list(ids) for ids in e.completions],
-                                e.counted, e.grades, e.margin, row)).encode())  # fmt: skip
+            digest.update(
+                repr(
+                    (list(e.prompt_ids), [list(ids) for ids in e.completions], e.counted, e.grades, e.margin, row)
+                ).encode()
+            )
         digest.update(b"|")
     return digest.hexdigest()
 

@@ -28,8 +28,16 @@ if TYPE_CHECKING:
 
 INPUTS = {"base": "the base model", "data": "the data", "roles": "a role that does not train"}
 """What must not have changed when a run is resumed, by the names of `inputs` in `Run.loop`."""
-STATE: dict[str, Any] = {"step": int, "seconds": int | float, "config": str, "inputs": dict, "best": int | float,
-         "weights": dict | None, "update": dict | None, "parts": dict}  # fmt: skip
+STATE: dict[str, Any] = {
+    "step": int,
+    "seconds": int | float,
+    "config": str,
+    "inputs": dict,
+    "best": int | float,
+    "weights": dict | None,
+    "update": dict | None,
+    "parts": dict,
+}
 """What a checkpoint's state has, and of which types."""
 
 
@@ -179,8 +187,7 @@ class Loop:
             named = " and ".join(str(folder / role) for role in roles)
             where = f"{named} are the best so far, those of step {note['step']} ({measured})"
         raise Stopped(
-            f"{why}\npaused after step {self.done}: {where}; run the same command to resume from "
-            f"{checkpoint.name}"
+            f"{why}\npaused after step {self.done}: {where}; run the same command to resume from {checkpoint.name}"
         )
 
     def note_signal(self, number: int, frame: FrameType | None) -> None:

@@ -73,9 +73,7 @@ def describe_base(name_or_path: str, quantization: str, dtype: str, device_name:
     )
 
 
-def describe_steps(
-    train: Sequence[Example], held_out: Sequence[Example], *, steps: int, minibatch: int
-) -> list[str]:
+def describe_steps(train: Sequence[Example], held_out: Sequence[Example], *, steps: int, minibatch: int) -> list[str]:
     """The data and the optimizer steps, in words."""
     lengths = sorted(example.num_tokens for example in train)
     return [

@@ -202,8 +202,10 @@ class Run:
         self.close()
         processes.gather(None)  # what the run wrote is there for all of them
         if refused.get("refused_steps"):
-            say(f"warning: {refused['refused_steps']} of {refused['optimizer_steps']} optimizer steps were refused, as "
-                f"their loss or gradient was not finite; their examples are in {self.folder / 'refused'}")  # fmt: skip
+            say(
+                f"warning: {refused['refused_steps']} of {refused['optimizer_steps']} optimizer steps were refused, as "
+                f"their loss or gradient was not finite; their examples are in {self.folder / 'refused'}"
+            )
 
     def close(self) -> None:
         """Ends the trackers, and lets another process write to the folder."""

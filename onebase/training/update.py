@@ -84,11 +84,14 @@ class Update:
         for group in groups:
             self._of_role.setdefault(group.role, []).extend(group.parameters)
         options = [
-            {"params": [p for p in group.parameters if (p.dim() > 1) == decayed], "lr": group.learning_rate,
-             "weight_decay": weight_decay if decayed else 0.0}
+            {
+                "params": [p for p in group.parameters if (p.dim() > 1) == decayed],
+                "lr": group.learning_rate,
+                "weight_decay": weight_decay if decayed else 0.0,
+            }
             for group in groups
             for decayed in (True, False)
-        ]  # fmt: skip
+        ]
         self.optimizer = torch.optim.AdamW([group for group in options if group["params"]], fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: _rate(step, schedule, warmup_steps, total_steps)
@@ -131,8 +134,10 @@ class Update:
             group["lr"] = peak * rate(self.schedule.last_epoch)
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         if self._shape != "constant":
-            say(f"optimizer.schedule: {self._shape} now ends at step {self._total_steps} and not {before}: the first "
-                f"{self.steps_done} steps keep the learning rates they had, the rest is recomputed")  # fmt: skip
+            say(
+                f"optimizer.schedule: {self._shape} now ends at step {self._total_steps} and not {before}: the first "
+                f"{self.steps_done} steps keep the learning rates they had, the rest is recomputed"
+            )
 
     def step(self, *parts: Part) -> dict[str, float]:
         """One optimizer step on all examples of all parts; returns the metrics noted, the gradient norm (of each role
@@ -146,8 +151,10 @@ class Update:
             DoesNotFitError: a single example does not fit the device's memory.
         """
         metrics, loss = self._accumulate(parts)
-        norms = {role: float(nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
-                 for role, parameters in self._of_role.items()}  # fmt: skip
+        norms = {
+            role: float(nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
+            for role, parameters in self._of_role.items()
+        }
         norm = math.hypot(*norms.values())
         learning_rate = self.schedule.get_last_lr()[0]
         if math.isfinite(norm) and math.isfinite(loss):
@@ -168,8 +175,14 @@ class Update:
         self.steps_done += 1
         refused = {"train/refused_steps": 1.0} if self._refused_in_a_row else {}
         of_roles = {f"{role}/grad_norm": of_role for role, of_role in norms.items()} if len(norms) > 1 else {}
-        return {**metrics.means(), **refused, **of_roles, "loss": loss, "grad_norm": norm,
-                "learning_rate": float(learning_rate)}  # fmt: skip
+        return {
+            **metrics.means(),
+            **refused,
+            **of_roles,
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": float(learning_rate),
+        }
 
     def require_a_step(self) -> None:
         """
@@ -192,16 +205,28 @@ class Update:
         if self._repro_folder is None:
             return
         examples = [
-            {"place": example.row.place if example.row else "", "prompt_ids": list(example.prompt_ids),
-             "completions": [list(ids) for ids in example.completions]}
-            for part, _ in parts for example in part
-        ]  # fmt: skip
-        said = {"optimizer_step": self.steps_done + 1, "loss": str(loss), "grad_norm": str(norm),
-                "token_budget": self.token_budget, "seed": torch.initial_seed(), "examples": examples}  # fmt: skip
+            {
+                "place": example.row.place if example.row else "",
+                "prompt_ids": list(example.prompt_ids),
+                "completions": [list(ids) for ids in example.completions],
+            }
+            for part, _ in parts
+            for example in part
+        ]
+        said = {
+            "optimizer_step": self.steps_done + 1,
+            "loss": str(loss),
+            "grad_norm": str(norm),
+            "token_budget": self.token_budget,
+            "seed": torch.initial_seed(),
+            "examples": examples,
+        }
         path = self._repro_folder / f"step-{self.steps_done + 1}.json"
         write_atomically(path, json.dumps(said) + "\n")
-        say(f"warning: optimizer step {self.steps_done + 1} refused: loss {loss}, gradient norm {norm}; its examples "
-            f"are in {path}")  # fmt: skip
+        say(
+            f"warning: optimizer step {self.steps_done + 1} refused: loss {loss}, gradient norm {norm}; its examples "
+            f"are in {path}"
+        )
 
     def _accumulate(self, parts: Sequence[Part]) -> tuple[Averages, float]:
         loss: Tensor | None = None

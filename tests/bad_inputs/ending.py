@@ -39,6 +39,7 @@ TOOLS = ("score", "chat", "doctor")
 UNEXPECTED = re.compile(r"please report (it|them) with the command|^error: unexpected ")
 """Of the last resort, which is for what nobody thought of; a case has been thought of."""
 
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a process ended."""

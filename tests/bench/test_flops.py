@@ -55,8 +55,15 @@ def test_what_a_stage_adds_to_forward_and_backward() -> None:
 
 
 def test_the_matrix_products_are_those_that_torch_counts() -> None:
-    config = LlamaConfig(vocab_size=10, hidden_size=4, intermediate_size=6, num_hidden_layers=2, num_attention_heads=2,
-                         num_key_value_heads=1, head_dim=2)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=10,
+        hidden_size=4,
+        intermediate_size=6,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=2,
+    )
     model, counter = LlamaForCausalLM(config), FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(torch.zeros(1, 7, dtype=torch.long))

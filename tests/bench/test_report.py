@@ -14,17 +14,31 @@ from bench.results import keep, read_results
 from bench.side import SideFailed, measure_each, run_side, tail
 from bench.workload import Workload
 
-MACHINE = {"date": "2026-01-01", "processor": "P", "cores": 2, "instructions": [], "memory_gib": 8, "system": "Linux",
-           "python": "3.11", "torch": "2.13.0", "threads": 2}  # fmt: skip
+MACHINE = {
+    "date": "2026-01-01",
+    "processor": "P",
+    "cores": 2,
+    "instructions": [],
+    "memory_gib": 8,
+    "system": "Linux",
+    "python": "3.11",
+    "torch": "2.13.0",
+    "threads": 2,
+}
 
 
 def a_row(samples: float, megabytes: float) -> dict[str, Any]:
     return {
-        "stage": "dpo", "peer_name": "Peer", "precision": "bf16", "model": "s", "counts_first": False,
-        "target": {"faster": 6.0, "memory": 0.5}, **MACHINE,
+        "stage": "dpo",
+        "peer_name": "Peer",
+        "precision": "bf16",
+        "model": "s",
+        "counts_first": False,
+        "target": {"faster": 6.0, "memory": 0.5},
+        **MACHINE,
         "ours": [{"samples_per_second": samples, "peak_rss_mb": megabytes}],
         "peer": [{"samples_per_second": 1.0, "peak_rss_mb": 1000}],
-    }  # fmt: skip
+    }
 
 
 def test_the_prose_around_the_marks_stays() -> None:
@@ -43,8 +57,10 @@ def test_a_page_without_its_marks_is_refused(page: str) -> None:
 def test_a_missed_target_is_said() -> None:
     results = {"rows": {"dpo bf16": a_row(5.0, 600)}}
     assert ">= 6 **missed**" in tables.comparison(results, "bf16")
-    assert tables.missed(results) == ["dpo beside Peer: 5.00 times its samples/s, not 6",
-                                      "dpo beside Peer: 0.60 times its memory, not 0.5"]  # fmt: skip
+    assert tables.missed(results) == [
+        "dpo beside Peer: 5.00 times its samples/s, not 6",
+        "dpo beside Peer: 0.60 times its memory, not 0.5",
+    ]
     assert "Every target of what was measured is met." in tables.targets({"rows": {"dpo bf16": a_row(7.0, 400)}})
 
 
@@ -104,8 +120,11 @@ def test_missing_peers_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_over_15_percent_more_than_last_is_slower() -> None:
-    now = {"precision": "fp32", "threads": 2, "stages": {"sft": {"cost": 116.0, "seconds": 2.0},
-                                                         "dpo": {"cost": 114.0, "seconds": 1.0}}}  # fmt: skip
+    now = {
+        "precision": "fp32",
+        "threads": 2,
+        "stages": {"sft": {"cost": 116.0, "seconds": 2.0}, "dpo": {"cost": 114.0, "seconds": 1.0}},
+    }
     last = {**now, "stages": {stage: {"cost": 100.0, "seconds": 1.0} for stage in ("sft", "dpo")}}
     lines, slower = quick.compared(now, last)
     assert slower == ["sft (1.16x)"]

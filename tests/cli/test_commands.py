@@ -373,9 +373,13 @@ def test_doctor_says_when_runs_cannot_be_written(capsys: pytest.CaptureFixture[s
     ],
 )
 def test_what_is_wrong_in_the_words_is_told_before_torch_is_imported(
-    words: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     def importing(verb: str) -> None:
         raise AssertionError("torch would be imported")
 

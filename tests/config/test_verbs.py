@@ -23,8 +23,15 @@ from onebase.errors import ConfigError
 SFT = ["output_dir=runs/x", "model.model_name_or_path=base", "data.train=a.jsonl"]
 PPO = [*SFT, "policy=runs/sft/policy", "reward.role=runs/reward/reward"]
 BEST_OF = [*SFT, "reward.callable=m:f"]
-REQUIRED = {"pretrain": [SFT[0], SFT[2]], "sft": SFT, "reward": SFT, "dpo": SFT, "ppo": PPO, "best-of": BEST_OF,
-            "iterate": BEST_OF}  # fmt: skip
+REQUIRED = {
+    "pretrain": [SFT[0], SFT[2]],
+    "sft": SFT,
+    "reward": SFT,
+    "dpo": SFT,
+    "ppo": PPO,
+    "best-of": BEST_OF,
+    "iterate": BEST_OF,
+}
 
 
 def messages(model_class: type, *words: str, path: Path | None = None) -> list[str]:
@@ -157,8 +164,7 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_expected() -> None:
         "command line: 'data.eval' = [a, [b]]: item 1: it should be a valid string",
         "command line: 'ppo.gamma' = 3: it should be less than or equal to 1",
         "command line: 'optimizer.learning_rate' = 0: it should be greater than 0",
-        "command line: 'batch.microbatch_tokens' = many: "
-        "it should be a whole number, or it should be 'auto'",
+        "command line: 'batch.microbatch_tokens' = many: it should be a whole number, or it should be 'auto'",
     ]
 
 
@@ -376,19 +382,22 @@ def test_values_that_no_run_could_use_are_refused(words: list[str], message: str
         (["loss=sigmoid + sigmoid"], "'loss' = sigmoid + sigmoid names sigmoid twice; give it once, with one weight"),
         (["loss=sigmoid +"], "'loss' =  is unknown; there are sigmoid, "),
         (["loss=-1 sigmoid"], "'loss' = -1 sigmoid is unknown"),
-        (["loss=ipo", "preference.label_smoothing=0.3"],
-         "'preference.label_smoothing' = 0.3 would change nothing: 'loss' = ipo does not read it, only sigmoid, "),
+        (
+            ["loss=ipo", "preference.label_smoothing=0.3"],
+            "'preference.label_smoothing' = 0.3 would change nothing: 'loss' = ipo does not read it, only sigmoid, ",
+        ),
         (["preference.gamma=3"], "'loss' = sigmoid does not read it, only simpo does; leave it out"),
         (["preference.desirable_weight=3"], "only kto does; leave it out"),
         (["loss=orpo", "preference.beta=0.3"], "'preference.beta' = 0.3 would change nothing"),
     ],
-)  # fmt: skip
+)
 def test_a_loss_that_says_nothing_or_a_key_it_does_not_read_is_refused(words: list[str], message: str) -> None:
     (line,) = messages(DPOConfig, *SFT, *words)
     assert line.startswith("command line: ") and message in line
     assert load_config(DPOConfig, None, [*SFT, "loss=simpo + .5 nll", "preference.gamma=3"]).loss_weights() == {
-        "simpo": 1.0, "nll": 0.5,
-    }  # fmt: skip
+        "simpo": 1.0,
+        "nll": 0.5,
+    }
 
 
 def test_keys_of_a_new_model_are_refused_beside_a_model_that_is_there() -> None:

@@ -32,11 +32,32 @@ CORPUS = [
 ] * 4
 
 TEXTS = [
-    "hello", " hello", "hello ", "  two  blanks  ", "\n", "\n\n", "a\n\nb", "\n\nleading", "tab\tx", "...", "1234567",
-    "你好,世界", " 你好", "\u3000全角", "🙂", "🙂🙂 x", "👩\u200d👩\u200d👧 família", "e\u0301",
-    "mixed 中文 and English 🙂\n", "once upon a time", "the answer is", "\u2028", "\x00\x01", "<b>not special</b>",
+    "hello",
+    " hello",
+    "hello ",
+    "  two  blanks  ",
+    "\n",
+    "\n\n",
+    "a\n\nb",
+    "\n\nleading",
+    "tab\tx",
+    "...",
+    "1234567",
+    "你好,世界",
+    " 你好",
+    "\u3000全角",
+    "🙂",
+    "🙂🙂 x",
+    "👩\u200d👩\u200d👧 família",
+    "e\u0301",
+    "mixed 中文 and English 🙂\n",
+    "once upon a time",
+    "the answer is",
+    "\u2028",
+    "\x00\x01",
+    "<b>not special</b>",
     "x" * 50,
-]  # fmt: skip
+]
 
 
 BEGINS = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
@@ -324,11 +345,20 @@ def test_a_template_that_hides_thinking_takes_the_answer_itself() -> None:
 
 
 STEPS = [
-    ("Step 1: we add.\n", "Step 2: that makes 4."), ("Step 1: we add.\nStep 2:", " that makes 4.\n"),
-    ("", "Step 1: add."), ("so", " the answer is"), ("the answer is here,", " there and everywhere."),
-    ("once upon", " a time\n\n"), ("他说", "你好。"), ("\n", "\nhello"), (" two  ", " blanks "), ("one wo", "rd"),
-    ("x", "\u2028"), ("🙂", "\nhello"), (" ", "a"),
-]  # fmt: skip
+    ("Step 1: we add.\n", "Step 2: that makes 4."),
+    ("Step 1: we add.\nStep 2:", " that makes 4.\n"),
+    ("", "Step 1: add."),
+    ("so", " the answer is"),
+    ("the answer is here,", " there and everywhere."),
+    ("once upon", " a time\n\n"),
+    ("他说", "你好。"),
+    ("\n", "\nhello"),
+    (" two  ", " blanks "),
+    ("one wo", "rd"),
+    ("x", "\u2028"),
+    ("🙂", "\nhello"),
+    (" ", "a"),
+]
 
 
 @pytest.mark.parametrize("template", ["plain", "hh", "chatml"])
@@ -760,10 +790,12 @@ SAYS = "{% for m in messages %}{{ m.content }}{% endfor %}"
         ("{% for i in range(10 ** 9) %}{% endfor %}", None),
         ("{% for i in range(1000000000) %}{% endfor %}", "OverflowError: Range too big"),
         ("{{ 'x' * 10000000000 }}", "MemoryError"),
-        ("{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-         "MemoryError"),
+        (
+            "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "MemoryError",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_template_that_fails_is_named_in_one_line(template: str, reason: str | None) -> None:
     if reason is None:
         with pytest.raises(ModelError, match="raises a number to a power in line 1; take it out, or set"):
@@ -800,8 +832,9 @@ def test_a_turn_that_the_template_leaves_out_is_refused() -> None:
     silent = with_template("{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}|")
     with pytest.raises(DataError, match="^f:1: the chat template of .* leaves out the user turn 'q'; write it"):
         silent.encode_example(row("q"))
-    first = with_template("{{ messages[0].content }}{% for m in messages[1:] if m.role != 'system' %}{{ m.content }}"
-                          "{% endfor %}")  # fmt: skip
+    first = with_template(
+        "{{ messages[0].content }}{% for m in messages[1:] if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    )
     turns = (Message("system", "S"), *chat("q"), Message("system", "later"), *chat(" r\n"))
     assert first.render_prompt([turns[0], *turns[-1:]])
     with pytest.raises(DataError, match="leaves out the system turn 'later'; write it into a turn that is kept"):
@@ -813,7 +846,5 @@ def test_powers_in_keyword_arguments_are_no_powers() -> None:
 
 
 def test_a_text_that_is_no_unicode_is_refused_in_one_line() -> None:
-    with pytest.raises(
-        DataError, match=r"the text 'hi \\udcff' holds half of a surrogate pair, or bytes that are not"
-    ):
+    with pytest.raises(DataError, match=r"the text 'hi \\udcff' holds half of a surrogate pair, or bytes that are not"):
         chat_format(byte_level(bos=False), "plain").encode_prompt(chat("hi \udcff"))

@@ -42,8 +42,12 @@ REPEATED = "the tokens of a better answer to the same prompt"
 
 
 def test_examples_whose_answers_were_cut_to_the_same_tokens_are_left_out(chat: ChatFormat) -> None:
-    rows = [ranked(1, "xyzA", "xyzB"), ranked(2, "xyzA", "aaa"), ranked(3, "xyzA", "xyzB", "xyzC"),
-            Row((Message("user", "q"),), ("xyz",))]  # fmt: skip
+    rows = [
+        ranked(1, "xyzA", "xyzB"),
+        ranked(2, "xyzA", "aaa"),
+        ranked(3, "xyzA", "xyzB", "xyzC"),
+        Row((Message("user", "q"),), ("xyz",)),
+    ]
     whole = encode_rows(rows, chat, Limits(context=64))
     assert drop_equal_completions(whole, max_share=0) == (whole, {})
     cut = encode_rows(rows, chat, Limits(context=64, max_completion=3))
@@ -60,13 +64,19 @@ def test_of_equal_answers_in_a_list_the_best_is_kept(chat: ChatFormat) -> None:
     ]
     kept, dropped = drop_equal_completions(encode_rows(rows, chat, Limits(context=64, max_completion=4)), max_share=0)
     assert [[chat.decode(ids) for ids in example.completions] for example in kept] == [
-        ["a", "b", "c"], ["b", "wors"], ["x", "y"], ["same", "othe"],
-    ]  # fmt: skip
+        ["a", "b", "c"],
+        ["b", "wors"],
+        ["x", "y"],
+        ["same", "othe"],
+    ]
     assert [example.grades for example in kept] == [(4.0, 3.0, 1.0), (1.0, 2.0), (1.0, 0.0), (4.0, 3.0)]
     # What is known of an answer goes with it.
     assert [example.row and example.row.answers for example in kept] == [
-        ("a", "b", "c"), ("b", "worse"), ("x", "y"), ("same1", "other"),
-    ]  # fmt: skip
+        ("a", "b", "c"),
+        ("b", "worse"),
+        ("x", "y"),
+        ("same1", "other"),
+    ]
     assert dropped == {REPEATED: [f"lists:{number}" for number in (1, 2, 3, 4, 4)]}
     assert dropped_line(dropped) == (
         "left out: 5 with the tokens of a better answer to the same prompt (lists:1, lists:2, lists:3)"
@@ -87,8 +97,10 @@ def test_the_end_token_tells_a_whole_answer_from_one_that_goes_on(chat: ChatForm
 
 
 def test_too_many_cut_to_the_same_tokens_are_an_error(chat: ChatFormat) -> None:
-    rows = [*(ranked(number, f"a{number}xxA", f"a{number}xxB") for number in range(4)),
-            *(ranked(9, "b", "a", "b") for _ in range(6))]  # fmt: skip
+    rows = [
+        *(ranked(number, f"a{number}xxA", f"a{number}xxB") for number in range(4)),
+        *(ranked(9, "b", "a", "b") for _ in range(6)),
+    ]
     examples = encode_rows(rows, chat, Limits(context=64, max_completion=4))
     assert len(drop_equal_completions(examples, max_share=0.4)[0]) == 6
     with pytest.raises(DataError) as caught:

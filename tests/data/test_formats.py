@@ -227,9 +227,15 @@ def test_bad_votes_are_named(tmp_path: Path) -> None:
 def test_steps_have_their_beginning_as_a_prefix(tmp_path: Path) -> None:
     """The keys of Math-Step-DPO."""
     step = {
-        "dataset": "d", "prompt": "1+1?", "initial_reason_steps": "Add.\nStep 2:", "chosen": " It is 2.",
-        "rejected": " It is 3.", "full_chosen": "f", "full_rejected": "g", "answer": "2",
-    }  # fmt: skip
+        "dataset": "d",
+        "prompt": "1+1?",
+        "initial_reason_steps": "Add.\nStep 2:",
+        "chosen": " It is 2.",
+        "rejected": " It is 3.",
+        "full_chosen": "f",
+        "full_rejected": "g",
+        "answer": "2",
+    }
     row = only(tmp_path, step)
     assert row.messages == (user("1+1?"),) and row.prefix == "Add.\nStep 2:"
     assert row.answers == (" It is 2.", " It is 3.") and row.grades == (1.0, 0.0)
@@ -244,10 +250,13 @@ def test_steps_have_their_beginning_as_a_prefix(tmp_path: Path) -> None:
 def test_every_prompt_may_have_a_prefix(tmp_path: Path) -> None:
     prefix, turns = {"initial_reason_steps": "So"}, [{"role": "user", "content": "q"}]
     rows: list[dict[str, Any]] = [
-        {"prompt": "q"}, {"prompt": turns, "completion": "a"}, {"instruction": "q", "output": ["a", "b"]},
-        {"messages": turns}, {"messages": turns, "chosen": turns[0] | {"role": "assistant"}, "rejected": "b"},
+        {"prompt": "q"},
+        {"prompt": turns, "completion": "a"},
+        {"instruction": "q", "output": ["a", "b"]},
+        {"messages": turns},
+        {"messages": turns, "chosen": turns[0] | {"role": "assistant"}, "rejected": "b"},
         {"question": "q", "prediction 1": "a", "prediction 2": "b", "preference": [1]},
-    ]  # fmt: skip
+    ]
     for row in rows:
         read, plain = only(tmp_path, row | prefix), only(tmp_path, row)
         assert read.prefix == "So" and plain.prefix is None and read == replace(plain, prefix="So")
@@ -585,8 +594,10 @@ def test_rows_with_one_prompt_land_on_one_side() -> None:
 
 def test_the_split_depends_on_the_seed_and_not_on_the_order() -> None:
     rows = rows_of([f"p{index}" for index in range(100)])
-    sides = [{row.place for row in split_by_prompt(given, 0.2, seed)[1]} for given, seed in
-             ((rows, 0), (rows[::-1], 0), (rows, 1))]  # fmt: skip
+    sides = [
+        {row.place for row in split_by_prompt(given, 0.2, seed)[1]}
+        for given, seed in ((rows, 0), (rows[::-1], 0), (rows, 1))
+    ]
     assert sides[0] == sides[1] != sides[2] and len(sides[0]) == len(sides[2]) == 20
     assert [row.place for row in split_by_prompt(rows, 0.2, 0)[0]] == [
         row.place for row in rows if row.place not in sides[0]
@@ -709,8 +720,11 @@ def test_real_rankings_and_labels_are_those_of_the_files(shared: Path) -> None:
     assert labels.count(True) == labels.count(False) == 150
     grades = [row.grades for row in read_rows(shared / "data/sentiment/sentence_polarity.jsonl.gz")]
     assert grades.count((1.0,)) == grades.count((0.0,)) == 5331
-    systems = [row for row in read_rows(shared / "data/llamafactory_demo/dpo_zh_demo.json.gz")
-               if row.messages[0].role == "system"]  # fmt: skip
+    systems = [
+        row
+        for row in read_rows(shared / "data/llamafactory_demo/dpo_zh_demo.json.gz")
+        if row.messages[0].role == "system"
+    ]
     assert len(systems) == 64
     for row in read_rows(shared / "data/xquad/xquad.en.json.gz"):
         assert row.columns["gold"] and all(text in row.columns["context"] for text in row.columns["gold"])
@@ -819,9 +833,7 @@ def test_what_a_tool_returned_needs_a_call_before_it(tmp_path: Path) -> None:
         "conversations": [{"from": who, "value": "x"} for who in ("human", "function_call", "observation", "gpt")]
     }
     row = only(tmp_path, called)
-    assert row.notes == (
-        "'function_call' turns read as assistant turns", "'observation' turns read as user turns"
-    )  # fmt: skip
+    assert row.notes == ("'function_call' turns read as assistant turns", "'observation' turns read as user turns")
     assert (
         remarks([row, row], [])[0]
         == f"'function_call' turns read as assistant turns: 2 rows ({row.place}, {row.place})"

@@ -28,15 +28,16 @@ def test_what_json_allows_is_read_as_it_is() -> None:
         ('{"a": 1, "b": 2, "a": 3}', ": the key 'a' stands twice in one object; keep one of the two"),
         ('[{"a": 1}, {"b": {"c": 1, "c": 1}}]', ":2: the key 'c' stands twice in one object; keep one of the two"),
         ('{"a": NaN}', ": NaN is no JSON number; write a finite one, or null"),
-        ('[1, [-Infinity]]', ":2: -Infinity is no JSON number; write a finite one, or null"),
+        ("[1, [-Infinity]]", ":2: -Infinity is no JSON number; write a finite one, or null"),
         ('{"a": 1e999}', ": the number 1e999 is out of range; write a finite one"),
-        ('{"a": {"b": ["x", "\\ud83d"]}}',
-         ": 'a.b[1]' holds half of a surrogate pair, U+D83D at character 0; remove it"),
-        ('[{}, {"\\udc00": 1}]',
-         ":2: '\\udc00' holds half of a surrogate pair, U+DC00 at character 0; remove it"),
+        (
+            '{"a": {"b": ["x", "\\ud83d"]}}',
+            ": 'a.b[1]' holds half of a surrogate pair, U+D83D at character 0; remove it",
+        ),
+        ('[{}, {"\\udc00": 1}]', ":2: '\\udc00' holds half of a surrogate pair, U+DC00 at character 0; remove it"),
         ('{"\\u001b[2J": 1, "\\u001b[2J": 2}', ": the key '\\x1b[2J' stands twice in one object; keep one of the two"),
     ],
-)  # fmt: skip
+)
 def test_what_is_ambiguous_is_refused_with_its_place(text: str, message: str) -> None:
     assert refusal(text) == message
 
@@ -60,6 +61,10 @@ def test_what_is_no_json_names_line_and_column() -> None:
 
 def test_values_are_described_by_their_type() -> None:
     assert [described(value) for value in (None, [], {"a": 1}, True, "x" * 50)] == [
-        "null", "an empty list", "an object", "the boolean true", 'the string "' + "x" * 36 + "...",
-    ]  # fmt: skip
+        "null",
+        "an empty list",
+        "an object",
+        "the boolean true",
+        'the string "' + "x" * 36 + "...",
+    ]
     assert described("\x1b[2J") == 'the string "\\u001b[2J"'

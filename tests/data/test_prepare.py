@@ -140,10 +140,12 @@ def test_the_prompt_gives_way_to_the_completions_down_to_half_of_the_context(
     [
         ({"context": 64, "max_prompt": 4}, "data.max_prompt_tokens is 4"),
         ({"context": 6}, "2 of the model's 6 positions are the answer's"),
-        ({"context": 6, "max_prompt": 5}, "2 of the model's 6 positions are the answer's, so data.max_prompt_tokens = "
-         "5 cannot be reached"),
+        (
+            {"context": 6, "max_prompt": 5},
+            "2 of the model's 6 positions are the answer's, so data.max_prompt_tokens = 5 cannot be reached",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_prompt_that_is_too_long_is_named_with_what_limits_it(
     chat: ChatFormat, limits: dict[str, int], reason: str
 ) -> None:

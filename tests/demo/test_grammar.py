@@ -283,8 +283,11 @@ def test_rows_say_what_was_asked_and_where_they_stand() -> None:
         asked = QUESTIONS[row.columns["question"]]
         assert [(message.role, message.content) for message in row.messages] == [("user", asked.text)]
         assert dict(row.columns) == {
-            "question": asked.text, "language": asked.language, "thing": asked.thing, "attribute": asked.attribute
-        }  # fmt: skip
+            "question": asked.text,
+            "language": asked.language,
+            "thing": asked.thing,
+            "attribute": asked.attribute,
+        }
         assert row.place == f"demo:{index % 20}"
         assert row.grades is None and len(row.answers) == (1 if index < 20 else 0)
 

@@ -46,14 +46,30 @@ def prompts() -> list[Example]:
 
 
 def evaluated(
-    one: OneBase, chat: ChatFormat, *, role: str = "policy", seed: int = 0, temperature: float = 0.9, k: int = 3,
-    token_budget: int = 80, judges: Mapping[str, RewardSource] | None = None, stop: tuple[int, ...] = STOP,
-) -> HeldOut:  # fmt: skip
+    one: OneBase,
+    chat: ChatFormat,
+    *,
+    role: str = "policy",
+    seed: int = 0,
+    temperature: float = 0.9,
+    k: int = 3,
+    token_budget: int = 80,
+    judges: Mapping[str, RewardSource] | None = None,
+    stop: tuple[int, ...] = STOP,
+) -> HeldOut:
     return evaluate_role(
-        one, chat, prompts(), CharacterReward(), role=role, reference="reference",
-        sampling=Sampling(max_new_tokens=8, temperature=temperature, stop_ids=stop), samples_per_prompt=k, seed=seed,
-        token_budget=token_budget, judges=judges,
-    )  # fmt: skip
+        one,
+        chat,
+        prompts(),
+        CharacterReward(),
+        role=role,
+        reference="reference",
+        sampling=Sampling(max_new_tokens=8, temperature=temperature, stop_ids=stop),
+        samples_per_prompt=k,
+        seed=seed,
+        token_budget=token_budget,
+        judges=judges,
+    )
 
 
 @pytest.mark.parametrize("layout", ["tree", "separate"])

@@ -86,10 +86,12 @@ def test_a_long_prompt_is_shown_by_its_end(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("interval", "verdict"),
     [
-        (Interval(1.0, 0.5, 1.5), "above 0"), (Interval(-1.0, -1.5, -0.5), "below 0"),
-        (Interval(0.1, -0.5, 0.7), "0 is inside"), (Interval(0.0, 0.0, 0.0), "0 is inside"),
+        (Interval(1.0, 0.5, 1.5), "above 0"),
+        (Interval(-1.0, -1.5, -0.5), "below 0"),
+        (Interval(0.1, -0.5, 0.7), "0 is inside"),
+        (Interval(0.0, 0.0, 0.0), "0 is inside"),
     ],
-)  # fmt: skip
+)
 def test_the_rise_is_said_with_what_it_shows(interval: Interval, verdict: str) -> None:
     line = rise_line("gold", interval, "SFT", "PPO")
     assert line.startswith(f"gold, PPO less SFT on the same prompts: {interval} (95 %") and line.endswith(f"{verdict})")

@@ -58,13 +58,24 @@ def test_all_linear_is_every_linear_layer_but_the_output_layer(architecture: str
 
 def test_all_linear_leaves_out_the_layers_that_text_never_reaches() -> None:
     text = {
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "sliding_window": 8,
-    }  # fmt: skip
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "sliding_window": 8,
+    }
     vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 8,
         "patch_size": 4,
-    }  # fmt: skip
+    }
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, pad_token_id=0)
     one = wrap_model(AutoModelForCausalLM.from_config(config).float(), tiny_tokenizer())
     assert any("vision" in name for name, _ in one.model.named_modules())
@@ -80,10 +91,19 @@ def test_all_linear_leaves_out_the_layers_that_text_never_reaches() -> None:
 )
 def test_experts_that_get_no_adapter_are_named(config_class: Any, fused: str) -> None:
     config = config_class(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, moe_intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_local_experts=4, num_experts_per_tok=2,
-        max_position_embeddings=128, head_dim=8,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=4,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=128,
+        head_dim=8,
+    )
     one = wrap_model(AutoModelForCausalLM.from_config(config).float(), tiny_tokenizer())
     note = without_adapter(one.model)
     assert fused in note and "the experts get no adapter" in note

@@ -40,11 +40,15 @@ TARGETS: dict[str, list[str] | str] = {"all linear": "all-linear", "two layers":
 ROTARY: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4},
     "llama3": {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16, "rope_theta": 1e4,
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "rope_theta": 1e4,
     },
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4},
-}  # fmt: skip
+}
 
 
 def base_of(kind: str, *, dtype: torch.dtype = torch.float32, **overrides: Any) -> OneBase:
@@ -262,8 +266,12 @@ def test_in_bfloat16_it_is_about_as_near_to_float32_as_transformers_is(kind: str
         return sum(float((a - b).norm() / b.norm()) ** 2 for a, b in pairs) ** 0.5 / len(pairs) ** 0.5
 
     matrices = list(true.gradients)
-    kinds = [["states"], ["logprobs"], [name for name in matrices if "lora_A" in name],
-             [name for name in matrices if "lora_B" in name]]  # fmt: skip
+    kinds = [
+        ["states"],
+        ["logprobs"],
+        [name for name in matrices if "lora_A" in name],
+        [name for name in matrices if "lora_B" in name],
+    ]
     for names in kinds:
         ours, theirs = distance(found, names), distance(plain, names)
         assert 0 < ours <= 1.5 * theirs, (names, ours, theirs)
@@ -340,9 +348,10 @@ def test_where_nothing_is_counted_results_are_empty_and_the_backward_pass_runs()
             assert token_values(one, batch, role="policy").shape == (0,)
             scores = completion_scores(one, batch, role="policy")
         assert scores.shape == (10,) and scores.isfinite().all()
-        for logprobs in logprobs_and_entropy(one, batch, role="policy"), logprobs_and_entropy(
-            one, batch, role="policy", with_entropy=False
-        ):  # fmt: skip
+        for logprobs in (
+            logprobs_and_entropy(one, batch, role="policy"),
+            logprobs_and_entropy(one, batch, role="policy", with_entropy=False),
+        ):
             assert logprobs[0].shape == (0,)
             logprobs[0].sum().backward()  # a microbatch of a step in which others are counted
     assert all(p.grad is None or not p.grad.any() for p in one.parameters("policy"))

@@ -335,9 +335,7 @@ def test_the_size_of_a_chunk_changes_neither_values_nor_gradients(
     weights = random_weights(len(batch.targets))
 
     def measure(with_entropy: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-        logprobs, entropy = logprobs_and_entropy(
-            one, batch, role="policy", temperature=0.7, with_entropy=with_entropy
-        )
+        logprobs, entropy = logprobs_and_entropy(one, batch, role="policy", temperature=0.7, with_entropy=with_entropy)
         return logprobs, entropy, gradients(one, "policy", logprobs @ weights + entropy @ weights.flip(0))
 
     for with_entropy in (True, False):

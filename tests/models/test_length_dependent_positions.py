@@ -20,14 +20,24 @@ from tests.tiny_models import VOCABULARY, random_ids, tiny_tokenizer
 
 SHORT, LONG = 24, 96
 SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.15, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.15,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 LONGROPE: dict[str, Any] = {
-    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
     "original_max_position_embeddings": SHORT,
-}  # fmt: skip
+}
 
 
 def configuration(kind: str) -> PreTrainedConfig:
@@ -67,9 +77,12 @@ def test_sampled_logprobs_are_those_measured_again(kind: str, layout: str) -> No
     one = base(kind, layout)
     prompts = [random_ids(length, seed=length) for length in (3, 8, one.context_length - 8)]
     samples = generate(
-        one, prompts, role="policy", sampling=Sampling(8, stop_ids=()),
+        one,
+        prompts,
+        role="policy",
+        sampling=Sampling(8, stop_ids=()),
         seeds=sample_seeds(0, num_prompts=3, samples_per_prompt=1, stream="test"),
-    )  # fmt: skip
+    )
     for prompt, sample in zip(prompts, samples, strict=True):
         found = token_logprobs(one, build_tree_batch([Example(prompt, [list(sample.ids)])]), role="policy")
         torch.testing.assert_close(torch.tensor(sample.logprobs), found, rtol=0, atol=2e-5)

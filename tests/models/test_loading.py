@@ -43,10 +43,16 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("architecture", "layout"),
     [
-        ("llama", "tree"), ("gpt2", "tree"), ("qwen3", "tree"), ("neox", "tree"), ("mistral", "tree"),
-        ("gemma2", "tree"), ("gemma3", "tree"), ("bloom", "separate"),
+        ("llama", "tree"),
+        ("gpt2", "tree"),
+        ("qwen3", "tree"),
+        ("neox", "tree"),
+        ("mistral", "tree"),
+        ("gemma2", "tree"),
+        ("gemma3", "tree"),
+        ("bloom", "separate"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("initializer_range", [0.02, 0.15])
 def test_a_tree_is_used_where_it_is_exact(architecture: str, layout: str, initializer_range: float) -> None:
     assert detect_layout(tiny_model(architecture, initializer_range=initializer_range)).layout == layout
@@ -92,9 +98,15 @@ def test_a_tree_whose_branches_see_each_other_is_not_used(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_that_looks_ahead_is_refused_whatever_its_number_format(dtype: torch.dtype) -> None:
     config = BertConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=64, initializer_range=0.15, pad_token_id=PAD,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        initializer_range=0.15,
+        pad_token_id=PAD,
+    )
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     with pytest.raises(ModelError, match="BertLMHeadModel: its log-probs of a row's beginning change by"):
         detect_layout(model)
@@ -109,10 +121,18 @@ def test_an_architecture_whose_code_fails_is_named() -> None:
 
 def test_llama_4_is_refused_or_used_and_never_an_attribute_error() -> None:
     config = Llama4TextConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, intermediate_size_mlp=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_local_experts=2, max_position_embeddings=128,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        intermediate_size_mlp=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        max_position_embeddings=128,
         pad_token_id=PAD,
-    )  # fmt: skip
+    )
     with pytest.raises(ModelError, match="Llama4ForCausalLM: "):
         detect_layout(AutoModelForCausalLM.from_config(config).eval())
 
@@ -128,14 +148,20 @@ def test_the_small_real_model_is_run_in_trees_in_bfloat16(shared: Path) -> None:
     [
         # A window longer than the tree that is tried, counted in columns.
         GPTNeoConfig(
-            vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, window_size=64,
-            attention_types=[[["global", "local"], 1]], max_position_embeddings=128,
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=2,
+            intermediate_size=64,
+            window_size=64,
+            attention_types=[[["global", "local"], 1]],
+            max_position_embeddings=128,
         ),
         # ALiBi: the positions are the columns.
         MptConfig(vocab_size=VOCABULARY, d_model=32, n_heads=2, n_layers=2, max_seq_len=128),
     ],
     ids=["gpt_neo", "mpt"],
-)  # fmt: skip
+)
 def test_models_that_count_columns_get_separate_rows(config: PreTrainedConfig, dtype: torch.dtype) -> None:
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     assert detect_layout(model).layout == "separate"
@@ -185,8 +211,10 @@ def test_the_dtype_is_the_one_asked_for(llama: Path, dtype: str, expected: torch
 
 def test_auto_dtype_is_bfloat16_only_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for capabilities, expected in [
-        ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32),
-    ]:  # fmt: skip
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx2": True}, torch.float32),
+    ]:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
         assert hardware_dtype(torch.device("cpu")) == expected
     assert hardware_dtype(torch.device("meta")) == torch.float32
@@ -282,7 +310,7 @@ def test_a_model_without_its_output_layer_is_refused_and_not_given_a_random_one(
         ({"max_position_embeddings": 1}, "config.json says that the model reads 1 positions at once"),
         ({"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}, "no model could be loaded: it needs Python code"),
     ],
-)  # fmt: skip
+)
 def test_a_folder_that_can_be_no_base_is_refused_in_one_line_by_a_run_and_by_a_plan(
     llama: Path, tmp_path: Path, entries: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,8 +22,11 @@ def some_examples() -> list[Example]:
         )
         for e in (1, 3, 0, 2)
     ]
-    masked = Example(random_ids(6, seed=77), [random_ids(4, seed=78), random_ids(3, seed=79)],
-                     counted=[[False, True, False, True], [False] * 3])  # fmt: skip
+    masked = Example(
+        random_ids(6, seed=77),
+        [random_ids(4, seed=78), random_ids(3, seed=79)],
+        counted=[[False, True, False, True], [False] * 3],
+    )
     return [*examples[:2], masked, *examples[2:]]
 
 
@@ -59,14 +62,19 @@ def test_results_come_back_in_the_order_of_the_examples(layout: str, token_budge
 def test_numbers_per_completion_and_several_per_token_are_sorted_back_too(layout: str, token_budget: int) -> None:
     one, examples = base(layout), some_examples()
     scores = per_example(
-        one, examples, lambda batch: completion_scores(one, batch, role="reward"), token_budget=token_budget,
+        one,
+        examples,
+        lambda batch: completion_scores(one, batch, role="reward"),
+        token_budget=token_budget,
         per_completion=True,
-    )  # fmt: skip
+    )
     both = per_example(
-        one, examples,
+        one,
+        examples,
         lambda batch: torch.stack(logprobs_and_entropy(one, batch, role="policy"), -1).flatten(),
-        token_budget=token_budget, numbers_per_token=2,
-    )  # fmt: skip
+        token_budget=token_budget,
+        numbers_per_token=2,
+    )
     assert [len(part) for part in scores] == [len(example.completions) for example in examples]
     for example, score, pair in zip(examples, scores, both, strict=True):
         batch = lay_out(one, [example])

@@ -144,8 +144,9 @@ def test_in_bfloat16_it_is_as_near_to_float64_as_linear_layers_are() -> None:
     plain = measured(torch.cat([part.literal(x) for part in parts], dim=1))
     found = measured(project(x, joined(parts)))
     assert [tensor.dtype for tensor in found] == [x.dtype, x.dtype, *(tensor.dtype for tensor in trained[1:])]
-    errors = [[(a.double() - t.double()).norm().item() for a, t in zip(side, true, strict=True)]
-              for side in (found, plain)]  # fmt: skip
+    errors = [
+        [(a.double() - t.double()).norm().item() for a, t in zip(side, true, strict=True)] for side in (found, plain)
+    ]
     assert all(ours <= 1.5 * theirs for ours, theirs in zip(*errors, strict=True)), errors
 
 

@@ -44,10 +44,16 @@ def gradients(one: OneBase, *, recomputes: bool, dropout: bool = False) -> tuple
 @pytest.mark.parametrize(
     ("architecture", "dropout"),
     [
-        ("llama", 0.0), ("qwen3", 0.0), ("llama through transformers", 0.0), ("gpt2", 0.0), ("gemma3", 0.0),
-        ("bloom", 0.0), ("llama", 0.3), ("gpt2", 0.3),
+        ("llama", 0.0),
+        ("qwen3", 0.0),
+        ("llama through transformers", 0.0),
+        ("gpt2", 0.0),
+        ("gemma3", 0.0),
+        ("bloom", 0.0),
+        ("llama", 0.3),
+        ("gpt2", 0.3),
     ],
-)  # fmt: skip
+)
 def test_loss_and_gradients_are_the_same_bit_for_bit(architecture: str, dropout: float, dtype: torch.dtype) -> None:
     one = tiny_base(architecture)
     one.model.to(dtype)

@@ -291,8 +291,10 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_right_one_loads_afterwa
     check_refused(load(base), folder, "adapter_config.json: r is 2, and the weights beside it have", error=ModelError)
     weights = load_file(folder / "adapter_model.safetensors")  # a rank that agrees, on rows that do not
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file({k: v[:, :-1].contiguous() if "lora_A" in k else v for k, v in weights.items()},
-              folder / "adapter_model.safetensors")  # fmt: skip
+    save_file(
+        {k: v[:, :-1].contiguous() if "lora_A" in k else v for k, v in weights.items()},
+        folder / "adapter_model.safetensors",
+    )
     one = load(base)
     check_refused(one, folder, "the adapter of role 'judge' does not fit this base: ", error=ModelError)
     expected = load(base)

@@ -110,7 +110,7 @@ MUTANTS = [
     Mutant(DECODER, "return project(gated_silu(gate_up), layer.down).add_(x)",
            "return project(gated_silu(gate_up), layer.down)",
            "the residual behind the MLP is lost", LIKE_TRANSFORMERS),
-    Mutant(DECODER, "attn_mask=mask[rows, ..., :length], scale=self._scaling", "scale=self._scaling",
+    Mutant(DECODER, "attn_mask=mask[rows, ..., :length],", "",
            "a decoding step sees the cache of earlier rows", f"{ALONE} {OF_THE_TREE}"),
     Mutant(STEPS, ".unsqueeze(-1).div_(-x.shape[-1])", ".unsqueeze(-1).div_(x.shape[-1])",
            "the gradient of the norm adds what it should take off", STEP),

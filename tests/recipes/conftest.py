@@ -89,9 +89,7 @@ def make_base(folder: Path, *, seed: int = 0, hidden_size: int = 32, pad_is_end:
     tokenizer = train_tokenizer(SENTENCES, vocab_size=320)
     if pad_is_end:
         tokenizer.pad_token = tokenizer.eos_token
-    model = make_llama(
-        tokenizer, hidden_size=hidden_size, num_layers=2, num_heads=2, max_length=CONTEXT, seed=seed
-    )
+    model = make_llama(tokenizer, hidden_size=hidden_size, num_layers=2, num_heads=2, max_length=CONTEXT, seed=seed)
     with torch.no_grad():
         # Wide enough apart that a probability can become large while the embedding stays frozen.
         model.model.embed_tokens.weight.mul_(4)

@@ -68,11 +68,14 @@ UNUSABLE: list[tuple[str | None, str, str]] = [
     ('{"question_text": "a"}\n', "sft reward ppo", r"a.jsonl:1: no known layout has the keys question_text;"),
     ('{"prompt": "a", "completion": 3}\n', "sft reward ppo", r"a.jsonl:1: 'completion' is the number 3; a string"),
     ('{"prompt": "a", "completion": "b"}\n', "sft reward ppo", r"a.jsonl:1: nothing can be held out"),
-    ('{"prompt": "a", "completion": ""}\n{"prompt": "b", "completion": "c"}\n', "sft reward ppo",
-     r"1 of 2 rows cannot be used"),
+    (
+        '{"prompt": "a", "completion": ""}\n{"prompt": "b", "completion": "c"}\n',
+        "sft reward ppo",
+        r"1 of 2 rows cannot be used",
+    ),
     ('{"prompt": "a"}\n{"prompt": "b"}\n', "sft", r"a.jsonl:\d: the row has no answer to learn from"),
     ('{"prompt": "a"}\n{"prompt": "b"}\n', "reward", r"a.jsonl:\d: nothing is compared in this row"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -122,9 +125,11 @@ def test_a_row_of_which_nothing_counts_is_refused(base: Path, tmp_path: Path, ca
     turns = [("user", "a"), ("assistant", ""), ("user", "b c d e"), ("assistant", "f")]
     rows = write_rows(
         tmp_path / "a.jsonl",
-        [{"messages": [{"role": role, "content": f"{text}{i}" if role == "user" else text} for role, text in turns]}
-         for i in range(4)],
-    )  # fmt: skip
+        [
+            {"messages": [{"role": role, "content": f"{text}{i}" if role == "user" else text} for role, text in turns]}
+            for i in range(4)
+        ],
+    )
     more: Options = {"data.train_on": "assistant", "data.max_completion_tokens": 3, "model.chat_template": "plain"}
     line = error_of(capsys, 3, "sft", common(base, tmp_path / "run", rows), more)
     assert re.search(r"a.jsonl:\d: no completion token counts", line), line
@@ -334,9 +339,11 @@ def test_a_disk_that_is_full_from_the_start_is_exit_4(
 def test_ctrl_c_saves_first(base: Path, answered: Path, tmp_path: Path) -> None:
     options = common(base, tmp_path / "run", answered) | {"max_steps": 100_000}
     process = subprocess.Popen(
-        [sys.executable, "-m", "onebase", "sft", *words(options)], stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "onebase", "sft", *words(options)],
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert process.stderr is not None
     lines: list[str] = []
     while not any(line.startswith("sft  ") for line in lines):  # the first line of progress
@@ -348,9 +355,7 @@ def test_ctrl_c_saves_first(base: Path, answered: Path, tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 130
     errors = [line for line in rest if line.startswith("error: ")]
     assert len(errors) == 1 and not any("Traceback" in line for line in rest)
-    found = re.fullmatch(
-        r"error: stopped after step (\d+) and saved (.*); run the same command to resume", errors[0]
-    )
+    found = re.fullmatch(r"error: stopped after step (\d+) and saved (.*); run the same command to resume", errors[0])
     assert found, errors
     checkpoint = Path(found[2])
     assert checkpoint == tmp_path / "run" / f"checkpoint-{found[1]}"

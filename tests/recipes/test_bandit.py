@@ -68,11 +68,19 @@ def bandit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(WORDS), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=16, tie_word_embeddings=False, initializer_range=0.12, pad_token_id=0,
-            bos_token_id=1, eos_token_id=2,
+            vocab_size=len(WORDS),
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            tie_word_embeddings=False,
+            initializer_range=0.12,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
         )
-    )  # fmt: skip
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # Plain texts, of which only the first token is taken: the beginning token.
@@ -118,9 +126,14 @@ def test_the_best_token_is_found(critic: str, bandit: Path, tmp_path: Path) -> N
 def test_with_a_kl_penalty_the_policy_is_the_closed_form(more: Options, bandit: Path, tmp_path: Path) -> None:
     beta = 0.25
     more = {
-        "ppo.kl_coefficient": beta, "max_steps": 30, "optimizer.schedule": "linear", "ppo.whiten_advantages": False,
-        "ppo.num_ppo_epochs": 3, "generation.samples_per_prompt": 16, **more,
-    }  # fmt: skip
+        "ppo.kl_coefficient": beta,
+        "max_steps": 30,
+        "optimizer.schedule": "linear",
+        "ppo.whiten_advantages": False,
+        "ppo.num_ppo_epochs": 3,
+        "generation.samples_per_prompt": 16,
+        **more,
+    }
     ppo.run(load(ppo.PPOConfig, options(bandit, tmp_path, "rank_of_letter"), more))
     reference, policy = distributions(bandit, tmp_path)
     rewards = torch.tensor([0.0 if word not in LETTERS else LETTERS.index(word) / 10 for word in WORDS]).double()
@@ -153,16 +166,25 @@ def test_the_kl_budget_holds_but_for_one_rollout(bandit: Path, tmp_path: Path) -
 
 
 def test_an_adaptive_penalty_holds_its_target(bandit: Path, tmp_path: Path) -> None:
-    more: Options = {"ppo.kl_coefficient": 0.05, "ppo.kl_target": 0.6, "ppo.kl_horizon": 400, "max_steps": 30,
-                     "optimizer.learning_rate": 5e-3}  # fmt: skip
+    more: Options = {
+        "ppo.kl_coefficient": 0.05,
+        "ppo.kl_target": 0.6,
+        "ppo.kl_horizon": 400,
+        "max_steps": 30,
+        "optimizer.learning_rate": 5e-3,
+    }
     ppo.run(load(ppo.PPOConfig, options(bandit, tmp_path, "rank_of_letter"), more))
     late = [row["objective/kl"] for row in metric_rows(tmp_path)[-8:]]
     assert 0.3 < sum(late) / len(late) < 0.9
 
 
 def test_a_longer_completion_is_learned(bandit: Path, tmp_path: Path) -> None:
-    more: Options = {"generation.max_new_tokens": 6, "max_steps": 18, "ppo.kl_coefficient": 0.01,
-                     "optimizer.learning_rate": 2e-2}  # fmt: skip
+    more: Options = {
+        "generation.max_new_tokens": 6,
+        "max_steps": 18,
+        "ppo.kl_coefficient": 0.01,
+        "optimizer.learning_rate": 2e-2,
+    }
     ppo.run(load(ppo.PPOConfig, options(bandit, tmp_path, "share_of_c"), more))
     scores = [row["objective/scores"] for row in metric_rows(tmp_path)]
     assert scores[0] < 0.2 and sum(scores[-5:]) / 5 > 0.8

@@ -79,9 +79,17 @@ def test_no_end_token_is_read_back_where_none_was_sampled(
 
 
 SAMPLED = [
-    " The cat is good.", "The cat", " a big", "\n\nNo.", " two\n", " blank ", "  ", " like the", "\n",
+    " The cat is good.",
+    "The cat",
+    " a big",
+    "\n\nNo.",
+    " two\n",
+    " blank ",
+    "  ",
+    " like the",
+    "\n",
     " cat.\n\nHuman: Is",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("template", ["hh", "plain", "chatml"])

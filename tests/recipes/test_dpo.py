@@ -84,8 +84,13 @@ def test_the_first_step_is_the_paper_s_loss_on_separate_rows(
     reference: str, base: Path, sft_role: Path, pairs: Path, tmp_path: Path
 ) -> None:
     """Eq. 7 of Rafailov et al., the policy a little away from its reference, log-probs from the model's own logits."""
-    more: Options = {"start_from": str(sft_role), "preference.reference": reference, "batch.minibatch": 64,
-                     "preference.beta": 0.3, "max_steps": 2}  # fmt: skip
+    more: Options = {
+        "start_from": str(sft_role),
+        "preference.reference": reference,
+        "batch.minibatch": 64,
+        "preference.beta": 0.3,
+        "max_steps": 2,
+    }
     config = small_dpo(base, tmp_path / "run", pairs, more)
     dpo.run(config)
     losses = [row["loss"] for row in metric_rows(tmp_path / "run")]
@@ -153,8 +158,15 @@ def test_every_list_weighs_the_same_and_a_tie_nothing() -> None:
     comparisons = [ranking_pairs(listed, None, torch.Generator()) for listed in grades]
     logprobs = torch.tensor([-1.0, -3.0, -2.0, -5.0, -4.0, -1.5, -2.5, -0.5])
     nothing = torch.zeros(8)
-    lists = dpo.Lists(logprobs, nothing, nothing, nothing, nothing, nothing,
-                      PairTensors.of(examples, comparisons, torch.device("cpu")))  # fmt: skip
+    lists = dpo.Lists(
+        logprobs,
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        PairTensors.of(examples, comparisons, torch.device("cpu")),
+    )
 
     def of_pair(better: float, worse: float) -> float:
         return math.log1p(math.exp(-0.3 * (better - worse)))

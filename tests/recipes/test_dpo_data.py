@@ -69,11 +69,14 @@ def test_answers_cut_to_the_same_tokens_are_left_out_up_to_a_share_of_each_side(
 def test_an_answer_given_twice_is_compared_once_by_its_better_grade(
     loss: str, base: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    data = write_rows(tmp_path / "lists.jsonl", [
-        ranked("Which?", "good", "bad", "good"),
-        ranked("Which one?", "The cat is good.", "The cat is bad.", "big", grades=[0, 2, 1]),
-        ranked("Who?", "good", "bad"),
-    ])  # fmt: skip
+    data = write_rows(
+        tmp_path / "lists.jsonl",
+        [
+            ranked("Which?", "good", "bad", "good"),
+            ranked("Which one?", "The cat is good.", "The cat is bad.", "big", grades=[0, 2, 1]),
+            ranked("Who?", "good", "bad"),
+        ],
+    )
     examples, _ = read(base, data, {"loss": loss, "data.max_completion_tokens": 3})
     assert [texts(base, example) for example in examples] == [["good", "bad"], ["The cat", "big"], ["good", "bad"]]
     assert [list(example.grades or ()) for example in examples] == [[2.0, 1.0], [2.0, 1.0], [1.0, 0.0]]
@@ -85,11 +88,14 @@ def test_an_answer_given_twice_is_compared_once_by_its_better_grade(
 
 
 def test_kto_takes_the_best_and_the_worst_of_a_list(base: Path, tmp_path: Path, capsys: Capture) -> None:
-    data = write_rows(tmp_path / "lists.jsonl", [
-        ranked("Which?", "fine", "good", "bad", "big", grades=[1, 2, -1, 0], source="x"),
-        ranked("Who?", "good", "bad", "good"),  # the same answer is not good and bad
-        ranked("Why?", "good", "bad", grades=[1, 1]),
-    ])  # fmt: skip
+    data = write_rows(
+        tmp_path / "lists.jsonl",
+        [
+            ranked("Which?", "fine", "good", "bad", "big", grades=[1, 2, -1, 0], source="x"),
+            ranked("Who?", "good", "bad", "good"),  # the same answer is not good and bad
+            ranked("Why?", "good", "bad", grades=[1, 1]),
+        ],
+    )
     examples, _ = read(base, data, {"loss": "kto"})
     assert [texts(base, example) for example in examples] == [["good"], ["bad"], ["good"], ["bad"]]
     assert [example.row and example.row.columns["label"] for example in examples] == [True, False, True, False]
@@ -107,9 +113,7 @@ def test_kto_trains_on_lists(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["kto", "sigmoid", "plackett_luce", "nll"])
-def test_ties_are_left_out_as_no_loss_learns_from_them(
-    loss: str, base: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_ties_are_left_out_as_no_loss_learns_from_them(loss: str, base: Path, tmp_path: Path, capsys: Capture) -> None:
     tied = [ranked("Which?", "good", "bad", grades=[1, 1]), ranked("Who?", "a", "b", "c", grades=[0, 0, 0])]
     data = write_rows(tmp_path / "lists.jsonl", [*tied, ranked("Why?", "good", "fine", "bad", grades=[1, 1, 0])])
     examples, _ = read(base, data, {"loss": loss})
@@ -165,9 +169,15 @@ REAL = [
 
 @pytest.mark.parametrize(("name", "loss", "count", "sizes"), REAL)
 def test_real_files_become_examples(
-    name: str, loss: str, count: int, sizes: dict[int, int], shared: Path, minimind: ChatFormat, tmp_path: Path,
+    name: str,
+    loss: str,
+    count: int,
+    sizes: dict[int, int],
+    shared: Path,
+    minimind: ChatFormat,
+    tmp_path: Path,
     capsys: Capture,
-) -> None:  # fmt: skip
+) -> None:
     file = shared / "data" / name
     config = load(DPOConfig, common(tmp_path, tmp_path / "run", file), {"loss": loss, "model.chat_template": None})
     train, held_out = dpo.read_examples(config, minimind, 8192)

@@ -79,9 +79,12 @@ def test_samples_go_on_from_the_beginning_and_are_written_as_whole_answers(
     base: Path, steps: Path, tmp_path: Path
 ) -> None:
     options: Options = {
-        **common(base, tmp_path / "samples", steps), "data.eval_fraction": None, "generation.max_new_tokens": 6,
-        "generation.samples_per_prompt": 4, "reward.callable": "tests.recipes.test_dpo_steps:vowels",
-    }  # fmt: skip
+        **common(base, tmp_path / "samples", steps),
+        "data.eval_fraction": None,
+        "generation.max_new_tokens": 6,
+        "generation.samples_per_prompt": 4,
+        "reward.callable": "tests.recipes.test_dpo_steps:vowels",
+    }
     best_of.run(load(BestOfConfig, options))
     asked = read_rows(steps)
     best = read_rows(tmp_path / "samples" / "best.jsonl")

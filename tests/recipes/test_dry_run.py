@@ -29,8 +29,14 @@ VERBS: dict[str, tuple[Any, Any, Options]] = {
     "best-of": (best_of, BestOfConfig, {**SAMPLED, "data.eval_fraction": None}),
     "iterate": (iterate, IterateConfig, {**SAMPLED, "data.eval_fraction": None}),
 }
-ROLE_KEYS = {"sft": "start_from", "reward": "start_from", "dpo": "start_from", "ppo": "policy", "best-of": "policy",
-             "iterate": "policy"}  # fmt: skip
+ROLE_KEYS = {
+    "sft": "start_from",
+    "reward": "start_from",
+    "dpo": "start_from",
+    "ppo": "policy",
+    "best-of": "policy",
+    "iterate": "policy",
+}
 
 
 def planned(verb: str, base: Path, folder: Path, *more: Options) -> str:
@@ -188,9 +194,7 @@ def test_a_folder_that_cannot_be_written_or_is_being_written_is_refused(
         (lambda base: _config(base, name="tokenizer_config.json", chat_template=[3]), "no tokenizer could be loaded: "),
     ],
 )
-def test_a_damaged_base_is_refused_without_its_weights(
-    change: Any, message: str, base: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_base_is_refused_without_its_weights(change: Any, message: str, base: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(base, tmp_path / "damaged"))
     change(damaged)
     with pytest.raises(ModelError, match=f"{damaged}.*: .*{message}"):

@@ -73,8 +73,9 @@ def test_a_kept_reference_is_the_first_policy_and_a_renewed_one_the_last(
 ) -> None:
     seen: list[tuple[str | None, str | None]] = []
     learn = dpo.run
-    monkeypatch.setattr(dpo, "run", lambda config: (seen.append((config.start_from, config.reference_role)),
-                                                    learn(config))[1])  # fmt: skip
+    monkeypatch.setattr(
+        dpo, "run", lambda config: (seen.append((config.start_from, config.reference_role)), learn(config))[1]
+    )
     iterate.run(config_of(base, tmp_path / "kept", asked, {"reference": "kept", "rounds": 2}))
     before = str(tmp_path / "kept" / "round-1" / "learn" / "policy")
     assert seen == [(None, "base"), (before, "base")]
@@ -86,8 +87,10 @@ def test_a_kept_reference_is_the_first_policy_and_a_renewed_one_the_last(
     iterate.run(config_of(base, tmp_path / "renewed", asked, {**started, "rounds": 1}))
     assert seen == [(before, None)]
     # Against the reference it started from, a policy starts at margin 0; against an older one it does not.
-    margins = [metric_rows(tmp_path / name / f"round-{n}" / "learn")[0]["rewards/margins"]
-               for name, n in (("kept", 2), ("renewed", 1))]  # fmt: skip
+    margins = [
+        metric_rows(tmp_path / name / f"round-{n}" / "learn")[0]["rewards/margins"]
+        for name, n in (("kept", 2), ("renewed", 1))
+    ]
     assert abs(margins[0]) > 1e-3 and abs(margins[1]) < 1e-5
 
 
@@ -111,8 +114,9 @@ def test_every_round_samples_and_learns_with_a_seed_of_its_own(
 ) -> None:
     seeds: dict[str, list[int]] = {"sample": [], "learn": []}
     sample, learn = best_of.run, dpo.run
-    monkeypatch.setattr(best_of, "run", lambda config, rows: (seeds["sample"].append(config.seed),
-                                                              sample(config, rows))[1])  # fmt: skip
+    monkeypatch.setattr(
+        best_of, "run", lambda config, rows: (seeds["sample"].append(config.seed), sample(config, rows))[1]
+    )
     monkeypatch.setattr(dpo, "run", lambda config: (seeds["learn"].append(config.seed), learn(config))[1])
     iterate.run(config_of(base, tmp_path / "run", asked, {"rounds": 2, "prompts_per_round": 8}))
     assert all(len(of_rounds) == len(set(of_rounds)) == 2 for of_rounds in seeds.values())
@@ -165,10 +169,14 @@ def test_spin_on_rows_without_an_answer_names_the_row(base: Path, tmp_path: Path
     rows = write_rows(tmp_path / "bare.jsonl", [{"prompt": f"Is {n} good?"} for n in range(4)])
     config = load(
         BestOfConfig,
-        {"output_dir": str(tmp_path / "run"), "model.model_name_or_path": str(base), "model.chat_template": "hh",
-         "data.train": str(rows), "chosen": "data", "generation.max_new_tokens": 4},
-    )  # fmt: skip
+        {
+            "output_dir": str(tmp_path / "run"),
+            "model.model_name_or_path": str(base),
+            "model.chat_template": "hh",
+            "data.train": str(rows),
+            "chosen": "data",
+            "generation.max_new_tokens": 4,
+        },
+    )
     with pytest.raises(DataError, match=r"bare.jsonl:1: chosen: data pairs the data's answer"):
         best_of.run(config)
-
-

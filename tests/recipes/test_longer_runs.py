@@ -27,8 +27,14 @@ from tests.recipes.conftest import (
 )
 
 Capture = pytest.CaptureFixture[str]
-LEARNING: Options = {"lora.r": 4, "lora.dropout": 0.1, "batch.minibatch": 4, "optimizer.learning_rate": 5e-3,
-                     "optimizer.warmup_steps": 2, "evaluation.every_steps": 2}  # fmt: skip
+LEARNING: Options = {
+    "lora.r": 4,
+    "lora.dropout": 0.1,
+    "batch.minibatch": 4,
+    "optimizer.learning_rate": 5e-3,
+    "optimizer.warmup_steps": 2,
+    "evaluation.every_steps": 2,
+}
 
 
 def sft_config(base: Path, folder: Path, steps: int, **more: object) -> SFTConfig:
@@ -43,8 +49,11 @@ def ppo_config(base: Path, folder: Path, steps: int, **more: object) -> PPOConfi
 
 
 def roles(folder: Path) -> dict[str, bytes]:
-    return {name: content for name, content in file_bytes(folder).items()
-            if Path(name).parts[0] in ("policy", "critic", "model", "best")}  # fmt: skip
+    return {
+        name: content
+        for name, content in file_bytes(folder).items()
+        if Path(name).parts[0] in ("policy", "critic", "model", "best")
+    }
 
 
 def clockless_rows(folder: Path) -> list[dict[str, float]]:
@@ -84,8 +93,10 @@ def test_a_schedule_that_ended_is_stretched_and_said_so(
     sft.run(sft_config(base, tmp_path / "run", 4, **more))
     capsys.readouterr()
     sft.run(sft_config(base, tmp_path / "run", 8, **more))
-    said = (f"optimizer.schedule: {schedule} now ends at step 8 and not 4: the first 4 steps keep the learning rates "
-            "they had, the rest is recomputed")  # fmt: skip
+    said = (
+        f"optimizer.schedule: {schedule} now ends at step 8 and not 4: the first 4 steps keep the learning rates "
+        "they had, the rest is recomputed"
+    )
     assert said in capsys.readouterr().err.splitlines()
     rates = [[row["learning_rate"] for row in metric_rows(tmp_path / name)] for name in ("run", "whole")]
     assert rates[0][4:] == rates[1][4:] and rates[0][:4] != rates[1][:4] and rates[0][4] > 0

@@ -38,8 +38,13 @@ from tests.recipes.conftest import (
 
 
 def test_a_reward_of_length_gives_what_the_penalties_take(base: Path, prompts: Path, tmp_path: Path) -> None:
-    more: Options = {"ppo.score_baseline": 0.5, "ppo.score_clip": 0.3, "ppo.missing_end_penalty": 0.7,
-                     "ppo.length_penalty": 0.1, "generation.stop": list("abcdefghijklmnopqrstuvwxyz")}  # fmt: skip
+    more: Options = {
+        "ppo.score_baseline": 0.5,
+        "ppo.score_clip": 0.3,
+        "ppo.missing_end_penalty": 0.7,
+        "ppo.length_penalty": 0.1,
+        "generation.stop": list("abcdefghijklmnopqrstuvwxyz"),
+    }
     trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, more)))
     rollout = collected(trainer)
     assert len({len(sample.ids) for sample in rollout.samples}) > 1
@@ -102,8 +107,13 @@ def test_settings_that_could_not_work_are_refused_before_the_run(
 def test_in_the_warm_up_the_critic_alone_trains(critic: str, base: Path, prompts: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("\n\n".join(SENTENCES))
-    more: Options = {"ppo.critic": critic, "ppo.critic_warmup_rollouts": 2, "max_steps": 3,
-                     "ppo.ptx_data": [str(texts)], "ppo.ptx_coefficient": 0.5}  # fmt: skip
+    more: Options = {
+        "ppo.critic": critic,
+        "ppo.critic_warmup_rollouts": 2,
+        "max_steps": 3,
+        "ppo.ptx_data": [str(texts)],
+        "ppo.ptx_coefficient": 0.5,
+    }
     trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, more)))
 
     def state(role: str) -> list[Tensor]:
@@ -151,8 +161,13 @@ def test_a_kl_that_is_no_number_is_over_the_budget(
 
 
 def test_the_warm_up_of_the_critic_leaves_the_kl_coefficient(base: Path, prompts: Path, tmp_path: Path) -> None:
-    more: Options = {"ppo.kl_target": 5.0, "ppo.kl_horizon": 16, "ppo.kl_coefficient": 0.1, "max_steps": 4,
-                     "ppo.critic_warmup_rollouts": 2}  # fmt: skip
+    more: Options = {
+        "ppo.kl_target": 5.0,
+        "ppo.kl_horizon": 16,
+        "ppo.kl_coefficient": 0.1,
+        "max_steps": 4,
+        "ppo.critic_warmup_rollouts": 2,
+    }
     ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
     coefficients = [row["objective/kl_coef"] for row in metric_rows(tmp_path / "run")]
     assert coefficients == pytest.approx([0.1, 0.1, 0.1, 0.09], rel=1e-5)
@@ -270,9 +285,15 @@ def test_a_classifier_scores_with_its_own_tokenizer(base: Path, prompts: Path, t
     tokenizer = train_tokenizer(["quite other words than the base has read"], vocab_size=280)
     folder = tmp_path / "classifier"
     sizes: Options = dict(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_labels=1, pad_token_id=tokenizer.pad_token_id, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.5,
+    )
     classifier = LlamaForSequenceClassification(LlamaConfig(**sizes)).eval()
     classifier.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -297,8 +318,12 @@ def ppo_request(trainer: Any, rollout: Rollout) -> Any:
 def test_both_layouts_give_the_same_first_rollout(base: Path, sft_role: Path, prompts: Path, tmp_path: Path) -> None:
     rows = []
     for layout in ("tree", "separate"):
-        more: Options = {"model.layout": layout, "policy": str(sft_role), "max_steps": 1,
-                         "ppo.entropy_coefficient": 0.01}  # fmt: skip
+        more: Options = {
+            "model.layout": layout,
+            "policy": str(sft_role),
+            "max_steps": 1,
+            "ppo.entropy_coefficient": 0.01,
+        }
         ppo.run(small_ppo(base, tmp_path / layout, prompts, more))
         rows += metric_rows(tmp_path / layout)
     compared = [name for name in rows[0] if not name.startswith("perf/") and name != "sampling/logp_difference"]
@@ -321,21 +346,35 @@ def test_microbatches_change_nothing(base: Path, sft_role: Path, prompts: Path, 
 REFERENCE_CASES: dict[str, Options] = {
     "kl in the reward": {"ppo.kl_coefficient": 0.3, "ppo.gamma": 0.95, "ppo.lam": 0.9, "ppo.missing_end_penalty": 0.2},
     "kl in the loss": {
-        "ppo.kl_estimator": "k3", "ppo.kl_placement": "loss", "ppo.kl_coefficient": 0.2, "ppo.dual_clip": 1.01,
-        "ppo.entropy_coefficient": 0.02, "ppo.clip_low": 0.02, "ppo.clip_high": 0.05, "ppo.value_clip": 0.01,
+        "ppo.kl_estimator": "k3",
+        "ppo.kl_placement": "loss",
+        "ppo.kl_coefficient": 0.2,
+        "ppo.dual_clip": 1.01,
+        "ppo.entropy_coefficient": 0.02,
+        "ppo.clip_low": 0.02,
+        "ppo.clip_high": 0.05,
+        "ppo.value_clip": 0.01,
         "generation.temperature": 0.7,
     },
     "critic head": {"ppo.critic": "head", "ppo.whiten_advantages": False, "ppo.value_clip": None},
     "k2 in the reward": {
-        "ppo.kl_estimator": "k2", "ppo.kl_coefficient": 0.3, "ppo.score_baseline": 0.5, "ppo.score_clip": 0.8,
-        "ppo.score_scaling": "running", "ppo.length_penalty": 0.1, "ppo.critic_learning_rate": 1e-3,
+        "ppo.kl_estimator": "k2",
+        "ppo.kl_coefficient": 0.3,
+        "ppo.score_baseline": 0.5,
+        "ppo.score_clip": 0.8,
+        "ppo.score_scaling": "running",
+        "ppo.length_penalty": 0.1,
+        "ppo.critic_learning_rate": 1e-3,
     },
     "k3 in the reward, whitened": {
-        "ppo.kl_estimator": "k3", "ppo.kl_coefficient": 0.3, "ppo.whiten_rewards": True,
-        "optimizer.schedule": "linear", "optimizer.warmup_steps": 2,
+        "ppo.kl_estimator": "k3",
+        "ppo.kl_coefficient": 0.3,
+        "ppo.whiten_rewards": True,
+        "optimizer.schedule": "linear",
+        "optimizer.warmup_steps": 2,
     },
     "k2 in the loss": {"ppo.kl_estimator": "k2", "ppo.kl_placement": "loss", "ppo.kl_coefficient": 0.4},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFERENCE_CASES)
@@ -349,9 +388,14 @@ def test_a_whole_update_is_what_plain_loops_give(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     more: Options = {
-        "policy": str(sft_role), "reward.role": str(reward_role), "reward.callable": None, "ppo.critic_start": "reward",
-        "generation.samples_per_prompt": 3, "ppo.value_coefficient": 0.5, "optimizer.max_grad_norm": 100.0,
-    } | REFERENCE_CASES[name]  # fmt: skip
+        "policy": str(sft_role),
+        "reward.role": str(reward_role),
+        "reward.callable": None,
+        "ppo.critic_start": "reward",
+        "generation.samples_per_prompt": 3,
+        "ppo.value_coefficient": 0.5,
+        "optimizer.max_grad_norm": 100.0,
+    } | REFERENCE_CASES[name]
     config = small_ppo(base, tmp_path / "run", prompts, more)
     trainer, _ = set_up(config, open_run(config))
     literal, _ = set_up(config, open_run(config))
@@ -522,9 +566,7 @@ def gae_as_a_double_sum(rewards: list[float], values: list[float], gamma: float,
     """A_t = sum_l (gamma lam)^l (r_{t+l} + gamma V_{t+l+1} - V_{t+l})."""
     later = [*values[1:], 0.0]
     deltas = [r + gamma * after - now for r, now, after in zip(rewards, values, later, strict=True)]
-    return [
-        sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))
-    ]
+    return [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))]
 
 
 def collected(trainer: Any, index: int = 0) -> Rollout:

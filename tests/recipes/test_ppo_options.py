@@ -132,13 +132,20 @@ def test_scores_are_clipped_once_after_they_are_scaled(base: Path, prompts: Path
 
 
 def test_whitened_rewards_keep_their_mean(base: Path, prompts: Path, tmp_path: Path) -> None:
-    more: Options = {"ppo.whiten_rewards": True, "ppo.whiten_advantages": False, "ppo.kl_coefficient": 0,
-                     "ppo.gamma": 1, "ppo.lam": 1}  # fmt: skip
+    more: Options = {
+        "ppo.whiten_rewards": True,
+        "ppo.whiten_advantages": False,
+        "ppo.kl_coefficient": 0,
+        "ppo.gamma": 1,
+        "ppo.lam": 1,
+    }
     trainer = trainer_of(base, prompts, tmp_path / "run", more)
     rollout = collected(trainer)
     rollout.scores = rollout.scores + 3
-    rewards = [[0.0] * (len(sample.ids) - 1) + [float(score)]
-               for sample, score in zip(rollout.samples, rollout.scores, strict=True)]  # fmt: skip
+    rewards = [
+        [0.0] * (len(sample.ids) - 1) + [float(score)]
+        for sample, score in zip(rollout.samples, rollout.scores, strict=True)
+    ]
     every = [reward for row in rewards for reward in row]
     mean = sum(every) / len(every)
     deviation = math.sqrt(sum((reward - mean) ** 2 for reward in every) / len(every))
@@ -154,9 +161,12 @@ def test_a_reward_role_scores_and_starts_the_critic(
     critic_start: str, normalize: str, base: Path, sft_role: Path, reward_role: Path, prompts: Path, tmp_path: Path
 ) -> None:
     more: Options = {
-        "policy": str(sft_role), "reward.role": str(reward_role), "reward.callable": None,
-        "ppo.critic_start": critic_start, "reward.normalize": normalize,
-    }  # fmt: skip
+        "policy": str(sft_role),
+        "reward.role": str(reward_role),
+        "reward.callable": None,
+        "ppo.critic_start": critic_start,
+        "reward.normalize": normalize,
+    }
     trainer = trainer_of(base, prompts, tmp_path / "run", more)
     one, rollout = trainer.base, collected(trainer)
     reward, critic = one.roles["reward"], one.roles["critic"]
@@ -254,8 +264,10 @@ def test_policy_and_critic_learn_at_their_own_rates(base: Path, prompts: Path, t
     ppo.train_minibatch(rollout, targets, [0, 1], trainer, only_critic=False)
     # The first step of Adam moves an entry by its learning rate, whatever the gradient.
     for role, rate in (("policy", 1e-4), ("critic", 1e-2)):
-        moved = max(float((p.detach() - b).abs().max()) for p, b in
-                    zip(trainer.base.parameters(role), before[role], strict=True))  # fmt: skip
+        moved = max(
+            float((p.detach() - b).abs().max())
+            for p, b in zip(trainer.base.parameters(role), before[role], strict=True)
+        )
         assert moved == pytest.approx(rate, rel=0.05), role
 
 

@@ -102,8 +102,13 @@ def test_a_given_model_is_trained_further_and_stays_as_it_was(
     base: Path, texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
     before = file_bytes(base)
-    more = {**NOT_NEW, "model.model_name_or_path": str(base), "block_length": 24, "max_steps": 10,
-            "optimizer.learning_rate": 2e-3}  # fmt: skip
+    more = {
+        **NOT_NEW,
+        "model.model_name_or_path": str(base),
+        "block_length": 24,
+        "max_steps": 10,
+        "optimizer.learning_rate": 2e-3,
+    }
     summary = pretrain.run(load(PretrainConfig, options(texts, tmp_path / "run"), more))
     assert summary["eval_loss_before"] == pytest.approx(mean_loss(base, SENTENCES[30:], 24), abs=1e-4)
     assert summary["eval_loss_after"] < summary["eval_loss_before"] - 0.2
@@ -125,9 +130,7 @@ def test_every_token_but_the_first_of_a_block_counts_once(texts: tuple[Path, Pat
     assert {block.num_tokens for block in blocks[:-1]} == {16}
 
 
-def test_without_a_beginning_token_one_end_token_stands_between_texts(
-    texts: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_without_a_beginning_token_one_end_token_stands_between_texts(texts: tuple[Path, Path], tmp_path: Path) -> None:
     config = load(PretrainConfig, options(texts, tmp_path / "run", max_steps=1, block_length=16))
     rows, _ = pretrain.read_rows(config.data, config.seed)
     one = pretrain.open_or_make(config, rows)

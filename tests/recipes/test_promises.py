@@ -36,8 +36,11 @@ from tests.recipes.conftest import (
 
 def four_roles(sft_role: Path, reward_role: Path) -> Options:
     return {
-        "policy": str(sft_role), "reward.role": str(reward_role), "reward.callable": None, "ppo.critic_start": "reward",
-    }  # fmt: skip
+        "policy": str(sft_role),
+        "reward.role": str(reward_role),
+        "reward.callable": None,
+        "ppo.critic_start": "reward",
+    }
 
 
 def state_of(one: OneBase, role: str) -> dict[str, Tensor]:
@@ -124,8 +127,13 @@ def test_the_same_seed_gives_the_same_bytes(
     texts.write_text("\n\n".join(SENTENCES))
     answered = write_rows(tmp_path / "sft.jsonl", answered_rows())
     pairs = write_rows(tmp_path / "pairs.jsonl", pair_rows())
-    small_tiny: Options = {"tiny.vocab_size": 300, "tiny.hidden_size": 32, "tiny.num_layers": 2, "tiny.num_heads": 2,
-                           "tiny.max_length": 32}  # fmt: skip
+    small_tiny: Options = {
+        "tiny.vocab_size": 300,
+        "tiny.hidden_size": 32,
+        "tiny.num_layers": 2,
+        "tiny.num_heads": 2,
+        "tiny.max_length": 32,
+    }
 
     def pretraining(folder: Path, seed: int) -> Options:
         return {"data.train": str(texts), "output_dir": str(folder), "max_steps": 2, "seed": seed, **small_tiny}

@@ -51,11 +51,22 @@ def test_the_stages_follow_each_other_on_real_data(
     ran("reward", hh, {"data.limit": 40, "start_from": policy, "data.max_prompt_tokens": 200, "batch.minibatch": 8})
     role = str(tmp_path / "reward" / "reward")
     xquad = stories(shared, tmp_path / "ppo", "xquad", "xquad.en.json.gz")
-    ran("ppo", xquad, {
-        "policy": policy, "reward.role": role, "data.limit": 30, "data.max_prompt_tokens": 128, "max_steps": 2,
-        "ppo.rollout_prompts": 4, "ppo.minibatch_prompts": 2, "generation.max_new_tokens": 12,
-        "evaluation.prompts": 2, "lora.r": None,
-    })  # fmt: skip
+    ran(
+        "ppo",
+        xquad,
+        {
+            "policy": policy,
+            "reward.role": role,
+            "data.limit": 30,
+            "data.max_prompt_tokens": 128,
+            "max_steps": 2,
+            "ppo.rollout_prompts": 4,
+            "ppo.minibatch_prompts": 2,
+            "generation.max_new_tokens": 12,
+            "evaluation.prompts": 2,
+            "lora.r": None,
+        },
+    )
     rows = metric_rows(tmp_path / "ppo")
     assert len(rows) == 2 and all(math.isfinite(row["objective/scores"]) for row in rows)
     # Rounding apart, decoding sees the log-probs of the training pass.
@@ -101,8 +112,13 @@ def test_ranked_lists_in_chinese_with_a_chat_tokenizer(shared: Path, tmp_path: P
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     options = stories(shared, tmp_path / "run", "oasst1_zh", "oaast_rm_zh.json.gz")
-    more: Options = {"model.model_name_or_path": str(tmp_path / "base"), "model.chat_template": None, "data.limit": 20,
-                     "reward.max_pairs": 3, "batch.minibatch": 4}  # fmt: skip
+    more: Options = {
+        "model.model_name_or_path": str(tmp_path / "base"),
+        "model.chat_template": None,
+        "data.limit": 20,
+        "reward.max_pairs": 3,
+        "batch.minibatch": 4,
+    }
     ran("reward", options, more)
     rows = metric_rows(tmp_path / "run")
     assert len(rows) == 3 and rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
@@ -121,11 +137,20 @@ def test_labelled_sentences_become_pairs(shared: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["text_zh/xiyouji.txt.gz", "text_en/tinystories_sample.txt.gz"])
 def test_a_new_model_is_made_from_real_texts(file: str, shared: Path, tmp_path: Path) -> None:
-    ran("pretrain", {
-        "output_dir": str(tmp_path / "run"), "data.train": str(shared / "data" / file), "data.limit": 20,
-        "tiny.vocab_size": 600, "tiny.hidden_size": 32, "tiny.num_layers": 2, "tiny.num_heads": 2, "max_steps": 3,
-        "batch.minibatch": 4,
-    })  # fmt: skip
+    ran(
+        "pretrain",
+        {
+            "output_dir": str(tmp_path / "run"),
+            "data.train": str(shared / "data" / file),
+            "data.limit": 20,
+            "tiny.vocab_size": 600,
+            "tiny.hidden_size": 32,
+            "tiny.num_layers": 2,
+            "tiny.num_heads": 2,
+            "max_steps": 3,
+            "batch.minibatch": 4,
+        },
+    )
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 

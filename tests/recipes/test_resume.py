@@ -45,21 +45,42 @@ from tests.recipes.conftest import (
 
 Capture = pytest.CaptureFixture[str]
 
-RECIPES = {"pretrain": pretrain, "sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "best-of": best_of,
-           "iterate": iterate}  # fmt: skip
+RECIPES = {
+    "pretrain": pretrain,
+    "sft": sft,
+    "reward": reward,
+    "dpo": dpo,
+    "ppo": ppo,
+    "best-of": best_of,
+    "iterate": iterate,
+}
 ROLES = ("model", "policy", "critic", "reward", "best")
 SCHEDULED: Options = {
-    "max_steps": 6, "batch.minibatch": 4, "lora.r": 4, "evaluation.every_steps": 2, "optimizer.learning_rate": 5e-3,
-    "optimizer.warmup_steps": 2, "optimizer.schedule": "cosine", "optimizer.weight_decay": 0.1,
-}  # fmt: skip
+    "max_steps": 6,
+    "batch.minibatch": 4,
+    "lora.r": 4,
+    "evaluation.every_steps": 2,
+    "optimizer.learning_rate": 5e-3,
+    "optimizer.warmup_steps": 2,
+    "optimizer.schedule": "cosine",
+    "optimizer.weight_decay": 0.1,
+}
 SAMPLED: Options = {
-    "reward.callable": "tests.recipes.conftest:count_vowels", "generation.max_new_tokens": 6,
+    "reward.callable": "tests.recipes.conftest:count_vowels",
+    "generation.max_new_tokens": 6,
     "generation.samples_per_prompt": 3,
-}  # fmt: skip
+}
 ROUNDS: Options = {
-    **SAMPLED, "rounds": 2, "prompts_per_round": 8, "optimizer.learning_rate": 5e-3, "optimizer.num_epochs": 2,
-    "lora.r": 4, "lora.dropout": 0.1, "batch.minibatch": 4, "data.eval_fraction": None,
-}  # fmt: skip
+    **SAMPLED,
+    "rounds": 2,
+    "prompts_per_round": 8,
+    "optimizer.learning_rate": 5e-3,
+    "optimizer.num_epochs": 2,
+    "lora.r": 4,
+    "lora.dropout": 0.1,
+    "batch.minibatch": 4,
+    "data.eval_fraction": None,
+}
 FOUR_ROLLOUTS: Options = {**SMALL_PPO, "max_steps": 4, "evaluation.prompts": 4, "evaluation.every_steps": 1}
 
 Stops = list[tuple[int, str]]
@@ -76,10 +97,21 @@ class Stage:
 
 
 STAGES = {
-    "pretrain": Stage("pretrain", {
-        "max_steps": 6, "batch.minibatch": 4, "tiny.vocab_size": 300, "tiny.hidden_size": 32, "tiny.num_layers": 2,
-        "tiny.num_heads": 2, "tiny.max_length": 32, "evaluation.every_steps": 2, "optimizer.schedule": "linear",
-    }, STOPS),
+    "pretrain": Stage(
+        "pretrain",
+        {
+            "max_steps": 6,
+            "batch.minibatch": 4,
+            "tiny.vocab_size": 300,
+            "tiny.hidden_size": 32,
+            "tiny.num_layers": 2,
+            "tiny.num_heads": 2,
+            "tiny.max_length": 32,
+            "evaluation.every_steps": 2,
+            "optimizer.schedule": "linear",
+        },
+        STOPS,
+    ),
     "sft": Stage("sft", {**SCHEDULED, "lora.dropout": 0.2}, STOPS),
     "sft in full": Stage("sft", {**SCHEDULED, "lora.r": 0}, STOPS),
     "reward": Stage("reward", SCHEDULED, STOPS),
@@ -87,18 +119,34 @@ STAGES = {
     "kto": Stage("dpo", {**SCHEDULED, "loss": "kto", "preference.reference": "live"}, STOPS),
     # A rollout is four optimizer steps: it is stopped in the middle of the first, fails before the third has changed
     # anything, and then in the middle of it.
-    "ppo": Stage("ppo", {
-        **FOUR_ROLLOUTS, "policy": "SFT", "reward.callable": None, "reward.role": "REWARD", "ppo.critic_start": "auto",
-        "ppo.kl_target": 0.5, "ppo.kl_horizon": 50, "ppo.score_scaling": "running", "ppo.kl_budget": 100,
-        "ppo.ptx_coefficient": 0.5, "ppo.ptx_data": "PTX", "generation.random_min_new_tokens": 3,
-    }, [(3, "SIGTERM"), (5, "error"), (2, "error")]),
-    "ppo with a head": Stage("ppo", {**FOUR_ROLLOUTS, "ppo.critic": "head", "ppo.critic_warmup_rollouts": 1},
-                             [(3, "SIGTERM"), (5, "error"), (2, "error")]),
+    "ppo": Stage(
+        "ppo",
+        {
+            **FOUR_ROLLOUTS,
+            "policy": "SFT",
+            "reward.callable": None,
+            "reward.role": "REWARD",
+            "ppo.critic_start": "auto",
+            "ppo.kl_target": 0.5,
+            "ppo.kl_horizon": 50,
+            "ppo.score_scaling": "running",
+            "ppo.kl_budget": 100,
+            "ppo.ptx_coefficient": 0.5,
+            "ppo.ptx_data": "PTX",
+            "generation.random_min_new_tokens": 3,
+        },
+        [(3, "SIGTERM"), (5, "error"), (2, "error")],
+    ),
+    "ppo with a head": Stage(
+        "ppo",
+        {**FOUR_ROLLOUTS, "ppo.critic": "head", "ppo.critic_warmup_rollouts": 1},
+        [(3, "SIGTERM"), (5, "error"), (2, "error")],
+    ),
     "best-of": Stage("best-of", {**SAMPLED, "data.eval_fraction": None}, STOPS),
     # A round is two batches of samples and some optimizer steps.
     "iterate": Stage("iterate", ROUNDS, [(2, "SIGTERM"), (2, "error"), (4, "SIGINT"), (3, "error")]),
     "raft": Stage("iterate", {**ROUNDS, "learn": "sft"}, [(4, "SIGTERM"), (4, "SIGTERM")]),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -121,10 +169,14 @@ class Materials:
         """Of a stage; later ones win."""
         stage = STAGES[name]
         rows: dict[str, Callable[[], Iterable[Options]]] = {
-            "pretrain": lambda: [{"text": text} for text in SENTENCES], "sft": answered_rows, "reward": pair_rows,
-            "dpo": pair_rows, "ppo": prompt_rows, "iterate": prompt_rows,
+            "pretrain": lambda: [{"text": text} for text in SENTENCES],
+            "sft": answered_rows,
+            "reward": pair_rows,
+            "dpo": pair_rows,
+            "ppo": prompt_rows,
+            "iterate": prompt_rows,
             "best-of": lambda: [{**row, "more": [None, {"big": 1 << 70, "漢": 0.1}]} for row in prompt_rows()],
-        }  # fmt: skip
+        }
         data = write_rows(self.folder / f"{stage.verb}.jsonl", rows[stage.verb]())
         ptx = write_rows(self.folder / "ptx.jsonl", [{"text": text} for text in SENTENCES[:8]])
         named = {"SFT": str(self.sft_role), "REWARD": str(self.reward_role), "PTX": str(ptx)}
@@ -148,9 +200,7 @@ class Materials:
 
 
 @pytest.fixture(scope="module")
-def materials(
-    base: Path, sft_role: Path, reward_role: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Materials:
+def materials(base: Path, sft_role: Path, reward_role: Path, tmp_path_factory: pytest.TempPathFactory) -> Materials:
     return Materials(tmp_path_factory.mktemp("resume"), base, sft_role, reward_role, {})
 
 
@@ -195,13 +245,19 @@ def run_interrupted(
 
 def roles_of(run: Path) -> dict[str, bytes]:
     """Every file of every role, also those of the best and of the rounds."""
-    return {name: content for name, content in file_bytes(run).items() if set(Path(name).parts[:-1]) & set(ROLES)
-            and "checkpoint-" not in name and "failed-in-step-" not in name}  # fmt: skip
+    return {
+        name: content
+        for name, content in file_bytes(run).items()
+        if set(Path(name).parts[:-1]) & set(ROLES) and "checkpoint-" not in name and "failed-in-step-" not in name
+    }
 
 
 def clockless(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items()
-            if not name.startswith("perf/") and not name.endswith(("seconds", "peak_memory_mb"))}  # fmt: skip
+    return {
+        name: value
+        for name, value in values.items()
+        if not name.startswith("perf/") and not name.endswith(("seconds", "peak_memory_mb"))
+    }
 
 
 def summary_of(run: Path) -> dict[str, Any]:
@@ -280,9 +336,15 @@ def test_ppo_that_was_stopped_over_its_kl_budget_does_not_go_on(
 
 def test_ppo_goes_back_to_a_policy_from_before_the_stop(materials: Materials, tmp_path: Path, capsys: Capture) -> None:
     far: Options = {
-        "ppo.kl_budget": 0.8, "max_steps": 2, "optimizer.learning_rate": 2e-2, "ppo.critic_warmup_rollouts": 0,
-        "generation.samples_per_prompt": 4, "evaluation.prompts": 3, "evaluation.samples_per_prompt": 4, "seed": 12,
-    }  # fmt: skip
+        "ppo.kl_budget": 0.8,
+        "max_steps": 2,
+        "optimizer.learning_rate": 2e-2,
+        "ppo.critic_warmup_rollouts": 0,
+        "generation.samples_per_prompt": 4,
+        "evaluation.prompts": 3,
+        "evaluation.samples_per_prompt": 4,
+        "seed": 12,
+    }
     whole = materials.run("ppo with a head", tmp_path / "whole", far)
     assert capsys.readouterr().err.count("; back to an earlier policy") == 2
     again = run_interrupted(materials, "ppo with a head", tmp_path / "cut", [(8, "SIGTERM")], far)
@@ -291,8 +353,15 @@ def test_ppo_goes_back_to_a_policy_from_before_the_stop(materials: Materials, tm
 
 # --------------------------------------------------------------------------------------------- another machine
 
-ROUNDING = {"pretrain": 1e-6, "sft in full": 1e-6, "reward": 5e-6, "dpo": 1e-6, "kto": 1e-6, "ppo": 1e-6,
-            "ppo with a head": 1e-6}  # fmt: skip
+ROUNDING = {
+    "pretrain": 1e-6,
+    "sft in full": 1e-6,
+    "reward": 5e-6,
+    "dpo": 1e-6,
+    "kto": 1e-6,
+    "ppo": 1e-6,
+    "ppo with a head": 1e-6,
+}
 """How far a weight may be from that of the run that nobody stopped, when the end of it ran with other microbatches; the
 weights moved by 1e-2 and more. Without dropout, whose random numbers depend on the split."""
 
@@ -361,9 +430,7 @@ def test_changed_weights_of_the_base_are_refused(base: Path, tmp_path: Path) -> 
     assert sft.run(config)["steps"] == 6
 
 
-def test_changed_rows_and_a_changed_reward_role_are_refused(
-    base: Path, reward_role: Path, tmp_path: Path
-) -> None:
+def test_changed_rows_and_a_changed_reward_role_are_refused(base: Path, reward_role: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", prompt_rows())
     role = tmp_path / "reward"
     for path in [role, tmp_path / "kept"]:
@@ -472,8 +539,13 @@ def test_a_run_whose_every_step_was_refused_fails_and_saves_no_role(
         for step in range(1, 4):
             happens(patch, step, nan)
         assert cli.main(["sft", *words(options)]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith(
-        "error: nothing was trained: all 3 optimizer steps had a loss or gradient that is not finite. No step was taken"
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith(
+            "error: nothing was trained: all 3 optimizer steps had a loss or gradient that is not finite. No step was "
+            "taken"
+        )
     )
     assert not (tmp_path / "run" / "policy").exists() and not (tmp_path / "run" / "summary.json").exists()
     assert not checkpoints(tmp_path / "run")
@@ -540,8 +612,13 @@ def test_resume_goes_on_and_says_where_there_is_nothing_to_go_on_from(
     assert_same_run(tmp_path / "run", materials.whole("sft"))
 
 
-LONG: Options = {"max_steps": 100, "batch.minibatch": 2, "lora.r": 2, "evaluation.every_steps": None,
-                 "checkpoint.every_steps": 5}  # fmt: skip
+LONG: Options = {
+    "max_steps": 100,
+    "batch.minibatch": 2,
+    "lora.r": 2,
+    "evaluation.every_steps": None,
+    "checkpoint.every_steps": 5,
+}
 
 
 def wait_for(process: subprocess.Popen[str], what: Callable[[], bool]) -> None:
@@ -558,9 +635,11 @@ def test_a_process_that_was_stopped_or_killed_is_resumed_by_the_same_command(
     run = tmp_path / "run"
     command = ["sft", *words(materials.options("sft", run, LONG))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "onebase", *command], stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "onebase", *command],
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     try:
         wait_for(process, (run / "checkpoint-10").exists)
         process.send_signal(signal.SIGSTOP)  # time stands still for it

@@ -79,9 +79,7 @@ def literal_loss(examples: list[Example], scores: list[list[float]]) -> float:
     return total / len(examples)
 
 
-def test_pairs_are_learned_and_the_role_knows_its_held_out_scores(
-    base: Path, sft_role: Path, tmp_path: Path
-) -> None:
+def test_pairs_are_learned_and_the_role_knows_its_held_out_scores(base: Path, sft_role: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "pairs.jsonl", pair_rows())
     more: Options = {"optimizer.learning_rate": 5e-3, "max_steps": 15, "start_from": str(sft_role)}
     config = load(RewardConfig, common(base, tmp_path / "run", rows), more)
@@ -106,8 +104,12 @@ def test_the_first_loss_is_the_papers(
     rows = write_rows(
         tmp_path / "a.jsonl", {"pairs": pair_rows(6), "lists": LISTS, "margins": MARGINS, "ties": TIES}[kind]
     )
-    more: Options = {"start_from": str(reward_role), "max_steps": 1, "reward.centering_coefficient": centering,
-                     "batch.minibatch": 4}  # fmt: skip
+    more: Options = {
+        "start_from": str(reward_role),
+        "max_steps": 1,
+        "reward.centering_coefficient": centering,
+        "batch.minibatch": 4,
+    }
     config = load(RewardConfig, common(base, tmp_path / "run", rows), more)
     train, _ = examples_of(config, base)
     chosen = [train[i] for i in minibatch_indices(0, num_examples=len(train), size=4, seed=0)]
@@ -124,8 +126,12 @@ def test_the_split_into_microbatches_changes_nothing(base: Path, reward_role: Pa
     data = write_rows(tmp_path / "lists.jsonl", LISTS)
     rows = []
     for tokens in (64, 4096):
-        more: Options = {"start_from": str(reward_role), "max_steps": 2, "reward.centering_coefficient": 0.1,
-                         "batch.microbatch_tokens": tokens}  # fmt: skip
+        more: Options = {
+            "start_from": str(reward_role),
+            "max_steps": 2,
+            "reward.centering_coefficient": 0.1,
+            "batch.microbatch_tokens": tokens,
+        }
         reward.run(load(RewardConfig, common(base, tmp_path / str(tokens), data), more))
         rows.append(metric_rows(tmp_path / str(tokens)))
     for small, large in zip(*rows, strict=True):
@@ -161,8 +167,7 @@ def test_no_more_than_max_pairs_of_a_list_are_compared(base: Path, tmp_path: Pat
     config = load(RewardConfig, common(base, tmp_path / "run", rows), {"reward.max_pairs": 3, "max_steps": 3})
     train, _ = examples_of(config, base)
     drawn = [
-        [draw_comparisons(train[0], max_pairs=3, seed=config.seed, visit=(n, 0)) for n in range(6)]
-        for _ in range(2)
+        [draw_comparisons(train[0], max_pairs=3, seed=config.seed, visit=(n, 0)) for n in range(6)] for _ in range(2)
     ]
     assert drawn[0] == drawn[1] and all(len(pairs) == 3 for pairs in drawn[0])
     assert len({str(pairs) for pairs in drawn[0]}) > 1, "every visit draws the same comparisons"

@@ -84,9 +84,13 @@ def test_an_adapter_learns_and_the_base_stays(base: Path, answered: Path, tmp_pa
     summary = sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), more))
     assert summary["eval_loss_after"] < summary["eval_loss_before"] - 0.2
     assert sorted(path.name for path in (tmp_path / "run" / "policy").iterdir() if path.suffix != ".md") == [
-        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "role.json", "tokenizer.json",
-        "tokenizer_config.json"
-    ]  # fmt: skip
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "role.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert file_bytes(base) == before and not leftovers(tmp_path)
 
 
@@ -115,17 +119,19 @@ def test_what_the_policy_answered_before_and_after_is_left_to_read(
 
 def test_plain_texts_are_continued_from_their_openings(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "texts.txt"
-    path.write_text("\n\n".join(f"The {animal} number {i} is good and big and bad. The end of text {i}."
-                                for i, animal in enumerate(["cat", "dog", "hen"] * 4)))  # fmt: skip
+    path.write_text(
+        "\n\n".join(
+            f"The {animal} number {i} is good and big and bad. The end of text {i}."
+            for i, animal in enumerate(["cat", "dog", "hen"] * 4)
+        )
+    )
     sft.run(load(SFTConfig, common(base, tmp_path / "run", path), {"max_steps": 1, "data.eval_fraction": 0.5}))
     rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text("utf-8").splitlines()]
     assert len(rows) == 4 and all(path.read_text().count(row["prompt"].strip()) >= 1 for row in rows)
 
 
 @pytest.mark.parametrize("train_on", ["completion", "assistant", "all"])
-def test_the_loss_is_the_mean_over_exactly_the_tokens_that_count(
-    train_on: str, base: Path, tmp_path: Path
-) -> None:
+def test_the_loss_is_the_mean_over_exactly_the_tokens_that_count(train_on: str, base: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "a.jsonl", [CONVERSATION, *answered_rows(7)])
     rows.write_text(rows.read_text().splitlines()[0] + "\n")
     more: Options = {"data.train_on": train_on, "data.eval_fraction": 0, "max_steps": 1}
@@ -247,9 +253,14 @@ def test_of_compared_answers_the_best_one_alone_is_learned(base: Path, tmp_path:
     assert all(hh(base).decode(example.completions[0]).endswith(" is good.") for example in train)
 
 
-@pytest.mark.parametrize(("more", "dtype"), [
-    ({}, torch.float32), ({"model.dtype": "bfloat16"}, torch.bfloat16), ({"lora.r": 4}, torch.bfloat16),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"model.dtype": "bfloat16"}, torch.bfloat16),
+        ({"lora.r": 4}, torch.bfloat16),
+    ],
+)
 @pytest.mark.parametrize("verb", [sft, reward])
 def test_full_parameters_are_trained_in_float32_unless_another_type_is_named(
     verb: ModuleType, more: Options, dtype: torch.dtype, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -271,8 +282,12 @@ def test_full_parameters_are_trained_in_float32_unless_another_type_is_named(
 
 
 def test_dropout_trains_and_leaves_the_held_out_loss_alone(base: Path, answered: Path, tmp_path: Path) -> None:
-    more: Options = {"optimizer.learning_rate": 5e-3, "max_steps": 12, "lora.dropout": 0.3,
-                     "evaluation.every_steps": 12}  # fmt: skip
+    more: Options = {
+        "optimizer.learning_rate": 5e-3,
+        "max_steps": 12,
+        "lora.dropout": 0.3,
+        "evaluation.every_steps": 12,
+    }
     summary = sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), more))
     assert metric_rows(tmp_path / "run")[-1]["eval/loss"] == pytest.approx(summary["eval_loss_after"], abs=1e-6)
     plain = sft.run(load(SFTConfig, common(base, tmp_path / "plain", answered), more, {"lora.dropout": 0}))

@@ -22,17 +22,35 @@ letters = test_bandit.bandit
 """A model of ten letters, about equally likely at the start."""
 
 RUN: Options = {
-    "generation.max_new_tokens": 6, "ppo.kl_coefficient": 0.05, "optimizer.learning_rate": 3e-3,
-    "generation.samples_per_prompt": 8, "ppo.rollout_prompts": 8, "ppo.minibatch_prompts": 4, "evaluation.prompts": 8,
-}  # fmt: skip
+    "generation.max_new_tokens": 6,
+    "ppo.kl_coefficient": 0.05,
+    "optimizer.learning_rate": 3e-3,
+    "generation.samples_per_prompt": 8,
+    "ppo.rollout_prompts": 8,
+    "ppo.minibatch_prompts": 4,
+    "evaluation.prompts": 8,
+}
 """A run that learns in twenty rollouts, and stays well."""
-LENGTH: Options = {"generation.max_new_tokens": 14, "generation.samples_per_prompt": 4, "optimizer.learning_rate": 1e-2,
-                   "max_steps": 8}  # fmt: skip
-ONE_LETTER: Options = {"generation.max_new_tokens": 4, "ppo.kl_coefficient": 0, "optimizer.learning_rate": 2e-2,
-                       "max_steps": 10}  # fmt: skip
+LENGTH: Options = {
+    "generation.max_new_tokens": 14,
+    "generation.samples_per_prompt": 4,
+    "optimizer.learning_rate": 1e-2,
+    "max_steps": 8,
+}
+ONE_LETTER: Options = {
+    "generation.max_new_tokens": 4,
+    "ppo.kl_coefficient": 0,
+    "optimizer.learning_rate": 2e-2,
+    "max_steps": 10,
+}
 FAR_FROM_0: Options = {"ppo.lam": 1, "max_steps": 16}
-TRUNCATED: Options = {"generation.samples_per_prompt": 4, "optimizer.learning_rate": 5e-3, "ppo.kl_coefficient": 1,
-                      "max_steps": 9, "seed": 1}  # fmt: skip
+TRUNCATED: Options = {
+    "generation.samples_per_prompt": 4,
+    "optimizer.learning_rate": 5e-3,
+    "ppo.kl_coefficient": 1,
+    "max_steps": 9,
+    "seed": 1,
+}
 
 
 def late_letters(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
@@ -85,8 +103,10 @@ def said(capsys: pytest.CaptureFixture[str], mark: str = "warning: ") -> str:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_healthy_run_is_silent(seed: int, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = train("late_letters", {"seed": seed, "evaluation.every_steps": 4,
-                                    "evaluation.judge": "tests.recipes.test_sick_runs:late_letters"})  # fmt: skip
+    folder = train(
+        "late_letters",
+        {"seed": seed, "evaluation.every_steps": 4, "evaluation.judge": "tests.recipes.test_sick_runs:late_letters"},
+    )
     rows = metric_rows(folder)
     scores = [row["objective/scores"] for row in rows]
     # A single rollout of 64 samples may dip.
@@ -129,8 +149,11 @@ def test_a_dead_critic(train: Train, capsys: pytest.CaptureFixture[str]) -> None
     assert "critic" not in found(train("late_letters_and_50", FAR_FROM_0, {"ppo.score_baseline": 50}, folder="healed"))
 
 
-JUDGED: Options = LENGTH | {"evaluation.every_steps": 2, "max_steps": 10,
-                            "evaluation.judge": "tests.recipes.test_sick_runs:brevity"}  # fmt: skip
+JUDGED: Options = LENGTH | {
+    "evaluation.every_steps": 2,
+    "max_steps": 10,
+    "evaluation.judge": "tests.recipes.test_sick_runs:brevity",
+}
 
 
 def test_a_score_that_rises_while_the_judge_falls(train: Train, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,10 +30,20 @@ GOLDEN = json.loads((Path(__file__).parents[2] / "bench" / "parity" / "golden.js
 PAIRED, UNPAIRED = GOLDEN["paired"], GOLDEN["unpaired"]
 
 LOSSES = {
-    "sigmoid": "sigmoid", "sigmoid_smoothed": "sigmoid", "sigmoid_norm": "sigmoid_norm",
-    "sigmoid_sft": "sigmoid + 0.1 nll", "robust": "robust", "hinge": "hinge", "ipo": "ipo", "cpo": "cpo",
-    "cpo_smoothed": "1 cpo", "simpo": "simpo", "orpo": "1 orpo", "kto": "kto", "kto_no_kl": "kto",
-}  # fmt: skip
+    "sigmoid": "sigmoid",
+    "sigmoid_smoothed": "sigmoid",
+    "sigmoid_norm": "sigmoid_norm",
+    "sigmoid_sft": "sigmoid + 0.1 nll",
+    "robust": "robust",
+    "hinge": "hinge",
+    "ipo": "ipo",
+    "cpo": "cpo",
+    "cpo_smoothed": "1 cpo",
+    "simpo": "simpo",
+    "orpo": "1 orpo",
+    "kto": "kto",
+    "kto_no_kl": "kto",
+}
 """What each entry of TRL is here. `cpo` alone is with the NLL, `1 cpo` without; of ORPO, the odds-ratio term."""
 
 TOKENS_WEIGHED = {"sigmoid_sft": ("sigmoid", 0.1), "cpo": ("1 cpo", 1.0)}
@@ -76,9 +86,15 @@ def close_norm(expected: float) -> Any:
 def new_update(one: OneBase) -> Update:
     """Changes no weight and clips nothing; a microbatch holds one row, two where they are short."""
     return Update(
-        one, [ParameterGroup(one.parameters("policy"), 0.0)], weight_decay=0.0, schedule="constant", warmup_steps=0,
-        total_steps=1, max_grad_norm=1e9, token_budget=32,
-    )  # fmt: skip
+        one,
+        [ParameterGroup(one.parameters("policy"), 0.0)],
+        weight_decay=0.0,
+        schedule="constant",
+        warmup_steps=0,
+        total_steps=1,
+        max_grad_norm=1e9,
+        token_budget=32,
+    )
 
 
 def config_of(name: str, loss: str) -> DPOConfig:
@@ -86,9 +102,12 @@ def config_of(name: str, loss: str) -> DPOConfig:
     arguments = (PAIRED | UNPAIRED)[name]["arguments"]
     options: Options = {"output_dir": "unused", "model.model_name_or_path": "unused", "data.train": "unused"}
     for ours, theirs in (
-        ("beta", "beta"), ("label_smoothing", "label_smoothing"), ("gamma", "simpo_gamma"),
-        ("desirable_weight", "desirable_weight"), ("undesirable_weight", "undesirable_weight"),
-    ):  # fmt: skip
+        ("beta", "beta"),
+        ("label_smoothing", "label_smoothing"),
+        ("gamma", "simpo_gamma"),
+        ("desirable_weight", "desirable_weight"),
+        ("undesirable_weight", "undesirable_weight"),
+    ):
         if theirs in arguments and (name, ours) != ("orpo", "beta"):  # there it is the weight of a term
             options[f"preference.{ours}"] = arguments[theirs]
     return load(DPOConfig, options, {"loss": loss})

@@ -12,26 +12,48 @@ from onebase.evaluation.answers import write_answers
 from onebase.reporting.healthy import Band, healthy_bands
 from onebase.reporting.page import HEIGHT, WIDTH, _range, _thinned, _ticks, write_report
 
-SECTIONS = ["Checks", "Curves", "Samples before and after", "Result", "Data, tokens, memory", "Time",
-            "Configuration: what is not at its default"]  # fmt: skip
+SECTIONS = [
+    "Checks",
+    "Curves",
+    "Samples before and after",
+    "Result",
+    "Data, tokens, memory",
+    "Time",
+    "Configuration: what is not at its default",
+]
 UNSAMPLED = [title for title in SECTIONS if title != "Samples before and after"]
 """Of a run that left no samples."""
 CONFIG = "output_dir: runs/x\nseed: 3\nppo:\n  kl_budget: 2.0\n  max_kl: null\ndata:\n  train: [a.jsonl]\n"
 DEFAULTS = {"seed": 0, "ppo.kl_budget": None, "ppo.max_kl": None}
 SUMMARY = {
-    "verb": "ppo", "rollouts": 40, "score_before": 0.1, "score_after": 0.6, "score_rise": [0.5, 0.25, 0.75], "kl": 1.5,
-    "kl_budget": 2.0, "ended": 1.0, "data": {"train": 1200, "held_out": 54}, "peak_memory_mb": 2048, "seconds": 100.0,
+    "verb": "ppo",
+    "rollouts": 40,
+    "score_before": 0.1,
+    "score_after": 0.6,
+    "score_rise": [0.5, 0.25, 0.75],
+    "kl": 1.5,
+    "kl_budget": 2.0,
+    "ended": 1.0,
+    "data": {"train": 1200, "held_out": 54},
+    "peak_memory_mb": 2048,
+    "seconds": 100.0,
     "phase_seconds": {"set_up": 10.0, "steps": 80.0, "end": 10.0},
-}  # fmt: skip
+}
 PPO_ROWS = [
     {
-        "step": step, "objective/scores": step / 40, "objective/kl": min(step / 2, 1.0), "num_tokens": 100.0,
+        "step": step,
+        "objective/scores": step / 40,
+        "objective/kl": min(step / 2, 1.0),
+        "num_tokens": 100.0,
         "policy/clipfrac": min(step / 4, 0.5),
-        "completions/num_tokens": 50.0, "val/explained_variance": -30.0 if step == 1 else 0.5,
-        "perf/generate_seconds": 1.0, "perf/update_seconds": 0.5, "perf/step_seconds": 1.5,
+        "completions/num_tokens": 50.0,
+        "val/explained_variance": -30.0 if step == 1 else 0.5,
+        "perf/generate_seconds": 1.0,
+        "perf/update_seconds": 0.5,
+        "perf/step_seconds": 1.5,
     }
     for step in range(1, 41)
-]  # fmt: skip
+]
 
 
 class Page(HTMLParser):
@@ -81,16 +103,23 @@ def page_of(folder: Path, **options: Any) -> Page:
 
 
 def sample(prompt: str, before: str, after: str) -> dict[str, Any]:
-    return {"prompt": prompt, "reference": {"completion": before, "score": -0.25},
-            "policy": {"completion": after, "score": 1.5}}  # fmt: skip
+    return {
+        "prompt": prompt,
+        "reference": {"completion": before, "score": -0.25},
+        "policy": {"completion": after, "score": 1.5},
+    }
 
 
 def test_the_file_needs_nothing_else(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", PPO_ROWS, SUMMARY, [sample("a", "b", "c")])
     page = page_of(folder)
     assert not page.of("script") and not page.of("link") and not page.of("img") and not page.of("iframe")
-    assert not [value for _, attributes in page.elements for name, value in attributes.items()
-                if name in ("src", "href", "srcset") or "://" in str(value)]  # fmt: skip
+    assert not [
+        value
+        for _, attributes in page.elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "srcset") or "://" in str(value)
+    ]
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "url(" not in text and "@import" not in text and "://" not in text
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text

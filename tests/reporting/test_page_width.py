@@ -28,8 +28,16 @@ def measured_width(page: str, folder: Path, width: int) -> int:
     """How wide a page becomes in a window of this width, in pixels."""
     path = folder / "measure.html"
     path.write_text(MEASURE.format(width=width, page=escape(page)), encoding="utf-8")
-    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
-             "--virtual-time-budget=5000", "--dump-dom", path.as_uri()]  # fmt: skip
+    words = [
+        str(CHROMIUM),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={folder / 'profile'}",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+        path.as_uri(),
+    ]
     found = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
     match = re.search(r"width (\d+)", found)
     assert match is not None, found

@@ -101,8 +101,9 @@ def test_runs_are_drawn_together_in_a_colour_each(tmp_path: Path, monkeypatch: p
     (figure,) = kept
     drawn = {
         axis.get_title(): [(line.get_color(), line.get_linestyle(), len(line.get_xdata())) for line in axis.lines]
-        for axis in figure.axes if axis.get_visible()
-    }  # fmt: skip
+        for axis in figure.axes
+        if axis.get_visible()
+    }
     assert drawn["loss"] == [("C0", "-", 40), ("C0", "-", 40), ("C1", "-", 1)]
     both = [("C0", style, 40) for style in ("-", "-", "--", "--")]
     assert [line for line in drawn["policy and value loss"] if line[2]] == both

@@ -51,8 +51,10 @@ def rules(rows: list[Row]) -> list[str]:
 
 def growing(**more: float) -> list[Row]:
     """Lengths and scores that rise together."""
-    return [{"step": i + 1, **HEALTHY, "completions/mean_length": 10.0 + i, "objective/scores": 0.1 * i, **more}
-            for i in range(11)]  # fmt: skip
+    return [
+        {"step": i + 1, **HEALTHY, "completions/mean_length": 10.0 + i, "objective/scores": 0.1 * i, **more}
+        for i in range(11)
+    ]
 
 
 def evaluated(judge: list[float], score: list[float], error: float = 0.02, name: str = "judge") -> list[Row]:
@@ -60,8 +62,10 @@ def evaluated(judge: list[float], score: list[float], error: float = 0.02, name:
     rising = "eval/score" if name == "judge" else "objective/scores"
     rows: list[Row] = []
     for i, (fallen, risen) in enumerate(zip(judge, score, strict=True)):
-        rows += [{"step": 2 * i, **HEALTHY, f"eval/{name}": fallen, f"eval/{name}_error": error, rising: risen},
-                 {"step": 2 * i + 1, **HEALTHY, rising: risen}]  # fmt: skip
+        rows += [
+            {"step": 2 * i, **HEALTHY, f"eval/{name}": fallen, f"eval/{name}_error": error, rising: risen},
+            {"step": 2 * i + 1, **HEALTHY, rising: risen},
+        ]
     return rows
 
 

@@ -73,9 +73,12 @@ def test_columns_are_handed_over_by_name_as_lists(write: Write) -> None:
     scores = source.score(request(["4", "5"], answer=["4", "4"], level=[(1,), None], unit=["m", "s"]))
     assert source.name == f"{module}:score" and scores.tolist() == [1.0, 0.0]
     assert sys.modules[module].seen == {
-        "prompts": ["prompt 0", "prompt 1"], "completions": ["4", "5"], "answer": ["4", "4"], "level": [(1,), None],
+        "prompts": ["prompt 0", "prompt 1"],
+        "completions": ["4", "5"],
+        "answer": ["4", "4"],
+        "level": [(1,), None],
         "others": {"unit": ["m", "s"]},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -93,17 +96,23 @@ def test_any_kind_of_number_is_a_score(write: Write, body: str) -> None:
 
 
 def test_a_function_may_change_its_lists_without_changing_the_request(write: Write) -> None:
-    module = write("greedy", "def score(prompts, completions, answer):\n    n = len(completions)\n    prompts.clear(); "
-                   "completions.clear(); answer.clear()\n    return [1.0] * n\n")  # fmt: skip
+    module = write(
+        "greedy",
+        "def score(prompts, completions, answer):\n    n = len(completions)\n    prompts.clear(); "
+        "completions.clear(); answer.clear()\n    return [1.0] * n\n",
+    )
     asked = request(["a", "b"], answer=[1, 2])
     assert FunctionReward(f"{module}:score").score(asked).tolist() == [1.0, 1.0]
     assert list(asked.prompts) == ["prompt 0", "prompt 1"] and asked.columns["answer"] == [1, 2]
 
 
 def test_a_method_inside_a_class_and_a_callable_object_are_found(write: Write) -> None:
-    module = write("classes", "class Rewards:\n    @staticmethod\n    def score(prompts, completions):\n        return "
-                   "[2.0] * len(prompts)\n    def __call__(self, prompts, completions):\n        return [3.0] * "
-                   "len(prompts)\nscorer = Rewards()\n")  # fmt: skip
+    module = write(
+        "classes",
+        "class Rewards:\n    @staticmethod\n    def score(prompts, completions):\n        return "
+        "[2.0] * len(prompts)\n    def __call__(self, prompts, completions):\n        return [3.0] * "
+        "len(prompts)\nscorer = Rewards()\n",
+    )
     assert FunctionReward(f"{module}:Rewards.score").score(request(["a"])).tolist() == [2.0]
     assert FunctionReward(f"{module}:scorer").score(request(["a"])).tolist() == [3.0]
 
@@ -116,10 +125,16 @@ def test_a_wrong_count_is_said(write: Write) -> None:
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
-        ("math.nan", "nan"), ("-math.inf", "-inf"), ("'high'", "'high'"), ("None", "None"), ("[1.0]", "[1.0]"),
-        ("1e300", "1e+300"), ("10 ** 400", "1000000"), ("1j", "1j"),
+        ("math.nan", "nan"),
+        ("-math.inf", "-inf"),
+        ("'high'", "'high'"),
+        ("None", "None"),
+        ("[1.0]", "[1.0]"),
+        ("1e300", "1e+300"),
+        ("10 ** 400", "1000000"),
+        ("1j", "1j"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_finite_number_is_shown_with_its_completion(write: Write, given: str, shown: str) -> None:
     message = failure(write, f"return [0.0, {given}, 1.0]")
     assert f"gave {shown}" in message and "for the completion 'bb'" in message
@@ -251,27 +266,50 @@ def test_the_process_is_as_before_whatever_a_module_or_function_sets(
     when: str, timeout: float | None, write: Write, tmp_path: Path
 ) -> None:
     change = [
-        "os.chdir(os.path.sep)", "torch.set_grad_enabled(False)", "torch.set_default_dtype(torch.float64)",
-        "torch.set_default_device('meta')", "torch.set_num_threads(torch.get_num_threads() + 1)",
-        "torch.use_deterministic_algorithms(True)", "torch.set_float32_matmul_precision('medium')",
-        "warnings.simplefilter('error')", "sys.stdout.close(); sys.stderr.close()", "sys.stdout = sys.stderr = None",
-        "os.umask(0o777)", "sys.excepthook = None",
-    ]  # fmt: skip
+        "os.chdir(os.path.sep)",
+        "torch.set_grad_enabled(False)",
+        "torch.set_default_dtype(torch.float64)",
+        "torch.set_default_device('meta')",
+        "torch.set_num_threads(torch.get_num_threads() + 1)",
+        "torch.use_deterministic_algorithms(True)",
+        "torch.set_float32_matmul_precision('medium')",
+        "warnings.simplefilter('error')",
+        "sys.stdout.close(); sys.stderr.close()",
+        "sys.stdout = sys.stderr = None",
+        "os.umask(0o777)",
+        "sys.excepthook = None",
+    ]
     lines = "".join(f"    {line}\n" for line in change)
-    module = write("rewards", "import os, sys, torch, warnings\n\ndef change():\n" + lines + "\n"
-                   "def score(prompts, completions):\n    change()\n    return [1.0] * len(prompts)\n\n"
-                   "def good(prompts, completions):\n    return [1.0] * len(prompts)\n"
-                   + ("change()\n" if when == "import" else ""))  # fmt: skip
+    module = write(
+        "rewards",
+        "import os, sys, torch, warnings\n\ndef change():\n" + lines + "\n"
+        "def score(prompts, completions):\n    change()\n    return [1.0] * len(prompts)\n\n"
+        "def good(prompts, completions):\n    return [1.0] * len(prompts)\n"
+        + ("change()\n" if when == "import" else ""),
+    )
 
     def umask() -> int:
         os.umask(mask := os.umask(0o077))
         return mask
 
     def state() -> list[object]:
-        return [Path.cwd(), torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(),
-                torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
-                torch.get_float32_matmul_precision(), list(warnings.filters), sys.stdout, sys.stderr,
-                sys.stdout.closed, sys.stderr.closed, list(sys.path), sys.excepthook, umask()]  # fmt: skip
+        return [
+            Path.cwd(),
+            torch.is_grad_enabled(),
+            torch.get_default_dtype(),
+            torch.get_default_device(),
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
+            list(warnings.filters),
+            sys.stdout,
+            sys.stderr,
+            sys.stdout.closed,
+            sys.stderr.closed,
+            list(sys.path),
+            sys.excepthook,
+            umask(),
+        ]
 
     before = state()
     source = FunctionReward(f"{module}:{'good' if when == 'import' else 'score'}", timeout=timeout)
@@ -281,9 +319,12 @@ def test_the_process_is_as_before_whatever_a_module_or_function_sets(
 
 
 def test_importing_a_module_that_seeds_leaves_the_random_states_and_its_calls_draw_anew(write: Write) -> None:
-    module = write("rewards", "import random, numpy, torch\nrandom.seed(1)\nnumpy.random.seed(1)\n"
-                   "torch.manual_seed(1)\n"
-                   "def score(prompts, completions):\n    return [random.random() for _ in prompts]\n")  # fmt: skip
+    module = write(
+        "rewards",
+        "import random, numpy, torch\nrandom.seed(1)\nnumpy.random.seed(1)\n"
+        "torch.manual_seed(1)\n"
+        "def score(prompts, completions):\n    return [random.random() for _ in prompts]\n",
+    )
 
     def drawn() -> tuple[float, ...]:
         return random.random(), float(numpy.random.rand()), float(torch.rand(()))
@@ -298,15 +339,20 @@ def test_importing_a_module_that_seeds_leaves_the_random_states_and_its_calls_dr
 
 def test_a_stream_closed_behind_our_back_is_said(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO())
-    module = write("rewards", "import sys\nstream = sys.stdout._stream\n"
-                   "def score(prompts, completions):\n    stream.close()\n    return [1.0]\n")  # fmt: skip
+    module = write(
+        "rewards",
+        "import sys\nstream = sys.stdout._stream\n"
+        "def score(prompts, completions):\n    stream.close()\n    return [1.0]\n",
+    )
     with pytest.raises(RewardError, match=r"a reward function closed sys\.stdout"):
         FunctionReward(f"{module}:score").score(request(["a"]))
 
 
 def test_a_working_directory_that_is_gone_is_said(write: Write, tmp_path: Path) -> None:
-    module = write("rewards", "import os\ndef score(prompts, completions):\n    os.chdir('/'); "
-                   "os.removedirs(folder)\n    return [1.0]\n")  # fmt: skip
+    module = write(
+        "rewards",
+        "import os\ndef score(prompts, completions):\n    os.chdir('/'); os.removedirs(folder)\n    return [1.0]\n",
+    )
     source = FunctionReward(f"{module}:score")
     (tmp_path / "here").mkdir()
     os.chdir(tmp_path / "here")
@@ -317,9 +363,12 @@ def test_a_working_directory_that_is_gone_is_said(write: Write, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("import sys\nsys.exit(0)\n", "SystemExit: 0"), ("raise GeneratorExit\n", "GeneratorExit"),
-     ("raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})\n", "Mute: (Mute without a text")],
-)  # fmt: skip
+    [
+        ("import sys\nsys.exit(0)\n", "SystemExit: 0"),
+        ("raise GeneratorExit\n", "GeneratorExit"),
+        ("raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})\n", "Mute: (Mute without a text"),
+    ],
+)
 def test_a_module_that_ends_the_process_as_it_is_imported_is_said(text: str, reason: str, write: Write) -> None:
     module = write("broken", text)
     with pytest.raises(ConfigError) as caught:
@@ -342,8 +391,11 @@ def test_a_module_that_hangs_on_import_is_given_up_and_named(write: Write) -> No
 def test_a_file_in_the_working_directory_stands_in_for_no_library(write: Write, tmp_path: Path) -> None:
     (tmp_path / "colorsys.py").write_text("raise SystemExit('the wrong one')\n")
     (tmp_path / "beside_it.py").write_text("value = 2.0\n")
-    module = write("rewards", "import beside_it\n\ndef score(prompts, completions):\n    import colorsys\n    "
-                   "import beside_it_too\n    return [beside_it.value + beside_it_too.value]\n")  # fmt: skip
+    module = write(
+        "rewards",
+        "import beside_it\n\ndef score(prompts, completions):\n    import colorsys\n    "
+        "import beside_it_too\n    return [beside_it.value + beside_it_too.value]\n",
+    )
     (tmp_path / "beside_it_too.py").write_text("value = 1.0\n")
     sys.modules.pop("colorsys", None)
     assert FunctionReward(f"{module}:score").score(request(["a"])).tolist() == [3.0]

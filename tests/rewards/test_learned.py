@@ -91,9 +91,15 @@ def save_classifier(
     tokenizer.save_pretrained(str(folder))
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=max_length, initializer_range=0.3, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=max_length,
+        initializer_range=0.3,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     config.num_labels = num_labels
     model = LlamaForSequenceClassification(config)
     with torch.no_grad():
@@ -145,8 +151,11 @@ def test_where_the_end_token_is_the_only_padding_the_end_of_a_text_is_read(tmp_p
     model = LlamaForSequenceClassification.from_pretrained(folder).eval()
     assert model.config.pad_token_id is None
     for score, prompt, completion in zip(scores, PROMPTS, COMPLETIONS, strict=True):
-        ids = tokenizer(f"{prompt}</s>{completion}</s>".replace("</s>", tokenizer.eos_token), return_tensors="pt",
-                        add_special_tokens=False)["input_ids"]  # fmt: skip
+        ids = tokenizer(
+            f"{prompt}</s>{completion}</s>".replace("</s>", tokenizer.eos_token),
+            return_tensors="pt",
+            add_special_tokens=False,
+        )["input_ids"]
         assert int(ids[0, -1]) == tokenizer.eos_token_id
         torch.testing.assert_close(score, model(ids).logits[0, 0], rtol=0, atol=1e-5)
 

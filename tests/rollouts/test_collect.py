@@ -46,25 +46,38 @@ def prompts() -> list[Example]:
     words, tokenizer = ["one", "two two two", "three three three three", "4"], tiny_tokenizer()
     return [
         Example(
-            [1, *tokenizer.encode(word, add_special_tokens=False)], [],
+            [1, *tokenizer.encode(word, add_special_tokens=False)],
+            [],
             row=Row((Message("user", word),), columns={"word": word, "number": i, "only": 1} | ({} if i else {"x": 0})),
         )
         for i, word in enumerate(words)
-    ]  # fmt: skip
+    ]
 
 
 def collect(
-    one: OneBase, chat: ChatFormat, *, temperature: float = 0.8, token_budget: int = 70, critic: str | None = "critic",
-    source: LengthReward | FunctionReward | None = None, seed: int = 0, max_new_tokens: int = 10,
-) -> Rollout:  # fmt: skip
+    one: OneBase,
+    chat: ChatFormat,
+    *,
+    temperature: float = 0.8,
+    token_budget: int = 70,
+    critic: str | None = "critic",
+    source: LengthReward | FunctionReward | None = None,
+    seed: int = 0,
+    max_new_tokens: int = 10,
+) -> Rollout:
     # Half of the vocabulary ends a completion, so that their lengths differ.
     stop = (EOS, *range(3, 30))
     return collect_rollout(
-        one, chat, prompts(), source or LengthReward(),
+        one,
+        chat,
+        prompts(),
+        source or LengthReward(),
         sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=stop),
-        seeds=sample_seeds(seed, num_prompts=4, samples_per_prompt=K), samples_per_prompt=K,
-        token_budget=token_budget, critic=critic,
-    )  # fmt: skip
+        seeds=sample_seeds(seed, num_prompts=4, samples_per_prompt=K),
+        samples_per_prompt=K,
+        token_budget=token_budget,
+        critic=critic,
+    )
 
 
 @pytest.mark.parametrize("layout", ["tree", "separate"])
@@ -125,9 +138,14 @@ def test_every_token_knows_its_completion_over_the_whole_rollout() -> None:
     expected = [i for i, sample in enumerate(rollout.samples) for _ in sample.ids]
     assert index.tolist() == expected and len(index) == len(torch.cat(rollout.logprobs))
     by_hand = Rollout(
-        examples=[], samples=rollout.samples[:1] + rollout.samples[4:5], logprobs=[], entropy=[],
-        reference_logprobs=[], values=[], scores=torch.zeros(2),
-    )  # fmt: skip
+        examples=[],
+        samples=rollout.samples[:1] + rollout.samples[4:5],
+        logprobs=[],
+        entropy=[],
+        reference_logprobs=[],
+        values=[],
+        scores=torch.zeros(2),
+    )
     first, second = by_hand.completion_lengths
     assert by_hand.completion_index.tolist() == [0] * first + [1] * second
 

@@ -28,8 +28,10 @@ def changed(**values: object) -> str:
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-            for path in sorted(folder.rglob("*"))}  # fmt: skip
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def refusal(folder: Path, text: str = CONFIG, kind: type[ConfigError | CheckpointError] = ConfigError) -> str:
@@ -58,9 +60,23 @@ def make(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["policy", "critic", "reward", "model", "best", "plots", "round-1", "failed-in-step-3", "config.yaml",
-             "metrics.jsonl", "samples.jsonl", "pairs.jsonl", "report.html"],
-)  # fmt: skip
+    "name",
+    [
+        "policy",
+        "critic",
+        "reward",
+        "model",
+        "best",
+        "plots",
+        "round-1",
+        "failed-in-step-3",
+        "config.yaml",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "pairs.jsonl",
+        "report.html",
+    ],
+)
 def test_what_others_left_is_refused_and_not_touched(run: Path, name: str) -> None:
     make(run / name)
     assert refusal(run) == (

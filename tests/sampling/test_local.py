@@ -267,11 +267,15 @@ def test_the_decoder_reads_a_prompt_once_without_padding_and_drops_finished_rows
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 @pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("sampling", [
-    Sampling(max_new_tokens=12, stop_ids=MANY_STOPS),
-    Sampling(max_new_tokens=12, temperature=0.7, top_k=20, top_p=0.9, stop_ids=MANY_STOPS),
-    Sampling(max_new_tokens=12, temperature=0),
-], ids=["plain", "truncated", "greedy"])  # fmt: skip
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_new_tokens=12, stop_ids=MANY_STOPS),
+        Sampling(max_new_tokens=12, temperature=0.7, top_k=20, top_p=0.9, stop_ids=MANY_STOPS),
+        Sampling(max_new_tokens=12, temperature=0),
+    ],
+    ids=["plain", "truncated", "greedy"],
+)
 def test_the_decoder_draws_the_samples_that_transformers_would_give(
     architecture: str, k: int, sampling: Sampling
 ) -> None:
@@ -336,9 +340,13 @@ def test_two_tokens_in_a_row_are_drawn_as_often_as_the_model_says(layout: str) -
     one, prompt, count = tiny_base("llama", layout=layout), random_ids(5, seed=3), 6000
     one.add_role("policy")
     samples = generate(
-        one, [prompt] * 20, role="policy", sampling=Sampling(max_new_tokens=2),
-        seeds=sample_seeds(0, num_prompts=20, samples_per_prompt=count // 20), samples_per_prompt=count // 20,
-    )  # fmt: skip
+        one,
+        [prompt] * 20,
+        role="policy",
+        sampling=Sampling(max_new_tokens=2),
+        seeds=sample_seeds(0, num_prompts=20, samples_per_prompt=count // 20),
+        samples_per_prompt=count // 20,
+    )
     with torch.no_grad():
         first = one.model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
         rows = torch.tensor([[*prompt, token] for token in range(VOCABULARY)])
@@ -376,12 +384,25 @@ PROBABILITIES = torch.tensor([0.04, 0.30, 0.06, 0.40, 0.20])
 @pytest.mark.parametrize(
     ("top_k", "top_p", "kept"),
     [
-        (0, 1.0, {0, 1, 2, 3, 4}), (1, 1.0, {3}), (2, 1.0, {1, 3}), (3, 1.0, {1, 3, 4}), (5, 1.0, {0, 1, 2, 3, 4}),
-        (99, 1.0, {0, 1, 2, 3, 4}), (0, 0.01, {3}), (0, 0.39, {3}), (0, 0.41, {1, 3}), (0, 0.69, {1, 3}),
-        (0, 0.71, {1, 3, 4}), (0, 0.89, {1, 3, 4}), (0, 0.95, {1, 2, 3, 4}), (0, 0.97, {0, 1, 2, 3, 4}),
-        (2, 0.5, {3}), (2, 0.6, {1, 3}), (3, 0.75, {1, 3}),
+        (0, 1.0, {0, 1, 2, 3, 4}),
+        (1, 1.0, {3}),
+        (2, 1.0, {1, 3}),
+        (3, 1.0, {1, 3, 4}),
+        (5, 1.0, {0, 1, 2, 3, 4}),
+        (99, 1.0, {0, 1, 2, 3, 4}),
+        (0, 0.01, {3}),
+        (0, 0.39, {3}),
+        (0, 0.41, {1, 3}),
+        (0, 0.69, {1, 3}),
+        (0, 0.71, {1, 3, 4}),
+        (0, 0.89, {1, 3, 4}),
+        (0, 0.95, {1, 2, 3, 4}),
+        (0, 0.97, {0, 1, 2, 3, 4}),
+        (2, 0.5, {3}),
+        (2, 0.6, {1, 3}),
+        (3, 0.75, {1, 3}),
     ],
-)  # fmt: skip
+)
 def test_top_k_and_top_p_exclude_exactly_what_they_should(top_k: int, top_p: float, kept: set[int]) -> None:
     # With both, the probabilities that top_p adds up are those among the k kept: 0.4 / 0.7 = 0.57 for k = 2.
     counts = frequencies(PROBABILITIES.log(), Sampling(max_new_tokens=1, top_k=top_k, top_p=top_p))

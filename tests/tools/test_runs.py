@@ -139,37 +139,89 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, caps
 
 JSON_VALUES = ["null", "[]", "[1, 2]", "3", "true", '"text"', "{}", '{"a": {"b": [1]}}', "NaN", "1e999", "[[[]]]"]
 DAMAGED_LINES = [
-    *JSON_VALUES, '{"step": 3, "loss": 1e308}\n{"step": 4, "loss": -1e308}', "{", '{"step": 1',
-    '{"loss": 1.0}', '{"step": null, "loss": 1}', '{"step": "1", "loss": 1}',
-    '{"step": true, "loss": 1}', '{"step": 1.5, "loss": 1}', '{"step": -1, "loss": 1}', '{"step": 9, "loss": "x"}',
-    '{"step": 9, "loss": [1]}', '{"step": 9, "loss": {}}', '{"step": 9, "loss": true}', '{"step": 1e30, "loss": 1}',
-    '{"step": ' + "9" * 40 + "}", "1" * 5000, "[" * 50_000, '{"a":' * 3000, "\x00\x01\x02", "\u2028",
-]  # fmt: skip
+    *JSON_VALUES,
+    '{"step": 3, "loss": 1e308}\n{"step": 4, "loss": -1e308}',
+    "{",
+    '{"step": 1',
+    '{"loss": 1.0}',
+    '{"step": null, "loss": 1}',
+    '{"step": "1", "loss": 1}',
+    '{"step": true, "loss": 1}',
+    '{"step": 1.5, "loss": 1}',
+    '{"step": -1, "loss": 1}',
+    '{"step": 9, "loss": "x"}',
+    '{"step": 9, "loss": [1]}',
+    '{"step": 9, "loss": {}}',
+    '{"step": 9, "loss": true}',
+    '{"step": 1e30, "loss": 1}',
+    '{"step": ' + "9" * 40 + "}",
+    "1" * 5000,
+    "[" * 50_000,
+    '{"a":' * 3000,
+    "\x00\x01\x02",
+    "\u2028",
+]
 DAMAGED_SUMMARIES = [
-    *JSON_VALUES[:6], "", "{", "1" * 5000, "[" * 50_000, '{"a":' * 60 + "1" + "}" * 60, '{"verb": 3}',
+    *JSON_VALUES[:6],
+    "",
+    "{",
+    "1" * 5000,
+    "[" * 50_000,
+    '{"a":' * 60 + "1" + "}" * 60,
+    '{"verb": 3}',
     *(
         f'{{"verb": "ppo", "{key}": {value}}}'
-        for key in ("seconds", "phase_seconds", "data", "peak_memory_mb", "eval_loss_after", "eval_accuracy",
-                    "score_rise", "mean_scores", "best_score", "loss")
+        for key in (
+            "seconds",
+            "phase_seconds",
+            "data",
+            "peak_memory_mb",
+            "eval_loss_after",
+            "eval_accuracy",
+            "score_rise",
+            "mean_scores",
+            "best_score",
+            "loss",
+        )
         for value in ('"x"', "[]", '[1, "x"]', '{"a": "b"}', "true")
     ),
-    '{"score_rise": [1, 2, 3], "kl": "far"}', '{"eval_accuracy": 0.5, "eval_accuracy_interval": ["a", "b"]}',
+    '{"score_rise": [1, 2, 3], "kl": "far"}',
+    '{"eval_accuracy": 0.5, "eval_accuracy_interval": ["a", "b"]}',
     '{"verb": "ppo", "data": null, "phase_seconds": null}',
-    '{"seconds": 1e999}', '{"seconds": NaN, "kl": Infinity}', '{"steps": ' + "9" * 400 + "}",
-]  # fmt: skip
+    '{"seconds": 1e999}',
+    '{"seconds": NaN, "kl": Infinity}',
+    '{"steps": ' + "9" * 400 + "}",
+]
 BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'lol'}]\n" for i in range(30))
 DAMAGED_CONFIGS = [
-    "output_dir: x\n" + BOMB, "output_dir: x\na: &a [*a]\n", "output_dir: x\na: " + "[" * 900, "output_dir: x\n1: 2\n",
-    "output_dir: x\nlang: [zh]\nppo: 3\n", "output_dir: x\nppo: {kl_target: far, max_kl: [1]}\n",
-    "output_dir: x\nseed: !!int abc\n", "output_dir: x\nseed: " + "1" * 5000, "output_dir: x\n? [a]\n: b\n",
-    "output_dir: [1]\nd: 2026-01-01\nb: !!binary aGk=\n", "\x00", '"output_dir": "\\e[31mred"\n',
-]  # fmt: skip
+    "output_dir: x\n" + BOMB,
+    "output_dir: x\na: &a [*a]\n",
+    "output_dir: x\na: " + "[" * 900,
+    "output_dir: x\n1: 2\n",
+    "output_dir: x\nlang: [zh]\nppo: 3\n",
+    "output_dir: x\nppo: {kl_target: far, max_kl: [1]}\n",
+    "output_dir: x\nseed: !!int abc\n",
+    "output_dir: x\nseed: " + "1" * 5000,
+    "output_dir: x\n? [a]\n: b\n",
+    "output_dir: [1]\nd: 2026-01-01\nb: !!binary aGk=\n",
+    "\x00",
+    '"output_dir": "\\e[31mred"\n',
+]
 DAMAGE = (
     [("metrics.jsonl", f'{{"step": 1, "loss": 2.0}}\n{line}\n{{"step": 2, "loss": 1.0}}\n') for line in DAMAGED_LINES]
     + [("summary.json", text) for text in DAMAGED_SUMMARIES]
     + [("config.yaml", text) for text in DAMAGED_CONFIGS]
-    + [(name, text) for name in ("best/best.json", "samples.jsonl", "findings.jsonl") for text in
-       (*JSON_VALUES, "{", '{"prompt": 3}', '{"prompt": "a", "policy": {"score": "<b>"}}', '{"step": 1, "en": 2}')]
+    + [
+        (name, text)
+        for name in ("best/best.json", "samples.jsonl", "findings.jsonl")
+        for text in (
+            *JSON_VALUES,
+            "{",
+            '{"prompt": 3}',
+            '{"prompt": "a", "policy": {"score": "<b>"}}',
+            '{"step": 1, "en": 2}',
+        )
+    ]
 )
 
 
@@ -270,13 +322,22 @@ def test_show_tells_what_is_not_at_its_default_and_how_it_ended(
     (folder / "best" / "best.json").write_text('{"step": 3, "eval/loss": 0.5}')
     (folder / "failed-in-step-4").mkdir()
     known = told(capsys, "show", folder, "--json")
-    assert known["changed"] == {"output_dir": "runs/x", "model.model_name_or_path": "base", "lora.r": 4,
-                                "data.train": ["a.jsonl"], "optimizer.learning_rate": 3e-3}  # fmt: skip
+    assert known["changed"] == {
+        "output_dir": "runs/x",
+        "model.model_name_or_path": "base",
+        "lora.r": 4,
+        "data.train": ["a.jsonl"],
+        "optimizer.learning_rate": 3e-3,
+    }
     assert known["last_metrics"] == {"step": 4, "loss": 0.5} and known["best"] == {"step": 3, "eval/loss": 0.5}
     assert known["summary"]["eval_loss_after"] == 0.5 and known["failed"] == ["failed-in-step-4"]
     shown = told(capsys, "show", folder)
-    for line in ("state   finished", "data    1,200 train, 54 held out", "best    step 3, eval/loss 0.5",
-                 "failed  failed-in-step-4"):  # fmt: skip
+    for line in (
+        "state   finished",
+        "data    1,200 train, 54 held out",
+        "best    step 3, eval/loss 0.5",
+        "failed  failed-in-step-4",
+    ):
         assert f"  {line}\n" in shown, line
     assert ["lora.r", "4"] in [line.split() for line in shown.splitlines()]
     assert "checkpoints" not in shown
@@ -294,8 +355,10 @@ def test_compare_tells_the_keys_that_differ_and_the_rest_side_by_side(
     third = started(tmp_path / "c" / "sft")
     known = told(capsys, "compare", first, second, third.folder, "--json")
     names = ["a/sft", "b/sft", "c/sft"]
-    assert known["config"] == {"seed": dict(zip(names, (1, 0, 0), strict=True)),
-                               "lora.r": dict(zip(names, (16, 4, 16), strict=True))}  # fmt: skip
+    assert known["config"] == {
+        "seed": dict(zip(names, (1, 0, 0), strict=True)),
+        "lora.r": dict(zip(names, (16, 4, 16), strict=True)),
+    }
     assert known["summary"]["eval_loss_after"] == dict(zip(names, (0.5, 0.25, None), strict=True))
     assert known["summary"]["state"]["c/sft"] == "running" and known["last_metrics"]["loss"]["c/sft"] == 0.5
     lines = [line.split() for line in told(capsys, "compare", first, second).splitlines()]
@@ -311,8 +374,11 @@ def test_one_run_or_several_are_drawn_also_while_they_run(tmp_path: Path, capsys
     assert told(capsys, "plot", going.folder).strip() == str(going.folder / "plots" / "metrics.png")
     assert told(capsys, "plot", going.folder, done).strip() == str(going.folder / "plots" / "going-done.png")
     told(capsys, "plot", going.folder, done, "--output", tmp_path / "new" / "both.png")
-    for path in (going.folder / "plots" / "metrics.png", going.folder / "plots" / "going-done.png",
-                 tmp_path / "new" / "both.png"):  # fmt: skip
+    for path in (
+        going.folder / "plots" / "metrics.png",
+        going.folder / "plots" / "going-done.png",
+        tmp_path / "new" / "both.png",
+    ):
         assert imread(path).std() > 0.01
 
 
@@ -353,7 +419,7 @@ def test_a_report_can_be_written_at_any_time_and_again_with_a_price(
         (["plot", "done", "--output", "short/config.yaml/x.png"], "x.png: cannot be written (File exists)"),
         (["report", "nowhere"], "nowhere: there is no run"),
         (["shw", "done"], 'Unknown command "shw". Did you mean "show"?'),
-        (["show"], 'parameter RUN requires an argument. See \'onebase runs --help\''),
+        (["show"], "parameter RUN requires an argument. See 'onebase runs --help'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

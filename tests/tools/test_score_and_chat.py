@@ -88,8 +88,12 @@ def readme_scores(role: str, base: str, dtype: str, messages: list[dict[str, str
     scores = []
     for answer in answers:
         names: dict[str, Any] = {
-            "ROLE": role, "BASE": base, "DTYPE": dtype, "messages": messages, "answer": answer,
-        }  # fmt: skip
+            "ROLE": role,
+            "BASE": base,
+            "DTYPE": dtype,
+            "messages": messages,
+            "answer": answer,
+        }
         with torch.no_grad():
             exec(lines, names)
         scores.append(float(names["score"]))
@@ -99,10 +103,15 @@ def readme_scores(role: str, base: str, dtype: str, messages: list[dict[str, str
 @pytest.mark.parametrize(
     ("template", "dtype", "pad_is_end"),
     [
-        ("plain", "float32", False), ("hh", "float32", False), ("hh", "float32", True), ("hh", "bfloat16", False),
-        ("chatml", "float32", False), ("chatml", "bfloat16", False), (None, "float32", False),
+        ("plain", "float32", False),
+        ("hh", "float32", False),
+        ("hh", "float32", True),
+        ("hh", "bfloat16", False),
+        ("chatml", "float32", False),
+        ("chatml", "bfloat16", False),
+        (None, "float32", False),
     ],
-)  # fmt: skip
+)
 def test_the_lines_in_readme_give_the_scores_of_the_command(
     template: str | None, dtype: str, pad_is_end: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,13 +149,18 @@ def test_a_wrong_path_is_answered_before_torch_is_imported(base: Path, tmp_path:
     rows = str(write_rows(tmp_path / "rows.jsonl", answered_rows(2)))
     run = [f"output_dir={tmp_path / 'run'}", f"data.train={rows}", f"model.model_name_or_path={base}"]
     commands = [
-        ["chat", "/nowhere"], ["chat", "--compare", "/nowhere", "/no"], ["score", "/nowhere", rows],
-        ["sft", *run, "start_from=/nowhere"], ["reward", *run, "start_from=/nowhere", "--dry-run"],
-        ["dpo", *run, "reference_role=/nowhere"], ["ppo", *run, "reward.callable=a:b", "policy=/nowhere"],
-        ["ppo", *run, "reward.role=/nowhere"], ["ppo", *run, "reward.model=/nowhere"],
+        ["chat", "/nowhere"],
+        ["chat", "--compare", "/nowhere", "/no"],
+        ["score", "/nowhere", rows],
+        ["sft", *run, "start_from=/nowhere"],
+        ["reward", *run, "start_from=/nowhere", "--dry-run"],
+        ["dpo", *run, "reference_role=/nowhere"],
+        ["ppo", *run, "reward.callable=a:b", "policy=/nowhere"],
+        ["ppo", *run, "reward.role=/nowhere"],
+        ["ppo", *run, "reward.model=/nowhere"],
         ["sft", *run[:2], "model.model_name_or_path=/nowhere", "--dry-run"],
         ["chat", str(tmp_path), "--model", "/nowhere"],
-    ]  # fmt: skip
+    ]
     code = f"""
 import sys
 from onebase.cli import commands as cli
@@ -433,11 +447,18 @@ def test_an_answer_ends_where_the_context_does(
         ("--max-new-tokens", "-3", "--max-new-tokens is -3; at least 1 is needed"),
         ("--temperature", "-0.5", "--temperature is -0.5; 0 or more is needed"),
         ("--temperature", "1e400", "--temperature is inf; 0 or more is needed"),
-        *((option, value, f"Invalid value for {option}: {value} is not {what} See 'onebase chat --help'.")
-          for option, value, what in [
-              ("--temperature", "nan", "a number"), ("--temperature", "1_0", "a number"), ("--top-p", "x", "a number"),
-              ("--max-new-tokens", "1.5", "a whole number"), ("--seed", "0x10", "a whole number"),
-              ("--seed", "1_0", "a whole number"), ("--seed", "9" * 30, "a whole number")]),
+        *(
+            (option, value, f"Invalid value for {option}: {value} is not {what} See 'onebase chat --help'.")
+            for option, value, what in [
+                ("--temperature", "nan", "a number"),
+                ("--temperature", "1_0", "a number"),
+                ("--top-p", "x", "a number"),
+                ("--max-new-tokens", "1.5", "a whole number"),
+                ("--seed", "0x10", "a whole number"),
+                ("--seed", "1_0", "a whole number"),
+                ("--seed", "9" * 30, "a whole number"),
+            ]
+        ),
         ("--system", "  ", "--system is empty; write what it should say, or leave it out"),
         ("--model", "", "--model is empty; name the folder of the base model, or leave it out"),
         ("--model", "x" * 300, f"{'x' * 197}...: File name too long; name another file or folder"),

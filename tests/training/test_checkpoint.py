@@ -87,14 +87,26 @@ class Training:
         add_adapter_role(self.base, "policy", dropout=0.3)
         run = Run(self.folder, seed=0, config_text=self.config, schedule=self.schedule)
         update = Update(
-            self.base, [ParameterGroup(self.base.parameters("policy"), 1e-2)], dropout=True, weight_decay=0.01,
-            schedule="cosine", warmup_steps=2, total_steps=TOTAL, max_grad_norm=1.0, token_budget=16,
-        )  # fmt: skip
+            self.base,
+            [ParameterGroup(self.base.parameters("policy"), 1e-2)],
+            dropout=True,
+            weight_decay=0.01,
+            schedule="cosine",
+            warmup_steps=2,
+            total_steps=TOTAL,
+            max_grad_norm=1.0,
+            token_budget=16,
+        )
         self.steps: list[int] = []
         with run.loop(
-            "test", TOTAL, save=self.save, weights=TrainedWeights(self.base, "policy"), update=update,
-            inputs=inputs_of(self.base, self.examples), best=self.best,
-        ) as loop:  # fmt: skip
+            "test",
+            TOTAL,
+            save=self.save,
+            weights=TrainedWeights(self.base, "policy"),
+            update=update,
+            inputs=inputs_of(self.base, self.examples),
+            best=self.best,
+        ) as loop:
             for step in loop:
                 metrics = update.step((self.examples, self.loss(step + 1)))
                 self.afterwards.get(step + 1, lambda: None)()
@@ -264,8 +276,14 @@ def test_weights_lose_no_bit_in_any_dtype(tmp_path: Path) -> None:
 
 def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
     def draws() -> list[float]:
-        return [random.random(), random.gauss(0, 1), float(numpy.random.rand()), float(numpy.random.randn()),
-                *torch.rand(3).tolist(), float(torch.randn(()))]  # fmt: skip
+        return [
+            random.random(),
+            random.gauss(0, 1),
+            float(numpy.random.rand()),
+            float(numpy.random.randn()),
+            *torch.rand(3).tolist(),
+            float(torch.randn(())),
+        ]
 
     random.seed(3), numpy.random.seed(3), torch.manual_seed(3)
     draws()  # an odd number of normal ones: Python and NumPy keep the second of a pair for later
@@ -334,14 +352,19 @@ def made_a_pipe(path: Path) -> None:
 
 
 DAMAGE += [
-    ("", holding({"format": 1, "a": Evil()}),
-     "state.pt holds more than numbers, texts and tensors, which onebase never writes; nothing of it was run"),
-    *((name, made_a_pipe, f"{Path(name).name} is not a file")
-      for name in ("state.pt", "checksums.json", "policy/role.json")),
+    (
+        "",
+        holding({"format": 1, "a": Evil()}),
+        "state.pt holds more than numbers, texts and tensors, which onebase never writes; nothing of it was run",
+    ),
+    *(
+        (name, made_a_pipe, f"{Path(name).name} is not a file")
+        for name in ("state.pt", "checksums.json", "policy/role.json")
+    ),
     ("", holding([1, 2]), "state.pt is not of this version of onebase: its format is 'list', not 1"),
     ("", holding(without("format")), "state.pt is not of this version of onebase: its format is None, not 1"),
     ("", holding(lambda state: {**state, "format": 99}), "its format is 99, not 1"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "damage", "message"), DAMAGE)
@@ -485,8 +508,15 @@ def test_what_a_killed_writer_left_is_removed_and_what_it_was_replacing_comes_ba
     (tmp_path / ".best.4711.old" / "best.json").write_text("{}")
     (tmp_path / "notes.tmp").write_text("mine")
     files.settle_leftovers(tmp_path)
-    assert inside(tmp_path) == ["best", "checkpoint-1", "checkpoint-2", "config.yaml", "metrics.jsonl", "notes.tmp",
-                                "policy"]  # fmt: skip
+    assert inside(tmp_path) == [
+        "best",
+        "checkpoint-1",
+        "checkpoint-2",
+        "config.yaml",
+        "metrics.jsonl",
+        "notes.tmp",
+        "policy",
+    ]
     assert (tmp_path / "best" / "best.json").read_text() == "{}"
     (tmp_path / ".checkpoint-3.4711.tmp").mkdir()
     again = Training(tmp_path).run()

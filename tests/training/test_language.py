@@ -47,9 +47,15 @@ def test_the_loss_is_the_mean_over_the_counted_tokens_of_the_minibatch(token_bud
     expected = literal(one)
     assert mean_nll(one, EXAMPLES, token_budget=token_budget) == pytest.approx(expected, abs=1e-5)
     update = Update(
-        one, [ParameterGroup(one.parameters("policy"), 1e-2)], weight_decay=0.0, schedule="constant", warmup_steps=0,
-        total_steps=5, max_grad_norm=1.0, token_budget=token_budget,
-    )  # fmt: skip
+        one,
+        [ParameterGroup(one.parameters("policy"), 1e-2)],
+        weight_decay=0.0,
+        schedule="constant",
+        warmup_steps=0,
+        total_steps=5,
+        max_grad_norm=1.0,
+        token_budget=token_budget,
+    )
     metrics = language_step(one, EXAMPLES, update)
     assert metrics["loss"] == pytest.approx(expected, abs=1e-5) and metrics["num_tokens"] == 11
     assert mean_nll(one, EXAMPLES, token_budget=token_budget) < expected

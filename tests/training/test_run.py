@@ -111,9 +111,7 @@ def test_what_is_no_checkpoint_of_this_kind_is_never_written_over(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
-def test_a_folder_that_refuses_files_is_refused_before_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_refuses_files_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\); choose another --output_dir"):
         new_run(tmp_path / "run")
@@ -215,9 +213,14 @@ def handlers() -> list[object]:
 
 
 def take_steps(
-    run: Run, total: int = 5, *, signals: dict[int, list[int]] | None = None, fail: int | None = None,
-    error: Exception | None = None, save: Callable[[Path], None] = save,
-) -> list[int]:  # fmt: skip
+    run: Run,
+    total: int = 5,
+    *,
+    signals: dict[int, list[int]] | None = None,
+    fail: int | None = None,
+    error: Exception | None = None,
+    save: Callable[[Path], None] = save,
+) -> list[int]:
     """Runs the loop; returns the steps done, counted from 1.
 
     Args:
@@ -402,9 +405,7 @@ def test_a_signal_is_answered_at_once(
     assert answer in said[0] and said[1] == ""
 
 
-@pytest.mark.parametrize(
-    ("number", "kind"), [(signal.SIGINT, Interrupted), (signal.SIGTERM, Stopped)]
-)
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, Interrupted), (signal.SIGTERM, Stopped)])
 def test_behind_the_last_step_a_signal_ends_the_evaluation_at_once_and_nothing_is_lost(
     tmp_path: Path, number: int, kind: type[Exception]
 ) -> None:

@@ -44,9 +44,13 @@ def base_with_policy(**options: Any) -> OneBase:
 
 def new_update(one: OneBase, **overrides: Any) -> Update:
     options: dict[str, Any] = {
-        "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 0, "total_steps": 10, "max_grad_norm": 1.0,
+        "weight_decay": 0.01,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "total_steps": 10,
+        "max_grad_norm": 1.0,
         "token_budget": 4096,
-    }  # fmt: skip
+    }
     roles = overrides.pop("roles", ("policy",))
     groups = [ParameterGroup(one.parameters(name), overrides.pop("learning_rate", 1e-3)) for name in roles]
     return Update(one, groups, **(options | overrides))
@@ -105,9 +109,12 @@ def test_the_split_into_microbatches_never_changes_parameters_or_metrics(layout:
         whole = policy_loss(one, num_counted(examples))
 
         def loss(
-            batch: TreeBatch, indices: list[int], metrics: Averages, whole: LossFunction = whole,
+            batch: TreeBatch,
+            indices: list[int],
+            metrics: Averages,
+            whole: LossFunction = whole,
             microbatches: list[list[int]] = microbatches,
-        ) -> Iterator[Tensor]:  # fmt: skip
+        ) -> Iterator[Tensor]:
             microbatches.append(indices)
             yield from whole(batch, indices, metrics)
 
@@ -198,8 +205,16 @@ def test_every_role_is_clipped_by_itself_and_told_apart() -> None:
     def gradients_of_the_policy(scale: float, **roles: str) -> tuple[list[Tensor], dict[str, float]]:
         critic_scale[0] = scale
         groups = [ParameterGroup(one.parameters(name), 0.0, role) for name, role in roles.items()]
-        update = Update(one, groups, weight_decay=0.0, schedule="constant", warmup_steps=0, total_steps=9,
-                        max_grad_norm=0.05, token_budget=4096)  # fmt: skip
+        update = Update(
+            one,
+            groups,
+            weight_decay=0.0,
+            schedule="constant",
+            warmup_steps=0,
+            total_steps=9,
+            max_grad_norm=0.05,
+            token_budget=4096,
+        )
         seen: list[Tensor] = []
         update.optimizer.register_step_pre_hook(
             lambda *_: seen.extend(p.grad.clone() for p in one.parameters("policy") if p.grad is not None)
@@ -228,9 +243,15 @@ def test_weights_decay_only_where_they_are_matrices() -> None:
     one = base_with_policy()
     matrix, vector = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3))
     update = Update(
-        one, [ParameterGroup([matrix, vector], 0.1)], weight_decay=0.5, schedule="constant", warmup_steps=0,
-        total_steps=1, max_grad_norm=1.0, token_budget=64,
-    )  # fmt: skip
+        one,
+        [ParameterGroup([matrix, vector], 0.1)],
+        weight_decay=0.5,
+        schedule="constant",
+        warmup_steps=0,
+        total_steps=1,
+        max_grad_norm=1.0,
+        token_budget=64,
+    )
     update.step((some_examples(1), lambda batch, indices, metrics: [0.0 * (matrix.sum() + vector.sum())]))
     torch.testing.assert_close(matrix.detach(), torch.full((2, 3), 1 - 0.1 * 0.5))
     assert torch.equal(vector.detach(), torch.ones(3))
@@ -240,9 +261,15 @@ def test_groups_keep_their_own_learning_rates() -> None:
     one = base_with_policy()
     fast, slow = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2, 2))
     update = Update(
-        one, [ParameterGroup([fast], 0.1), ParameterGroup([slow], 0.001)], weight_decay=0.0, schedule="linear",
-        warmup_steps=0, total_steps=4, max_grad_norm=1e9, token_budget=64,
-    )  # fmt: skip
+        one,
+        [ParameterGroup([fast], 0.1), ParameterGroup([slow], 0.001)],
+        weight_decay=0.0,
+        schedule="linear",
+        warmup_steps=0,
+        total_steps=4,
+        max_grad_norm=1e9,
+        token_budget=64,
+    )
     rates = [
         update.step((some_examples(1), lambda batch, indices, metrics: [fast.sum() + slow.sum()]))["learning_rate"]
         for _ in range(2)
@@ -265,14 +292,18 @@ def test_groups_keep_their_own_learning_rates() -> None:
         ("linear", 6, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1]),
     ],
 )
-def test_the_schedule_has_the_values_computed_by_hand(
-    schedule: str, warmup_steps: int, expected: list[float]
-) -> None:
+def test_the_schedule_has_the_values_computed_by_hand(schedule: str, warmup_steps: int, expected: list[float]) -> None:
     one, parameter = base_with_policy(), nn.Parameter(torch.zeros(1, 1))
     update = Update(
-        one, [ParameterGroup([parameter], 2.0)], weight_decay=0.0, schedule=schedule, warmup_steps=warmup_steps,
-        total_steps=6, max_grad_norm=1e9, token_budget=64,
-    )  # fmt: skip
+        one,
+        [ParameterGroup([parameter], 2.0)],
+        weight_decay=0.0,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        total_steps=6,
+        max_grad_norm=1e9,
+        token_budget=64,
+    )
     used: list[float] = []
     update.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
     reported = [
@@ -332,9 +363,15 @@ def test_a_step_that_is_not_finite_leaves_every_byte_as_it_was(kind: str) -> Non
 def test_a_refused_step_takes_its_place_in_the_schedule() -> None:
     one, parameter = base_with_policy(), nn.Parameter(torch.zeros(1, 1))
     update = Update(
-        one, [ParameterGroup([parameter], 1.0)], weight_decay=0.0, schedule="linear", warmup_steps=2, total_steps=6,
-        max_grad_norm=1e9, token_budget=64,
-    )  # fmt: skip
+        one,
+        [ParameterGroup([parameter], 1.0)],
+        weight_decay=0.0,
+        schedule="linear",
+        warmup_steps=2,
+        total_steps=6,
+        max_grad_norm=1e9,
+        token_budget=64,
+    )
     good: Part = (some_examples(1), lambda batch, indices, metrics: [parameter.sum()])
     bad: Part = (some_examples(1), lambda batch, indices, metrics: [parameter.sum() * torch.nan])
     rates = [update.step(part)["learning_rate"] for part in (good, bad, good, bad, good)]
@@ -414,8 +451,12 @@ def test_a_refused_step_keeps_its_examples_and_one_that_is_taken_keeps_nothing(
 def test_an_update_goes_on_from_its_state_with_every_byte() -> None:
     examples = some_examples()
     options: dict[str, Any] = {
-        "schedule": "cosine", "warmup_steps": 2, "total_steps": 8, "weight_decay": 0.1, "learning_rate": 1e-2,
-    }  # fmt: skip
+        "schedule": "cosine",
+        "warmup_steps": 2,
+        "total_steps": 8,
+        "weight_decay": 0.1,
+        "learning_rate": 1e-2,
+    }
     one = base_with_policy()
     update, good = new_update(one, **options), policy_loss(one, num_counted(examples))
     losses = [good, good, damaged(good, "nan"), good, good]

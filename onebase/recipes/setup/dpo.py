@@ -128,9 +128,11 @@ def plan(config: DPOConfig) -> str:
     base = planned_base(config)
     train, held_out = read_examples(config, open_chat(base.tokenizer, config.model), base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
-    return "\n".join([
-        *base.lines,
-        f"loss        {' + '.join(f'{weight:g} {name}' for name, weight in loss_weights(config).items())}",
-        *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
-        f"saves       {config.output_dir}/policy",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *base.lines,
+            f"loss        {' + '.join(f'{weight:g} {name}' for name, weight in loss_weights(config).items())}",
+            *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
+            f"saves       {config.output_dir}/policy",
+        ]
+    )

@@ -71,8 +71,11 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, beside the parts that keep their own."""
-        return {"updates_done": self.updates_done, "within_kl_budget": list(self.within_kl_budget),
-                "over_kl_budget": self.over_kl_budget}  # fmt: skip
+        return {
+            "updates_done": self.updates_done,
+            "within_kl_budget": list(self.within_kl_budget),
+            "over_kl_budget": self.over_kl_budget,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resumes from `state_dict()`."""
@@ -105,8 +108,11 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
         [
             ParameterGroup(base.parameters("policy"), learning_rate),
             # A head on the policy's trunk trains it too: their losses are one sum, whose gradient is clipped as one.
-            ParameterGroup(base.parameters("critic"), ppo.critic_learning_rate or learning_rate,
-                           role="policy" if ppo.critic == "head" else "critic"),
+            ParameterGroup(
+                base.parameters("critic"),
+                ppo.critic_learning_rate or learning_rate,
+                role="policy" if ppo.critic == "head" else "critic",
+            ),
         ],
         config.optimizer,
         total_steps=num_updates(config, prompts),
@@ -114,9 +120,11 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
         repro_folder=run.folder / "refused",
     )
     sampling = sampling_of(base, chat, config.generation)
-    kl = FixedKL(ppo.kl_coefficient) if ppo.kl_target is None else AdaptiveKL(
-        ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon
-    )  # fmt: skip
+    kl = (
+        FixedKL(ppo.kl_coefficient)
+        if ppo.kl_target is None
+        else AdaptiveKL(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon)
+    )
     source = scorer or open_reward_source(config.reward, base, budget)
     judges: dict[str, RewardSource] = {} if judge is None else {"judge": judge}
     return Trainer(config, base, chat, source, prompts, ptx, update, kl, RunningMoments(), sampling, judges), held_out
@@ -246,14 +254,16 @@ def plan(config: PPOConfig) -> str:
     lengths = sorted(len(p.prompt_ids) for p in prompts)
     steps = ppo.num_ppo_epochs * -(-ppo.rollout_prompts // ppo.minibatch_prompts)
     critic = "its own adapter" if ppo.critic == "adapter" else "a head on the policy's adapter"
-    return "\n".join([
-        *base.lines,
-        f"roles       policy, reference, reward ({config.reward.source}), critic ({critic})",
-        f"data        {len(prompts)} prompts (median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}), "
-        f"{len(held_out)} held out, {len(ptx)} PTX texts",
-        f"rollouts    {num_rollouts(config, prompts)} of {ppo.rollout_prompts} prompts x {k} completions of at most "
-        f"{config.generation.max_new_tokens} tokens",
-        f"updates     {num_updates(config, prompts)} optimizer steps, {steps} a rollout: {ppo.num_ppo_epochs} epochs, "
-        f"minibatches of {ppo.minibatch_prompts} prompts ({ppo.minibatch_prompts * k} completions)",
-        f"saves       {config.output_dir}/policy and {config.output_dir}/critic",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *base.lines,
+            f"roles       policy, reference, reward ({config.reward.source}), critic ({critic})",
+            f"data        {len(prompts)} prompts (median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}), "
+            f"{len(held_out)} held out, {len(ptx)} PTX texts",
+            f"rollouts    {num_rollouts(config, prompts)} of {ppo.rollout_prompts} prompts x {k} completions of at "
+            f"most {config.generation.max_new_tokens} tokens",
+            f"updates     {num_updates(config, prompts)} optimizer steps, {steps} a rollout: {ppo.num_ppo_epochs} "
+            f"epochs, minibatches of {ppo.minibatch_prompts} prompts ({ppo.minibatch_prompts * k} completions)",
+            f"saves       {config.output_dir}/policy and {config.output_dir}/critic",
+        ]
+    )

@@ -94,11 +94,14 @@ def as_configured(base: OneBase, model: OptionalModelGroup) -> OneBase:
 def open_chat(tokenizer: PreTrainedTokenizerBase, model: OptionalModelGroup) -> ChatFormat:
     """The chat template in use; says so where its turn marks are not tokens of this tokenizer."""
     chat = chat_format(tokenizer, model.chat_template)
-    spelled = [mark for mark in sorted(set(re.findall(r"<\|\w+\|>", chat.template or "")))
-               if mark not in tokenizer.get_vocab()]  # fmt: skip
+    spelled = [
+        mark for mark in sorted(set(re.findall(r"<\|\w+\|>", chat.template or ""))) if mark not in tokenizer.get_vocab()
+    ]
     if spelled:
-        say(f"warning: {', '.join(spelled)} of the chat template {model.chat_template} are no tokens of this tokenizer "
-            "and are spelled out in many; model.chat_template: hh or plain suit it better")  # fmt: skip
+        say(
+            f"warning: {', '.join(spelled)} of the chat template {model.chat_template} are no tokens of this tokenizer "
+            "and are spelled out in many; model.chat_template: hh or plain suit it better"
+        )
     return chat
 
 
@@ -125,8 +128,13 @@ def load_start(base: OneBase, name: str, folder: str, lora: LoraGroup, *, kinds:
     """
     role = load_role(base, name, folder, kinds=kinds, trains=trains)
     saved, default = base.lora_config(name), LoraGroup()
-    entries = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "target_modules": "target_modules",
-               "layers": "layers_to_transform"}  # fmt: skip
+    entries = {
+        "r": "r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+        "target_modules": "target_modules",
+        "layers": "layers_to_transform",
+    }
     for key, entry in entries.items():
         if (value := getattr(lora, key)) == getattr(default, key):
             continue
@@ -170,9 +178,7 @@ def limits_of(data: DataGroup | SampleDataGroup | PromptDataGroup, context: int)
     return Limits(context, data.max_prompt_tokens, longest, data.truncate_prompt, data.max_dropped_share, tell=say)
 
 
-def token_budget(
-    base: OneBase, batch: MicrobatchGroup, *, role: str, longest: int, before: int | None = None
-) -> int:
+def token_budget(base: OneBase, batch: MicrobatchGroup, *, role: str, longest: int, before: int | None = None) -> int:
     """Padded tokens of a microbatch: as configured, as `before` the run was stopped, or measured on this machine."""
     if batch.microbatch_tokens != "auto":
         return batch.microbatch_tokens
@@ -197,8 +203,10 @@ def num_steps(max_steps: int | None, optimizer: EpochsOptimizerGroup, num_exampl
 def say_warmup(optimizer: OptimizerGroup, steps: int) -> None:
     """Says so where the run ends within its warm-up; no error, as a run can be made longer."""
     if optimizer.warmup_steps > steps:
-        say(f"warning: optimizer.warmup_steps = {optimizer.warmup_steps} is longer than the run of {steps} optimizer "
-            f"steps: the learning rate only reaches {steps / optimizer.warmup_steps:.0%} of its peak")  # fmt: skip
+        say(
+            f"warning: optimizer.warmup_steps = {optimizer.warmup_steps} is longer than the run of {steps} optimizer "
+            f"steps: the learning rate only reaches {steps / optimizer.warmup_steps:.0%} of its peak"
+        )
 
 
 def make_update(
