@@ -1,8 +1,8 @@
-"""The whole benchmark: ours beside its peers, then ours alone, then the report.
+"""Runs the whole benchmark: ours beside its peers, then ours alone, then the report.
 
 usage: python -m bench [options of the workload, see --help]          (`make bench`)
 
-Exit codes: 1 a side failed (the others are measured and kept), 2 the peers' programs or the data are not there.
+Exit codes: 1 a side failed (the others are measured and kept), 2 the peers' programs or the data are missing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARTS = (
 def main() -> int:
     options = parser().parse_args()
     code = measured_by(PARTS, workload_of(options), options.results)
-    if code == MISSING or options.results != RESULTS:  # what was measured elsewhere is not for the documentation
+    if code == MISSING or options.results != RESULTS:  # only the default results go into the documentation
         return code
     try:
         report.write(options.results, report.PAGE)

@@ -1,10 +1,10 @@
-"""Two runs on one machine: how long both take together, beside one after the other.
+"""Times two runs at once on one machine, against one after the other.
 
 usage: python -m bench.at_once [--task sft|dpo|demo] [--rounds N] [--patience SECONDS] [--data FOLDER] [--models FOLDER]
 
-Each run is the command line in a process of its own, start included. `spinning` is how OpenMP waits when left alone;
-`watched` is what onebase does: it spins while the machine is idle. The two take turns. sft: 40 steps of a model of
-260 k parameters; dpo: 12 steps of one of 34 M; demo: the whole demo.
+Each run is the command line in its own process, including start-up. `spinning` is how OpenMP waits by default;
+`watched` is what onebase does: it spins only while the machine is idle. The two take turns. sft: 40 steps of a model
+of 260 k parameters; dpo: 12 steps of one of 34 M; demo: the whole demo.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from bench.options import folders_parser
 from bench.workload import Workload, prepare
 
 WAITS = {"spinning": {"GOMP_SPINCOUNT": "300000"}, "watched": {}}
-"""Environments: the first sets libgomp's own default, which turns the watching off."""
+"""Environments of the runs. Setting libgomp's own default turns the watching off."""
 
 
 def main() -> int:
     parser = folders_parser()
     parser.add_argument("--task", choices=("sft", "dpo", "demo"), default="sft")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--patience", type=float, default=600.0, help="seconds after which runs are stopped")
+    parser.add_argument("--patience", type=float, default=600.0, help="stop runs after this many seconds")
     parser.add_argument("--models", type=Path, default=Path("../shared/models"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -43,13 +43,13 @@ def main() -> int:
         print(f"{options.task:<5} {how:<9} {runs} at once  {statistics.median(found):7.1f} s {spread}{late}")
     alone, both = (statistics.median(seconds["watched", runs]) for runs in (1, 2))
     usual = statistics.median(seconds["spinning", 1])
-    print(f"two at once take {both / (2 * alone):.2f} of one after the other")
-    print(f"alone {alone / usual - 1:+.1%} beside spinning")
+    print(f"two at once take {both / (2 * alone):.2f} of the time of one after the other")
+    print(f"one run alone: {alone / usual - 1:+.1%} against spinning")
     return 0
 
 
 def command(task: str, options: object, folder: Path) -> list[str]:
-    """The command line of a task; `OUT` stands for the folder it writes."""
+    """Returns the command line of a task; `OUT` stands for its output folder."""
     if task == "demo":
         return ["demo", "--output-dir", "OUT"]
     data: Path = options.data.resolve()  # type: ignore[attr-defined]
@@ -99,10 +99,10 @@ def command(task: str, options: object, folder: Path) -> list[str]:
 
 
 def together(words: list[str], runs: int, how: str, folder: Path, patience: float) -> float:
-    """Seconds until the last of some equal runs has ended.
+    """Starts `runs` equal runs at once and returns the seconds until the last has ended.
 
     Raises:
-        subprocess.CalledProcessError: one of them failed.
+        subprocess.CalledProcessError: a run failed.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     start = time.monotonic()

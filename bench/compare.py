@@ -1,4 +1,4 @@
-"""Each stage beside the library one would take instead: both sides in turn, in one sitting, in fresh processes.
+"""Compares each stage with the usual library for it: both sides in turn, in one sitting, in fresh processes.
 
 usage: python -m bench.compare [--only ROW ...] [options of the workload, see --help]
 
@@ -22,21 +22,21 @@ from bench.workload import Workload, prepare, python_of
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A stage of ours and its peer."""
+    """One of our stages and its peer."""
 
     name: str
     stage: str
-    """Of `bench.ours`."""
+    """The stage's name in `bench.ours`."""
     peer: str
-    """As it is called in the table."""
+    """The peer's name in the table."""
     environment: str
-    """Of the peer; empty: our own."""
+    """The peer's environment; "" for our own."""
     faster: float
-    """The target: times the peer's samples per second, in bf16."""
+    """Target in bf16: samples per second as a multiple of the peer's."""
     memory: float | None
-    """The target: at most this part of the peer's peak memory, in bf16."""
+    """Target in bf16: highest fraction of the peer's peak memory."""
     counts_first: bool = False
-    """Whether the peer counts its first batch, which warms up, so that ours has to be counted too."""
+    """Whether the peer counts its warm-up batch, so that ours is counted too."""
 
 
 ROWS = (
@@ -52,7 +52,7 @@ NAMES = [f"{row.name} {precision}" for precision in ("bf16", "fp32") for row in 
 
 
 def measure(workload: Workload, results: Path, only: list[str] | None = None) -> list[str]:
-    """Every row, or those named; returns a line for each that failed. What was measured before stays."""
+    """Measures every row or those named, keeping other results; returns a line for each failure."""
     prepare(workload, python_of(workload, "classic"), workload.folder)
     here = {f"{row.name} {precision}": (row, precision) for precision in precisions() for row in ROWS}
 
@@ -65,7 +65,7 @@ def measure(workload: Workload, results: Path, only: list[str] | None = None) ->
 
 
 def measure_row(row: Row, precision: str, workload: Workload) -> dict[str, Any]:
-    """Ours, the peer's, ours, the peer's, ..."""
+    """Measures a row in turn: ours, the peer's, ours, the peer's, ..."""
     sides = {"ours": our_side(row, precision, workload), "peer": peer_side(row, precision, workload)}
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     for number in range(workload.rounds):
@@ -91,7 +91,7 @@ def our_side(row: Row, precision: str, workload: Workload) -> Callable[[], dict[
 
 
 def peer_side(row: Row, precision: str, workload: Workload) -> Callable[[], dict[str, Any]]:
-    """The peer's program with the same rows, batches and lengths."""
+    """Returns a call of the peer's program with the same rows, batches and lengths."""
     if row.stage == "decode":
         return lambda: decode(workload, precision, "transformers")
     python = python_of(workload, row.environment)
@@ -111,7 +111,7 @@ def decode(workload: Workload, precision: str, side: str) -> dict[str, Any]:
 
 
 def ratios(measured: dict[str, Any]) -> dict[str, Any]:
-    """`samples` and `memory`: ours over the peer's."""
+    """Returns the ratios `samples` and `memory`, ours over the peer's."""
     ours = "samples_per_second_with_first" if measured["counts_first"] else "samples_per_second"
 
     def of(our_key: str, peer_key: str) -> Any:
@@ -121,7 +121,7 @@ def ratios(measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def line_of(name: str, measured: dict[str, Any]) -> str:
-    """The row in one line, for the terminal."""
+    """Formats the row as one line for the terminal."""
     found = ratios(measured)
     return f"{name}: {found['samples']} times the samples/s of {measured['peer_name']}, {found['memory']} its memory"
 

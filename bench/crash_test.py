@@ -1,16 +1,16 @@
-"""Kills runs of every stage at random moments, starts them again, and compares what they leave with runs left alone.
+"""Kills runs of every stage at random moments, restarts them, and compares the results with undisturbed runs.
 
 usage: python -m bench.crash_test [--kills 100] [--jobs CORES] [--seed 0] [--stages NAME ...] [--folder FOLDER]
 
-Each stage runs once to its end. Then the same command runs in another folder until a fault stops it, again and again,
-and at last to its end: every file it leaves must be the same byte for byte, and every row of `metrics.jsonl`, but for
-what a clock measured. A tiny model and its data are made first; no network.
+Each stage runs once to its end. Then the same command runs in another folder, is stopped by faults again and again,
+and at last runs to its end. Every file and every row of `metrics.jsonl` must match byte for byte, except for measured
+times and memory. A tiny model and its data are made first, without a network.
 
-    SIGKILL    at a moment drawn uniformly between the first step of the run and its end; two in five are held back
-               until a file or folder is being written (nearly always a checkpoint)
+    SIGKILL    comes at a moment drawn uniformly between the run's first step and its end; two in five wait until a file
+               or folder is being written (nearly always a checkpoint)
     SIGTERM    must end with exit code 75, SIGINT (Ctrl-C) with 130
 
-Exit code 1 where anything differs; the folders stay then.
+Exits with 1 and keeps the folders if anything differs.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ("SIGKILL", "SIGKILL", "SIGKILL", "in a write", "in a write", "SIGTERM", "SIGKILL", "in a write", "SIGINT")
-"""Dealt in this order, over and over; `in a write` is a SIGKILL held back until something is being written."""
+"""Faults, dealt in this order over and over; `in a write` is a SIGKILL that waits for a write."""
 EXIT_CODES = {"SIGKILL": -signal.SIGKILL, "in a write": -signal.SIGKILL, "SIGTERM": 75, "SIGINT": 130}
 KILLS_OF_A_RUN = 5
-"""At most; with more, another run of the stage is begun."""
+"""Most kills of one run; further kills go to another run of the stage."""
 LONGEST_WRITE = 0.03
-"""Seconds into a write at which it is cut, at most."""
+"""Latest moment within a write at which it is cut, in seconds."""
 PATIENCE = 300
-"""Seconds after which a process is taken to hang."""
+"""Seconds after which a process counts as hanging."""
 MEASURED = ("seconds", "phase_seconds", "peak_memory_mb")
-"""What differs from one process to the next in any case; in `metrics.jsonl` also what is under `perf/`."""
+"""Values that differ between any two processes; in `metrics.jsonl` also those under `perf/`."""
 NOT_COMPARED = ("state.pt", "checksums.json", "report.html", "metrics.png")
-"""Files that hold such measurements, or are drawn from the others; of a checkpoint the roles in it are compared."""
+"""Files that contain such values or are drawn from them; in a checkpoint, the roles are compared."""
 
 Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A verb and its configuration, and where it is run."""
+    """A verb, its configuration, and the folder it runs in."""
 
     name: str
     verb: str
@@ -64,7 +64,7 @@ class Stage:
     folder: Path
 
     def start(self, attempt: str) -> subprocess.Popen[bytes]:
-        """The command as a person gives it, with a working folder of its own; stderr is kept."""
+        """Starts the command as a person would, in its own working folder; stderr is kept."""
         place = self.folder / attempt / self.name
         place.mkdir(parents=True, exist_ok=True)
         config = place / "config.yaml"
@@ -85,7 +85,7 @@ class Stage:
 
 @dataclass
 class Outcome:
-    """What was done to a stage, and what came of it."""
+    """The faults a stage was given, and the result."""
 
     stage: str
     faults: Counter[str] = field(default_factory=Counter)
@@ -114,10 +114,10 @@ HEADER = f"{'stage':<22} kills  SIGKILL  in write  SIGTERM  SIGINT  runs  time"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="stages at a time, a thread each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="stages at once, one thread each")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stages", nargs="+", help="some of them, by name")
-    parser.add_argument("--folder", type=Path, help="where to work; a temporary one if not given")
+    parser.add_argument("--stages", nargs="+", help="names of the stages to run")
+    parser.add_argument("--folder", type=Path, help="working folder; by default a temporary one")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="crash-test-"))
     started = time.monotonic()
@@ -143,13 +143,13 @@ def main() -> int:
 
 
 def deal(kills: int, stages: int) -> list[list[str]]:
-    """The faults of each stage: the kinds in turn, as evenly as they go."""
+    """Deals the faults to the stages, as evenly as possible."""
     kinds = [FAULTS[i % len(FAULTS)] for i in range(kills)]
     return [kinds[i::stages] for i in range(stages)]
 
 
 def crash(stage: Stage, faults: Sequence[str], rng: random.Random) -> Outcome:
-    """Runs a stage to its end, then with these faults, and compares; a fault that came too late is tried again."""
+    """Runs a stage to its end, then with these faults, and compares; a fault that comes too late is retried."""
     outcome, started = Outcome(stage.name), time.monotonic()
     try:
         marks = run_to_the_end(stage, "whole")
@@ -157,8 +157,8 @@ def crash(stage: Stage, faults: Sequence[str], rng: random.Random) -> Outcome:
         while waiting and outcome.runs < 2 + 2 * len(faults):
             outcome.runs += 1
             attempt = f"killed-{outcome.runs}"
-            part, waiting = waiting[:KILLS_OF_A_RUN], waiting[KILLS_OF_A_RUN:]
-            waiting += run_with_faults(stage, attempt, part, marks, rng, outcome)
+            due, waiting = waiting[:KILLS_OF_A_RUN], waiting[KILLS_OF_A_RUN:]
+            waiting += run_with_faults(stage, attempt, due, marks, rng, outcome)
             found = differences(stage.run_folder("whole"), stage.run_folder(attempt))
             outcome.problems += [f"{attempt}: {difference}" for difference in found]
         outcome.problems += [f"{fault}: always came too late" for fault in waiting]
@@ -169,7 +169,7 @@ def crash(stage: Stage, faults: Sequence[str], rng: random.Random) -> Outcome:
 
 
 def run_to_the_end(stage: Stage, attempt: str) -> list[float]:
-    """Seconds after the first row of its record at which each further row came, and at which the run was complete."""
+    """Runs a stage undisturbed; returns the times of its rows and of its end, in seconds after the first row."""
     process, run = stage.start(attempt), stage.run_folder(attempt)
     marks: list[float] = []
     with ended(process):
@@ -186,12 +186,12 @@ def run_to_the_end(stage: Stage, attempt: str) -> list[float]:
 def run_with_faults(
     stage: Stage, attempt: str, faults: Sequence[str], marks: Sequence[float], rng: random.Random, outcome: Outcome
 ) -> list[str]:
-    """One run, stopped by each fault at a moment of its own, and brought to its end; returns those that came too late.
+    """Stops one run with each fault at its own moment, then runs it to its end; returns faults that came too late.
 
-    A moment is drawn in the time of the run left alone, and found again by the rows written until then.
+    Moments are drawn on the timeline of the undisturbed run, and found again by the rows written until then.
     """
     run = stage.run_folder(attempt)
-    ends = {"in a write": marks[-2] * 0.9}  # behind the last checkpoint there is little to write
+    ends = {"in a write": marks[-2] * 0.9}  # after the last checkpoint there is little to write
     moments = sorted((rng.uniform(0, ends.get(fault, marks[-1])), fault) for fault in faults)
     for number, (moment, fault) in enumerate(moments):
         row = bisect.bisect_right(marks[:-1], moment)
@@ -202,7 +202,7 @@ def run_with_faults(
                 time.sleep(moment - marks[row - 1])
                 sent = strike(fault, process, run, rng)
             process.wait(PATIENCE)
-        if (run / "summary.json").exists():  # all was done
+        if (run / "summary.json").exists():  # the run is complete
             late = (run / "summary.json").stat().st_mtime - (sent or time.time())
             assert sent is None or late < 0.2, f"{attempt}: {fault} was ignored for {late:.1f} s"
             return [fault for _, fault in moments[number:]]
@@ -217,7 +217,7 @@ def run_with_faults(
 
 
 def strike(fault: str, process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> float | None:
-    """Sends the signal, once something is being written if so wished; returns when, None where the process ended."""
+    """Sends the signal, for `in a write` during a write; returns the time, or None if the process ended first."""
     if fault == "in a write":
         while not in_a_write(run):
             if process.poll() is not None:
@@ -229,18 +229,18 @@ def strike(fault: str, process: subprocess.Popen[bytes], run: Path, rng: random.
 
 
 def in_a_write(run: Path) -> bool:
-    """Whether something is half-written there; os.walk does not mind what goes away meanwhile."""
+    """Whether something is half-written there; os.walk tolerates files that vanish."""
     return any(name.endswith(".tmp") for _, folders, names in os.walk(run) for name in (*folders, *names))
 
 
 class Record:
-    """The record of a run as it grows, from when it is opened anew."""
+    """Counts the rows of a run's `metrics.jsonl` from the moment the current process reopens it."""
 
     def __init__(self, run: Path) -> None:
         self._run, self._fresh, self._since = run, False, self._stamp(run)
 
     def rows(self) -> int:
-        """Rows there are, or 0 while all are of the process before."""
+        """Returns the number of rows; 0 until this process has reopened the file."""
         if not self._fresh:
             self._fresh = self._stamp(self._run) != self._since
         try:
@@ -249,7 +249,7 @@ class Record:
             return 0
 
     def wait_for(self, count: int, process: subprocess.Popen[bytes]) -> bool:
-        """Until there are so many rows; False where the process ended before."""
+        """Waits for `count` rows; returns False if the process ends first."""
         while self.rows() < count:
             if process.poll() is not None:
                 return False
@@ -262,13 +262,13 @@ class Record:
 
 
 def records(run: Path) -> list[Path]:
-    """That of the run, or those of its rounds."""
+    """Returns the run's `metrics.jsonl`, or those of its rounds."""
     return sorted(run.glob("round-*/*/metrics.jsonl")) or sorted(run.glob("metrics.jsonl"))
 
 
 @contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Leaves no process behind, whatever happens to this one."""
+    """Makes sure the process has ended on exit."""
     try:
         yield
     finally:
@@ -279,7 +279,7 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def check_exit(stage: Stage, attempt: str, process: subprocess.Popen[bytes], code: int) -> None:
     said = last_line(stage, attempt)
-    assert process.returncode == code, f"{attempt}: exit code {process.returncode} in place of {code}{said}"
+    assert process.returncode == code, f"{attempt}: exit code {process.returncode} instead of {code}{said}"
 
 
 def last_line(stage: Stage, attempt: str) -> str:
@@ -288,7 +288,7 @@ def last_line(stage: Stage, attempt: str) -> str:
 
 
 def differences(whole: Path, killed: Path) -> Iterator[str]:
-    """What a run left that another did not, or otherwise; checkpoints where both have one, but for their clocks."""
+    """Yields the differences between two runs' files; checkpoints are compared only if both runs have them."""
     base, other = files(whole), files(killed)
     for name in sorted({*base, *other}):
         if name not in base or name not in other:
@@ -298,9 +298,9 @@ def differences(whole: Path, killed: Path) -> Iterator[str]:
             yield from (f"{name}: {line}" for line in differing_rows(base[name], other[name]))
         elif name.endswith("summary.json"):
             if without_measured(base[name]) != without_measured(other[name]):
-                yield f"{name}: {other[name].read_text()} in place of {base[name].read_text()}"
+                yield f"{name}: {other[name].read_text()} instead of {base[name].read_text()}"
         elif base[name].read_bytes() != other[name].read_bytes():
-            yield f"{name} has other bytes"
+            yield f"{name} has different bytes"
 
 
 def files(run: Path) -> dict[str, Path]:
@@ -308,7 +308,7 @@ def files(run: Path) -> dict[str, Path]:
 
 
 def differing_rows(base: Path, other: Path) -> Iterator[str]:
-    """The first row that differs, by its step and the metrics in which it does."""
+    """Yields the first differing row, by its step and the metrics that differ, and a differing number of rows."""
     rows, others = ([json.loads(line) for line in path.read_text().splitlines()] for path in (base, other))
     for row, another in zip(rows, others, strict=False):
         names = [
@@ -320,7 +320,7 @@ def differing_rows(base: Path, other: Path) -> Iterator[str]:
             yield f"step {row['step']} differs in {', '.join(names)}"
             return
     if len(rows) != len(others):
-        yield f"{len(others)} rows in place of {len(rows)}"
+        yield f"{len(others)} rows instead of {len(rows)}"
 
 
 def is_measured(metric: str) -> bool:
@@ -335,10 +335,10 @@ def without_measured(path: Path) -> Options:
 
 
 def make_stages(folder: Path, *, length: float = 1.0) -> list[Stage]:
-    """A tiny base, a policy and a reward role on it, data of the demo's grammar, and every stage on them.
+    """Makes a tiny base with a policy and a reward role and data from the demo's grammar; returns every stage.
 
     Args:
-        length: of the runs, as a multiple of some seconds of steps each.
+        length: scales the steps of the runs, which by default take some seconds each.
     """
     inputs = make_inputs(folder.resolve() / "inputs")
     model = {"model_name_or_path": inputs["base"], "dtype": "float32", "chat_template": "hh"}
@@ -359,14 +359,14 @@ def make_stages(folder: Path, *, length: float = 1.0) -> list[Stage]:
 
     optimizer = {"optimizer": {"learning_rate": 2e-3, "schedule": "cosine"}}
     lora = {"lora": {"r": 4, "dropout": 0.1}, **optimizer}
-    evaluated = {"evaluation": {"every_steps": 5}}  # best/ is written too
+    evaluated = {"evaluation": {"every_steps": 5}}  # so that best/ is written too
     sampling = {"max_new_tokens": 8, "samples_per_prompt": 2}
     sampled = {"model": model, "reward": {"callable": "bench.crash_test:vowels"}}
 
     def ppo(count: int, **more: Any) -> Options:
         return {
             **sampled,
-            "policy": inputs["policy"],
+            "start_from": inputs["policy"],
             "data": {"train": inputs["prompts"]},
             "generation": sampling,
             "checkpoint": {**step_wise, "every_steps": 1},
@@ -415,7 +415,7 @@ def make_stages(folder: Path, *, length: float = 1.0) -> list[Stage]:
             "best-of",
             {
                 **sampled,
-                "policy": inputs["policy"],
+                "start_from": inputs["policy"],
                 "data": {"train": inputs["prompts"]},
                 "generation": sampling,
                 "checkpoint": {**step_wise, "every_steps": 32},
@@ -427,7 +427,7 @@ def make_stages(folder: Path, *, length: float = 1.0) -> list[Stage]:
             "iterate",
             {
                 **sampled,
-                "policy": inputs["policy"],
+                "start_from": inputs["policy"],
                 "data": {"train": inputs["prompts"]},
                 "generation": sampling,
                 "rounds": 2,
@@ -443,12 +443,12 @@ def make_stages(folder: Path, *, length: float = 1.0) -> list[Stage]:
 
 
 def vowels(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
-    """A reward that varies."""
+    """A reward that varies with the completion: its vowels."""
     return [sum(letter in "aeiou" for letter in text) / 4 for text in completions]
 
 
 def make_inputs(folder: Path) -> dict[str, str]:
-    """The files and folders that the stages read, by what they are."""
+    """Makes the files and folders that the stages read, and returns their paths by kind."""
     import torch
 
     from onebase.config.language import SFTConfig

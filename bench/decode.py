@@ -1,10 +1,9 @@
-"""Decoding 32 prompts with the policy's LoRA adapter: ours, or `generate` of transformers on the same model with PEFT.
+"""Times decoding 32 prompts with the policy's LoRA adapter, by ours or by transformers' `generate` with PEFT.
 
 usage: python -m bench.decode WORK s|m fp32|bf16 onebase|transformers [--new-tokens N]
 
-The same prompts, adapter (r=16 on q_proj and v_proj) and sampling (the whole distribution, temperature 1), the same
-number of new tokens for every prompt. One run before is not timed; the middle of three is reported. Prints one JSON
-line.
+Both use the same model, prompts, adapter (r=16 on q_proj and v_proj), sampling (the whole distribution, temperature 1)
+and number of new tokens. After an untimed run, the middle of three is reported. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -66,12 +65,14 @@ def main() -> None:
 
 
 def ours(folder: Path, dtype: torch.dtype, prompts: list[list[int]], new_tokens: int) -> Callable[[], int]:
+    from onebase.engines.opening import load_base
     from onebase.models.adapters import lora_config
-    from onebase.models.loading import load_base
-    from onebase.sampling.local import Sampling, generate, sample_seeds
+    from onebase.sampling.local import generate
+    from onebase.sampling.sampler import Sampling
+    from onebase.seeds import sample_seeds
 
     base = load_base(str(folder), dtype=str(dtype).removeprefix("torch."), device="cpu")
-    base.add_role("policy", lora=lora_config(base.model, alpha=32, **LORA))
+    base.add_role("policy", adapter=lora_config(base.model, alpha=32, **LORA))
     seeds = sample_seeds(0, num_prompts=len(prompts), samples_per_prompt=1)
     sampling = Sampling(max_new_tokens=new_tokens)  # no token ends a completion
 

@@ -1,10 +1,10 @@
-"""What reward, dpo and ppo learn at their defaults: held-out figures with their intervals, for five seeds.
+"""Shows what reward, dpo and ppo learn at their defaults: held-out figures with intervals, for five seeds.
 
 usage: defaults.py OUT [VERB ...] [KEY=VALUE ...]    from the root of the repository, beside `../shared`
 
-Nothing is set but the files and their limits: the pretrained stories260K; for reward and dpo sentences of film reviews,
-positive ones over negative ones; for ppo story openings and a Python reward that likes happy words. Chance is 0.5 for
-an accuracy, 0 for a rise in score. A KEY=VALUE tries another value than the default.
+Only files and their limits are set: the pretrained stories260K; for reward and dpo sentences of film reviews, positive
+over negative; for ppo story openings and a Python reward for happy words. Chance is 0.5 for an accuracy and 0 for a
+rise in score. KEY=VALUE replaces a default.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SEEDS = range(5)
 
 
 def happy_words(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """1 where a word is a happy one, else 0."""
+    """Returns 1 for a completion with a happy word, else 0."""
     return [float(any(word.strip(".,!?\"'").lower() in HAPPY for word in text.split())) for text in completions]
 
 
@@ -44,7 +44,7 @@ def main(words: Sequence[str]) -> None:
     out, rest = Path(words[0]), words[1:]
     verbs, more = [word for word in rest if word in RUN] or list(RUN), [word for word in rest if "=" in word]
     for verb in verbs:
-        print(f"| {verb} | steps | held-out {'rise of the score' if verb == 'ppo' else 'accuracy'} | KL |")
+        print(f"| {verb} | steps | held-out {'rise in score' if verb == 'ppo' else 'accuracy'} | KL |")
         print("| --- | --- | --- | --- |")
         figures = []
         for seed in SEEDS:
@@ -58,17 +58,17 @@ def main(words: Sequence[str]) -> None:
             kl = f"{summary['kl']:.2f}" if verb == "ppo" else ""
             steps = summary.get("steps") or summary["rollouts"]
             print(f"| seed {seed} | {steps} | {mean:.3f} [{low:.3f}, {high:.3f}] | {kl} |", flush=True)
-        # No interval: the seeds share prompts, and five figures that agree would make it look narrower than it is.
+        # No interval: the seeds share prompts, and five figures that agree would make it too narrow.
         mean = sum(figures) / len(figures)
         print(f"| all seeds | | {mean:.3f}, from {min(figures):.3f} to {max(figures):.3f} | |", flush=True)
 
 
 def write_pairs(path: Path) -> Path:
-    """The positive sentences over the negative ones, each once."""
+    """Writes pairs of a positive sentence over a negative one, each sentence used once."""
     with gzip.open(SHARED / "data/sentiment/sentence_polarity.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     sides = ([row["text"] for row in rows if row["label"] == label] for label in (1, 0))
-    # Held out by prompt, so each pair has one of its own.
+    # Pairs are held out by prompt, so each pair gets its own.
     pairs = [
         {"prompt": f"Film review {i}:", "chosen": better, "rejected": worse}
         for i, (better, worse) in enumerate(zip(*sides, strict=True))
@@ -79,7 +79,7 @@ def write_pairs(path: Path) -> Path:
 
 
 def run(verb: str, folder: Path, more: Sequence[str]) -> dict[str, Any]:
-    """The summary of a run, which is not done again where it is there."""
+    """Returns a run's summary; runs it only if there is none yet."""
     path = folder / "summary.json"
     if not path.exists():
         model = f"model.model_name_or_path={SHARED / 'models/stories260K/hf'}"

@@ -1,4 +1,4 @@
-"""The curves of docs/performance.md, drawn from bench/results.json."""
+"""Draws the curves of docs/performance.md from bench/results.json."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLOURS = ("#1f6fb2", "#c4551d", "#3a7d44")
 
 
 def draw_all(growth: dict[str, Any], folder: Path) -> list[str]:
-    """Draws every curve there is; returns the files' names."""
+    """Draws all curves and returns the file names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for name, curve in growth.items():
@@ -41,7 +41,7 @@ def draw_all(growth: dict[str, Any], folder: Path) -> list[str]:
 
 
 def draw(path: Path, curve: dict[str, Any], series: dict[str, list[float]], title: str, ylabel: str) -> None:
-    """One picture: axes from zero, so that a straight line through the corner is proportion."""
+    """Draws one picture, with axes from zero so that a line through the corner means proportional growth."""
     figure, axes = plt.subplots(figsize=INCHES, dpi=DPI, facecolor="white")
     for (label, y), colour in zip(series.items(), COLOURS, strict=False):
         axes.plot(curve["x"], y, marker="o", linewidth=2, color=colour, label=label or None)

@@ -1,9 +1,8 @@
-"""How many operations the mathematics of a stage asks for: what a perfect implementation could not leave out.
+"""Counts the operations a stage's mathematics needs, which even a perfect implementation could not avoid.
 
-A multiplication and an addition are two operations. Counted are matrix products and attention on real tokens; not
-counted are padding, what is computed a second time to save memory, norms, activations, the optimizer. The base's
-weights are frozen, so its backward pass has no gradient of weights: it costs as much as its forward pass, not twice as
-much.
+A multiplication and an addition are two operations. Matrix products and attention on real tokens count; padding,
+recomputation to save memory, norms, activations and the optimizer do not. The base's weights are frozen, so its
+backward pass computes no weight gradients and costs as much as its forward pass, not twice as much.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 INPUTS_ALONE = ("q_proj", "k_proj", "v_proj")
-"""In the lowest adapted layer nothing below needs a gradient, so none goes through the base's weights here."""
+"""In the lowest adapted layer no gradient passes through these weights, as nothing below needs one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The matrices of a Llama and of its adapter."""
+    """The matrix sizes of a Llama and its adapter."""
 
     hidden: int
     inner: int
@@ -28,13 +27,13 @@ class Shape:
     head_size: int
     vocab: int
     rank: int = 0
-    """Of LoRA; 0: no adapter."""
+    """LoRA rank; 0 means no adapter."""
     adapted: tuple[str, ...] = ()
-    """Names of the linear layers that have an adapter, in every layer of the model."""
+    """Names of the linear layers with an adapter, in every layer of the model."""
 
     @classmethod
     def of(cls, config: Any, *, rank: int = 0, adapted: str | Sequence[str] = "all-linear") -> Shape:
-        """From a configuration of transformers."""
+        """Reads the sizes from a transformers configuration."""
         heads = config.num_attention_heads
         shape = cls(
             config.hidden_size,
@@ -50,7 +49,7 @@ class Shape:
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of the linear maps of one layer."""
+        """Inputs and outputs of each linear map in a layer."""
         queries, keys = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
         return {
             "q_proj": (self.hidden, queries),
@@ -64,12 +63,12 @@ class Shape:
 
     @property
     def trunk_parameters(self) -> int:
-        """In matrix products, without the output layer."""
+        """Parameters in matrix products, without the output layer."""
         return self.num_layers * sum(i * o for i, o in self.linear.values())
 
     @property
     def head_parameters(self) -> int:
-        """Of the output layer."""
+        """Parameters of the output layer."""
         return self.hidden * self.vocab
 
     @property
@@ -79,12 +78,12 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What of a set of prompts and completions costs operations."""
+    """The counts of prompts and completions that determine operations."""
 
     real: int = 0
-    """Of prompts, once each, and completions."""
+    """Tokens of prompts, once each, and completions."""
     pairs: int = 0
-    """Of a token and one it attends to, itself included."""
+    """Pairs of a token and one it attends to, itself included."""
     counted: int = 0
     """Tokens whose log-prob is needed."""
 
@@ -93,14 +92,14 @@ class Tokens:
 
 
 def tokens_of(prompt: int, completions: Iterable[int]) -> Tokens:
-    """One tree: a prompt of so many tokens, and its completions of so many each, all of them counted."""
+    """Counts one tree from the lengths of its prompt and completions; all completion tokens count."""
     lengths = list(completions)
     pairs = prompt * (prompt + 1) // 2 + sum(c * prompt + c * (c + 1) // 2 for c in lengths)
     return Tokens(prompt + sum(lengths), pairs, sum(lengths))
 
 
 def forward_operations(shape: Shape, tokens: Tokens, *, adapter: bool, output_layer: bool) -> int:
-    """One pass: 2 per parameter and token, and 4 per pair of tokens and number of a query (scores, and the mean)."""
+    """Counts a pass: 2 per parameter and token, 4 per token pair and query dimension (scores and mean)."""
     parameters = shape.trunk_parameters + (shape.lora_parameters if adapter else 0)
     attention = 4 * tokens.pairs * shape.num_layers * shape.num_heads * shape.head_size
     output = 2 * shape.head_parameters * tokens.counted if output_layer else 0
@@ -108,9 +107,9 @@ def forward_operations(shape: Shape, tokens: Tokens, *, adapter: bool, output_la
 
 
 def backward_operations(shape: Shape, tokens: Tokens, *, output_layer: bool) -> int:
-    """With respect to inputs alone, and to the adapter's own weights.
+    """Counts the gradients of inputs and of the adapter's weights.
 
-    Attention has two products forward and four backward, an adapter's matrices one forward and two backward.
+    Attention has two products forward and four backward; an adapter's matrices have one forward and two backward.
     """
     lowest = sum(i * o for name, (i, o) in shape.linear.items() if name in INPUTS_ALONE)
     parameters = shape.trunk_parameters - lowest + 2 * shape.lora_parameters
@@ -120,10 +119,10 @@ def backward_operations(shape: Shape, tokens: Tokens, *, output_layer: bool) -> 
 
 
 def stage_operations(stage: str, shape: Shape, tokens: Tokens) -> int:
-    """The optimizer steps of a stage over these tokens.
+    """Counts a stage's optimizer steps over these tokens.
 
-    `dpo` also has the reference's forward pass, `ppo` (its update alone) a critic with an adapter of its own; the
-    scalar heads of reward and critic are nothing beside the rest.
+    `dpo` includes the reference's forward pass, `ppo` (only its update) a critic with its own adapter; the scalar heads
+    of reward and critic are negligible.
     """
 
     def trained(output_layer: bool) -> int:

@@ -1,10 +1,10 @@
-"""A PPO step in its most literal form: four models in memory, each loaded by itself. What one base is measured against.
+"""Runs a PPO step with four separately loaded models, as the memory baseline for one base.
 
 usage: python -m bench.four_models WORK s|m fp32|bf16 [--new-tokens N]
 
-Policy and critic have LoRA adapters (r=16 on q_proj and v_proj), reference and reward none. 32 prompts with
-completions of random tokens, padded, eight rows at a time: forward passes of reference and reward, then a loss and its
-backward pass for policy, and for critic. Nothing is sampled, so the peak is a lower bound. Prints one JSON line.
+Policy and critic have LoRA adapters (r=16 on q_proj and v_proj), reference and reward none. It takes 32 prompts with
+completions of random tokens, padded, eight rows at a time: forward passes of reference and reward, then loss and
+backward pass for policy and critic. Nothing is sampled, so the peak is a lower bound. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def step(base: Path, dtype: torch.dtype, prompts: list[list[int]], new_tokens: int) -> None:
-    """Loads the four, and trains two of them once on every row."""
+    """Loads the four models and trains two of them once on every row."""
     policy = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base, dtype=dtype), LoraConfig(task_type="CAUSAL_LM", **LORA)
     )
@@ -77,7 +77,7 @@ def step(base: Path, dtype: torch.dtype, prompts: list[list[int]], new_tokens: i
 
 
 def padded_rows(prompts: list[list[int]], new_tokens: int, vocab: int) -> tuple[Tensor, Tensor, Tensor]:
-    """ids `[B, T]`, padded on the right; what is attended to `[B, T]`; what is a completion's token `[B, T-1]`."""
+    """Returns right-padded ids `[B, T]`, the attention mask `[B, T]` and the mask of completion tokens `[B, T-1]`."""
     length = max(map(len, prompts)) + new_tokens
     ids = torch.zeros(len(prompts), length, dtype=torch.long)
     mask, counted = torch.zeros_like(ids), torch.zeros(len(prompts), length - 1)
@@ -90,7 +90,7 @@ def padded_rows(prompts: list[list[int]], new_tokens: int, vocab: int) -> tuple[
 
 
 def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
-    """`[B, T-1]` from the logits of every position `[B, T, V]`."""
+    """Returns log-probs `[B, T-1]` from the logits `[B, T, V]`."""
     return logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
 
 

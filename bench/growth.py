@@ -1,10 +1,10 @@
-"""How cost grows: seconds and memory of a training pass as one thing of it grows.
+"""Measures how seconds and memory of a training pass grow with one of its dimensions.
 
 usage: python -m bench.growth [--only CURVE ...] [options of the workload, see --help]
        python -m bench.growth point '{"prompt": 512, ...}'       one point, in this process; prints a JSON line
 
-A pass is what an optimizer step does but for the optimizer: log-probs of the completions' tokens, forward and backward,
-in microbatches, with a LoRA adapter on all layers. Each point is a fresh process with a model made in memory.
+A pass is an optimizer step without the optimizer: log-probs of the completions' tokens, forward and backward, in
+microbatches, with a LoRA adapter on all layers. Each point is a fresh process with a model made in memory.
 """
 
 from __future__ import annotations
@@ -12,46 +12,29 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bench.machine import default_precision
 from bench.options import Measurement, run_alone
+from bench.point import Point
 from bench.results import keep, stamp
 from bench.side import measure_each, run_module
 from bench.workload import Workload
 
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A model and what is run through it; lengths in tokens."""
-
-    examples: int = 8
-    prompt: int = 128
-    completion: int = 64
-    completions: int = 1
-    """K of every prompt."""
-    layout: str = "tree"
-    rank: int = 16
-    hidden: int = 512
-    num_layers: int = 8
-    vocab: int = 8192
-    precision: str = "fp32"
-
-
 Curve = dict[str, Any]
-"""`x`: what grows; `series`: name -> one number per x; `xlabel` and `ylabel`."""
+"""`x` is what grows; `series` maps names to one number per x; `xlabel` and `ylabel`."""
 
 
 def rows(base: Point) -> Curve:
-    """Prompts with one completion each: twice as many take twice as long."""
+    """Prompts with one completion each; twice as many take twice as long."""
     x = [4, 8, 16, 32, 64]
     return curve(x, "prompts in the pass", seconds={"": [replace(base, examples=n) for n in x]})
 
 
 def completions(base: Point) -> Curve:
-    """K completions of 32 tokens to a prompt of 256: the prompt is paid once in a tree, K times in separate rows."""
+    """K completions of 32 tokens per prompt of 256, which a tree computes once and separate rows K times."""
     x, of = [1, 2, 4, 8, 16], replace(base, examples=4, prompt=256, completion=32)
     return curve(
         x,
@@ -61,7 +44,7 @@ def completions(base: Point) -> Curve:
 
 
 def vocabulary(base: Point) -> Curve:
-    """The output layer's own weights grow; what the pass adds should not. Beside it: what all logits would take."""
+    """Only the output layer's weights should grow; the memory of all logits is computed for comparison."""
     x, of = [8192, 16384, 32768, 65536, 151936], replace(base, examples=16, completion=128, num_layers=2)
     points = [replace(of, vocab=size) for size in x]
     found = curve(x, "tokens in the vocabulary", seconds={"": points}, memory={"measured": points})
@@ -83,7 +66,7 @@ def rank(base: Point) -> Curve:
 
 
 def model_size(base: Point) -> Curve:
-    """By its parameters in matrix products."""
+    """The model's parameters in matrix products."""
     sizes = [(256, 4), (384, 6), (512, 8), (768, 12), (1024, 16)]
     points = [replace(base, hidden=hidden, num_layers=layers) for hidden, layers in sizes]
     millions = [round((4 + 3 * 2.75) * h * h * n / 1e6 + h * base.vocab / 1e6, 1) for h, n in sizes]
@@ -107,7 +90,7 @@ def curve(
     seconds: dict[str, list[Point]],
     memory: dict[str, list[Point]] | None = None,
 ) -> Curve:
-    """Measures the points, each once, and lays out the numbers asked for."""
+    """Measures each point once and arranges the numbers as a curve."""
     measured: dict[Point, dict[str, float]] = {}
 
     def numbers(points: list[Point], key: str) -> list[float]:
@@ -139,7 +122,7 @@ def measure(workload: Workload, results: Path, only: list[str] | None = None) ->
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["point"]:
-        from bench.training_pass import measure_pass
+        from bench.training_pass import measure_pass  # imports torch
 
         print(json.dumps(measure_pass(Point(**json.loads(sys.argv[2])))))
     else:

@@ -1,6 +1,6 @@
-"""What the machine is, and what it can do at best: its fastest matrix product and how fast it reads memory.
+"""Describes the machine and its limits: its fastest matrix product and its memory read rate.
 
-usage: python -m bench.machine fp32|bf16 [quick]      prints one JSON line; quick: the matrix product alone, one shape
+usage: python -m bench.machine fp32|bf16 [quick]      prints one JSON line; quick: only the matrix product, one shape
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PRODUCTS = [
     (4096, 1024, 4096),
     (4096, 4096, 4096),
 ]
-"""Rows, inputs and outputs: those of the benchmark's models, and squares that a processor likes."""
+"""Rows, inputs and outputs: the shapes of the benchmark's models, and squares that suit a processor."""
 QUICK_PRODUCT = (2048, 512, 1408)
 SECONDS_EACH = 0.3
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def speed(precision: str, *, seconds_each: float = SECONDS_EACH) -> dict[str, Any]:
-    """Operations per second (1e9) of the best product of this precision, and which it was; GB/s read."""
+    """Returns the best product's GFLOP/s in this precision and its shape, and the GB/s read."""
     rate, product = max((product_rate(*shape, DTYPES[precision], seconds_each), shape) for shape in PRODUCTS)
     return {
         "gflops": round(rate / 1e9, 1),
@@ -55,15 +55,15 @@ def speed(precision: str, *, seconds_each: float = SECONDS_EACH) -> dict[str, An
 
 
 def product_rate(rows: int, inputs: int, outputs: int, dtype: torch.dtype, seconds: float) -> float:
-    """Operations per second of `x [rows, inputs] @ W [outputs, inputs]^T`, the fastest of many."""
+    """Returns operations per second of `x [rows, inputs] @ W [outputs, inputs]^T`, the fastest of many."""
     x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
     with torch.no_grad():
         return 2 * rows * inputs * outputs / fastest(lambda: torch.nn.functional.linear(x, weight), seconds)
 
 
 def read_rate(num_bytes: int) -> float:
-    """Bytes per second of reading this many again and again: what fits the processor's cache is read from there."""
-    numbers = torch.ones(num_bytes // 4)  # zeros would all be one page, never written
+    """Returns bytes per second when reading this many repeatedly; what fits the cache is read from there."""
+    numbers = torch.ones(num_bytes // 4)  # zeros would all share one unwritten page
     vector = torch.ones(1024)
     by_sum = fastest(lambda: numbers.sum(), 0.5)
     by_product = fastest(lambda: numbers.view(-1, 1024) @ vector, 0.5)
@@ -71,7 +71,7 @@ def read_rate(num_bytes: int) -> float:
 
 
 def fastest(function: Callable[[], Any], seconds: float) -> float:
-    """Seconds of the fastest call among those that fit so many seconds, three at least; one before is not timed."""
+    """Returns the fastest call's seconds among the calls that fit in `seconds`, at least three after an untimed one."""
     function()
     times: list[float] = []
     until = time.perf_counter() + seconds
@@ -83,24 +83,24 @@ def fastest(function: Callable[[], Any], seconds: float) -> float:
 
 
 def default_precision() -> str:
-    """bf16 where the hardware computes in it, else fp32."""
+    """Returns bf16 if the hardware computes in it, else fp32."""
     from onebase.models.loading import hardware_dtype
 
     return "bf16" if hardware_dtype(torch.device("cpu")) == torch.bfloat16 else "fp32"
 
 
 def precisions() -> tuple[str, ...]:
-    """Those worth measuring here: bf16 that is emulated says nothing."""
+    """Returns the precisions worth measuring here; emulated bf16 says nothing."""
     return ("bf16", "fp32") if default_precision() == "bf16" else ("fp32",)
 
 
 def num_threads() -> int:
-    """`OMP_NUM_THREADS` where it is set, else the physical cores: what torch takes by itself."""
+    """Returns `OMP_NUM_THREADS` if set, else the number of physical cores, torch's default."""
     return int(os.environ.get("OMP_NUM_THREADS") or psutil.cpu_count(logical=False) or 1)
 
 
 def describe() -> dict[str, Any]:
-    """What a figure has to be read with."""
+    """Returns the machine and versions that a figure depends on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,10 +1,10 @@
-"""Peak memory of PPO's four roles on one base, beside LoRA SFT of the same model, and beside four separate models.
+"""Compares the peak memory of PPO's four roles on one base with LoRA SFT and with four separate models.
 
 usage: python -m bench.memory [options of the workload, see --help]
 
-Each is a fresh process; its peak resident memory is taken, the interpreter and the libraries included. SFT reads the
-same prompts, each with a completion as long as PPO samples, in minibatches as large. The four models are a PPO step in
-the most literal form (`bench.four_models`).
+Each is a fresh process, measured by its peak resident memory, including the interpreter and the libraries. SFT reads
+the same prompts with completions as long as PPO samples, in minibatches of the same size. The four models run
+`bench.four_models`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def measure(workload: Workload, results: Path) -> list[str]:
 
 
 def measure_precision(workload: Workload, precision: str) -> dict[str, Any]:
-    """Peak MB of every run, by what ran, all in turn."""
+    """Returns the peak MB of every run, by what ran; all run in turn."""
     rows = write_answers(workload)
     sft = workload.ours("sft", precision, f"data.train={rows}", "lora.target_modules=[q_proj, v_proj]")
     four = (workload.folder, workload.size, precision, "--new-tokens", str(workload.new_tokens))
@@ -52,7 +52,7 @@ def measure_precision(workload: Workload, precision: str) -> dict[str, Any]:
 
 
 def write_answers(workload: Workload) -> Path:
-    """PPO's prompts, each with the first tokens of the next as its answer."""
+    """Writes PPO's prompts, each with the first tokens of the next prompt as its answer."""
     path = workload.folder / f"answers-{workload.new_tokens}.jsonl"
     tokenizer = AutoTokenizer.from_pretrained(workload.folder / f"base-{workload.size}")
     prompts = json.loads((workload.folder / "prompts.json").read_text())[: workload.pairs]

@@ -1,13 +1,13 @@
-"""Our side of the benchmark: one stage on the workload that the peers' `prepare.py` made, as `onebase STAGE` runs it.
+"""Our side of the benchmark: runs one stage as `onebase STAGE` does, on the workload of the peers' `prepare.py`.
 
 usage: python -m bench.ours WORK s|m fp32|bf16 sft|reward|dpo|ppo|ppo-head [--rows N] [--batches N] [--new-tokens N]
                             [KEY=VALUE ...]   (keys of the verb's config, e.g. lora.layers=upper-half)
 
-Prints one JSON line: seconds of the optimizer steps (reading data and loading are not counted, as with the peers),
-samples per second, the operations these steps ask for (`bench.flops`), the peak resident memory of the process in MB.
+Prints one JSON line: seconds of the optimizer steps (without reading data and loading, as with the peers), samples per
+second, the operations these steps need (`bench.flops`), and the peak resident memory of the process in MB.
 
-DPO computes the reference's log-probs in every step, as its peer does, and not once before the first: they are counted.
-PPO samples one completion of every prompt, as its peers do.
+DPO computes the reference's log-probs in every step, as its peer does, so they are counted. PPO samples one completion
+per prompt, as its peers do.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def main() -> None:
     parser.add_argument("stage", choices=[*PAIR_STAGES, "ppo", "ppo-head"])
     parser.add_argument("--data", type=Path, help="hh-rlhf transcripts; needed once, to write the rows")
     parser.add_argument("--rows", type=int, default=96)
-    parser.add_argument("--batches", type=int, default=3, help="of PPO; the first is warm-up and not counted")
+    parser.add_argument("--batches", type=int, default=3, help="PPO batches; the first warms up and is not counted")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("overrides", nargs="*")
-    options = parser.parse_intermixed_args()  # overrides may stand behind the options
+    options = parser.parse_intermixed_args()  # overrides may follow the options
     measure = measure_pairs if options.stage in PAIR_STAGES else measure_ppo
     measured = measure(options)
     print(
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measure_pairs(options: argparse.Namespace) -> dict[str, Any]:
-    """One epoch over the rows in batches of 8, LoRA r=16 on all linear layers."""
+    """Measures one epoch over the rows in batches of 8, LoRA r=16 on all linear layers."""
     from onebase.recipes import dpo, reward, sft
 
     rows = options.work / f"pairs-{options.rows}.jsonl"
@@ -91,7 +91,7 @@ def measure_pairs(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_ppo(options: argparse.Namespace) -> dict[str, Any]:
-    """Batches of 32 prompts, 4 epochs of 4 minibatches, LoRA r=16 on q_proj and v_proj, a reward role of the same."""
+    """Measures batches of 32 prompts, 4 epochs of 4 minibatches; policy and reward have LoRA r=16 on q_proj, v_proj."""
     from onebase.recipes import ppo
 
     prompts, held_out = options.work / "prompts.jsonl", options.work / "held_out.jsonl"
@@ -140,12 +140,13 @@ def measure_ppo(options: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def watched_steps() -> Iterator[list[Tokens]]:
-    """The tokens of every optimizer step taken within, in a list that fills."""
+    """Yields a list that collects the tokens of every optimizer step taken within."""
     steps: list[Tokens] = []
     step = Update.step
 
     def watched(self: Update, *parts: Part) -> dict[str, float]:
-        trees = [tokens_of(len(e.prompt_ids), map(len, e.completions)) for examples, _ in parts for e in examples]
+        read = {id(e): e for examples, _ in parts for e in examples}.values()  # policy and critic read the same trees
+        trees = [tokens_of(len(e.prompt_ids), map(len, e.completions)) for e in read]
         steps.append(sum(trees, start=Tokens()))
         return step(self, *parts)
 
@@ -154,7 +155,7 @@ def watched_steps() -> Iterator[list[Tokens]]:
 
 
 def gigaoperations(steps: list[Tokens], options: argparse.Namespace, *, adapted: str | list[str]) -> float:
-    """1e9 operations that these optimizer steps ask for, with an adapter of rank 16 on all layers."""
+    """Returns the 1e9 operations these optimizer steps need, with rank-16 adapters in all layers."""
     from transformers import AutoConfig
 
     shape = Shape.of(AutoConfig.from_pretrained(options.work / f"base-{options.size}"), rank=16, adapted=adapted)
@@ -162,7 +163,7 @@ def gigaoperations(steps: list[Tokens], options: argparse.Namespace, *, adapted:
 
 
 def run(recipe: Any, kind: Any, options: argparse.Namespace, keys: dict[str, str]) -> list[dict[str, Any]]:
-    """The recipe in a new folder; returns its metrics."""
+    """Runs the recipe in a new folder and returns its metrics."""
     folder = options.work / "runs" / f"{options.stage}-{options.size}-{options.precision}"
     shutil.rmtree(folder, ignore_errors=True)
     keys |= {
@@ -178,7 +179,7 @@ def run(recipe: Any, kind: Any, options: argparse.Namespace, keys: dict[str, str
 
 
 def write_pairs(path: Path, data: Path, count: int) -> None:
-    """The first rows of the transcripts, split where the last answer begins."""
+    """Writes the first rows of the transcripts, split where the last answer begins."""
     with gzip.open(data, "rt") as file, path.open("w") as out:
         for _, line in zip(range(count), file, strict=False):
             row = json.loads(line)
@@ -196,7 +197,7 @@ def write_pairs(path: Path, data: Path, count: int) -> None:
 
 
 def write_prompts(work: Path, prompts: Path, held_out: Path) -> None:
-    """The peers' prompts in words (their tokens are those of the text); one more to evaluate on."""
+    """Writes the peers' prompts as text, which encodes to the same tokens, and one more to evaluate on."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(next(work.glob("base-*")))
@@ -206,15 +207,15 @@ def write_prompts(work: Path, prompts: Path, held_out: Path) -> None:
 
 
 def make_reward_role(model: Path, folder: Path) -> None:
-    """A reward role with an adapter as the peers' has: fresh, on q_proj and v_proj."""
+    """Makes a reward role with a fresh adapter on q_proj and v_proj, like the peers'."""
     from onebase.data.chat import chat_format
+    from onebase.engines.opening import load_base
     from onebase.models.adapters import lora_config
-    from onebase.models.loading import load_base
     from onebase.models.role_files import save_role
 
     base = load_base(str(model), dtype="float32")
     lora = lora_config(base.model, r=16, alpha=32, target_modules=["q_proj", "v_proj"])
-    base.add_role("reward", lora=lora, head=True)
+    base.add_role("reward", adapter=lora, head=True)
     save_role(base, "reward", folder, kind="reward", chat=chat_format(base.tokenizer, "plain"))
 
 

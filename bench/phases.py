@@ -1,4 +1,4 @@
-"""Where the seconds of a PPO batch go: by phase, by operator in the longest phase, and by the layers that have LoRA.
+"""Splits the seconds of a PPO batch by phase, by operator in the longest phase, and by which layers have LoRA.
 
 usage: python -m bench.phases [options of the workload, see --help]
        python -m bench.phases operators PHASE <arguments of bench.ours>     one profile; prints a JSON line
@@ -23,12 +23,12 @@ from bench.side import run_module
 from bench.workload import Workload, prepare, python_of
 
 PHASES = {
-    "generate": ("onebase.rollouts.collect", "generate"),
+    "generate": ("onebase.sampling.local.LocalSampler", "sample"),
     "score": ("onebase.rewards.learned.RoleReward", "score"),
-    "logprobs": ("onebase.rollouts.collect", "per_example"),
+    "logprobs": ("onebase.rollouts.collect", "measure"),
     "update": ("onebase.recipes.ppo", "update_on"),
 }
-"""What is called for each phase; a batch calls it once, but for `logprobs`."""
+"""The function of each phase; a batch calls each once."""
 LAYERS = ("all", "upper-half", "upper-quarter")
 MOST_OPERATORS = 10
 
@@ -59,11 +59,11 @@ def measure(workload: Workload, results: Path) -> list[str]:
 
 
 def by_layers(workload: Workload, precision: str) -> dict[str, Any]:
-    """Seconds of a PPO batch with adapters on all layers, the upper half, the upper quarter: runs in turn."""
+    """Returns the seconds of a PPO batch with adapters on all layers, the upper half and the upper quarter, in turn."""
     runs: dict[str, list[dict[str, float]]] = {layers: [] for layers in LAYERS}
     for _ in range(workload.rounds):
         for layers, measured in runs.items():
-            # The critic like the policy: it would start as the reward role, which has adapters on all layers here.
+            # The critic is set like the policy; by default it starts as the reward role, with adapters on all layers.
             keys = f"lora.layers={layers}", "ppo.critic_start=policy"
             measured.append(run_module("bench.ours", *workload.ours("ppo", precision, *keys)))
     print(
@@ -75,7 +75,7 @@ def by_layers(workload: Workload, precision: str) -> dict[str, Any]:
 
 
 def operators(phase: str, arguments: list[str]) -> dict[str, Any]:
-    """The operators with most time of their own in the last call of a phase, as shares of all operators' time."""
+    """Returns the operators with the most self time in a phase's last call, as shares of all operators' time."""
     from torch.profiler import ProfilerActivity, profile
 
     from bench import ours
@@ -83,7 +83,7 @@ def operators(phase: str, arguments: list[str]) -> dict[str, Any]:
     place, name = PHASES[phase]
     try:
         owner: Any = importlib.import_module(place)
-    except ModuleNotFoundError:  # a class
+    except ModuleNotFoundError:  # the module path ends in a class
         module, _, kind = place.rpartition(".")
         owner = getattr(importlib.import_module(module), kind)
     called = getattr(owner, name)

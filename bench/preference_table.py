@@ -1,15 +1,15 @@
-"""The demo's task by every way of preference optimisation, from one SFT policy: gold score, KL and length of each.
+"""Compares all methods of preference optimisation on the demo's task, from one SFT policy: gold score, KL, length.
 
 usage: preference_table.py RUN [SAMPLES]    RUN is a folder `onebase demo` left
 
 Prints two Markdown tables, and writes the runs to RUN/preference/:
 
-    equal samples    every loss reads the same SAMPLES (6,400) rows of RUN/data/preferences.jsonl once (kto: answers of
-                     their pairs); RAFT and online DPO sample as many answers, eight to a prompt, in rounds; PPO too
-    equal time       the same, each method with as many rows or rounds as the seconds of PPO's training allow, judged by
-                     its own speed in the first table
+    equal samples    every loss reads the same SAMPLES (6,400) rows of RUN/data/preferences.jsonl once (kto: the answers
+                     of their pairs); RAFT and online DPO, in rounds of eight answers per prompt, and PPO sample as many
+    equal time       each method gets as many rows or rounds as fit in the seconds of PPO's training, at its speed in
+                     the first table
 
-RAFT, online DPO and PPO are scored by the demo's reward role, whose training is not in their seconds.
+The demo's reward role scores RAFT, online DPO and PPO; their seconds do not include its training.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from onebase.data.fit import Limits
 from onebase.data.formats import read_rows
 from onebase.data.prepare import encode_prompts
 from onebase.demo import demo
+from onebase.engines.budget import TokenBudget
+from onebase.engines.opening import load_base
 from onebase.evaluation.held_out import evaluate_role
-from onebase.models.loading import load_base
 from onebase.models.role_files import load_role
 from onebase.recipes import dpo, iterate, ppo
 from onebase.reporting.intervals import paired_bootstrap
 from onebase.rewards.functions import FunctionReward
-from onebase.sampling.local import Sampling, stop_ids
+from onebase.sampling.local import stop_ids
+from onebase.sampling.sampler import Sampling
 
 SETTINGS = {
     "sigmoid": (0.5, 2e-4),
@@ -47,8 +49,8 @@ SETTINGS = {
     "orpo": (0.1, 5e-4),
     "rrhf": (0.1, 5e-4),
 }
-"""beta and learning rate of each loss, chosen on this task: at beta 0.1 and 5e-4 the losses against a reference drift
-10 nats and more from it, and their gold score falls below SFT's."""
+"""Beta and learning rate of each loss, tuned on this task: at 0.1 and 5e-4 the losses with a reference drift 10 nats or
+more away from it, and their gold score falls below SFT's."""
 ANSWERS = 8
 ROLLOUT_SAMPLES = 128
 
@@ -111,7 +113,7 @@ def rounds(folder: Path, out: Path, samples: int, prompts: int, more: dict[str, 
         IterateConfig.model_validate(
             {
                 "output_dir": str(out),
-                "policy": str(folder / "sft" / "policy"),
+                "start_from": str(folder / "sft" / "policy"),
                 "model": model(folder),
                 "rounds": max(1, round(samples / (prompts * ANSWERS))),
                 "prompts_per_round": prompts,
@@ -162,7 +164,7 @@ def model(folder: Path) -> dict[str, str]:
 
 
 def pairs_only(source: Path, target: Path) -> Path:
-    """The rows with two answers, as pairs: kto reads one answer at a time."""
+    """Writes the rows with two answers as pairs, as kto reads one answer at a time."""
     target.parent.mkdir(parents=True, exist_ok=True)
     lines = [
         {"prompt": row.messages[0].content, "chosen": row.answers[0], "rejected": row.answers[1]}
@@ -196,9 +198,9 @@ def table(folder: Path, out: Path, seconds: dict[str, float], samples: dict[str,
             sampling=Sampling(demo.MAX_NEW_TOKENS, stop_ids=stop_ids(base)),
             samples_per_prompt=demo.HELD_OUT_SAMPLES,
             seed=0,
-            token_budget=demo.TOKEN_BUDGET,
+            budget=TokenBudget(demo.TOKEN_BUDGET),
         )
-    print("| | gold | less SFT | KL (nats/completion) | length (tokens) | samples | seconds |")
+    print("| | gold | minus SFT | KL (nats/completion) | length (tokens) | samples | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, result in results.items():
         row, rise = result.row(), paired_bootstrap(results["SFT"].scores, result.scores)

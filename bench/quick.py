@@ -1,11 +1,11 @@
-"""Ours alone, in minutes, against its own last numbers: has a change made it slower?
+"""Checks within minutes, against the last kept numbers, whether a change has made onebase slower.
 
 usage: python -m bench.quick [--save] [--peers FOLDER] [--data FOLDER] [--work FOLDER] [--results FILE]
 
-Every stage's seconds are multiplied by the speed of a matrix product, the better of one timed just before and one just
-after it: a cost in 1e9 operations, which a slower machine leaves as it is. The lower of two runs counts. Exit code 5
-where a stage costs over 15 % more than what `--save` kept last. The peers are not needed, but for their program that
-makes the workload.
+Each stage's seconds are multiplied by the speed of a matrix product, the better of one timed just before and one just
+after. This gives a cost in 1e9 operations that does not depend on the machine's speed; the lower of two runs counts.
+Exits with 5 if a stage costs over 15 % more than `--save` kept last. Of the peers' programs, it only needs the one
+that makes the workload.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAIRS, PPO_BATCHES = 48, 2
 
 def main() -> int:
     arguments = folders_parser()
-    arguments.add_argument("--save", action="store_true", help="keep these numbers as the last ones")
+    arguments.add_argument("--save", action="store_true", help="keep these numbers for the next comparison")
     options = arguments.parse_args()
     workload = Workload(peers=options.peers.resolve(), data=options.data.resolve(), work=options.work.absolute())
     started = time.monotonic()
@@ -48,15 +48,15 @@ def main() -> int:
         return 0
     if slower:
         print(
-            f"error: over {SLOWER_BY - 1:.0%} slower than last: {', '.join(slower)}; run again on an idle machine, and "
-            "if it stays so find the change; if it is meant, make it the last with --save",
+            f"error: over {SLOWER_BY - 1:.0%} slower than last: {', '.join(slower)}; run again on an idle machine; if "
+            "it stays so, find the change, or accept it with --save",
             file=sys.stderr,
         )
     return SLOWER if slower else 0
 
 
 def measure(workload: Workload) -> dict[str, Any]:
-    """Cost and seconds of every stage: the lower of the runs."""
+    """Returns cost and seconds of every stage, from the run with the lower cost."""
     precision = default_precision()
     folder = prepare(workload, Path(sys.executable), workload.own_folder)
     stages: dict[str, dict[str, float]] = {}
@@ -65,7 +65,7 @@ def measure(workload: Workload) -> dict[str, Any]:
         for stage in STAGES:
             seconds = seconds_of(stage, folder, workload, precision)
             before, speed = speed, matrix_product(precision)
-            cost = seconds * max(before, speed)  # what disturbs a product makes it slower, never faster
+            cost = seconds * max(before, speed)  # a disturbance slows a product down, never speeds it up
             if stage not in stages or cost < stages[stage]["cost"]:
                 stages[stage] = {"cost": round(cost, 2), "seconds": round(seconds, 3)}
     return {"precision": precision, "stages": stages, **stamp()}
@@ -91,12 +91,12 @@ def seconds_of(stage: str, folder: Path, workload: Workload, precision: str) -> 
 
 
 def matrix_product(precision: str) -> float:
-    """1e9 operations per second."""
+    """Returns the speed of a matrix product in 1e9 operations per second."""
     return run_module("bench.machine", precision, "quick")["gflops"]
 
 
 def compared(now: dict[str, Any], last: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The table, and the stages that cost over 15 % more than last; other precisions and threads are no comparison."""
+    """Returns the table, and the stages over 15 % costlier than last at the same precision and number of threads."""
     alike = all(last.get(key) == now[key] for key in ("precision", "threads"))
     before = last.get("stages", {}) if alike else {}
     lines = [f"{'stage':<10} {'seconds':>8} {'cost now':>10} {'cost last':>10}  ratio"]
@@ -111,8 +111,8 @@ def compared(now: dict[str, Any], last: dict[str, Any]) -> tuple[list[str], list
             slower.append(f"{stage} ({ratio:.2f}x)")
         lines.append(line + f"{before[stage]['cost']:>10.0f}  {ratio:5.2f}{'  SLOWER' if ratio > SLOWER_BY else ''}")
     if not before:
-        what = "of this precision and number of threads; " if last else "to compare with; "
-        lines.append(f"no last numbers {what}--save keeps these")
+        what = "at this precision and number of threads; " if last else "to compare with; "
+        lines.append(f"no earlier numbers {what}--save keeps these")
     return lines, slower
 
 

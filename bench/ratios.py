@@ -1,4 +1,4 @@
-"""Two sides that ran in turn: the ratio of their medians, and how far single pairs of runs are from it."""
+"""Compares two sides that ran in turn: the ratio of their medians, and its spread over pairs of runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Ours over the peer's, without unit."""
+    """Ours over the peer's, dimensionless."""
 
     median: float
     """The median of ours over the median of the peer's."""
     low: float
-    """The lowest ratio of two runs that stood side by side."""
+    """The lowest ratio of two neighbouring runs."""
     high: float
 
     def __str__(self) -> str:
@@ -22,23 +22,23 @@ class Ratio:
 
 
 def ratio_in_turn(ours: Sequence[float], peer: Sequence[float]) -> Ratio:
-    """The ratio of two sides that ran in the order ours, peer, ours, peer, ...
+    """Returns the ratio of two sides that ran in the order ours, peer, ours, peer, ...
 
-    Each run but the first and the last stands between two of the other side, and is compared with both: a machine that
-    slows down over the sitting then shows as spread, on both sides of the median.
+    Each run but the first and last has two neighbours from the other side and is compared with both, so that a machine
+    that slows down over the sitting shows as spread on both sides of the median.
 
     Raises:
-        ValueError: no runs, or not as many of one side as of the other.
+        ValueError: no runs, or unequal numbers of runs.
     """
     if not ours or len(ours) != len(peer):
-        raise ValueError(f"{len(ours)} runs of ours and {len(peer)} of the peer's: they have to come in pairs")
+        raise ValueError(f"{len(ours)} runs of ours and {len(peer)} of the peer's: expected as many of each")
     adjacent = [*zip(ours, peer, strict=True), *zip(ours[1:], peer[:-1], strict=True)]
     singles = [base / other for base, other in adjacent]
     return Ratio(median(ours) / median(peer), min(singles), max(singles))
 
 
 def shown(number: float) -> str:
-    """Three significant digits at most, no exponent."""
+    """Formats a number with at most three significant digits, without exponent."""
     if abs(number) >= 100:
         return f"{number:,.0f}"
     return f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}"

@@ -1,12 +1,12 @@
-"""Preference optimisation on real preferences: held-out accuracy of the implicit reward, before and after.
+"""Measures the implicit reward's held-out accuracy on real preferences, before and after training.
 
 usage: real_pairs.py OUT    from the root of the repository, beside `../shared`, after
     onebase sft configs/stories260k/sft.yaml; onebase pretrain configs/minimind/pretrain.yaml
 
-Two models of less than 3 M parameters see little of what makes an answer better; this shows that every layout of
-preferences goes through, and whether the held-out order is learnt at all. A policy that is its reference has no order:
-its accuracy is 0. The last column is what length alone would say: the share of held-out comparisons whose longer answer
-is the better one.
+Two models with fewer than 3 M parameters see little of what makes an answer better; this shows that every layout of
+preferences works, and whether the held-out order is learnt at all. A policy equal to its reference orders nothing, so
+its accuracy is 0. The last column is the accuracy of length alone: the share of held-out comparisons in which the
+longer answer is the better one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from onebase.config.files import load_config
 from onebase.config.preferences import DPOConfig
-from onebase.models.loading import load_base
+from onebase.engines.opening import load_base
 from onebase.recipes import dpo
 from onebase.recipes.setup.shared import open_chat
 from onebase.reporting.intervals import bootstrap_mean

@@ -1,4 +1,4 @@
-"""bench/results.json as tables and pictures, between the two marks in docs/performance.md; the prose around them stays.
+"""Writes bench/results.json as tables and pictures between two marks in docs/performance.md, and leaves the rest.
 
 usage: python -m bench.report [--results FILE] [--page FILE]
 """
@@ -35,10 +35,10 @@ def main() -> int:
 
 
 def write(results: Path, page: Path) -> None:
-    """Draws the pictures beside the page, and puts the tables in it.
+    """Draws the pictures beside the page and puts the tables in it.
 
     Raises:
-        ValueError: the page has not both marks, once each and in order.
+        ValueError: the page does not have both marks, once each and in order.
     """
     measured = read_results(results)
     text = between_marks(page.read_text(encoding="utf-8"), measured_part(measured, page.stem), page.name)
@@ -46,19 +46,19 @@ def write(results: Path, page: Path) -> None:
     write_atomically(page, text)
 
 
-def between_marks(page: str, part: str, name: str) -> str:
-    """The page with `part` between its marks, whatever was there.
+def between_marks(page: str, text: str, name: str) -> str:
+    """Returns the page with `text` in place of what was between its marks.
 
     Raises:
-        ValueError: it has not both marks, once each and in order.
+        ValueError: the page does not have both marks, once each and in order.
     """
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"{name}: '{BEGIN}' and '{END}' have to stand in it once each, in this order; put them back")
-    return f"{page[: page.index(BEGIN)]}{BEGIN}\n\n{part.strip()}\n\n{page[page.index(END) :]}"
+        raise ValueError(f"{name}: expected '{BEGIN}' and '{END}' once each, in this order; put them back")
+    return f"{page[: page.index(BEGIN)]}{BEGIN}\n\n{text.strip()}\n\n{page[page.index(END) :]}"
 
 
 def measured_part(results: dict[str, Any], pictures: str) -> str:
-    """All tables with their headings; `pictures` is the folder of the curves, as seen from the page."""
+    """Returns all tables with their headings; `pictures` is the folder of the curves, relative to the page."""
     sections = {
         "Beside the peers, bf16": tables.comparison(results, "bf16"),
         "Beside the peers, fp32": tables.comparison(results, "fp32"),
@@ -66,7 +66,7 @@ def measured_part(results: dict[str, Any], pictures: str) -> str:
         "Utilisation": tables.utilisation(results),
         "Decoding and its limits": tables.decoding(results),
         "Where a PPO batch spends its time": tables.phases(results),
-        "Adapters on the upper layers alone": tables.layers(results),
+        "Adapters on upper layers only": tables.layers(results),
         "How cost grows": growth(results.get("growth", {}), pictures),
     }
     found = [f"## {title}\n\n{body or NOT_YET}" for title, body in sections.items()]
@@ -74,15 +74,17 @@ def measured_part(results: dict[str, Any], pictures: str) -> str:
 
 
 def when(results: dict[str, Any]) -> str:
-    """The machines and dates of what is below: one line, unless the parts were measured on different ones."""
-    parts = [part for name in ("rows", "memory", "utilisation", "growth") for part in results.get(name, {}).values()]
-    parts += [results[name] for name in ("phases", "layers") if name in results]
-    lines = sorted({tables.machine_line(part) for part in parts})
+    """The machines and dates of the measurements, a line for each that differs."""
+    entries = [
+        entry for name in ("rows", "memory", "utilisation", "growth") for entry in results.get(name, {}).values()
+    ]
+    entries += [results[name] for name in ("phases", "layers") if name in results]
+    lines = sorted({tables.machine_line(entry) for entry in entries})
     return "\n".join(f"{line}.\n" for line in lines)
 
 
 def growth(curves: dict[str, Any], pictures: str) -> str:
-    """Each picture, under a sentence with its ends."""
+    """Each picture, under a line on its first and last point."""
     lines = []
     for name, curve in curves.items():
         lines += [f"{ends(curve, curve['series'], 'seconds')}\n", f"![{figures.TITLES[name]}]({pictures}/{name}.png)\n"]
@@ -95,10 +97,10 @@ def growth(curves: dict[str, Any], pictures: str) -> str:
 
 
 def ends(curve: dict[str, Any], series: dict[str, list[float]], what: str) -> str:
-    """How many times the last point is the first, in words."""
+    """The ratio of the last point to the first, in words."""
     x = curve["x"]
-    times = "; ".join(f"{f'{label}: ' if label else ''}{shown(y[-1] / y[0])} times" for label, y in series.items())
-    return f"From {x[0]:,g} to {x[-1]:,g} {curve['xlabel']} ({shown(x[-1] / x[0])} times), {what}: {times}."
+    times = "; ".join(f"{f'{label} ' if label else ''}{shown(y[-1] / y[0])}x" for label, y in series.items())
+    return f"From {x[0]:,g} to {x[-1]:,g} {curve['xlabel']} ({shown(x[-1] / x[0])}x): {what} {times}."
 
 
 if __name__ == "__main__":

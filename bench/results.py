@@ -1,4 +1,4 @@
-"""`bench/results.json`: every part of the benchmark under a key of its own, kept as soon as it is measured."""
+"""Reads and writes `bench/results.json`, which keeps each measurement under its own key as soon as it is done."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ RESULTS = Path(__file__).with_name("results.json")
 
 
 def read_results(path: Path = RESULTS) -> dict[str, Any]:
-    """All that was measured so far; empty where nothing was."""
+    """Returns all results so far; {} if there are none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def keep(part: str, measured: Any, path: Path = RESULTS, *, within: str | None = None) -> None:
-    """Puts one part in the file, whole or not at all, beside what is there; `within` names a part that has parts."""
+def keep(name: str, measured: Any, path: Path = RESULTS, *, within: str | None = None) -> None:
+    """Adds a result to the file atomically; `within` is the key of a group of results."""
     results = read_results(path)
-    (results.setdefault(within, {}) if within else results)[part] = measured
+    (results.setdefault(within, {}) if within else results)[name] = measured
     write_atomically(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
 def stamp() -> dict[str, Any]:
-    """The date and the machine, for beside a measurement."""
+    """Returns the date and the machine, to store with a measurement."""
     return {"date": datetime.date.today().isoformat(), **describe()}

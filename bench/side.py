@@ -1,4 +1,4 @@
-"""One side of a comparison: a program in a process of its own that ends with a JSON line."""
+"""Runs one side of a comparison: a program in its own process that ends with a JSON line."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from bench.machine import num_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 3600
-"""Seconds after which a side is taken to hang."""
+"""Seconds after which a side counts as hanging."""
 
 
 class SideFailed(Exception):
-    """A side did not end with a measurement."""
+    """A side ended without a measurement."""
 
 
 def run_side(
     name: str, command: Sequence[str | Path], *, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Runs a program on the processor, with the threads that all sides have; returns its last line as JSON.
+    """Runs a program on the CPU, with the same threads as all sides, and returns its last line as JSON.
 
     Raises:
-        SideFailed: in one line: what failed, how, and the end of what it said.
+        SideFailed: says in one line what failed, how, and the end of its output.
     """
     variables = {
         **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
@@ -53,13 +53,13 @@ def run_side(
 
 
 def run_module(module: str, *arguments: str | Path) -> dict[str, Any]:
-    """A module of this benchmark in a fresh process."""
+    """Runs a module of this benchmark in a fresh process."""
     words = [sys.executable, "-m", module, *arguments]
     return run_side(" ".join([module, *(str(a) for a in arguments[1:4])]), words, environment={"PYTHONPATH": str(ROOT)})
 
 
 def measure_each(names: Iterable[str], measure: Callable[[str], None]) -> list[str]:
-    """Measures one after the other, whatever fails; returns a line for each that did."""
+    """Measures one after the other despite failures; returns a line for each failure."""
     failures: list[str] = []
     for name in names:
         try:
@@ -71,6 +71,6 @@ def measure_each(names: Iterable[str], measure: Callable[[str], None]) -> list[s
 
 
 def tail(text: str) -> str:
-    """The end of what a program said, in one line: of a traceback, the error."""
+    """Returns the end of a program's output in one line; for a traceback, the error."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return " | ".join(lines[-3:])[-400:] or "it said nothing"

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, each from one part of bench/results.json; empty where that was not measured."""
+"""Makes the tables of docs/performance.md, each from one entry of bench/results.json; "" if it was not measured."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bench.ratios import Ratio, ratio_in_turn, shown
 
 Results = dict[str, Any]
 FOUR_ROLES_TARGET = 1.2
-"""PPO's peak memory over that of LoRA SFT, at most."""
+"""Highest allowed ratio of PPO's peak memory to LoRA SFT's."""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Formats a Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
     return "\n".join(lines) + "\n"
 
 
 def machine_line(measured: Results) -> str:
-    """What the figures below were measured on."""
+    """The date, machine and versions of a measurement."""
     instructions = ", ".join(measured["instructions"]) or "no vector instructions reported"
     return (
         f"{measured['date']}: {measured['processor']}, {measured['cores']} cores ({instructions}), "
@@ -31,7 +31,7 @@ def machine_line(measured: Results) -> str:
 
 
 def comparison(results: Results, precision: str) -> str:
-    """Ours beside the peers in one precision."""
+    """Our stages beside their peers, in one precision."""
     rows = [row for row in results.get("rows", {}).values() if row["precision"] == precision]
     if not rows:
         return ""
@@ -64,7 +64,7 @@ def middle(runs: list[dict[str, float]], key: str) -> str:
 
 
 def target(found: Ratio, wanted: float | None, *, least: bool) -> str:
-    """The target, and whether the ratio of the medians misses it."""
+    """The target, marked if the ratio of the medians misses it."""
     if wanted is None:
         return "-"
     met = found.median >= wanted if least else found.median <= wanted
@@ -72,7 +72,7 @@ def target(found: Ratio, wanted: float | None, *, least: bool) -> str:
 
 
 def missed(results: Results) -> list[str]:
-    """Every target that was missed, as words."""
+    """A line for every missed target."""
     found = []
     for row in results.get("rows", {}).values():
         if row["target"] is None:
@@ -80,23 +80,24 @@ def missed(results: Results) -> list[str]:
         where, goal = f"{row['stage']} beside {row['peer_name']}", row["target"]
         samples, peak = (ratios(row)[key].median for key in ("samples", "memory"))
         if samples < goal["faster"]:
-            found.append(f"{where}: {shown(samples)} times its samples/s, not {goal['faster']:g}")
+            found.append(f"{where}: {shown(samples)} times its samples/s, target {goal['faster']:g}")
         if goal["memory"] is not None and peak > goal["memory"]:
-            found.append(f"{where}: {shown(peak)} times its memory, not {goal['memory']:g}")
+            found.append(f"{where}: {shown(peak)} times its memory, target {goal['memory']:g}")
     for precision, measured in results.get("memory", {}).items():
         beside_sft = four_roles(measured["peak_rss_mb"], "ppo", "sft").median
         if precision == "bf16" and beside_sft > FOUR_ROLES_TARGET:
-            found.append(f"four roles beside LoRA SFT: {shown(beside_sft)} times its memory, not {FOUR_ROLES_TARGET:g}")
+            times = f"{shown(beside_sft)} times its memory, target {FOUR_ROLES_TARGET:g}"
+            found.append(f"four roles beside LoRA SFT: {times}")
     return found
 
 
 def targets(results: Results) -> str:
-    """What was missed, first; or that nothing was."""
+    """The missed targets, or a line that there are none."""
     if not results.get("rows"):
         return ""
     found = missed(results)
     if not found:
-        return "Every target of what was measured is met.\n"
+        return "All measured targets are met.\n"
     return "Targets missed:\n\n" + "\n".join(f"- {line}" for line in found) + "\n"
 
 
@@ -109,7 +110,7 @@ def memory(results: Results) -> str:
     lines = []
     for precision, measured in results.get("memory", {}).items():
         peaks = measured["peak_rss_mb"]
-        for stage, what in (("ppo", "four roles, a critic of its own"), ("ppo-head", "four roles, a value head")):
+        for stage, what in (("ppo", "four roles, separate critic"), ("ppo-head", "four roles, value head")):
             beside_sft = four_roles(peaks, stage, "sft")
             goal = target(beside_sft, FOUR_ROLES_TARGET, least=False) if (stage, precision) == ("ppo", "bf16") else "-"
             mine, sft, four = (shown(median(peaks[side])) for side in (stage, "sft", "four models"))
@@ -121,18 +122,18 @@ def memory(results: Results) -> str:
 
 
 def utilisation(results: Results) -> str:
-    """Shares of the best matrix product."""
+    """Useful operations as shares of the best matrix product."""
     lines = [
         [stage, precision, shown(of["gflops"]), shown(of["best_gflops"]), f"{of['share']:.1%}"]
         for precision, measured in results.get("utilisation", {}).items()
         for stage, of in measured["stages"].items()
     ]
-    header = ["optimizer steps of", "precision", "useful GFLOP/s", "best matrix product", "utilisation"]
+    header = ["stage", "precision", "useful GFLOP/s", "best matrix product", "utilisation"]
     return table(header, lines) if lines else ""
 
 
 def decoding(results: Results) -> str:
-    """Decoding with its two limits."""
+    """Decoding beside its two lower limits."""
     lines = []
     for precision, measured in results.get("utilisation", {}).items():
         of, speed = measured["decode"], measured["machine"]
@@ -146,7 +147,7 @@ def decoding(results: Results) -> str:
                 f"{of['operations_seconds'] / of['seconds']:.0%}",
             ]
         )
-    header = ["precision", "32 completions", "to read weights, keys, values", "share", "to compute", "share"]
+    header = ["precision", "32 completions", "time to read weights, keys, values", "share", "time to compute", "share"]
     return table(header, lines) if lines else ""
 
 
@@ -164,7 +165,7 @@ def phases(results: Results) -> str:
         [f"operator in `{measured['longest']}`", "share of its operators' time", "calls"],
         [[f"`{of['name']}`", f"{of['share']:.1%}", f"{of['calls']:,}"] for of in measured["operators"]],
     )
-    return f"A batch of {measured['precision']} took {seconds:.2f} s.\n\n{by_phase}\n{by_operator}"
+    return f"A {measured['precision']} batch took {seconds:.2f} s.\n\n{by_phase}\n{by_operator}"
 
 
 def layers(results: Results) -> str:
@@ -185,4 +186,4 @@ def layers(results: Results) -> str:
                 middle(runs, "peak_rss_mb"),
             ]
         )
-    return table(["`lora.layers`", "seconds of a batch", "of them the update", "ratio", "peak MB"], lines)
+    return table(["`lora.layers`", "seconds per batch", "update seconds", "ratio", "peak MB"], lines)

@@ -1,32 +1,30 @@
-"""A training pass over random tokens with a model made in memory: one point of the curves of `bench.growth`."""
+"""Measures a training pass over random tokens with a model made in memory: one point of a `bench.growth` curve."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.machine import DTYPES, fastest
+from bench.point import Point
 from onebase.data.batches import microbatch_indices
+from onebase.engines.forward import token_logprobs
+from onebase.engines.opening import wrap_model
+from onebase.engines.passes import lay_out
 from onebase.models.adapters import lora_config
-from onebase.models.forward import token_logprobs
-from onebase.models.loading import wrap_model
-from onebase.models.one_base import OneBase
-from onebase.models.passes import lay_out
+from onebase.models.base import OneBase
 from onebase.models.scratch import train_tokenizer
 from onebase.records import Example
-
-if TYPE_CHECKING:
-    from bench.growth import Point
 
 MICROBATCH_TOKENS = 4096
 
 
 def measure_pass(point: Point) -> dict[str, Any]:
-    """`seconds` of the fastest of three passes, and `peak_mb`: MiB at its peak above those before it."""
+    """Returns `seconds`, the fastest of three passes, and `peak_mb`, the peak in MiB above the start."""
     base, examples = make_model(point), make_examples(point)
 
     def training_pass() -> None:
@@ -41,7 +39,7 @@ def measure_pass(point: Point) -> dict[str, Any]:
 
 
 def make_model(point: Point) -> OneBase:
-    """A Llama with random weights, and a policy with an adapter on all linear layers."""
+    """Makes a Llama with random weights, and a policy with an adapter on all linear layers."""
     config = LlamaConfig(
         vocab_size=point.vocab,
         hidden_size=point.hidden,
@@ -56,12 +54,12 @@ def make_model(point: Point) -> OneBase:
     model: Any = LlamaForCausalLM(config)
     model = model.to(DTYPES[point.precision])
     base = wrap_model(model, train_tokenizer(["text"], vocab_size=300), layout=point.layout, fingerprint="random")
-    base.add_role("policy", lora=lora_config(model, r=point.rank, alpha=32), trains=True)
+    base.add_role("policy", adapter=lora_config(model, r=point.rank, alpha=32), trains=True)
     return base
 
 
 def make_examples(point: Point) -> list[Example]:
-    """Random tokens: all examples of one length."""
+    """Makes examples of random tokens, all of one length."""
     generator = torch.Generator().manual_seed(0)
 
     def ids(count: int) -> list[int]:
@@ -74,14 +72,14 @@ def make_examples(point: Point) -> list[Example]:
 
 
 def peak_above(function: Callable[[], None]) -> float:
-    """MiB of the process at its peak in the call, above those it held before. Linux alone counts them."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    """Returns the process's peak MiB during the call, above what it held before; Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = status_mb("VmRSS")
     function()
     return status_mb("VmHWM") - before
 
 
 def status_mb(name: str) -> float:
-    """A line of the process's own record, in MiB."""
+    """Returns a line of /proc/self/status in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024

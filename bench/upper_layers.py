@@ -1,8 +1,8 @@
-"""What adapters on upper layers only cost in quality, on the demo's task: every stage with all layers, and with fewer.
+"""Measures what adapters on only the upper layers cost in quality, with every stage of the demo's task.
 
 usage: upper_layers.py RUN    RUN is a folder `onebase demo` left
 
-Runs are written to RUN/layers/. Prints a Markdown table; seconds are those of PPO's training.
+Runs are written to RUN/layers/. Prints a Markdown table; seconds cover PPO's training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LAYERS = ("all", "upper-half", "upper-quarter")
 
 def main() -> None:
     demo_run = Path(sys.argv[1])
-    print("| adapters on | gold of SFT | of DPO | of PPO | PPO less SFT | KL (nats/completion) | seconds of PPO |")
+    print("| adapters on | SFT gold | DPO gold | PPO gold | PPO minus SFT | KL (nats/completion) | PPO seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for layers in LAYERS:
         roles, seconds = train(demo_run, demo_run / "layers" / layers, layers)
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def train(demo_run: Path, folder: Path, layers: str) -> tuple[dict[str, HeldOut], float]:
-    """SFT, reward, DPO and PPO on the demo's base and data."""
+    """Trains SFT, reward, DPO and PPO on the demo's base and data; returns the evaluations and PPO's seconds."""
     folder.mkdir(parents=True)
     for name in ("data", "pretrain"):
         (folder / name).symlink_to((demo_run / name).resolve())

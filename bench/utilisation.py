@@ -1,11 +1,11 @@
-"""How near training and decoding come to what the machine can do.
+"""Measures how close training and decoding come to the machine's limits.
 
 usage: python -m bench.utilisation [options of the workload, see --help]
 
 training    useful operations per second of the optimizer steps over the best matrix product of the same precision,
-            measured before and after the stage (model FLOP utilisation; `bench.flops` says what is useful)
-decoding    seconds against two lower limits: reading the weights, and the keys and values, once for every new token;
-            and the operations at the rate of the best matrix product
+            measured before and after the stage (model FLOP utilisation; `bench.flops` defines useful)
+decoding    seconds against two lower limits: reading weights, keys and values once per new token; and the operations at
+            the rate of the best matrix product
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def measure(workload: Workload, results: Path) -> list[str]:
 
 
 def measure_precision(workload: Workload, precision: str) -> dict[str, Any]:
-    """Shares of the machine's best, by stage; and decoding with its limits."""
+    """Returns each stage's share of the machine's best, and decoding with its limits."""
     speeds = [machine(precision)]
     stages = {}
     for stage in STAGES:
@@ -82,20 +82,20 @@ def decode_limits(
     gflops: float,
     gb_per_second: float,
 ) -> dict[str, float]:
-    """Seconds that decoding takes at least: `bytes_seconds` to read, `operations_seconds` to compute.
+    """Returns lower limits on decoding: `bytes_seconds` to read, `operations_seconds` to compute.
 
-    The first new token comes from the pass over the prompts. Each further one reads all weights once for all rows, and
-    of every row the keys and values so far.
+    The first new token comes from the pass over the prompts. Each further token reads all weights once for all rows,
+    and each row's keys and values so far.
 
     Args:
-        prompt_tokens: of all rows together.
+        prompt_tokens: total over all rows.
     """
     steps = new_tokens - 1
-    attended = sum(prompt_tokens + rows * (step + 1) for step in range(steps))  # by the new tokens of all steps
+    attended = sum(prompt_tokens + rows * (step + 1) for step in range(steps))  # by the new tokens in all steps
     weights = shape.trunk_parameters + shape.lora_parameters + shape.head_parameters
     keys_and_values = 2 * shape.num_layers * shape.num_kv_heads * shape.head_size
     read = bytes_per_number * (new_tokens * weights + attended * keys_and_values)
-    # The prompts as if all were as long as their mean: their attention is a small part of the whole.
+    # Prompts count as equally long, at their mean: their attention is a small part of the whole.
     length = prompt_tokens // rows
     prompts = Tokens(prompt_tokens, rows * length * (length + 1) // 2, rows)
     new = Tokens(rows * steps, attended, rows * steps)

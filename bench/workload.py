@@ -1,4 +1,4 @@
-"""What both sides work on, and with what: the rows, the lengths, the folders, the peers' environments."""
+"""The workload of both sides: rows, lengths, folders and the peers' environments."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ ENVIRONMENTS = {
     "last": ["torch==2.13.0", "trl==1.12.0", "peft"],
     "pairs": ["torch==2.13.0", "trl==1.16.0", "peft"],
 }
-"""What is installed for each peer."""
+"""Packages installed for each peer."""
 TRANSCRIPTS = Path("hh_rlhf/harmless-base-test.jsonl.gz")
 
 
 class Missing(Exception):
-    """Something the benchmark stands on is not there."""
+    """Something the benchmark needs is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The size of everything that is measured. All runs of one sitting have the same."""
+    """The sizes of a benchmark, the same for all runs of one sitting."""
 
     size: str = "s"
-    """Of the model: `s` has 34 M parameters, `m` 222 M."""
+    """Model size: `s` has 34 M parameters, `m` 222 M."""
     pairs: int = 96
-    """Rows of sft, reward and dpo."""
+    """Rows for sft, reward and dpo."""
     ppo_batches: int = 3
-    """Rollouts of PPO; what is counted begins with the second."""
+    """Rollouts of PPO; counting starts with the second."""
     new_tokens: int = 64
-    """Of every completion that is sampled."""
+    """Tokens of every sampled completion."""
     rounds: int = 2
-    """Times each side runs."""
+    """How often each side runs."""
     peers: Path = Path("../shared/peers")
     data: Path = Path("../shared/data")
     environments: Path = ROOT / "bench" / ".envs"
@@ -54,12 +54,12 @@ class Workload:
 
     @property
     def folder(self) -> Path:
-        """Model, tokenizer, prompts and reward adapter, as the peers' oldest environment wrote them."""
+        """The folder with model, tokenizer, prompts and reward adapter, written by the peers' oldest environment."""
         return self.work / "peers"
 
     @property
     def own_folder(self) -> Path:
-        """The same, written by our own environment: needs no peer's."""
+        """The same folder written by our own environment, without the peers."""
         return self.work / "own"
 
     @property
@@ -67,13 +67,13 @@ class Workload:
         return self.data / TRANSCRIPTS
 
     def check(self) -> None:
-        """Raises `Missing` where the peers' programs or the data are not where they were said to be."""
+        """Raises `Missing` if the peers' programs or the data are not in their folders."""
         for what, path in (("PEERS", self.peers / "prepare.py"), ("DATA", self.transcripts)):
             if not path.is_file():
-                raise Missing(f"{path}: no such file; say where it is: make bench {what}=folder")
+                raise Missing(f"{path}: no such file; set its folder: make bench {what}=FOLDER")
 
     def ours(self, stage: str, precision: str, *more: str) -> list[str | Path]:
-        """The arguments of `bench.ours`."""
+        """Returns the arguments for `bench.ours`."""
         return [
             self.folder,
             self.size,
@@ -92,7 +92,7 @@ class Workload:
 
 
 def python_of(workload: Workload, name: str) -> Path:
-    """The interpreter of a peer's environment, which is built where it is not there yet.
+    """Returns the interpreter of a peer's environment, and builds the environment if needed.
 
     Raises:
         SideFailed: pip could not install it.
@@ -112,7 +112,7 @@ def python_of(workload: Workload, name: str) -> Path:
 
 
 def prepare(workload: Workload, python: Path, folder: Path) -> Path:
-    """Makes model, tokenizer, prompts and reward adapter in a folder, unless they are there: whole, or not at all.
+    """Makes model, tokenizer, prompts and reward adapter in a folder, all or nothing, unless it exists.
 
     Raises:
         SideFailed: the program that makes them failed.

@@ -1,12 +1,12 @@
 """The tree of errors, each with the exit code a shell sees.
 
-    OnebaseError                1   unexpected, but said in one line
+    OnebaseError                1   unexpected, but reported in one line
     ├── ConfigError             2   a wrong verb, key or value
     ├── DataError               3   a file or a row that cannot be used
     │   └── PromptTooLongError
     ├── ModelError              2   a model, tokenizer or role that cannot do what was asked
     │   └── RoleMismatchError       a role made on another base, or without its head
-    ├── CheckpointError         2   a checkpoint that is damaged, or of another configuration or base
+    ├── CheckpointError         2   a checkpoint that is damaged, or has another configuration or base
     ├── DoesNotFitError         4   will not fit in memory (or on disk)
     ├── QualityError            5   a quality gate failed
     ├── MissingExtraError       6   an optional package is not installed
@@ -15,12 +15,25 @@
     ├── Stopped                75   stopped on request, after saving
     └── Interrupted           130   Ctrl-C, after saving
 
-A message says what happened, the offending value and its place (file, row, key), and what to do.
+The text says what happened, the offending value and its place (file, row). Code below the recipes also runs where
+nobody has seen a YAML file, so its errors name a remedy, and `config/remedies.py` says which keys to change.
 """
 
 
 class OnebaseError(Exception):
+    """An error that is reported in one line.
+
+    Args:
+        fact: what happened; this is `str(error)`.
+        remedy: a name in the table of remedies; "" if the fact says enough.
+        facts: values for the remedy's sentence.
+    """
+
     exit_code = 1
+
+    def __init__(self, fact: str = "", *, remedy: str = "", **facts: object) -> None:
+        super().__init__(fact)
+        self.remedy, self.facts = remedy, facts
 
 
 class ConfigError(OnebaseError):

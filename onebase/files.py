@@ -1,8 +1,8 @@
-"""Writing that is whole or not there: a temporary name, fsync, then rename.
+"""Writes files and folders whole or not at all: a temporary name, fsync, then rename.
 
-Of several processes on one run the first alone writes: what another one fills is thrown away.
+If several processes share a run, only the first one writes; what another fills is thrown away.
 
-Two names stand beside a folder while it is replaced. `.NAME.PID.old` is always whole, and comes back wherever NAME is
+While a folder is replaced, two names stand beside it. `.NAME.PID.old` is always whole and is restored if NAME is
 missing; `.NAME.PID.tmp` is never needed.
 """
 
@@ -23,18 +23,18 @@ from onebase.errors import DoesNotFitError, OnebaseError
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name only when all of it is on the disk; an older one of that name goes then.
+    """Yields a folder to fill, which replaces `folder` only once all of it is on disk.
 
-    Wherever it is cut short, the older folder or the new one is left whole.
+    Wherever this is cut short, either the old folder or the new one is left whole.
 
     Raises:
-        DoesNotFitError: the disk is full, or a file is larger than allowed. Nothing half-written stays behind.
+        DoesNotFitError: the disk is full, or a file is larger than allowed. Nothing half-written is left behind.
     """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
-        _settle(folder, temporary, replaced)  # in a container every run may have the same process number
+        _settle(folder, temporary, replaced)  # in containers, runs may share a process number
         temporary.mkdir(parents=True)
         yield temporary
         if not processes.is_main():
@@ -78,7 +78,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def settle_leftovers(folder: Path) -> None:
-    """Removes what a killed process was still writing in `folder`; an older folder it was replacing comes back."""
+    """Removes what a killed process was still writing in `folder`, and restores a folder it was replacing."""
     for path in sorted(folder.iterdir()):  # .old before .tmp
         match = re.fullmatch(r"\.(.+)\.\d+\.(old|tmp)", path.name)
         if match and match[2] == "old":
@@ -90,18 +90,17 @@ def settle_leftovers(folder: Path) -> None:
 
 
 def cannot_be_written(path: Path, error: OSError) -> OnebaseError:
-    """What to raise where a file of a run in progress refuses to be written."""
+    """Returns the error to raise when a file of a run in progress cannot be written."""
     return _no_room(error, path, path) or OnebaseError(
-        f"{error.filename2 or path}: cannot be written ({error.strerror}); a run's folder has to stay where it is, "
-        "and writable"
+        f"{error.filename2 or path}: cannot be written ({error.strerror}); keep the run's folder in place and writable"
     )
 
 
 def _settle(folder: Path, temporary: Path, replaced: Path) -> None:
-    # May be cut short behind any call, and is repeated at the next start. The older folder is deleted only under the
-    # name of what nobody needs, as half of it must never be taken for the whole.
+    # May be cut short after any call, and is repeated at the next start. The old folder is first renamed to `.tmp`,
+    # then deleted, so that a half-deleted one is never taken for a whole one.
     shutil.rmtree(temporary, ignore_errors=True)
-    with suppress(OSError):  # left for the next start too
+    with suppress(OSError):  # left for the next start
         if replaced.exists():
             replaced.rename(temporary if folder.exists() else folder)
             shutil.rmtree(temporary, ignore_errors=True)
@@ -112,7 +111,7 @@ def _sync_tree(folder: Path) -> None:
     os.umask(umask)
     for path in [folder, *folder.rglob("*")]:
         if path.is_file():
-            path.chmod(0o666 & ~umask)  # safetensors leaves its files to their owner alone
+            path.chmod(0o666 & ~umask)  # safetensors makes its files private to their owner
         _sync(path)
 
 
@@ -125,16 +124,16 @@ def _sync(path: Path) -> None:
 
 
 def _no_room(error: Exception, path: Path, temporary: Path) -> DoesNotFitError | None:
-    """What to say where `error` comes from a full disk or a limit on the size of files; None for another error."""
+    """Returns the error to raise if `error` comes from a full disk or a file size limit, else None."""
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
-    # torch.save names no cause: only that it wrote less than it was given.
+    # torch.save names no cause, only that it wrote less than it was given.
     if isinstance(error, RuntimeError) and "inline_container" in text and temporary.exists():
         if shutil.disk_usage(temporary).free < 1 << 20:
             number = errno.ENOSPC
         elif resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
             number = errno.EFBIG
-    # safetensors puts the system's words into an error of its own.
+    # safetensors wraps the system's message in its own error.
     if number == errno.EFBIG or "File too large" in text:
         return DoesNotFitError(
             f"{path}: a file is larger than this process may write (ulimit -f); nothing was half-written. Raise the "

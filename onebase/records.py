@@ -1,8 +1,8 @@
-"""What crosses module boundaries: rows in words, examples in tokens, tree batches, rollouts.
+"""Records that cross module boundaries: rows in words, prompts and examples in tokens, trees and batches, scores.
 
 Shape letters used everywhere:
-    R rows of a batch      T columns of a row         V vocabulary       H hidden size
-    N completions          C longest completion       M counted completion tokens, all completions laid end to end
+    T tokens of a batch, its trees end to end          V vocabulary       H hidden size
+    N completions          C longest completion        M counted completion tokens, all completions end to end
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a data file, in words: a conversation so far, and K >= 0 answers to it."""
+    """One row of a data file, in words: a conversation and K >= 0 answers to it."""
 
     messages: tuple[Message, ...]
     """The prompt. Empty for plain text, whose `answers` hold the text."""
     answers: tuple[str, ...] = ()
     grades: tuple[float, ...] | None = None
-    """One number per answer, higher is better, equal is a tie; None where the row ranks nothing."""
+    """One number per answer: higher is better, equal is a tie; None if the row ranks nothing."""
     margin: float | None = None
-    """How much better the first answer is, for the margin of the ranking loss."""
+    """How much better the first answer is: the margin of the ranking loss."""
     prefix: str | None = None
-    """What the turn of every answer begins with, which is part of the prompt: the answers are next steps behind it and
-    none of them ends the turn (Step-DPO, Lai et al. 2024). Empty where they are first steps, None for whole answers."""
+    """The beginning of every answer's turn, which belongs to the prompt: the answers are the next steps after it, and
+    none ends the turn (Step-DPO, Lai et al. 2024). Empty if they are first steps, None for whole answers."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The row's other columns, handed to reward callables."""
     place: str = ""
     """`file:row`, for messages."""
     ended: tuple[bool, ...] | None = None
-    """One flag per answer: False where it stops in mid-sentence (a sample at its length limit) and so gets no end
-    token. None: all of them ended."""
+    """One flag per answer: False if it stops in mid-sentence (a sample at its length limit) and so gets no end token.
+    None: all ended."""
 
     notes: tuple[str, ...] = ()
-    """What was read otherwise than it is written, in words; said once for all rows."""
+    """What was read differently from how it is written, in words; printed once for all rows."""
 
     def only(self, chosen: Sequence[int]) -> Row:
-        """The row with these of its answers, in this order, and their grades and endings."""
+        """The row with only these answers, in this order, and their grades and endings."""
         return replace(
             self,
             answers=tuple(self.answers[k] for k in chosen),
@@ -61,90 +61,128 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class LowerStates:
-    """What the lowest layers make of some trees, kept because no adapter stands on these layers."""
+    """The lowest layers' output for some trees, kept because no adapter stands on these layers."""
 
     num_layers: int
-    """How many layers that are."""
+    """How many layers the states have passed."""
     states: Tensor
-    """`[T, H]`, the tokens of the trees end to end, in the base's number format; no gradient."""
+    """`[T, H]`, the trees' tokens end to end, in the base's number format; no gradient."""
 
     def to(self, device: torch.device | str) -> LowerStates:
         return LowerStates(self.num_layers, self.states.to(device))
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt in tokens, to sample completions for."""
+
+    ids: Sequence[int]
+    """At least one token."""
+    row: Row | None = None
+
+    def with_completions(self, completions: Sequence[Sequence[int]]) -> Example:
+        """Joins this prompt and these completions into an example."""
+        return Example(self.ids, list(completions), row=self.row)
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt and K >= 1 completions in tokens: what one tree is built from."""
+    """A prompt and K >= 1 completions in tokens, from which one tree is built."""
 
     prompt_ids: Sequence[int]
-    """At least one token: the first completion token is predicted from the last of these."""
+    """At least one token: the last one predicts the first token of each completion."""
     completions: Sequence[Sequence[int]]
-    """K sequences of at least one token, the end token included where the completion ended."""
+    """K sequences of at least one token, including the end token if the completion ended."""
     counted: Sequence[Sequence[bool]] | None = None
-    """Like `completions`; True on tokens that are predicted and counted. None: all of them."""
+    """Shaped like `completions`; True on tokens that are predicted and counted. None: all are."""
     grades: Sequence[float] | None = None
     margin: float | None = None
     row: Row | None = None
-    lower: LowerStates | None = field(default=None, compare=False, repr=False)
-    """Of this tree, where they have been computed."""
+    tree: Tree | None = field(default=None, compare=False, repr=False)
+    """The example's tree, if it was laid out ahead for many passes (`data.tree.laid`)."""
 
     def tokens(self, k: int) -> list[int]:
-        """The prompt with its completion `k`."""
+        """The prompt followed by completion `k`."""
         return [*self.prompt_ids, *self.completions[k]]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the tree: the prompt once, and every completion."""
+        """Tokens in the tree: the prompt once, plus every completion."""
         return len(self.prompt_ids) + sum(map(len, self.completions))
+
+    @property
+    def num_counted(self) -> int:
+        """Completion tokens that are predicted and counted."""
+        return sum(map(len, self.completions)) if self.counted is None else sum(map(sum, self.counted))
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One example laid end to end, its prompt once. Fields as in `TreeBatch`, counted from the tree's first token."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    branch: Tensor
+    targets: Tensor
+    source: Tensor
+    token: Tensor
+    completion_index: Tensor
+    first: Tensor
+    last: Tensor
+    lower: LowerStates | None = None
+    """This tree's hidden states from the lowest layers, if precomputed."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeBatch:
-    """Trees laid in rows, and where each counted completion token is predicted from.
+    """Trees laid end to end, and where each counted completion token is predicted from.
 
     Worked example, one tree with prompt `p0 p1 p2` and completions `a0 a1 a2`, `b0 b1`:
 
         input_ids     p0 p1 p2 a0 a1 a2 b0 b1
         position_ids   0  1  2  3  4  5  3  4
-        tree           0  0  0  0  0  0  0  0      (-1 on padding)
+        tree           0  0  0  0  0  0  0  0
         branch         0  0  0  1  1  1  2  2
         targets       a0 a1 a2 b0 b1
-        source_column  2  3  4  2  6               `p2` predicts both `a0` and `b0`
-        token_column   3  4  5  6  7
+        source         2  3  4  2  6               `p2` predicts both `a0` and `b0`
+        token          3  4  5  6  7
         completion_index 0 0 0 1 1
-        last_column    5  7
+        first          3  6
+        last           5  7
     """
 
     input_ids: Tensor
-    """`[R, T]` int64."""
+    """`[T]` int64."""
     position_ids: Tensor
-    """`[R, T]` int64."""
+    """`[T]` int64."""
     tree: Tensor
-    """`[R, T]` int64, which tree of the row; -1 on padding."""
+    """`[T]` int64, the tree each token is in."""
     branch: Tensor
-    """`[R, T]` int64, 0 on the prompt, 1..K on the completions."""
+    """`[T]` int64, 0 on the prompt, 1..K on the completions."""
     targets: Tensor
     """`[M]` int64, the counted completion tokens."""
-    source_row: Tensor
-    """`[M]` int64."""
-    source_column: Tensor
-    """`[M]` int64: the hidden state at `[source_row, source_column]` predicts `targets`."""
-    token_column: Tensor
-    """`[M]` int64: where the counted token itself stands, in row `source_row`."""
+    source: Tensor
+    """`[M]` int64: the place whose hidden state predicts the target."""
+    token: Tensor
+    """`[M]` int64: the counted token's own place."""
     completion_index: Tensor
     """`[M]` int64 in 0..N-1, never decreasing."""
-    last_row: Tensor
-    """`[N]` int64."""
-    last_column: Tensor
-    """`[N]` int64: the last token of each completion, counted or not."""
-    example_index: Tensor
-    """`[N]` int64: which of the examples given each completion belongs to."""
+    first: Tensor
+    """`[N]` int64: the place of each completion's first token."""
+    last: Tensor
+    """`[N]` int64: the place of each completion's last token, counted or not."""
+    tree_index: Tensor
+    """`[N]` int64: the tree each completion belongs to."""
+    start: Tensor
+    """`[B]` int64: the place where each tree begins."""
+    prompt_length: Tensor
+    """`[B]` int64: tokens in each tree's prompt."""
     lower: LowerStates | None = None
-    """Of all trees, where every example has them."""
+    """All trees' hidden states from the lowest layers, if precomputed for every tree."""
 
     @property
     def num_completions(self) -> int:
-        return self.last_row.numel()
+        return self.last.numel()
 
     def to(self, device: torch.device | str) -> TreeBatch:
         there = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -153,7 +191,7 @@ class TreeBatch:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """What a reward source is given: K completions of each prompt, in tokens and in words.
+    """A reward source's input: K completions of each prompt, in tokens and in words.
 
     `prompts` and `completions` hold one entry per completion (a prompt is repeated K times), in the order of the
     examples and their completions; so do the lists in `columns`.
@@ -165,11 +203,23 @@ class ScoreRequest:
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A reward source's scores for N completions."""
+
+    total: Tensor
+    """`[N]` float32 on CPU, higher is better."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """The total's components by name, each `[N]`; logged as `rewards/<name>/mean`. Empty for a single source."""
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """Why a completion could not be judged, by its index; its total is then whatever the source gives failures."""
+
+
 class RewardSource(Protocol):
     """Anything that scores completions: a reward role, a callable, another model."""
 
     name: str
 
-    def score(self, request: ScoreRequest) -> Tensor:
-        """Returns `[N]` float32 on CPU, one score per completion, higher is better."""
+    def score(self, request: ScoreRequest) -> Scores:
+        """Returns one score per completion."""
         ...

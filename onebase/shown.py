@@ -1,4 +1,4 @@
-"""Other people's text made safe to print: nothing in it moves the cursor, recolours the terminal or reverses a line."""
+"""Makes foreign text safe to print: it cannot move the cursor, recolour the terminal or reverse a line."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 import re
 
 _CONTROLS = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-"""C0 and C1 control characters, marks that change the direction of writing, line separators, halves of surrogates.
-The joiners that emoji and Persian are written with are not among them."""
+"""C0 and C1 controls, marks that change the writing direction, line separators and lone surrogates; not the joiners
+that emoji and Persian need."""
 _UNSAFE = re.compile(f"[{_CONTROLS}]")
 _UNSAFE_BUT_LAYOUT = re.compile(f"(?![\n\t])[{_CONTROLS}]")
 
 
 def shown(text: object, limit: int | None = None, *, lines: bool = False) -> str:
-    """Returns `str(text)` with control characters written out (`\\x1b`, `\\u202e`), so that it can be printed anywhere.
+    """Returns `str(text)` with control characters escaped (`\\x1b`, `\\u202e`), so that it is safe to print anywhere.
 
     Args:
-        text: from a data file, a model folder, an exception, a model's answer.
-        limit: characters of the result, at most; what is longer ends in `...`.
-        lines: keeps newlines and tabs, for text that is shown as paragraphs; a message stays on one line.
+        text: anything from a data file, a model folder, an exception or a model's answer.
+        limit: maximum number of characters returned; longer text ends in `...`.
+        lines: keeps newlines and tabs, for text printed as paragraphs; by default all goes on one line.
     """
     try:
         whole = str(text)
@@ -32,7 +32,7 @@ def shown(text: object, limit: int | None = None, *, lines: bool = False) -> str
 
 
 def json_shown(value: object, *, indent: int | None = None) -> str:
-    """Returns the value as JSON in which every control character is an escape, so that it can be printed anywhere."""
+    """Returns the value as JSON with control characters escaped, so that it is safe to print anywhere."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return _UNSAFE_BUT_LAYOUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 

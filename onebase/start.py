@@ -1,4 +1,4 @@
-"""The `onebase` command's first lines: settings that a process can only be started with, then the command line."""
+"""Entry point of the `onebase` command: applies settings that a process must start with, then runs the command."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import os
 import sys
 
 MALLOC = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
-"""The C library keeps small freed pieces of memory apart for reuse. A tensor is aligned, so one such piece is cut off
-at its end; kept apart, it stands between two freed tensors for good, and the next ones find no room where they were."""
+"""glibc caches small freed blocks. An aligned tensor leaves such a block at its end; once cached, it keeps
+freed tensors apart for good, and new tensors no longer fit where old ones were. These settings turn the caches off."""
 
 
 def main() -> int:
-    """Runs the command line of this process and returns its exit code."""
+    """Runs this process's command line and returns the exit code."""
     start_again_where_needed()
-    from onebase.cli.commands import main as run
+    from onebase.cli.main import main as run
 
     return run()
 
 
 def start_again_where_needed() -> None:
-    """Starts this process again with the settings that it lacks; it keeps its number, and then finds them set.
+    """Restarts this process, under the same PID, with the settings it lacks.
 
-    `MALLOC`, where the C library is glibc and was not told otherwise: it reads them once, as a process starts. And
-    UTF-8 for the names of files, where the locale would have them in ASCII.
+    These are `MALLOC`, which glibc reads once at start, unless the user has set its own; and UTF-8 file names, if the
+    locale would make them ASCII.
     """
     settings = {}
     told = os.environ.get("GLIBC_TUNABLES", "")
@@ -36,11 +36,11 @@ def start_again_where_needed() -> None:
     try:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except OSError:
-        pass  # freed memory falls into pieces, and files are named in ASCII
+        pass  # memory fragments more, and file names stay ASCII
 
 
 def _is_glibc() -> bool:
     try:
         return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
-    except (ValueError, OSError):  # another C library does not know the name
+    except (ValueError, OSError):  # other C libraries do not know the name
         return False

@@ -1,4 +1,4 @@
-"""The verbs that leave a run, in one table: to add one is to add its line, its keys and its recipe."""
+"""The table of verbs that leave a run. To add one, add its line, its config and its recipe."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ class Verb:
     """A verb of the command line."""
 
     about: str
-    """In one line, for `--help`."""
+    """One line for `--help`."""
     config: str
-    """`module:class` of its keys. Named, not imported: `--help` is there before pydantic is."""
+    """`module:class` of its config. A name, not an import: `--help` should not wait for pydantic."""
     recipe: str
-    """Module with `run(config)` and `plan(config)`. Named, not imported: it brings torch."""
+    """Module with `run(config)` and `plan(config)`. A name, not an import: it brings torch."""
     step: str = "step"
-    """What a step is called."""
+    """What one step is called."""
 
 
 VERBS = {
@@ -41,7 +41,7 @@ VERBS = {
         recipe="onebase.recipes.dpo",
     ),
     "best-of": Verb(
-        "Sample K answers to every prompt and keep the best, by any reward source, as data for sft and dpo.",
+        "Sample K answers to every prompt and keep the best by any reward source, as data for sft and dpo.",
         config="onebase.config.rollouts:BestOfConfig",
         recipe="onebase.recipes.best_of",
         step="prompt",
@@ -53,7 +53,7 @@ VERBS = {
         step="round",
     ),
     "ppo": Verb(
-        "Train a policy against a reward source by PPO, four roles on one base.",
+        "Train a policy by PPO against any reward source, with four roles on one base.",
         config="onebase.config.rollouts:PPOConfig",
         recipe="onebase.recipes.ppo",
         step="rollout",

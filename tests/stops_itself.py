@@ -11,16 +11,20 @@ from typing import Any
 
 import torch
 
-from onebase import processes
-from onebase.cli.commands import main
+from onebase.cli.main import main
+from onebase.processes import Group, Launched
 from onebase.training.update import Update
+
+
+def is_last(group: Group) -> bool:
+    return group.index == group.count - 1
 
 
 def stopping_in(last: int, step: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
     """An `Update.step` that asks its own process to stop in the middle of step `last`."""
 
     def stopping(self: Update, *parts: Any) -> dict[str, float]:
-        if self.steps_done + 1 == last and processes.index() == processes.count() - 1:
+        if self.steps_done + 1 == last and is_last(self._group):
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *parts)
 
@@ -28,14 +32,14 @@ def stopping_in(last: int, step: Callable[..., dict[str, float]]) -> Callable[..
 
 
 def spoiling(steps: Collection[int], sum_gradients: Callable[..., None]) -> Callable[..., None]:
-    """A `processes.sum_gradients` that in these optimizer steps adds a NaN in the last process, and in no other."""
+    """A `Group.sum_gradients` that in these optimizer steps adds a NaN in the last process, and in no other."""
     done = [0]
 
-    def summing(parameters: Sequence[Any]) -> None:
+    def summing(self: Group, parameters: Sequence[Any]) -> None:
         done[0] += 1
-        if done[0] in steps and processes.index() == processes.count() - 1:
+        if done[0] in steps and is_last(self):
             parameters[-1].grad = torch.full_like(parameters[-1], torch.nan)
-        sum_gradients(parameters)
+        sum_gradients(self, parameters)
 
     return summing
 
@@ -43,5 +47,5 @@ def spoiling(steps: Collection[int], sum_gradients: Callable[..., None]) -> Call
 if __name__ == "__main__":
     Update.step = stopping_in(int(os.environ["STOP_AFTER"]), Update.step)  # type: ignore[method-assign]
     spoiled = [int(step) for step in os.environ["SPOIL"].split()]
-    processes.sum_gradients = spoiling(spoiled, processes.sum_gradients)
+    Launched.sum_gradients = spoiling(spoiled, Launched.sum_gradients)  # type: ignore[method-assign]
     sys.exit(main())

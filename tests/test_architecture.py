@@ -21,13 +21,14 @@ LAYERS = [
     {"rollouts"},
     {"training", "rewards"},
     {"sampling"},
+    {"engines"},
     {"models", "data"},
     {"reporting"},
     {"runs"},
     {"objectives", "records"},
     {"config"},
     {"verbs"},
-    {"errors", "files", "processes", "shown", "__init__"},
+    {"errors", "files", "processes", "seeds", "shown", "__init__"},
 ]
 """Top to bottom: a part imports from its layer and those below; of two parts in a layer, one may import the other."""
 LAYER_OF = {part: number for number, layer in enumerate(LAYERS) for part in layer}
@@ -41,20 +42,21 @@ MAY_IMPORT_RECIPES = {
 MAX_FUNCTION_LINES = 80
 BUDGETS = {
     "cli": 520,
-    "config": 1400,
+    "config": 1300,
     "data": 1650,
     "demo": 540,
+    "engines": 1400,
     "evaluation": 230,
-    "models": 2400,
+    "models": 1250,
     "objectives": 700,
     "recipes": 2300,
     "reporting": 850,
     "rewards": 420,
     "rollouts": 130,
     "runs": 520,
-    "sampling": 320,
+    "sampling": 230,
     "tools": 620,
-    "training": 1300,
+    "training": 1120,
 }
 """Lines of code a room may have. Blank lines, comments and docstrings make a file longer, not harder to read. A room
 that outgrows its budget holds a second idea: split it, or raise the budget and say why in docs/architecture.md."""

@@ -1,4 +1,4 @@
-"""A run that is killed and started again ends as one that nobody touched: the short form of `make crash-test`."""
+"""A run that is killed and restarted ends like an undisturbed one: the short form of `make crash-test`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 from bench.crash_test import FAULTS, crash, deal, differences, make_stages
 from onebase.errors import Stopped
+from onebase.training.loop import Loop
 from onebase.training.run import Run
 
 
@@ -38,10 +39,13 @@ def test_what_differs_is_found(tmp_path: Path) -> None:
     (tmp_path / "other" / ".policy.1.tmp").touch()
     found = list(differences(tmp_path / "one", tmp_path / "other"))
     assert found[0] == ".policy.1.tmp is only in the killed run"
-    assert found[1:3] == ["metrics.jsonl: step 2 differs in loss", "policy/adapter_model.safetensors has other bytes"]
+    assert found[1:3] == [
+        "metrics.jsonl: step 2 differs in loss",
+        "policy/adapter_model.safetensors has different bytes",
+    ]
     assert len(found) == 4 and found[3].startswith("summary.json")
     (tmp_path / "same" / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
-    assert list(differences(tmp_path / "one", tmp_path / "same")) == ["metrics.jsonl: 1 rows in place of 2"]
+    assert list(differences(tmp_path / "one", tmp_path / "same")) == ["metrics.jsonl: 1 rows instead of 2"]
 
 
 def test_faults_are_dealt_evenly_and_of_all_kinds() -> None:
@@ -54,7 +58,8 @@ def test_faults_are_dealt_evenly_and_of_all_kinds() -> None:
 STOPPED_WHILE = """
 import os, signal, sys
 from types import SimpleNamespace
-from onebase.cli import commands as cli
+from onebase.cli import modules, preflight
+from onebase.cli.main import main
 
 def stop_in_the_midst(*_):
     try:
@@ -64,9 +69,9 @@ def stop_in_the_midst(*_):
         print("swallowed")
     return SimpleNamespace(run=stop_in_the_midst)
 
-setattr(cli, sys.argv[1], stop_in_the_midst)
-cli.preflight.check = cli.preflight.check_models = lambda config: None  # there is nothing to read
-sys.exit(cli.main(["sft", "output_dir=run", "model.model_name_or_path=none", "data.train=none"]))
+setattr(modules, sys.argv[1], stop_in_the_midst)
+preflight.check = preflight.check_models = lambda config: None  # there is nothing to read
+sys.exit(main(["sft", "output_dir=run", "model.model_name_or_path=none", "data.train=none"]))
 """
 
 
@@ -74,7 +79,7 @@ sys.exit(cli.main(["sft", "output_dir=run", "model.model_name_or_path=none", "da
     ("part", "said"),
     [
         ("import_module", "went on\n"),  # a library that is half imported is broken: the signal waits
-        ("_module", ""),  # a library that tries one thing and then another does not catch it
+        ("load", ""),  # a library that tries one thing and then another does not catch it
     ],
 )
 def test_sigterm_before_the_steps_is_not_lost(part: str, said: str) -> None:
@@ -94,13 +99,13 @@ def handlers() -> Iterator[None]:
 
 
 def test_sigterm_behind_the_last_step_is_not_lost(tmp_path: Path, handlers: None) -> None:
-    """In a final evaluation: in `iterate` the next round would begin."""
+    """SIGTERM comes in a final evaluation, after which `iterate` would begin the next round."""
     run = Run(tmp_path / "run", seed=0, config_text="seed: 0\n")
-    with pytest.raises(Stopped, match="stopped after step 1 and saved .*checkpoint-1;"):
-        with run.loop("test", 1, save=lambda folder: None) as loop:
+    with pytest.raises(Stopped, match="stopped after step 1 and saved .*checkpoint-1$"):
+        with Loop(run, "test", 1, save=lambda folder: None) as loop:
             for _ in loop:
                 loop.end_step({"loss": 1.0})
             os.kill(os.getpid(), signal.SIGTERM)
     again = Run(tmp_path / "run", seed=0, config_text="seed: 0\n")
-    with again.loop("test", 1, save=lambda folder: None) as loop:
+    with Loop(again, "test", 1, save=lambda folder: None) as loop:
         assert not list(loop)

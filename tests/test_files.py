@@ -121,7 +121,7 @@ def test_a_rename_that_fails_puts_the_older_folder_back(tmp_path: Path, monkeypa
 
 
 def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path: Path) -> None:
-    # In a container every run may have the same process id.
+    # In containers, runs may share a process id.
     folder = tmp_path / "policy"
     left = tmp_path / f".policy.{os.getpid()}.tmp"
     left.mkdir()
@@ -143,15 +143,15 @@ def test_a_kill_between_the_two_renames_loses_neither_folder(tmp_path: Path) -> 
 
 
 STEPS = ("rename", "fsync", "mkdir", "open", "unlink", "rmdir")
-"""Of the system, by which folders are written and replaced."""
+"""System calls that write and replace folders."""
 
 
 class CutShort(BaseException):
-    """As a signal's: no Exception."""
+    """Like a signal's: not an Exception."""
 
 
 def cutting(patch: pytest.MonkeyPatch, at: set[int]) -> list[str]:
-    """Cuts the work short right behind these calls of the system, counted from 0; returns the calls as they come."""
+    """Cuts the work short right after these system calls, counted from 0; returns a growing list of the calls."""
     calls: list[str] = []
 
     def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,7 +170,7 @@ def cutting(patch: pytest.MonkeyPatch, at: set[int]) -> list[str]:
 
 
 def replaced_and_cut_short(folder: Path, at: set[int]) -> list[str]:
-    """`policy` with two old files is replaced by one with two new ones."""
+    """Replaces `policy` with two old files by one with two new files."""
     (folder / "policy" / "deep").mkdir(parents=True)
     (folder / "policy" / "a.txt").write_text("old")
     (folder / "policy" / "deep" / "b.txt").write_text("old")
@@ -258,7 +258,7 @@ def test_a_signal_in_any_line_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_half_of_an_older_folder_never_comes_back(tmp_path: Path) -> None:
-    # It was killed as it removed the older folder, and the new one was taken away by hand.
+    # The process was killed while it removed the old folder, and someone removed the new one.
     whole = len(replaced_and_cut_short(tmp_path / "whole", set()))
     for at in range(whole):
         folder = tmp_path / str(at)

@@ -1,4 +1,4 @@
-"""The list of mutants does not rot: what they replace is there, and what they put in its place is Python."""
+"""The list of mutants stays valid: the source they replace exists, and their replacement is valid Python."""
 
 from __future__ import annotations
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from onebase import processes
-from onebase.cli.commands import main
+from onebase.cli.main import main
 from onebase.errors import ConfigError
+from onebase.processes import ALONE, Group
 from onebase.training import update
 from tests.recipes.conftest import (
     SMALL_PPO,
@@ -61,23 +65,94 @@ def largest_difference(one: Path, other: Path) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-def test_the_deal_is_even_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+class Pretended(Group):
+    """One of several processes, as far as dealing out work goes."""
+
+    def __init__(self, count: int, index: int) -> None:
+        self.count, self.index = count, index
+
+
+def test_the_deal_is_even_and_complete() -> None:
     sizes = [7, 1, 9, 3, 3, 8, 2]
-    monkeypatch.setattr(processes, "count", lambda: 3)
-    shares = []
-    for index in range(3):
-        monkeypatch.setattr(processes, "index", lambda index=index: index)
-        shares.append(processes.share(sizes))
+    shares = [Pretended(3, index).share(sizes) for index in range(3)]
     assert sorted(i for share in shares for i in share) == list(range(7))
     assert [sum(sizes[i] for i in share) for share in shares] == [11, 11, 11]
+    assert [Pretended(3, index).is_main for index in range(3)] == [True, False, False]
+    assert [Pretended(3, index).share([5]) for index in range(3)] == [[0], [], []]
 
 
 def test_one_process_alone_shares_nothing() -> None:
-    assert processes.count() == 1 and processes.is_main()
-    assert processes.share([3, 5]) == [0, 1]
-    assert processes.gather("mine") == ["mine"]
-    assert processes.gather_items(["b", "a"], [1, 0], 2) == ["a", "b"]
-    assert processes.from_main(lambda: 4) == 4
+    assert (ALONE.count, ALONE.index, ALONE.is_main, ALONE.local_device()) == (1, 0, True, None)
+    assert processes.launched() is ALONE and processes.is_main()
+    assert ALONE.share([3, 5]) == [0, 1]
+    assert ALONE.gather("mine") == ["mine"]
+    assert ALONE.gather_items(["b", "a"], [1, 0], 2) == ["a", "b"]
+    assert ALONE.from_main(lambda: 4) == 4
+    parameter = torch.nn.Parameter(torch.ones(2))
+    ALONE.sum_gradients([parameter])
+    assert parameter.grad is None
+
+
+def test_an_error_of_the_first_process_is_raised_in_all() -> None:
+    def fail() -> int:
+        raise ConfigError("no such thing")
+
+    class WithOthers(Pretended):
+        def gather(self, mine: Any) -> list[Any]:
+            first = mine if self.is_main else (None, ConfigError("of the first"))
+            return [first, mine]
+
+    assert WithOthers(2, 0).from_main(lambda: 4) == 4
+    with pytest.raises(ConfigError, match="no such thing"):
+        WithOthers(2, 0).from_main(fail)
+    with pytest.raises(ConfigError, match="of the first"):
+        WithOthers(2, 1).from_main(fail)  # where it is not called at all
+
+
+AMONG_OTHERS = """
+import json
+from onebase.engines.budget import TokenBudget
+from onebase.engines.forward import completion_scores, token_logprobs
+from onebase.engines.passes import per_completion, per_token
+from onebase.processes import ALONE
+from onebase.records import Example
+from onebase.sampling.local import generate
+from onebase.sampling.sampler import Sampling
+from tests.tiny_models import add_adapter_role, random_ids, tiny_base
+
+base = tiny_base("llama")
+assert base.group is ALONE
+add_adapter_role(base, "policy", head=True)
+prompts = [random_ids(length, seed=length) for length in (5, 9, 2)]
+samples = generate(base, prompts, role="policy", sampling=Sampling(6), seeds=[1, 2, 3])
+examples = [Example(prompt, [sample.ids]) for prompt, sample in zip(prompts, samples)]
+budget = TokenBudget(20)
+logprobs = per_token(base, examples, lambda b: {"p": token_logprobs(base, b, role="policy")}, budget=budget)["p"]
+scores = per_completion(base, examples, lambda b: completion_scores(base, b, role="policy"), budget=budget)
+import torch.distributed
+assert not torch.distributed.is_initialized()
+print(json.dumps([[s.ids for s in samples], [p.tolist() for p in logprobs], [s.tolist() for s in scores]]))
+"""
+
+
+def test_nothing_ambient_makes_a_base_that_is_alone_share_its_work() -> None:
+    """As in a server or a notebook that a launcher started: without a group, one process does everything."""
+    around = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    found = []
+    for environment in ({}, around, {"WORLD_SIZE": "2"}):
+        clean = {name: value for name, value in os.environ.items() if name not in around}
+        done = subprocess.run(
+            [sys.executable, "-c", AMONG_OTHERS],
+            cwd=ROOT,
+            env={**clean, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    assert found[0] == found[1] == found[2]
+    assert [len(part) for part in found[0]] == [3, 3, 3] and all(found[0][0])
 
 
 @pytest.mark.slow
@@ -119,7 +194,7 @@ def test_ppo_in_two_processes_is_ppo_in_one(base: Path, tmp_path: Path, monkeypa
     }
     spoil = (2, 11, 15)
     with monkeypatch.context() as patch:
-        patch.setattr(processes, "sum_gradients", spoiling(spoil, processes.sum_gradients))
+        patch.setattr(Group, "sum_gradients", spoiling(spoil, Group.sum_gradients))
         assert main(["ppo", *words(common(base, tmp_path / "one", prompts), SMALL_PPO, more)]) == 0
     done = in_two("ppo", words(common(base, tmp_path / "two", prompts), SMALL_PPO, more), spoil=spoil)
     assert done.returncode == 0, done.stderr
@@ -180,10 +255,10 @@ def test_a_launch_that_is_not_whole_is_one_line(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    processes._state.cache_clear()
+    processes.launched.cache_clear()
     try:
         with pytest.raises(ConfigError) as caught:
-            processes.count()
+            processes.launched()
     finally:
-        processes._state.cache_clear()
+        processes.launched.cache_clear()
     assert str(caught.value).startswith(message) and caught.value.exit_code == 2

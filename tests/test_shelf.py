@@ -1,4 +1,4 @@
-"""What lies on the shelf works: the shipped configs, the README's commands, the demo's data and configs."""
+"""What is shipped works: the configs, the README's commands, the demo's data and configs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other people's text in our messages: no terminal escape, one line, no longer than asked."""
+"""Foreign text in our messages: no terminal escapes, one line, within the limit."""
 
 from __future__ import annotations
 

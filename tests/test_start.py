@@ -1,4 +1,4 @@
-"""How a process starts: with the memory settings that only a start can give."""
+"""A process starts with the memory settings that can only be set at start."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_process_that_cannot_start_again_goes_on(tmp_path: Path, monkeypatch: 
 
 @needs_glibc
 def test_the_c_library_takes_the_settings() -> None:
-    """Its own account: with neither store in use a small freed piece is free at once, not kept apart."""
+    """Reads glibc's own statistics: with both caches off, a small freed block is free at once."""
     program = (
         "import ctypes\n"
         "class Info(ctypes.Structure):\n"

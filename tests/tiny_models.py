@@ -29,9 +29,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from onebase.engines.opening import wrap_model
 from onebase.models.adapters import lora_config
-from onebase.models.loading import wrap_model
-from onebase.models.one_base import OneBase
+from onebase.models.base import OneBase
 
 PAD, BOS, EOS = 0, 1, 2
 VOCABULARY = 259
@@ -129,14 +129,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_base(architecture: str, *, seed: int = 0, layout: str = "auto", **overrides: Any) -> OneBase:
     """A `OneBase` around a tiny model."""
     model = tiny_model(architecture, seed=seed, **overrides)
-    one = wrap_model(model, tiny_tokenizer(), layout=layout, name_or_path=f"tiny-{architecture}")
-    return through_transformers(one) if architecture.endswith("through transformers") else one
+    base = wrap_model(model, tiny_tokenizer(), layout=layout, name_or_path=f"tiny-{architecture}")
+    return through_transformers(base) if architecture.endswith("through transformers") else base
 
 
-def through_transformers(one: OneBase) -> OneBase:
-    """The same base without its decoder, as on a GPU or with an architecture of another family."""
-    one._decoder = None
-    return one
+def through_transformers(base: OneBase) -> OneBase:
+    """The same base without the packed engine, as on a GPU or with an architecture of another family."""
+    base.packs = False
+    return base
 
 
 def save_tiny(folder: Path, architecture: str, *, seed: int = 0, max_shard_size: str = "5GB", **overrides: Any) -> Path:
@@ -147,7 +147,7 @@ def save_tiny(folder: Path, architecture: str, *, seed: int = 0, max_shard_size:
 
 
 def add_adapter_role(
-    one: OneBase, name: str, *, seed: int = 0, r: int = 4, head: bool = False, trains: bool = True, **options: Any
+    base: OneBase, name: str, *, seed: int = 0, r: int = 4, head: bool = False, trains: bool = True, **options: Any
 ) -> None:
     """Adds a role whose adapter and head are not at their start, where they would change nothing.
 
@@ -156,15 +156,15 @@ def add_adapter_role(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        one.add_role(name, lora=lora_config(one.model, r=r, alpha=2 * r, **options), head=head, trains=trains)
-    disturb(one, name, seed=seed)
+        base.add_role(name, adapter=lora_config(base.model, r=r, alpha=2 * r, **options), head=head, trains=trains)
+    disturb(base, name, seed=seed)
 
 
-def disturb(one: OneBase, name: str, *, seed: int = 0, size: float = 0.1) -> None:
+def disturb(base: OneBase, name: str, *, seed: int = 0, size: float = 0.1) -> None:
     """Adds noise to the parameters a role owns."""
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
-        for parameter in one.parameters(name):
+        for parameter in base.parameters(name):
             parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
 
 

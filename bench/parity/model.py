@@ -1,4 +1,4 @@
-"""The model, the adapter and the rows of which `trl_losses.py` and `tests/recipes/test_trl_parity.py` compute losses.
+"""Builds the model, adapter and rows whose losses `trl_losses.py` and `tests/recipes/test_trl_parity.py` compare.
 
 Every weight is a closed formula of its place, so two environments build the same numbers without a file and without a
 random number generator. Needs torch, tokenizers and transformers only.
@@ -25,7 +25,7 @@ LORA: dict[str, Any] = {
     "task_type": "CAUSAL_LM",
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
-"""Of `peft.LoraConfig`, the policy's adapter; the reference is the same base with the adapter off."""
+"""`peft.LoraConfig` values for the policy's adapter; the reference is the same base with the adapter off."""
 
 SHAPES = ((0, 5, 4, 6), (20, 3, 7, 2), (40, 8, 5, 5), (60, 1, 3, 9), (61, 12, 1, 4), (77, 2, 10, 1))
 """Where the words of a row start, and its tokens of prompt, chosen and rejected completion, end token included. Two
@@ -35,7 +35,7 @@ probabilities.
 
 
 def rows() -> list[dict[str, list[int]]]:
-    """Ids of `prompt`, `chosen` and `rejected`. Every completion ends in the end token, or TRL would add one."""
+    """Returns ids of `prompt`, `chosen` and `rejected`. Completions end in the end token, or TRL would add one."""
     return [
         {
             "prompt": _words(start, prompt),
@@ -47,7 +47,7 @@ def rows() -> list[dict[str, list[int]]]:
 
 
 def unpaired_rows() -> list[dict[str, Any]]:
-    """Ids of `prompt` and `completion`, and `label`: of every other row the chosen completion, else the rejected."""
+    """Returns ids of `prompt` and `completion`, and `label`: alternately the chosen and the rejected completion."""
     return [
         {"prompt": row["prompt"], "completion": row["rejected" if i % 2 else "chosen"], "label": i % 2 == 0}
         for i, row in enumerate(rows())
@@ -55,7 +55,7 @@ def unpaired_rows() -> list[dict[str, Any]]:
 
 
 def tiny_llama() -> LlamaForCausalLM:
-    """Two layers in float32, without dropout."""
+    """Makes a Llama with two layers in float32, without dropout."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
@@ -87,7 +87,7 @@ def formula_weights(tensors: Mapping[str, Tensor], *, size: float) -> dict[str, 
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A word per id, split at spaces; no token that begins a text."""
+    """Makes a tokenizer with a word per id, split at spaces, and no beginning token."""
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", *(f"w{i}" for i in range(2, VOCABULARY))])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,32 +1,32 @@
-"""Losses and gradients of TRL 1.16's own trainers on a tiny model and six rows; writes `golden.json` beside this file.
+"""Writes `golden.json`: losses and gradients of TRL 1.16's own trainers on a tiny model and six rows.
 
-TRL is no dependency of onebase, and this file imports nothing of it. From the root of the repository:
+onebase does not depend on TRL, and this file does not import onebase. From the root of the repository:
 
     python -m venv trl-env
     trl-env/bin/pip install torch==2.13.0 trl==1.16.0 peft
     trl-env/bin/python -m bench.parity.trl_losses
 
 `tests/recipes/test_trl_parity.py` reads the file and computes the same through onebase. Every trainer is built as a
-user would build it, from texts and a LoRA configuration, prepares its own data, and is asked for `compute_loss` on
-batches of its own collator: all rows at once, and every row alone. That the tokens that count are the completions of
-`model.py` and no others is checked for every trainer.
+user would build it, from texts and a LoRA configuration, prepares its own data, and computes `compute_loss` on batches
+from its own collator: all rows at once, and each row alone. A check for every trainer makes sure that exactly the
+completions of `model.py` are counted.
 
-Where TRL and onebase differ, and what the test does about it:
+Differences between TRL and onebase, and how the test treats them:
 
-- `label_smoothing` does nothing to `sigmoid` of DPOTrainer; in onebase that is cDPO. TRL has cDPO as `aot` on one row
-  (it sorts the rows of a batch, and one is in order), compared row by row, and as CPO's `sigmoid` with a reference that
-  is uniform.
-- The NLL mixed into a loss (`sft` of DPOTrainer, `cpo_alpha`, ORPO) is a mean over all tokens of the batch in TRL, and
-  the mean over completions of their means over tokens in onebase. Alike on a batch of one row, compared there; TRL's on
-  all rows is put together again from the log-probs of onebase.
-- ORPO's NLL counts the tokens of the prompt too, but the first. The test runs the prompt as part of a completion.
-- `simpo` of CPOTrainer adds the NLL unless `cpo_alpha` is 0, and is smoothed by `label_smoothing`; in onebase neither.
-- KTO's KL puts completion i - 1 behind prompt i in TRL, i + 1 in onebase: the test gives onebase the rows in reverse,
-  which makes the pairs the same. TRL estimates it per device batch, onebase per optimizer step.
-- All means are over a device batch in TRL, and the loss of a step is their mean over the accumulation steps; in onebase
-  they are over the whole optimizer step. Seen only where microbatches hold different numbers of rows or tokens.
-- TRL ends every completion with the end token, and CPO and ORPO begin every prompt with the token that begins texts,
-  where there is one. The rows here leave it nothing to add.
+- `label_smoothing` does not affect DPOTrainer's `sigmoid`; in onebase it gives cDPO. TRL has cDPO as `aot` on one row
+  (`aot` sorts a batch, and one row is always in order), compared row by row, and as CPO's `sigmoid` with a uniform
+  reference.
+- The NLL mixed into a loss (DPOTrainer's `sft`, `cpo_alpha`, ORPO) is a mean over all tokens of the batch in TRL; in
+  onebase it is the mean over completions of their token means. The two agree on one row and are compared there; TRL's
+  value on all rows is rebuilt from onebase's log-probs.
+- ORPO's NLL also counts the prompt's tokens except the first. The test runs the prompt as part of a completion.
+- CPOTrainer's `simpo` adds the NLL unless `cpo_alpha` is 0, and applies `label_smoothing`; onebase does neither.
+- KTO's KL pairs prompt i with completion i - 1 in TRL and i + 1 in onebase. The test gives onebase the rows in reverse,
+  which makes the pairs equal. TRL estimates the KL per device batch, onebase per optimizer step.
+- TRL takes means over a device batch and averages these over the accumulation steps; onebase takes them over the whole
+  optimizer step. This shows only if microbatches hold different numbers of rows or tokens.
+- TRL ends every completion with the end token, and CPO and ORPO start every prompt with the beginning token, if there
+  is one. The rows here leave nothing to add.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
+from onebase.config.remedies import with_remedy
 from onebase.errors import ConfigError, DoesNotFitError, OnebaseError
 from onebase.shown import shown
 
@@ -37,7 +38,7 @@ def told(error: BaseException, verb: str, folder: Path | None) -> int:
         folder: of the run that failed, where there is one.
     """
     if isinstance(error, OnebaseError):
-        say(str(error) or type(error).__name__)
+        say(with_remedy(error) or type(error).__name__)
         return error.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for '{error.filename}'" if error.filename else ""

@@ -1,4 +1,4 @@
-"""What a command was given, looked at before torch is imported: what is wrong is answered at once."""
+"""Checks what a command was given before torch is imported, so that mistakes are reported at once."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from onebase.data.files import check_file
 from onebase.errors import ConfigError
 from onebase.shown import shown
 
-if TYPE_CHECKING:  # a tenth of a second, which --help has no use for
+if TYPE_CHECKING:  # takes a tenth of a second, which --help need not spend
     from pydantic import BaseModel
 
 
 def check(config: BaseModel) -> None:
-    """Looks whether the data files that a verb's configuration names are there.
+    """Checks that the data files named in a verb's config exist.
 
     Raises:
-        DataError: no such file, or one of a kind that is not read.
+        DataError: a file does not exist, or its kind is not supported.
     """
     keys: Any = config
     groups = {"data": ("train", "eval"), "ppo": ("ptx_data",)}
@@ -34,10 +34,10 @@ def check(config: BaseModel) -> None:
 
 
 def check_models(config: BaseModel) -> None:
-    """Looks whether the base and the roles that a verb's configuration names are there.
+    """Checks that the base and the roles named in a verb's config exist.
 
     Raises:
-        ModelError: no such folder, or not what is needed there.
+        ModelError: a folder does not exist, or is not what is needed there.
     """
     from onebase.recipes.setup.named_folders import check_named
 
@@ -45,17 +45,17 @@ def check_models(config: BaseModel) -> None:
 
 
 def check_writable(folder: Path, key: str = "--output_dir") -> None:
-    """Tries whether a file can be made where the folder is, or would be; it has no name and is gone at once.
+    """Checks that files can be created in the folder, or where it would be, with a file that vanishes at once.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: they cannot.
     """
     there = folder.absolute()
     try:
         try:
             os.stat(folder)
         except (FileNotFoundError, NotADirectoryError):
-            pass  # it would be made
+            pass  # it would be created
         while not os.path.lexists(there):
             there = there.parent
         if not os.path.isdir(there):
@@ -70,15 +70,15 @@ def check_writable(folder: Path, key: str = "--output_dir") -> None:
 
 
 def check_roles(roles: Mapping[str, tuple[str, ...]], *, model: str | None) -> None:
-    """Looks whether these folders are roles of these kinds, or a base where a policy may be one.
+    """Checks that these folders are roles of these kinds, or a base where a policy may be one.
 
     Args:
         roles: folder -> kinds of role it may be.
-        model: the base, where it is not where the roles say.
+        model: folder of the base, if it is not where the roles say.
 
     Raises:
-        ConfigError: the base has no name.
-        ModelError: they are not, or their base is not there.
+        ConfigError: `model` is blank.
+        ModelError: they are not, or their base does not exist.
     """
     from onebase.recipes.setup.named_folders import check_opened
 
@@ -88,7 +88,7 @@ def check_roles(roles: Mapping[str, tuple[str, ...]], *, model: str | None) -> N
 
 
 def check_device(name: str) -> None:
-    """Looks whether this names a device; whether it is there is seen when it is used.
+    """Checks that this names a device; whether the device exists shows when it is used.
 
     Raises:
         ConfigError: it does not.
@@ -102,22 +102,22 @@ def check_device(name: str) -> None:
 def check_sampling(
     texts: Mapping[str, str | None], *, max_new_tokens: int, temperature: float, top_p: float, seed: int
 ) -> None:
-    """Looks whether answers can be sampled so; `texts` are what a person wrote, by the option it came in.
+    """Checks the options for sampling answers; `texts` holds what the user wrote, by option.
 
     Raises:
-        ConfigError: a number that cannot be, or bytes that are no text.
+        ConfigError: a number is out of range, or a text is blank or not UTF-8.
     """
     if max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens is {max_new_tokens}; at least 1 is needed")
+        raise ConfigError(f"--max-new-tokens is {max_new_tokens}; it should be at least 1")
     if not 0 <= temperature < math.inf:
-        raise ConfigError(f"--temperature is {temperature}; 0 or more is needed")
+        raise ConfigError(f"--temperature is {temperature}; it should be 0 or more, and finite")
     if not 0 < top_p <= 1:
-        raise ConfigError(f"--top-p is {top_p}; a number above 0 and up to 1 is needed")
+        raise ConfigError(f"--top-p is {top_p}; it should be above 0 and at most 1")
     if not 0 <= seed < 2**63:
-        raise ConfigError(f"--seed is {seed}; a number from 0 on is needed")
+        raise ConfigError(f"--seed is {seed}; it should be between 0 and {2**63 - 1}")
     for option, text in texts.items():
         if text is not None and not text.strip():
             raise ConfigError(f"{option} is empty; write what it should say, or leave it out")
-        # Python hands on bytes that are no text as halves of surrogates.
+        # Python passes undecodable bytes on as lone surrogates.
         if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
             raise ConfigError(f"{option} is not UTF-8 text: {shown(text, 60)}")

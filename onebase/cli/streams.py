@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr of the command: open, able to show any text, and with a word at once."""
+"""The command's stdin, stdout and stderr: open, able to show any text, and with a first line at once."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from onebase.shown import shown
 
 
 def say_first(text: str) -> None:
-    """A line at once: importing torch and loading a model may take a while."""
+    """Prints a line right away: importing torch and loading a model may take a while."""
     if os.environ.get("RANK", "0") == "0":
         print(shown(text), file=sys.stderr, flush=True)
 
 
 def open_streams() -> None:
-    """Has stdin, stdout and stderr open, and able to show any text.
+    """Makes sure that stdin, stdout and stderr are open and can show any text.
 
-    Where one is closed (`>&-`), the next file opened would take its number, and be written to by whatever prints.
+    If one is closed (`>&-`), the next file opened would take its number, and whatever prints would write to it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII alone shows Chinese as escapes
+        if isinstance(stream, io.TextIOWrapper):  # an ASCII-only terminal shows Chinese as escapes
             stream.reconfigure(errors="backslashreplace")

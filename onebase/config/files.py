@@ -1,7 +1,7 @@
-"""From a YAML file and overrides on the command line to a checked config, with every problem named at once.
+"""Reads and checks a config from a YAML file and command-line overrides; reports every problem at once.
 
-The YAML is read by the rules of YAML 1.2: `1e-4` is a number, `no` and `2026-01-01` are text, a key given twice is an
-error. Dashes in keys equal underscores, and `ppo.lam: 0.9` equals `lam: 0.9` under `ppo:`.
+YAML 1.2 rules apply: `1e-4` is a number, `no` and `2026-01-01` are text, a key given twice is an error. Dashes in keys
+equal underscores, and `ppo.lam: 0.9` equals `lam: 0.9` under `ppo:`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Config = TypeVar("Config", bound=BaseModel)
 
 COMMAND_LINE = "command line"
 MOST_PROBLEMS = 20
-"""Wrong keys that are told; a file of another kind may have thousands."""
+"""At most this many wrong keys are reported; a file that is no config may have thousands."""
 
 
 class _Entry(NamedTuple):
@@ -38,16 +38,16 @@ class _Entry(NamedTuple):
 
 
 def load_config(model_class: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file, lays the overrides over it and checks all of it.
+    """Reads a YAML file, applies the overrides and checks the result.
 
     Args:
-        model_class: one of the models of `onebase.config.verbs`.
-        path: the YAML file, or None for defaults and overrides alone.
+        model_class: one of the config models in `onebase.config.verbs`.
+        path: the YAML file, or None for defaults and overrides only.
         overrides: command-line words: `--group.key value`, `--group.key=value`, `group.key=value`, or a bare
-            `--group.key` for a key that is true or false. Values are YAML scalars, lists and mappings.
+            `--group.key` for a boolean. Values are YAML scalars, lists and mappings.
 
     Raises:
-        ConfigError: with one line per problem of the file and the overrides.
+        ConfigError: one line per problem in the file and the overrides.
     """
     problems: list[str] = []
     entries: dict[str, _Entry] = {}
@@ -65,12 +65,12 @@ def load_config(model_class: type[Config], path: Path | None, overrides: Sequenc
 
 
 def dump_config(config: BaseModel) -> str:
-    """The resolved config as YAML, every default written out; `load_config` reads it back to the same config."""
+    """The resolved config as YAML, with every default; `load_config` reads it back to the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
 def config_keys(model_class: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key that takes a value, by its dotted name."""
+    """Every key that takes a value, by dotted name."""
     for name, field in model_class.model_fields.items():
         if (group := _group_of(field)) is not None:
             yield from config_keys(group, f"{prefix}{name}.")
@@ -79,7 +79,7 @@ def config_keys(model_class: type[BaseModel], prefix: str = "") -> Iterator[tupl
 
 
 def defaults_of(model_class: type[BaseModel]) -> dict[str, Any]:
-    """The default of every key that has one, by its dotted name."""
+    """The default of every key that has one, by dotted name."""
     return {key: field.default for key, field in config_keys(model_class) if not field.is_required()}
 
 
@@ -117,7 +117,7 @@ def _groups(model_class: type[BaseModel], prefix: str = "") -> dict[str, type[Ba
 def _type_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(str(choice) for choice in get_args(kind))
-    if hasattr(kind, "__metadata__"):  # Annotated: the limits are told when they are broken
+    if hasattr(kind, "__metadata__"):  # Annotated: limits are reported when broken
         return _type_name(kind.__origin__)
     if get_origin(kind) is list:
         return f"[{_type_name(get_args(kind)[0])}, ...]"
@@ -153,18 +153,18 @@ def _read_file(path: Path, entries: dict[str, _Entry], problems: list[str]) -> N
 def _no_such_file(path: Path) -> NoReturn:
     named = f"'{shown(path, 200)}'"
     if os.path.isdir(path):
-        raise ConfigError(f"{named} is a folder; give the YAML file in it")
+        raise ConfigError(f"{named} is a folder; name the YAML file in it")
     if not os.path.isdir(path.parent):
         raise ConfigError(f"no config file {named}: there is no folder '{shown(path.parent, 200)}'")
     try:
         there = sorted(name for name in os.listdir(path.parent) if name.endswith((".yaml", ".yml")))
-    except OSError:  # a folder that may not be listed
+    except OSError:  # a folder we may not list
         there = []
     near = difflib.get_close_matches(path.name[:300], there, n=1, cutoff=0.5)
     if near:
         raise ConfigError(f"no config file {named}; did you mean '{shown(path.parent / near[0])}'?")
     listed = shown(", ".join(there[:8]), 400)
-    raise ConfigError(f"no config file {named}; {f'there are {listed}' if there else 'no YAML file is there'}")
+    raise ConfigError(f"no config file {named}; the folder has {listed or 'no YAML file'}")
 
 
 def _flatten(
@@ -176,7 +176,7 @@ def _flatten(
     entries: dict[str, _Entry],
     problems: list[str],
 ) -> None:
-    """Adds the leaves of a mapping to `entries` by dotted name; `lines` remembers where each key was met."""
+    """Adds the leaves of a mapping to `entries` by dotted name; `lines` records where each key was seen."""
     for key_node, value_node in node.value:
         key = prefix + shown(loader.construct_object(key_node, deep=True), 100).replace("-", "_")
         line = key_node.start_mark.line + 1
@@ -192,7 +192,7 @@ def _flatten(
 
 
 def _key_of(key: str, value: Any) -> str:
-    """`model: folder` means the model's name, as everywhere else."""
+    """`model: folder` is short for `model.model_name_or_path: folder`."""
     return "model.model_name_or_path" if key == "model" and isinstance(value, str) else key
 
 
@@ -248,7 +248,7 @@ def _add_override(
     found: dict[str, _Entry] = {}
     try:
         loader = Loader(text)
-        # Only what is marked as YAML is read as YAML: text like "Human:" or "- " stays text.
+        # YAML only if it opens with a bracket or a quote: text like "Human:" or "- " stays text.
         marked = loader.get_single_node() if text[:1] in ("[", "{", '"', "'") else None
         node = marked or yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
         if _has_keys(node):
@@ -269,7 +269,7 @@ def _add_override(
 
 
 def _known_only(entries: dict[str, _Entry], model_class: type[BaseModel], problems: list[str]) -> dict[str, _Entry]:
-    """Leaves out, and reports, what is not a key that takes a value."""
+    """The entries whose key takes a value; reports the others as problems."""
     keys = dict(config_keys(model_class))
     groups = {name: list(group.model_fields) for name, group in _groups(model_class).items()}
     known: dict[str, _Entry] = {}
@@ -281,7 +281,7 @@ def _known_only(entries: dict[str, _Entry], model_class: type[BaseModel], proble
         elif key in groups and entry.value in (None, {}):
             pass  # `lora:` with every line under it commented out is no mistake
         elif len(wrong) >= MOST_PROBLEMS:
-            wrong[MOST_PROBLEMS:] = [f"{entry.place}: '{shown(key, 100)}' and maybe more are unknown too"]
+            wrong[MOST_PROBLEMS:] = [f"{entry.place}: '{shown(key, 100)}' is unknown too, and there may be more"]
         elif key in groups:
             near = f"; did you mean '{key}.train'?" if "train" in groups[key] else ""
             value, members = _plain(entry.value), ", ".join(groups[key])
@@ -296,7 +296,7 @@ def _known_only(entries: dict[str, _Entry], model_class: type[BaseModel], proble
 
 
 def _nested(entries: dict[str, _Entry], model_class: type[BaseModel]) -> dict[str, Any]:
-    """Every group is there, empty if need be, so that a missing key is reported by its full name."""
+    """The entries as nested groups; all groups are present, so a missing key is reported by its full name."""
     root: dict[str, Any] = {}
     by_name: dict[str, dict[str, Any]] = {"": root}
     for name in _groups(model_class):
@@ -316,7 +316,7 @@ def _validation_problems(
     lines = []
     for item in error.errors(include_url=False, include_context=False):
         loc = [str(part) for part in item["loc"]]
-        # The location goes on past the key with list positions and the members of a union.
+        # After the key, the location continues with list positions and union members.
         key = next((name for n in range(len(loc), 0, -1) if (name := ".".join(loc[:n])) in keys), None)
         if item["type"] == "missing" and key is not None:
             about = (keys[key].description or "").rstrip(".")

@@ -1,4 +1,4 @@
-"""What to say of a key that is unknown: the key that other tools call so, or the one with the nearest name."""
+"""Suggestions for an unknown key: our key for another tool's name, or the key with the nearest name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ USUAL_NAMES: dict[str, tuple[str, ...] | str] = {
     "lr_scheduler_type": ("optimizer.schedule",),
     "scheduler": ("optimizer.schedule",),
     "warmup": ("optimizer.warmup_steps",),
-    "warmup_ratio": "a warm-up is given in steps, by optimizer.warmup_steps",
+    "warmup_ratio": "the warm-up is set in steps, by optimizer.warmup_steps",
     "optim": "the optimizer is AdamW; its keys are optimizer.learning_rate, weight_decay and max_grad_norm",
     "max_norm": ("optimizer.max_grad_norm",),
     "grad_clip": ("optimizer.max_grad_norm",),
@@ -31,8 +31,8 @@ USUAL_NAMES: dict[str, tuple[str, ...] | str] = {
     "mini_batch_size": MINIBATCH,
     "per_device_eval_batch_size": ("batch.microbatch_tokens",),
     "micro_batch_size": ("batch.microbatch_tokens",),
-    "gradient_accumulation_steps": "a minibatch is split to fit memory by itself; leave it out (its size is "
-    "batch.minibatch, or ppo.minibatch_prompts)",
+    "gradient_accumulation_steps": "a minibatch is split to fit memory automatically; leave it out (its size "
+    "is batch.minibatch, or ppo.minibatch_prompts)",
     "rollout_batch_size": ("ppo.rollout_prompts",),
     "num_generations": ("generation.samples_per_prompt",),
     "n_samples_per_prompt": ("generation.samples_per_prompt",),
@@ -42,18 +42,20 @@ USUAL_NAMES: dict[str, tuple[str, ...] | str] = {
     "model_path": ("model.model_name_or_path",),
     "base_model": ("model.model_name_or_path",),
     "pretrain": ("model.model_name_or_path",),
-    "adapter_name_or_path": ("start_from", "policy"),
+    "adapter_name_or_path": ("start_from",),
+    "policy": ("start_from",),
     "ref_model": ("reference_role",),
+    "reward": ("ranking",),
     "reward_model": ("reward.role", "reward.model"),
     "reward_fn": ("reward.callable",),
     "reward_funcs": ("reward.callable",),
     "template": ("model.chat_template",),
     "bf16": "set model.dtype: bfloat16",
-    "fp16": "set model.dtype: bfloat16; float16 is not trained in",
+    "fp16": "set model.dtype: bfloat16; training in float16 is not supported",
     "torch_dtype": ("model.dtype",),
     "precision": ("model.dtype",),
     "load_in_4bit": "set model.quantization: nf4",
-    "load_in_8bit": "there is model.quantization: nf4",
+    "load_in_8bit": "8 bits are not supported; model.quantization: nf4 keeps the base in 4",
     "quantization_bit": "set model.quantization: nf4",
     "data": ("data.train",),
     "dataset": ("data.train",),
@@ -84,7 +86,7 @@ USUAL_NAMES: dict[str, tuple[str, ...] | str] = {
     "max_tokens": ("generation.max_new_tokens",),
     "temperature": ("generation.temperature",),
     "top_p": ("generation.top_p",),
-    "packing": "nothing is packed: rows of like length go together, without padding on a CPU",
+    "packing": "rows are not packed; rows of similar length are batched together, without padding on a CPU",
     "lora_r": ("lora.r",),
     "lora_rank": ("lora.r",),
     "rank": ("lora.r",),
@@ -117,25 +119,25 @@ USUAL_NAMES: dict[str, tuple[str, ...] | str] = {
     "logging_steps": "every step is logged, to metrics.jsonl in output_dir",
     "logging_dir": "metrics go to output_dir; see report_to for trackers",
     "wandb": "set report_to: wandb",
-    "resume_from_checkpoint": "give the same command again: it resumes from the newest checkpoint in output_dir",
-    "overwrite_output_dir": "nothing is overwritten; choose another output_dir, or remove that folder first",
+    "resume_from_checkpoint": "run the same command again: it resumes from the newest checkpoint in output_dir",
+    "overwrite_output_dir": "a run is never overwritten; choose another output_dir, or remove that folder first",
 }
-"""Names of the field (TRL, LLaMA-Factory, OpenRLHF and others): our keys for the same, of which the first that the
-verb has is meant, or a sentence where there is none."""
+"""Names that TRL, LLaMA-Factory, OpenRLHF and others use, with our keys for the same thing (the first one that the verb
+has is suggested), or a sentence if there is no such key."""
 
 
 def hint(key: str, keys: Collection[str], groups: Mapping[str, Collection[str]], top: Collection[str]) -> str:
-    """What a person may have meant by a key that this verb does not have.
+    """What the user may have meant by a key that this verb does not have.
 
     Args:
-        keys: those of the verb, by their dotted names.
+        keys: dotted names of the verb's keys.
         groups: its groups, with the names of their members.
-        top: the names at the top of its configuration.
+        top: the top-level names of its config.
     """
     usual = USUAL_NAMES.get(key.rpartition(".")[2])
     if isinstance(usual, str):
         return usual
-    if found := next((name for name in usual or () if name in keys and name != key), None):
+    if found := next((name for name in usual or () if (name in keys or name in groups) and name != key), None):
         return f"did you mean '{found}'?"
     names = [*keys, *groups]
 

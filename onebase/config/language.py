@@ -1,4 +1,4 @@
-"""The keys of the verbs that learn from texts and answers: pretrain, sft."""
+"""Configs of the verbs that learn from texts and answers: pretrain, sft."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PretrainConfig(VerbConfig):
     batch: BatchGroup = BatchGroup()
     evaluation: EvaluationGroup = EvaluationGroup()
     block_length: Annotated[Int, Field(ge=2)] | None = None
-    """Tokens of one training sequence; null = the longest the model holds, 1024 at most."""
+    """Tokens per training sequence; null = the longest the model holds, at most 1024."""
 
     @model_validator(mode="after")
     def _keys_agree(self) -> PretrainConfig:
@@ -53,8 +53,8 @@ class PretrainConfig(VerbConfig):
             for key, field in TinyModelGroup.model_fields.items():
                 if (value := getattr(self.tiny, key)) != field.default:
                     problems.append(
-                        f"'tiny.{key}' = {value} is for a new model, and 'model.model_name_or_path' names one that is "
-                        "there; leave one out"
+                        f"'tiny.{key}' = {value} is for a new model, but 'model.model_name_or_path' names an "
+                        "existing one; leave one out"
                     )
         fail_on(problems)
         return self

@@ -1,8 +1,4 @@
-"""The groups of keys of reinforcement learning: sampling, the source of scores, PPO itself.
-
-Three words for sizes, as everywhere: a *rollout* is what PPO collects at a time, a *minibatch* is one optimizer step, a
-*microbatch* is what fits in memory and never changes the result.
-"""
+"""Groups of keys for reinforcement learning: sampling, the reward source, PPO itself. See `groups` for the words."""
 
 from __future__ import annotations
 
@@ -62,17 +58,17 @@ class OptionalRewardSourceGroup(Group):
     role: PathText | None = None
     """Folder of a reward role made on the same base."""
     callable: str | None = None
-    """A Python function: module:function, or path/to/file.py:function."""
+    """A Python function, or class with score(request): module:name, or path/to/file.py:name."""
     timeout: Positive | None = 600.0
-    """Seconds that importing that function, or a call of it, may take; null = any."""
+    """Seconds that importing or calling that function may take; null = no limit."""
     model: PathText | None = None
     """Folder or hub name of a sequence-classification model with one label."""
     normalize: Literal["none", "held_out"] = "none"
-    """held_out = the reward role's scores less the mean of its held-out scores, over their standard deviation."""
+    """held_out = standardize the reward role's scores by the mean and deviation of its held-out scores."""
 
     @property
     def source(self) -> str | None:
-        """What scores, by the name it was given."""
+        """The configured source: a role folder, a function or a model."""
         return self.role or self.callable or self.model
 
     @model_validator(mode="after")
@@ -112,11 +108,11 @@ class PPOGroup(Group):
     """Proximal policy optimization."""
 
     rollout_prompts: Count = 32
-    """Prompts of one rollout; each gets generation.samples_per_prompt completions."""
+    """Prompts per rollout; each gets generation.samples_per_prompt completions."""
     num_ppo_epochs: Count = 2
-    """Times each rollout is trained on."""
+    """Passes over each rollout."""
     minibatch_prompts: Count = 8
-    """Prompts (with all their completions) of one optimizer step; divides rollout_prompts."""
+    """Prompts (with all their completions) per optimizer step; must divide rollout_prompts."""
     gamma: Probability = 1.0
     """Discount per token."""
     lam: Probability = 0.95
@@ -126,47 +122,47 @@ class PPOGroup(Group):
     clip_high: Positive = 0.2
     """The probability ratio is clipped above at 1 + clip_high."""
     dual_clip: Annotated[Float, Field(gt=1)] | None = None
-    """Bound of the loss where the advantage is negative, as a multiple of it (above 1, often 3); null = off."""
+    """Bound on the loss of a negative advantage, as a multiple of its size (above 1, often 3); null = off."""
     value_clip: Positive | None = 0.2
-    """A new value stays within this of the old one in the value loss; null = off."""
+    """The value loss clips a new value to within this of the old one; null = off."""
     value_coefficient: NonNegative = 0.1
     """Weight of the value loss."""
     critic: Literal["adapter", "head"] = "adapter"
     """adapter = the critic has its own adapter; head = a value head on the policy's own hidden states."""
     critic_start: Literal["auto", "reward", "policy"] = "auto"
-    """Role the critic's adapter is copied from; auto = the reward role where there is one, else the policy."""
+    """Role the critic's adapter is copied from; auto = the reward role if there is one, else the policy."""
     critic_learning_rate: Positive | None = None
     """Learning rate of the critic; null = optimizer.learning_rate."""
     critic_warmup_rollouts: Whole = 0
-    """First rollouts in which the critic alone trains."""
+    """Rollouts at the start that train only the critic."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimate of KL(policy, reference) per token: k1 = log ratio, k2 = k1^2 / 2, k3 = k1 + exp(-k1) - 1."""
     kl_placement: Literal["reward", "loss"] = "reward"
-    """The KL penalty is taken from each token's reward, or added to the loss."""
+    """Subtract the KL penalty from each token's reward, or add it to the loss."""
     kl_coefficient: NonNegative = 0.05
     """Weight of the KL penalty (beta)."""
     kl_target: Positive | None = None
-    """Target KL in nats per completion, towards which kl_coefficient is adapted; null = it stays."""
+    """Target KL in nats per completion, to which kl_coefficient adapts; null = fixed coefficient."""
     kl_horizon: Positive = 10000.0
-    """Completions over which an adaptive kl_coefficient moves."""
+    """Time constant of an adaptive kl_coefficient, in completions."""
     max_kl: Positive | None = None
-    """End the epochs of a rollout when the approximate KL from the sampling policy passes this, nats per token."""
+    """Stop training on a rollout when the approximate KL from the sampling policy exceeds this, nats per token."""
     kl_budget: Positive | None = None
-    """End training when a rollout's KL to the reference passes this, nats per completion; the policy before is kept."""
+    """Stop the run when a rollout's KL to the reference exceeds this, nats per completion; keeps the policy before."""
     score_clip: Positive | None = None
     """Scores are clipped to plus and minus this; null = off."""
     score_baseline: Float = 0.0
-    """Taken from every score before it is scaled."""
+    """Subtracted from every score before scaling."""
     score_scaling: Literal["none", "running"] = "none"
-    """running = scores are divided by their running standard deviation, once they differ."""
+    """running = divide scores by their running standard deviation, once they differ."""
     missing_end_penalty: NonNegative = 0.0
-    """Taken from the score of a completion that did not end by itself."""
+    """Subtracted from the score of a completion that did not end by itself."""
     length_penalty: NonNegative = 0.0
-    """Taken from the score per completion token."""
+    """Subtracted from the score for every completion token."""
     whiten_rewards: bool = False
-    """Scale the rewards per token to standard deviation 1 over the rollout, their mean kept."""
+    """Scale per-token rewards to standard deviation 1 over the rollout, keeping their mean."""
     whiten_advantages: bool = True
-    """Advantages get mean 0 and standard deviation 1 over the rollout."""
+    """Scale advantages to mean 0 and standard deviation 1 over the rollout."""
     entropy_coefficient: NonNegative = 0.0
     """Weight of the entropy bonus."""
     ptx_coefficient: NonNegative = 0.0
@@ -187,9 +183,9 @@ class PPOGroup(Group):
                 "'ppo.kl_placement' = loss needs 'ppo.kl_estimator' = k2 or k3: the gradient of k1 is zero on average"
             )
         if self.kl_target is None and self.kl_horizon != PPOGroup.model_fields["kl_horizon"].default:
-            problems.append(f"'ppo.kl_horizon' = {self.kl_horizon:g} does nothing without 'ppo.kl_target'; set it")
+            problems.append(f"'ppo.kl_horizon' = {self.kl_horizon:g} has no effect without 'ppo.kl_target'; set it")
         if self.kl_target is not None and self.kl_coefficient == 0:
-            problems.append("'ppo.kl_target' needs 'ppo.kl_coefficient' above 0: adapting multiplies it")
+            problems.append("'ppo.kl_target' needs 'ppo.kl_coefficient' above 0: adapting only multiplies it")
         if bool(self.ptx_data) != (self.ptx_coefficient > 0):
             missing = "ptx_coefficient" if self.ptx_data else "ptx_data"
             problems.append(f"'ppo.ptx_data' and 'ppo.ptx_coefficient' go together; 'ppo.{missing}' is not set")

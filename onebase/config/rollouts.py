@@ -1,4 +1,4 @@
-"""The keys of the verbs that sample: ppo, best-of, iterate."""
+"""Configs of the verbs that sample: ppo, best-of, iterate."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from onebase.config.run import RunConfig, VerbConfig
 
 
 class PPOConfig(VerbConfig):
-    """Train a policy against a reward source by PPO, four roles on one base."""
+    """Train a policy by PPO against any reward source, with four roles on one base."""
 
-    policy: PathText | None = None
-    """Folder of the policy role to start from, whose frozen copy is the reference; null = a new role on the base."""
+    start_from: PathText | None = None
+    """Folder of the policy role to start from; a frozen copy is the reference. null = a new role on the base."""
     on_finding: Literal["warn", "pause", "off"] = "warn"
-    """What the flight recorder does when the run goes wrong: say so; pause, with the best roles in place; nothing."""
+    """What the flight recorder does when the run goes wrong: warn; restore the best roles and pause; or nothing."""
     lang: Literal["en", "zh"] = "en"
-    """Language of what the flight recorder says."""
+    """Language of the flight recorder's warnings."""
     model: ModelGroup
     lora: LoraGroup = LoraGroup()
     data: PromptDataGroup
@@ -49,7 +49,7 @@ class PPOConfig(VerbConfig):
     def _keys_agree(self) -> PPOConfig:
         problems = []
         if self.lora.dropout > 0:
-            problems.append("'lora.dropout' above 0 would make noise of PPO's probability ratios; leave it at 0")
+            problems.append("'lora.dropout' above 0 would add noise to PPO's probability ratios; leave it at 0")
         if self.lora.r == 0:
             problems.append(
                 "ppo trains adapters: with 'lora.r' = 0 the base would change under the other roles; set lora.r >= 1"
@@ -57,7 +57,7 @@ class PPOConfig(VerbConfig):
         if self.generation.top_k or self.generation.top_p < 1:
             problems.append(
                 f"'generation.top_k' = {self.generation.top_k} and 'generation.top_p' = {self.generation.top_p:g} "
-                "would sample from another distribution than the one PPO trains, which biases its ratios and its KL; "
+                "would sample from a different distribution than PPO trains, which biases its ratios and its KL; "
                 "leave them at 0 and 1"
             )
         if self.ppo.critic == "adapter" and self.ppo.critic_start == "reward" and self.reward.role is None:
@@ -67,26 +67,26 @@ class PPOConfig(VerbConfig):
             )
         if self.on_finding == "pause" and self.evaluation.every_steps is None:
             problems.append(
-                "'on_finding' = pause goes back to the best roles on held-out prompts, and without "
-                "'evaluation.every_steps' none are known; set it"
+                "'on_finding' = pause restores the best roles on held-out prompts, which are known only with "
+                "'evaluation.every_steps'; set it"
             )
         completions = self.ppo.rollout_prompts * self.generation.samples_per_prompt
         if self.ppo.kl_target is not None and completions >= 5 * self.ppo.kl_horizon:
             problems.append(
                 f"'ppo.kl_horizon' = {self.ppo.kl_horizon:g} is too short for rollouts of {completions} completions: "
-                f"one could turn the coefficient to 0; set it above {completions / 5:g}"
+                f"one rollout could turn the coefficient to 0; set it above {completions / 5:g}"
             )
         fail_on(problems)
         return self
 
 
 class BestOfConfig(RunConfig):
-    """Sample K answers to every prompt and keep the best, by any reward source, as data for sft and dpo."""
+    """Sample K answers to every prompt and keep the best by any reward source, as data for sft and dpo."""
 
-    policy: PathText | None = None
+    start_from: PathText | None = None
     """Folder of the policy role that samples; null = the base itself."""
     chosen: Literal["best", "data"] = "best"
-    """The chosen answer of a pair: the best sample, against the worst; or the data's, against each sample (SPIN)."""
+    """A pair's chosen answer: best = the best sample, against the worst; data = the data's, against each (SPIN)."""
     model: ModelGroup
     data: SampleDataGroup
     reward: OptionalRewardSourceGroup = OptionalRewardSourceGroup()
@@ -106,7 +106,7 @@ def _sampling_problems(chosen: str, reward: OptionalRewardSourceGroup, generatio
     if reward.source is None:
         problems.append(
             "'reward' needs one of 'reward.role', 'reward.callable' and 'reward.model' to choose by; or set chosen: "
-            "data, where the data's answer is the chosen one"
+            "data to take the data's answer as the chosen one"
         )
     if generation.samples_per_prompt < 2:
         problems.append("'generation.samples_per_prompt' = 1 leaves nothing to choose from; set it to 2 or more")
@@ -116,20 +116,20 @@ def _sampling_problems(chosen: str, reward: OptionalRewardSourceGroup, generatio
 class IterateConfig(RunConfig):
     """Rounds of best-of and dpo (or sft): iterative and online DPO, iterated RAFT, SPIN."""
 
-    policy: PathText | None = None
+    start_from: PathText | None = None
     """Folder of the policy role to start from; null = the base itself."""
     learn: Literal["dpo", "sft"] = "dpo"
     """What a round does with its samples: dpo on the pairs, or sft on the best (RAFT)."""
     loss: str = "sigmoid"
-    """The loss of dpo, as there."""
+    """The loss of dpo; see `onebase dpo --help`."""
     rounds: Count = 4
-    """Rounds of sample, score, pair, learn."""
+    """Rounds; each samples, scores, pairs and learns."""
     prompts_per_round: Count = 256
-    """Prompts of a round, drawn anew; few are online DPO, all of them iterative DPO."""
+    """Prompts per round, drawn anew each time; few make it online DPO, all of them iterative DPO."""
     reference: Literal["renewed", "kept"] = "renewed"
-    """The reference of dpo: in each round what its policy started from, or in all of them what the first one did."""
+    """The reference of dpo: renewed = the policy the round starts from; kept = the one the first round started from."""
     chosen: Literal["best", "data"] = "best"
-    """The chosen answer of a pair: the best sample, against the worst; or the data's, against each sample (SPIN)."""
+    """A pair's chosen answer: best = the best sample, against the worst; data = the data's, against each (SPIN)."""
     model: ModelGroup
     lora: LoraGroup = LoraGroup()
     data: SampleDataGroup
@@ -151,6 +151,6 @@ class IterateConfig(RunConfig):
         if self.learn == "sft" and self.chosen == "data":
             problems.append("'chosen' = data is for 'learn' = dpo: sft on the data's answers needs no samples")
         if self.lora.r == 0:
-            problems.append("'lora.r' = 0 would change the base that is the reference too; set lora.r >= 1")
+            problems.append("'lora.r' = 0 would train the base, which is also the reference; set lora.r >= 1")
         fail_on(problems)
         return self

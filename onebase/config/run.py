@@ -1,4 +1,4 @@
-"""What every verb that leaves a run can be told."""
+"""Keys that every verb with a run folder has."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from onebase.shown import shown
 
 
 class RunConfig(Group):
-    """What every verb that leaves a run has."""
+    """The keys of every verb that leaves a run."""
 
     output_dir: PathText
     """Folder of the run: resolved config, metrics, checkpoints, roles."""
     seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the order of the data, of new weights and of sampling."""
+    """Random seed for the data order, new weights and sampling."""
     report_to: Trackers = []
-    """Trackers that get the metrics too, where they are installed: tensorboard, trackio, wandb."""
+    """Trackers that also get the metrics (each has to be installed): tensorboard, trackio, wandb."""
     threads: Count | None = None
-    """CPU threads; null = one per core. Another number changes the last digits of results."""
+    """CPU threads; null = one per core. A different number changes the last digits of results."""
     checkpoint: CheckpointGroup = CheckpointGroup()
 
 
 class VerbConfig(RunConfig):
-    """What every training verb has."""
+    """The keys of every training verb."""
 
     max_steps: Count | None = None
-    """This many steps (in ppo: rollouts), whatever the epochs; null = until the data has been read."""
+    """Train for this many steps (in ppo: rollouts), whatever the epochs; null = until the data has been read."""
 
 
 def adapter_problems(model: OptionalModelGroup, lora: LoraGroup, start_from: str | None) -> list[str]:
@@ -39,8 +39,8 @@ def adapter_problems(model: OptionalModelGroup, lora: LoraGroup, start_from: str
         )
     if start_from is not None and lora.r == 0:
         problems.append(
-            "'lora.r' = 0 trains the whole base, and 'start_from' an adapter on it: set lora.r >= 1, or leave out "
-            "start_from"
+            "'lora.r' = 0 trains the whole base, but 'start_from' names an adapter on it; set lora.r >= 1, or "
+            "leave out start_from"
         )
     for key in ("alpha", "dropout", "target_modules", "layers") if lora.r == 0 else ():
         if (value := getattr(lora, key)) != LoraGroup.model_fields[key].default:

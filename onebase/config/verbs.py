@@ -1,4 +1,4 @@
-"""The configuration of each verb, by its name."""
+"""The config model of each verb, by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onebase.verbs import VERBS
 
 
 def config_class(verb: str) -> type[RunConfig]:
-    """The model of a verb's configuration."""
+    """The config model of a verb."""
     module, _, name = VERBS[verb].config.partition(":")
     found = getattr(import_module(module), name)
     assert issubclass(found, RunConfig)
@@ -21,5 +21,5 @@ VERB_CONFIGS: dict[str, type[RunConfig]] = {verb: config_class(verb) for verb in
 
 
 def verb_of(keys: Collection[str]) -> str:
-    """The verb whose configuration has these keys at its top; if another version wrote it, the nearest."""
+    """The verb whose config has these top-level keys; if another version wrote them, the nearest."""
     return min(VERB_CONFIGS, key=lambda verb: len(set(keys) ^ set(VERB_CONFIGS[verb].model_fields)))

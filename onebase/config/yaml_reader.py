@@ -1,7 +1,7 @@
-"""YAML 1.2 text read safely: limits on what a file may hold, and every fault as one line with its place.
+"""Reads YAML 1.2 safely: limits what a file may contain, and reports every fault in one line with its place.
 
-`1e-4` is a number, `no` and `2026-01-01` are text. An alias may stand for a single value only: aliases of lists and
-mappings can unfold a few lines into billions of values, and no configuration needs them.
+`1e-4` is a number, `no` and `2026-01-01` are text. An alias may only stand for a single value: aliases of lists and
+mappings can expand a few lines into billions of values, and no config needs them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from onebase.errors import ConfigError
 from onebase.shown import shown
 
 MOST_BYTES = 200_000
-"""A configuration has a few thousand."""
+"""A config has a few thousand."""
 MOST_LEVELS = 12
-"""Lists and mappings within each other; a configuration has three."""
+"""Nested lists and mappings; a config has three levels."""
 
 
 class Loader(yaml.SafeLoader):
@@ -36,7 +36,7 @@ class Loader(yaml.SafeLoader):
                 said = f"*{shown(event.anchor, 40)} stands for a list or a mapping; write it out"
                 raise yaml.MarkedYAMLError(problem=said, problem_mark=event.start_mark)
         if self._level == MOST_LEVELS:
-            said = f"more than {MOST_LEVELS} lists and mappings within each other"
+            said = f"more than {MOST_LEVELS} nested lists and mappings"
             raise yaml.MarkedYAMLError(problem=said, problem_mark=self.peek_event().start_mark)
         self._level += 1
         try:
@@ -48,7 +48,7 @@ class Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
-            # PyYAML's constructors trust that the value suits its tag: `!!int abc`, `!!bool maybe`, 5,000 digits.
+            # PyYAML's constructors assume that the value fits its tag: `!!int abc`, `!!bool maybe`, 5,000 digits.
             tag = node.tag.rpartition(":")[2]
             raise yaml.MarkedYAMLError(
                 problem=f"{shown(node.value, 40)} cannot be read as {shown(tag, 40)}", problem_mark=node.start_mark
@@ -67,20 +67,20 @@ Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.va
 
 
 def read_text(path: Path) -> str:
-    """The text of a configuration file.
+    """The text of a config file.
 
     Raises:
-        ConfigError: it is no regular file (a pipe would hang), is too large, or cannot be read.
+        ConfigError: it is not a regular file (a pipe would hang), is too large, or cannot be read.
     """
     named = f"the config file '{shown(path, 200)}'"
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise ConfigError(f"cannot read {named}: it is no regular file; write the config to a file")
+            raise ConfigError(f"cannot read {named}: it is not a regular file; write the config to a file")
         if found.st_size > MOST_BYTES:
-            raise ConfigError(f"cannot read {named}: it has {found.st_size:,} bytes, which is no configuration")
+            raise ConfigError(f"cannot read {named}: it has {found.st_size:,} bytes, too many for a config")
         with path.open("rb") as file:
-            read = file.read(MOST_BYTES)  # what /proc holds has no size
+            read = file.read(MOST_BYTES)  # files in /proc report no size
     except OSError as error:
         raise ConfigError(f"cannot read {named}: {(error.strerror or type(error).__name__).lower()}") from error
     except ValueError as error:  # a NUL in the name
@@ -92,7 +92,7 @@ def read_text(path: Path) -> str:
 
 
 def fault(name: str, error: yaml.YAMLError) -> ConfigError:
-    """What is wrong with a file's YAML, in one line with its place."""
+    """The error for invalid YAML, in one line with its place."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return ConfigError(f"{name}: not valid YAML: {shown(' '.join(str(error).split()), 200)}")
     mark = error.problem_mark

@@ -1,1 +1,1 @@
-"""From files to batches: `formats` reads rows, `chat` makes ids of them, `tree` and `batches` lay those out."""
+"""From files to batches: `formats` reads rows, `chat` turns them into ids, `tree` and `batches` lay the ids out."""

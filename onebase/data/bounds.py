@@ -1,4 +1,4 @@
-"""Limits on time and memory around code that came with someone else's files, and should be done in a moment."""
+"""Time and memory limits for code that comes with someone else's files and should finish in a moment."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ MEGABYTES = 512
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Stops what runs inside after `SECONDS` of its own processor time, or `MEGABYTES` more memory than before.
+    """Stops the code inside after `SECONDS` of CPU time, or once it takes `MEGABYTES` more memory.
 
-    A signal stops it, so the time holds on the main thread alone; the memory is limited where `/proc` tells how much
-    there is. Neither is a wall against an attacker: they turn an endless loop into an error.
+    The time limit is a signal, so it works on the main thread only; the memory limit needs `/proc`. Neither keeps an
+    attacker out: they turn an endless loop into an error.
 
     Raises:
-        TimeoutError, MemoryError: inside, where the limit is met.
+        TimeoutError, MemoryError: inside, when a limit is reached.
     """
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
         return
     limits = resource.getrlimit(resource.RLIMIT_AS)
     before = signal.signal(signal.SIGVTALRM, _stop)
-    # The time of the process and not of the clock: on a busy machine a template waits as everything does.
+    # CPU time, not wall-clock time: on a busy machine a template waits like everything else.
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
         resource.setrlimit(resource.RLIMIT_AS, (_most_memory(limits[0]), limits[1]))

@@ -1,7 +1,7 @@
-"""From words to ids: the chat template, where an answer begins and ends, and which of its tokens count.
+"""Turns words into ids: applies the chat template, and finds where answers begin and end and which tokens count.
 
-The ids of a prompt never depend on the answer behind it, so that all answers to it share them. An answer is encoded as
-the continuation of its prompt, and ends in exactly one end token. Nothing here pads, and no id is taken for padding.
+A prompt's ids never depend on the answer after it, so all answers to it share them. An answer is encoded as the
+continuation of its prompt and ends in exactly one end token. Nothing here pads, and no id is treated as padding.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 TrainOn = Literal["completion", "assistant", "all"]
 
 _MARK = "ONEBASEANSWER"
-"""Stands where an answer would, to see what a template writes around one. No template trims or splits it."""
+"""Placeholder for an answer, to see what a template writes around one. No template trims or splits it."""
 _ANCHORS = ("\n", "a", "0", "。", "=")
-"""Texts put before another one to encode it as a continuation; the first that does not merge with it is taken."""
+"""Put before a text to encode it as a continuation; the first one that does not merge with the text is used."""
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> ChatFormat:
     """How conversations become ids with this tokenizer.
 
     Args:
-        tokenizer: is not changed.
-        template: `plain`, `hh`, `chatml`, the path of a .jinja file, or None for the tokenizer's own template. Those
-            with a name write the beginning token where the tokenizer itself puts one before a text.
+        tokenizer: not changed.
+        template: `plain`, `hh`, `chatml`, the path of a .jinja file, or None for the tokenizer's own template. The
+            named ones write the beginning token if the tokenizer itself puts one before a text.
 
     Raises:
-        ModelError: if the tokenizer has no end token, or the template is not known or cannot be read.
+        ModelError: the tokenizer has no end token, or the template is unknown or cannot be read.
     """
     check_tokenizer(tokenizer)
     if template in BUILT_IN_TEMPLATES:
@@ -50,100 +50,100 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None = None)
     try:
         return ChatFormat(tokenizer, check_template(tokenizer.get_chat_template(), f"of {_name(tokenizer)}"))
     except ValueError:
-        # Several templates by name, none of them the default one.
+        # It has several named templates and none is called default.
         names = ", ".join(map(shown, tokenizer.chat_template))
         raise ModelError(
-            f"the tokenizer {_name(tokenizer)} has chat templates named {names} and no default; save one as a .jinja "
-            "file and set model.chat_template to its path"
+            f"the tokenizer {_name(tokenizer)} has chat templates named {names} and no default",
+            remedy="no-default-template",
         ) from None
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises ModelError for a tokenizer without an end token. One whose padding is the end token will do."""
+    """Raises ModelError for a tokenizer without an end token. It may pad with the end token."""
     if tokenizer.eos_token_id is None:
         raise ModelError(
-            f"the tokenizer {_name(tokenizer)} has no end token, so that no answer could end; "
+            f"the tokenizer {_name(tokenizer)} has no end token, so no answer could end; "
             "set eos_token in its tokenizer_config.json"
         )
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer by itself puts the beginning token before a text."""
+    """Whether the tokenizer itself puts the beginning token before a text."""
     return tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """What a template writes behind an answer, and what of that is kept."""
+    """What a template writes after an answer, and which part of it is kept."""
 
     suffix: str
     """All of it."""
     before: str
-    """What of it stands before its first special token: kept, where there is one."""
+    """The part before the first special token, which is kept; empty if there is none."""
     closing: str
-    """The special token as text; empty where there is none."""
+    """The special token as text; empty if there is none."""
     token_id: int
-    """The special token, else the tokenizer's end token, which then stands in place of the suffix."""
+    """The special token; if there is none, the tokenizer's end token, which then replaces the suffix."""
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A tokenizer and the text of the template it is used with."""
+    """A tokenizer and the chat template it is used with."""
 
     tokenizer: PreTrainedTokenizerBase
     template: str | None
-    """Jinja text; None where the tokenizer has none, which is enough for plain text."""
+    """Jinja text; None if there is no template, which is enough for plain text."""
     name: str | None = None
     """As configured: a built-in name or a path; None for the tokenizer's own."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the template's text, in hexadecimal: roles trained with another one do not fit."""
+        """SHA-256 of the template's text, in hexadecimal; a role trained with another template does not fit."""
         return hashlib.sha256((self.template or "").encode()).hexdigest()
 
     @cached_property
     def end_token_id(self) -> int:
-        """What ends an answer: the token the template closes an assistant turn with, else the tokenizer's end token."""
+        """The token that ends an answer: the one that closes the template's assistant turns, or the tokenizer's own."""
         return self._ending((Message("user", "Hi"),), "").token_id if self.template else self._eos
 
     def render_prompt(self, messages: Sequence[Message], *, place: str = "") -> str:
-        """The conversation as text, up to where the answer begins. Errors start with `place`."""
+        """The conversation as text, up to where the answer begins. Error messages start with `place`."""
         text = self._render(messages, place, add_generation_prompt=True)
-        # What an assistant said may be rewritten, as where templates leave out earlier thinking.
+        # Assistant turns may be rewritten: some templates drop earlier thinking.
         lost = [message for message in messages if message.role != "assistant" and message.content.strip() not in text]
         if lost:
             raise DataError(
-                f"{_at(place)}{self._called} leaves out the {lost[0].role} turn {shown(repr(lost[0].content), 40)}; "
-                "write it into a turn that is kept, or set model.chat_template to another"
+                f"{_at(place)}{self._called} drops the {lost[0].role} turn {shown(repr(lost[0].content), 40)}",
+                remedy="template-loses-turn",
             )
         return text
 
     def encode_prompt(self, messages: Sequence[Message], *, prefix: str | None = None, place: str = "") -> list[int]:
-        """The ids of `render_prompt`: those of the tokenizer's own `apply_chat_template(add_generation_prompt=True)`.
+        """The ids of `render_prompt`, the same as from `tokenizer.apply_chat_template(add_generation_prompt=True)`.
 
-        With a prefix, the ids of an answer that begins with it follow, up to its end: the turn stays open.
+        A prefix is appended as the beginning of the answer, and the turn stays open.
         """
         return self._prompt_ids(self._head(messages, prefix, place)[1], place)
 
     def encode_example(self, row: Row, *, train_on: TrainOn = "completion", add_end: bool = True) -> Example:
-        """A row in ids: one prompt, and one completion per answer.
+        """Encodes a row: one prompt, and one completion per answer.
 
-        What counts, by `train_on`: `completion` the answer; `assistant` every assistant turn of the conversation, the
-        prompt then being what stands before the first one; `all` everything behind the first token. A turn before the
-        last ends in an end token where the template writes one there. Plain text counts whole. The prefix of a row of
-        next steps is part of the prompt; with `assistant` it counts, as it was the assistant's.
+        `train_on` says which tokens count: with `completion` the answer; with `assistant` every assistant turn, the
+        prompt then being everything before the first one; with `all` everything after the first token. A turn before
+        the last ends in an end token if the template writes one there. Plain text counts whole. In a row of next steps
+        the prefix is part of the prompt; with `assistant` it counts, because the assistant said it.
 
         Args:
-            add_end: whether answers get an end token. An answer that its row says did not end never gets one, nor do
-                next steps, which do not end their turn (nor does the code of Lai et al. 2024 give them one).
+            add_end: whether answers get an end token. Answers marked as unfinished never do, nor do next steps, which
+                do not end their turn (the code of Lai et al. 2024 gives them none either).
 
         Raises:
-            DataError: if the row has no answer, or no token to predict, or the template refuses it.
+            DataError: the row has no answer or no token to predict, or the template refuses it.
         """
         if not row.answers:
             raise DataError(
-                f"{_at(row.place)}the row has no answer to learn from; give it 'completion' or 'answer' (its other "
-                f"keys are {', '.join(map(shown, row.columns)) or 'none'}), or use it as a prompt only"
+                f"{_at(row.place)}the row has no answer to learn from; add 'completion' or 'answer' (its other keys "
+                f"are {', '.join(map(shown, row.columns)) or 'none'}), or use it only as a prompt"
             )
         if not row.messages:
             prompt_ids, completions, counted = self._encode_text(row, add_end)
@@ -156,11 +156,11 @@ class ChatFormat:
             if train_on == "all":
                 prompt_ids, completions = prompt_ids[:1], [prompt_ids[1:] + ids for ids in completions]
         if not all(completions):
-            raise DataError(f"{_at(row.place)}an answer gives no token to predict; drop the row, or add the end token")
+            raise DataError(f"{_at(row.place)}an answer has no token to predict; drop the row, or add the end token")
         return Example(prompt_ids, completions, counted, row.grades, row.margin, row)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens left out."""
+        """The text of ids, without special tokens."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
@@ -169,24 +169,25 @@ class ChatFormat:
         """The ids of stop strings.
 
         Raises:
-            ModelError: one of them is not a single token of this tokenizer.
+            ModelError: a stop string is not a single token of this tokenizer.
         """
         ids = []
         for text in texts:
             found = self._continue("\n", self._ids("\n"), text)
             if len(found) != 1:
                 raise ModelError(
-                    f"generation.stop: {shown(repr(text), 40)} is {len(found)} tokens of {_name(self.tokenizer)}, and "
-                    "only a single token can stop a completion; choose another string, or leave it out"
+                    f"the stop string {shown(repr(text), 40)} is {len(found)} tokens of {_name(self.tokenizer)}, and "
+                    "only a single token can stop a completion",
+                    remedy="stop-of-several-tokens",
                 )
             ids += found
         return ids
 
     def _encode_text(self, row: Row, add_end: bool) -> tuple[list[int], list[list[int]], None]:
-        """Plain text: behind the beginning token where the tokenizer puts one there, else behind the end token (of the
-        text before): the first token of a text is predicted too."""
+        """Plain text, after the beginning token if the tokenizer writes one, otherwise after an end token (as if of the
+        text before), so that the first token of a text is predicted too."""
         if len(row.answers) != 1 and row.grades is None:
-            raise DataError(f"{_at(row.place)}{len(row.answers)} texts and no prompt; plain text is one text a row")
+            raise DataError(f"{_at(row.place)}{len(row.answers)} texts and no prompt; plain text has one text per row")
         first = int(self.tokenizer.bos_token_id) if self._adds_bos else self._eos
         texts = [_without_end(self._ids(text), self._eos) for text in row.answers]
         texts = [ids if ids[:1] == [first] else [first, *ids] for ids in texts]
@@ -194,7 +195,7 @@ class ChatFormat:
         return texts[0][:1], [(ids + end)[1:] for ids, end in zip(texts, ends, strict=True)], None
 
     def _encode_answers(self, row: Row, prompt: str, head: list[int], add_end: bool) -> list[list[int]]:
-        """Each answer as the continuation of the rendered prompt, whose ids are `head`, its prefix included."""
+        """Encodes each answer as the continuation of the rendered prompt; `head`: the prompt's ids with its prefix."""
         if row.prefix is not None:
             return [self._continue(prompt, head, self._step_text(row, answer)) for answer in row.answers]
         ending = self._ending(row.messages, row.place)
@@ -209,7 +210,7 @@ class ChatFormat:
         return completions
 
     def _encode_turns(self, row: Row, add_end: bool) -> tuple[list[int], list[list[int]], list[list[bool]]]:
-        """Every assistant turn counts, and the prompt stops where the first one begins."""
+        """Encodes a row so that every assistant turn counts; the prompt stops where the first one begins."""
         turns = [index for index, message in enumerate(row.messages) if message.role == "assistant" and index]
         stops = [*turns, len(row.messages)]
         text = self.render_prompt(row.messages[: stops[0]], place=row.place)
@@ -220,14 +221,15 @@ class ChatFormat:
             earlier, answer = row.messages[:turn], row.messages[turn].content
             base = replace(row, messages=earlier, answers=(answer,), prefix=None, ended=None)
             ending = self._ending(earlier, row.place)
-            # Where the template writes no special token, none stands here at inference either.
+            # If the template closes turns without a special token, there is none at inference either.
             (answer_ids,) = self._encode_answers(base, text, self._ids(text), add_end=bool(ending.closing))
             text += self._answer_text(earlier, text, answer, ending, row.place) + ending.closing
             later = self.render_prompt(row.messages[:stop], place=row.place)
             if not later.startswith(text):
                 raise DataError(
-                    f"{_at(row.place)}the chat template rewrites an assistant turn once others follow it, so turns "
-                    "cannot be learned in one sequence; train on the completion, or set model.chat_template to another"
+                    f"{_at(row.place)}the chat template rewrites an assistant turn once others follow, so turns cannot "
+                    "be learned in one sequence",
+                    remedy="template-rewrites-turns",
                 )
             between = self._continue(text, self._ids(text), later[len(text) :])
             ids += answer_ids + between
@@ -239,7 +241,7 @@ class ChatFormat:
         return prompt_ids, [ids + last for last in answers], [counted + [True] * len(last) for last in answers]
 
     def _head(self, messages: Sequence[Message], prefix: str | None, place: str) -> tuple[str, list[int]]:
-        """The rendered prompt and its ids. A prefix is encoded like the beginning of an answer: behind the prompt."""
+        """The rendered prompt and its ids, followed by the prefix, encoded like the beginning of an answer."""
         text = self.render_prompt(messages, place=place)
         ids = self._ids(text)
         if not prefix:
@@ -248,26 +250,26 @@ class ChatFormat:
         return text + begun, ids + self._continue(text, ids, begun)
 
     def _begun(self, messages: Sequence[Message], prompt: str, beginning: str, place: str) -> str:
-        """The beginning of an answer as the template writes it behind the rendered prompt, the turn left open."""
+        """The beginning of an answer as the template writes it after the rendered prompt, with the turn left open."""
         if not beginning:
             return ""
-        # With a word behind it, a template that trims answers leaves the end of the beginning alone.
+        # With a word after it, the end of the beginning is safe from templates that trim answers.
         turn = Message("assistant", beginning + _MARK)
         opened = self._render([*messages, turn], place, add_generation_prompt=False).rpartition(_MARK)[0]
         return opened[len(prompt) :] if opened.startswith(prompt) else beginning
 
     def _step_text(self, row: Row, step: str) -> str:
-        """What a next step adds to the turn that its row's prefix has begun."""
+        """What a next step adds to the turn that its row's prefix began."""
         assert row.prefix is not None, "only a row with a prefix holds steps"
         prompt = self.render_prompt(row.messages, place=row.place)
         before, after = (self._begun(row.messages, prompt, text, row.place) for text in (row.prefix, row.prefix + step))
         return after[len(before) :] if after.startswith(before) else step
 
     def _answer_text(self, messages: Sequence[Message], prompt: str, answer: str, ending: _Ending, place: str) -> str:
-        """What stands between the rendered prompt and the end token.
+        """The text between the rendered prompt and the end token.
 
-        Taken from the conversation rendered with the answer, as templates trim it or put a blank before it. Where that
-        does not begin with the prompt (templates that leave out an answer's thinking) it is the answer itself.
+        It is taken from the rendered conversation, because templates trim an answer or put a blank before it. If that
+        does not begin with the prompt (some templates drop an answer's thinking), it is the answer itself.
         """
         whole = self._render([*messages, Message("assistant", answer)], place, add_generation_prompt=False)
         if not whole.startswith(prompt) or not whole[len(prompt) :].endswith(ending.suffix):
@@ -278,7 +280,7 @@ class ChatFormat:
         rendered = self._render([*messages, Message("assistant", _MARK)], place, add_generation_prompt=False)
         _, mark, suffix = rendered.rpartition(_MARK)
         if not mark:
-            raise ModelError(f"{self._called} leaves out what the assistant says; set model.chat_template to another")
+            raise ModelError(f"{self._called} drops what the assistant says", remedy="template-loses-answer")
         found = self._special.search(suffix)
         if not found:
             return _Ending(suffix, "", "", self._eos)
@@ -288,7 +290,7 @@ class ChatFormat:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        # Some tokenizers add runs of blanks as tokens; those end nothing. The longest first: one may begin another.
+        # Some tokenizers add runs of blanks as tokens; these end nothing. Longest first: one may begin another.
         names = {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}
         return re.compile("|".join(re.escape(name) for name in sorted(filter(str.strip, names), key=len, reverse=True)))
 
@@ -299,8 +301,9 @@ class ChatFormat:
     def _render(self, messages: Sequence[Message], place: str, *, add_generation_prompt: bool) -> str:
         if self.template is None:
             raise ModelError(
-                f"the tokenizer {_name(self.tokenizer)} has no chat template; set model.chat_template to one of "
-                f"{', '.join(BUILT_IN_TEMPLATES)}, or to the path of a .jinja file"
+                f"the tokenizer {_name(self.tokenizer)} has no chat template",
+                remedy="no-template",
+                names=", ".join(BUILT_IN_TEMPLATES),
             )
         return render(self.tokenizer, self.template, messages, place, self._called, generation=add_generation_prompt)
 
@@ -319,7 +322,7 @@ class ChatFormat:
 
     def _prompt_ids(self, head: list[int], place: str) -> list[int]:
         if not head:
-            raise DataError(f"{_at(place)}the prompt gives no tokens, its text is empty; write one, or drop the row")
+            raise DataError(f"{_at(place)}the prompt is empty and gives no tokens; write one, or drop the row")
         return head
 
     @cached_property
@@ -327,19 +330,19 @@ class ChatFormat:
         return adds_bos(self.tokenizer)
 
     def _continue(self, before: str, before_ids: list[int], text: str) -> list[int]:
-        """The ids of `text` behind `before`, whose own ids stay what they are alone."""
+        """The ids of `text` after `before`, whose own ids stay as they are."""
         whole = self._ids(before + text)
         if whole[: len(before_ids)] == before_ids:
             return whole[len(before_ids) :]
-        # A token spans the boundary. Encoded by itself, `text` would start with a blank in Llama's tokenizers, so that
-        # it is encoded behind a text it does not merge with.
+        # A token spans the boundary. Encoded alone, `text` would start with a blank in Llama's tokenizers, so it is
+        # encoded after a text it does not merge with.
         for anchor in _ANCHORS:
             head, whole = self._ids(anchor), self._ids(anchor + text)
             if whole[: len(head)] == head:
                 return whole[len(head) :]
         raise ModelError(
-            f"the tokenizer {_name(self.tokenizer)} merges {text[:20]!r} with any text before it, so that it continues "
-            "no prompt; use another tokenizer"
+            f"the tokenizer {_name(self.tokenizer)} merges {text[:20]!r} with any text before it, so it cannot "
+            "continue a prompt; use another tokenizer"
         )
 
 
@@ -348,7 +351,7 @@ def _endings(row: Row) -> tuple[bool, ...]:
 
 
 def _without_end(ids: list[int], end_token_id: int) -> list[int]:
-    """Ids without the end tokens a text itself closes with, so that the one added is the only one there."""
+    """Ids without the text's own final end tokens, so that the one added is the only one."""
     while ids and ids[-1] == end_token_id:
         ids = ids[:-1]
     return ids

@@ -1,4 +1,4 @@
-"""Answers that are compared: labelled texts as pairs, and completions that a comparison could not tell apart."""
+"""Prepares answers for comparison: pairs labelled texts, and drops completions that are the same tokens."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from onebase.records import Example, Row
 
 
 def pair_labelled(rows: Sequence[Row], *, seed: int) -> list[Row]:
-    """Labelled texts as pairs without a prompt: every text of the higher label against one of the lower.
+    """Pairs labelled texts, without a prompt: each text of the higher label with one of the lower.
 
-    Rows that are no labelled texts come back as they are. Each text is used once; the larger side loses its surplus.
+    Other rows are returned as they are. Each text is used once; the larger side loses its surplus.
 
     Raises:
         DataError: all labels are equal.
@@ -23,7 +23,7 @@ def pair_labelled(rows: Sequence[Row], *, seed: int) -> list[Row]:
     labels = sorted({row.grades[0] for row in rows if row.grades})
     if len(labels) != 2:
         raise DataError(
-            f"{rows[0].place}: labelled texts are paired better against worse, which needs two labels; found "
+            f"{rows[0].place}: labelled texts are paired, better with worse, which needs two labels; found "
             f"{', '.join(f'{label:g}' for label in labels)}"
         )
     worse = [row for row in rows if row.grades == (labels[0],)]
@@ -46,14 +46,14 @@ def pair_labelled(rows: Sequence[Row], *, seed: int) -> list[Row]:
 def drop_equal_completions(
     examples: Sequence[Example], *, max_share: float
 ) -> tuple[list[Example], dict[str, list[str]]]:
-    """Of completions of one prompt that are the same tokens, equal as texts or cut to be, keeps the best alone.
+    """Keeps only the best of a prompt's completions that are the same tokens, as texts or because they were cut.
 
-    Compared with each other they teach nothing, and in a list `a > b > a` the two comparisons with `b` contradict each
-    other. An example is left out whose completions are all equal. Returns the others, and the places of what was left
-    out by reason.
+    Comparing them teaches nothing, and in a list `a > b > a` the two comparisons with `b` contradict each other. An
+    example whose completions are all equal is dropped. Returns the others, and the places of what was dropped by
+    reason.
 
     Raises:
-        DataError: if more than `max_share` of the examples would go.
+        DataError: more than `max_share` of the examples would be dropped.
     """
     kept: list[Example] = []
     equal: list[str] = []
@@ -68,9 +68,9 @@ def drop_equal_completions(
         kept.append(example if len(chosen) == count else _with_only(example, chosen))
     if len(equal) > max_share * len(examples):
         raise DataError(
-            f"the answers of {len(equal)} of {len(examples)} rows became the same tokens when they were cut, more than "
-            f"the share {max_share:g} allowed (first {', '.join(equal[:3])}); raise data.max_completion_tokens, lower "
-            "data.max_prompt_tokens, or allow a larger share (data.max_dropped_share)"
+            f"the answers of {len(equal)} of {len(examples)} rows were cut to the same tokens, more than the allowed "
+            f"share of {max_share:g} (first {', '.join(equal[:3])})",
+            remedy="answers-cut-to-equal",
         )
     reasons = {"answers cut to the same tokens": equal, "the tokens of a better answer to the same prompt": repeated}
     return kept, {reason: places for reason, places in reasons.items() if places}

@@ -1,7 +1,7 @@
-"""One object of a data file, taken key by key: each value is checked where it is read, and a message names its place.
+"""Reads one object of a data file key by key: each value is checked as it is read, and messages name its place.
 
-A turn that calls a function counts as an assistant turn, and what the function returned as a user turn; both are noted.
-What would be left out of the text that a model reads, such as a tool's definition, is refused.
+A function call counts as an assistant turn and its result as a user turn; both are noted. Anything that would be lost
+from the text a model reads, such as a tool definition, is refused.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ ROLES = {
 }
 _TOOL_ROLES = ("observation", "tool")
 _UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
-"""Keys of a message whose content no template is given."""
+"""Keys of a message that are not passed to the template."""
 _PROMPT_PARTS = ("options", "choices", "context", "input", "query", "question")
-"""Keys whose text belongs into the prompt beside them."""
+"""Keys whose text should be part of the prompt beside them."""
 _LARGEST = 1e15
-"""Grades above it are no longer told apart as floating-point numbers."""
+"""Larger grades cannot be told apart as floating-point numbers."""
 _LARGEST_MARGIN = 1000.0
 
 PREFIX_KEY = "initial_reason_steps"
-"""As in Math-Step-DPO: the shared correct beginning of the assistant's answer, beside every prompt."""
+"""The correct beginning that all answers continue, as in Math-Step-DPO; may stand beside every prompt."""
 
 _REQUIRED = object()
 
 
 class Fields:
-    """One object of a file and its place; keys that were not taken become columns."""
+    """One object of a file and its place; keys that are not taken become columns."""
 
     def __init__(self, values: Mapping[str, Any], place: str) -> None:
         self.values = values
@@ -47,17 +47,17 @@ class Fields:
         self.taken: set[str] = set()
         self.notes: list[str] = []
 
-    def wrong(self, key: str, value: object, needed: str) -> DataError:
-        return DataError(f"{self.place}: '{key}' is {described(value)}; {needed} is needed")
+    def wrong(self, key: str, value: object, needed: str, *, remedy: str = "") -> DataError:
+        return DataError(f"{self.place}: '{key}' is {described(value)}; expected {needed}", remedy=remedy)
 
     def take(self, key: str, default: Any = _REQUIRED) -> Any:
-        """The value at `key`; a default stands in for a key that is missing or null."""
+        """The value at `key`; a default replaces a missing or null one."""
         self.taken.add(key)
         value = self.values.get(key)
         if default is not _REQUIRED and value is None:
             return default
         if key not in self.values:
-            raise DataError(f"{self.place}: the key '{key}' is missing among {listed(self.values)}; add it")
+            raise DataError(f"{self.place}: the key '{key}' is missing; found {listed(self.values)}")
         return value
 
     def text(self, key: str, default: Any = _REQUIRED) -> str:
@@ -81,8 +81,8 @@ class Fields:
             read.append(self.message(f"{key}[{index}]", turn))
             if _role(turn) in _TOOL_ROLES and (not index or _role(turns[index - 1]) in ("system", "user", "human")):
                 raise DataError(
-                    f"{self.place}: '{key}[{index}]' is what a tool returned, and no assistant turn before it called "
-                    "one; put the call before it, or write it as a user turn"
+                    f"{self.place}: '{key}[{index}]' is a tool's result, but no assistant turn before it called "
+                    "one; add the call before it, or make it a user turn"
                 )
         return tuple(read)
 
@@ -91,7 +91,7 @@ class Fields:
         unread = next((name for name in _UNREAD if isinstance(turn, dict) and turn.get(name)), None)
         if unread is not None:
             raise DataError(
-                f"{self.place}: '{key}.{unread}' would be left out, as only '{names[1]}' is read; write it into "
+                f"{self.place}: '{key}.{unread}' would be lost, as only '{names[1]}' is read; move it into "
                 f"'{names[1]}', or drop the row"
             )
         if not isinstance(turn, dict) or any(name not in turn for name in names):
@@ -100,7 +100,8 @@ class Fields:
         if not isinstance(role, str) or role not in ROLES:
             raise self.wrong(f"{key}.{names[0]}", role, f"one of {', '.join(ROLES)}")
         if turn.get("weight", 1) != 1:
-            raise self.wrong(f"{key}.weight", turn["weight"], "no weight (all answers count alike; see data.train_on)")
+            needed = "no weight (all answers count alike)"
+            raise self.wrong(f"{key}.weight", turn["weight"], needed, remedy="turn-weights")
         if role in (*_TOOL_ROLES, "function_call"):
             self.notes.append(f"'{role}' turns read as {ROLES[role]} turns")
         return Message(ROLES[role], self.checked(f"{key}.{names[1]}", content))
@@ -110,20 +111,20 @@ class Fields:
         return (Message("system", text),) if text else ()
 
     def prompt(self, key: str) -> tuple[Message, ...]:
-        """`system` and a text, or a list of messages that does not end in an answer."""
+        """`system` and a text, or a list of messages that does not end in an assistant turn."""
         value = self.take(key)
         if not isinstance(value, list):
             return *self.system(), Message("user", self.checked(key, value, "a string or a list of messages"))
         messages = self.messages(key)
         if messages[-1].role == "assistant":
             raise DataError(
-                f"{self.place}: '{key}' ends in an assistant turn; leave that turn to the answer, or write it as "
-                f"'{PREFIX_KEY}' where the answers are steps that follow it"
+                f"{self.place}: '{key}' ends in an assistant turn; move that turn to the answer, or to '{PREFIX_KEY}' "
+                "if the answers are steps that follow it"
             )
         return *self.system(), *messages
 
     def answer(self, key: str, prompt: tuple[Message, ...]) -> str:
-        """A text, one message, or a list of messages: one assistant turn, with or without the prompt before it."""
+        """A text, a message, or a list of messages: one assistant turn, optionally after the prompt's own turns."""
         value = self.take(key)
         if isinstance(value, dict):
             turns: tuple[Message, ...] = (self.message(key, value),)
@@ -136,7 +137,7 @@ class Fields:
         if len(turns) != 1 or turns[0].role != "assistant":
             found = ", ".join(turn.role for turn in turns)
             raise DataError(
-                f"{self.place}: '{key}' holds the turns {found}; one assistant turn is needed, alone or behind the "
+                f"{self.place}: '{key}' holds the turns {found}; expected one assistant turn, alone or after the "
                 "prompt's own turns"
             )
         return turns[0].content
@@ -148,12 +149,12 @@ class Fields:
         return value
 
     def endings(self, count: int) -> list[bool]:
-        """`ended`: whether the answer ended, or stops in mid-sentence; a list where the row has a list of answers."""
+        """`ended`: whether an answer is complete or stops mid-sentence; a list if the row has a list of answers."""
         if count == 1 and not isinstance(self.values.get("ended"), list):
             return [self.flag("ended", True)]
         flags = self.take("ended", [True] * count)
         if not isinstance(flags, list) or len(flags) != count or not all(isinstance(flag, bool) for flag in flags):
-            raise self.wrong("ended", flags, f"a list of {count} times true or false, one per answer,")
+            raise self.wrong("ended", flags, f"a list of {count} times true or false, one per answer")
         return flags
 
     def row(self, messages: tuple[Message, ...], answers: Sequence[str] = (), **more: Any) -> Row:
@@ -172,30 +173,30 @@ class Fields:
             value = columns.get(key)
             if value and not (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null")):
                 raise DataError(
-                    f"{self.place}: '{key}' defines tools, which no chat template is given yet; write them into the "
-                    f"system turn and remove '{key}', or drop the row"
+                    f"{self.place}: '{key}' defines tools, which are not passed to the chat template yet; write them "
+                    f"into the system turn and remove '{key}', or drop the row"
                 )
         for key in _PROMPT_PARTS:
             if any(text.strip() not in prompt for text in _texts(columns.get(key))):
                 raise DataError(
-                    f"{self.place}: '{key}' stands beside the prompt and would be left out of it; write it into the "
-                    f"prompt, or rename '{key}' if the model is not to see it"
+                    f"{self.place}: '{key}' is beside the prompt and would not be part of it; move it into the "
+                    f"prompt, or rename '{key}' if the model should not see it"
                 )
 
     def compared(self, messages: tuple[Message, ...], chosen: str, rejected: str) -> Row:
-        """A row of two answers, with its optional `margin` and `tie`."""
+        """A row of two answers, with optional `margin` and `tie`."""
         margin, tie = self.take("margin", None), self.flag("tie", False)
         ended = [self.flag("chosen_ended", True), self.flag("rejected_ended", True)]
         if margin is not None:
             if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin <= _LARGEST_MARGIN:
-                needed = f"a number from 0 to {_LARGEST_MARGIN:g}, how much better 'chosen' is,"
+                needed = f"a number from 0 to {_LARGEST_MARGIN:g}, how much better 'chosen' is"
                 raise self.wrong("margin", margin, needed)
             margin = float(margin)
         grades = (0.0, 0.0) if tie else (1.0, 0.0)
         return self.row(messages, (chosen, rejected), grades=grades, margin=margin, ended=ended)
 
     def check_label(self) -> float | None:
-        """The number of an optional `label`, which stays among the columns."""
+        """The optional `label` as a number; it also stays a column."""
         label = self.values.get("label")
         if label is None:
             return None
@@ -204,12 +205,12 @@ class Fields:
         return float(label)
 
     def last_answer(self, turns: tuple[Message, ...], key: str) -> Row:
-        """A conversation: its last assistant turn is the answer; none where another role has the last word."""
+        """A conversation: if its last turn is the assistant's, that is the answer; otherwise there is none."""
         self.check_label()
         if turns[-1].role != "assistant":
             return self.row((*self.system(), *turns))
         if len(turns) == 1:
-            raise DataError(f"{self.place}: '{key}' holds the answer alone; put the turn it answers before it")
+            raise DataError(f"{self.place}: '{key}' holds only an answer; add the turn that it answers before it")
         return self.row((*self.system(), *turns[:-1]), (turns[-1].content,))
 
 
@@ -223,7 +224,7 @@ def _role(turn: Any) -> Any:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts of a string, a list or an object; of `{"text": [..], "label": [..]}` those of the options alone."""
+    """The texts of a string, list or object; for `{"text": [..], "label": [..]}` only the options."""
     if isinstance(value, dict):
         value = value.get("text", list(value.values()))
     if isinstance(value, list):

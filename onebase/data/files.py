@@ -1,7 +1,7 @@
-"""From a path to its text and its JSON objects, each with its place.
+"""Reads files: from a path to its text and its JSON objects, each with its place.
 
-Read are `.json`, `.jsonl` and `.txt`, each also gzipped as `.gz`, in UTF-8 with or without a byte order mark.
-Nothing here knows what the keys of an object mean: that is `formats`.
+Supported: `.json`, `.jsonl` and `.txt`, optionally gzipped (`.gz`), in UTF-8 with or without a byte order mark.
+What the keys of an object mean is left to `formats`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,22 @@ from onebase.shown import shown
 SUFFIXES = (".json", ".jsonl", ".txt")
 
 _PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n")
-"""A line that is empty or holds blanks only."""
+"""An empty or blank line."""
 
 
 def suffix_of(path: Path) -> str:
-    """`.json`, `.jsonl` or `.txt`, whether or not `.gz` follows; DataError for another one."""
+    """`.json`, `.jsonl` or `.txt`, ignoring `.gz`. Raises DataError for anything else."""
     name = path.name.lower().removesuffix(".gz")
     for suffix in SUFFIXES:
         if name.endswith(suffix):
             return suffix
-    raise DataError(
-        f"{shown(path)}: this kind of file is not read; give one ending in .json, .jsonl or .txt, each may be .gz"
-    )
+    raise DataError(f"{shown(path)}: unsupported file type; use .json, .jsonl or .txt, optionally gzipped (.gz)")
 
 
 def check_file(path: str | Path) -> None:
-    """Raises DataError unless the path is a file of a kind that is read. A pipe or a device is none: reading it may
-    wait for ever."""
-    # os.path and not the methods of Path, which raise for a name too long to be one, or with a zero byte.
+    """Raises DataError unless the path is a regular file of a supported type: reading a pipe or a device may block
+    forever."""
+    # os.path, because the methods of Path raise for a name that is too long or has a zero byte.
     path, name = Path(path), shown(path)
     try:
         if os.path.isdir(path):
@@ -49,25 +47,25 @@ def check_file(path: str | Path) -> None:
         if not os.path.exists(path):
             raise DataError(f"{name} does not exist{_nearest(path)}")
         if not os.path.isfile(path):
-            raise DataError(f"{name} is a pipe, socket or device; write its content to a file and give that")
+            raise DataError(f"{name} is a pipe, socket or device; save its content to a file and use that")
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}; check the disk and the permissions") from None
 
 
 def file_id(path: str | Path) -> tuple[int, int]:
-    """The same number for every name of a file."""
+    """Identifies a file, whatever name it is given by."""
     found = os.stat(path)
     return found.st_dev, found.st_ino
 
 
 def read_text(path: Path) -> str:
-    """The whole file, unpacked and decoded, line ends as `\\n`. Raises DataError where that cannot be done."""
+    """The whole file, decompressed and decoded, with `\\n` line ends. Raises DataError if it cannot be read."""
     check_file(path)
     try:
         packed = path.read_bytes()
         plain = gzip.decompress(packed) if path.name.lower().endswith(".gz") else packed
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is not a whole gzip file ({error}); fetch or pack it again") from None
+        raise DataError(f"{path} is not a complete gzip file ({error}); download or compress it again") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; check the disk and the permissions") from None
     try:
@@ -76,14 +74,14 @@ def read_text(path: Path) -> str:
         byte = f"byte {error.start} is 0x{plain[error.start]:02x}"
         raise DataError(f"{path} is not UTF-8: {byte}; save it as UTF-8") from None
     if not text.strip():
-        raise DataError(f"{path} is empty; give a file that holds at least one row")
+        raise DataError(f"{path} is empty; at least one row is needed")
     return text.replace("\r\n", "\n")
 
 
 def json_lines(path: Path, text: str, limit: int | None) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a `.jsonl` file with their line numbers, which count empty lines too."""
+    """The objects of a `.jsonl` file with their line numbers; empty lines count."""
     objects: list[tuple[int, dict[str, Any]]] = []
-    # Not splitlines: JSON strings may hold U+2028 and other characters it takes for line ends.
+    # Not splitlines: it also splits at U+2028 and other characters that JSON strings may contain.
     for number, line in enumerate(text.split("\n"), start=1):
         if limit is not None and len(objects) == limit:
             break
@@ -93,9 +91,9 @@ def json_lines(path: Path, text: str, limit: int | None) -> list[tuple[int, dict
 
 
 def json_list(path: Path, text: str) -> list[tuple[int, dict[str, Any]]] | dict[str, Any]:
-    """The objects of a `.json` file, numbered from 1: its list, or the one list in its object.
+    """The objects of a `.json` file, numbered from 1: its list, or the only list in its object.
 
-    An object of the SQuAD layout, whose rows lie three levels deep, is returned as it is.
+    A SQuAD file is returned as it is: its rows lie three levels deep.
     """
     whole = parse(text, str(path))
     if isinstance(whole, dict):
@@ -104,19 +102,19 @@ def json_list(path: Path, text: str) -> list[tuple[int, dict[str, Any]]] | dict[
         lists = [key for key, value in whole.items() if isinstance(value, list)]
         if len(lists) != 1:
             raise DataError(
-                f"{path} holds one object with the keys {listed(whole)}, and {len(lists)} of them are lists; "
-                "give a list of objects, or an object with one list"
+                f"{path} holds one object with the keys {listed(whole)}, and {len(lists)} of them hold lists; "
+                "expected a list of objects, or an object with exactly one list"
             )
         whole = whole[lists[0]]
     if not isinstance(whole, list):
-        raise DataError(f"{path} holds {described(whole)}; a list of objects is needed")
+        raise DataError(f"{path} holds {described(whole)}; expected a list of objects")
     if not whole:
-        raise DataError(f"{path} holds an empty list; give a file that holds at least one row")
+        raise DataError(f"{path} holds an empty list; at least one row is needed")
     return [(number, _object(value, f"{path}:{number}")) for number, value in enumerate(whole, start=1)]
 
 
 def paragraphs(text: str) -> list[str]:
-    """The texts of a `.txt` file, which empty lines separate; blanks around each are dropped."""
+    """The texts of a `.txt` file, separated by empty lines and stripped."""
     return [part.strip() for part in _PARAGRAPH_END.split(text) if part.strip()]
 
 
@@ -127,8 +125,8 @@ def _is_squad(whole: dict[str, Any]) -> bool:
 
 def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        hint = "; one JSON list for the whole file belongs in a file named .json" if isinstance(value, list) else ""
-        raise DataError(f"{place}: the row is {described(value)}, an object with keys is needed{hint}")
+        hint = "; a file that is one JSON list has to be named .json" if isinstance(value, list) else ""
+        raise DataError(f"{place}: the row is {described(value)}; expected an object{hint}")
     return value
 
 
@@ -139,4 +137,4 @@ def _nearest(path: Path) -> str:
     near = get_close_matches(path.name, [p.name for p in folder.iterdir()], n=1)
     if near:
         return f"; did you mean {shown(near[0], 80)}?"
-    return f"; check the path (nothing in {folder} has a name like it)"
+    return f"; check the path (nothing in {folder} has a similar name)"

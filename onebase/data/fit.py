@@ -1,4 +1,4 @@
-"""Examples within the model's context: which prompts and answers are cut, and how many."""
+"""Fits examples into the model's context: cuts prompts and answers, and counts what was cut."""
 
 from __future__ import annotations
 
@@ -8,65 +8,65 @@ from typing import Literal
 
 from onebase.data.chat import ChatFormat, TrainOn
 from onebase.errors import DataError, ModelError, PromptTooLongError
-from onebase.records import Example, Row
+from onebase.records import Example, Prompt, Row
 
 Truncation = Literal["left", "drop", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long prompts and completions may be, in tokens, and what is done about longer prompts.
+    """How long prompts and completions may be, in tokens, and what happens to longer prompts.
 
     Raises:
-        ModelError: the context holds no prompt and answer.
+        ModelError: the context is too short for a prompt and an answer.
     """
 
     context: int
-    """Positions of the model: prompt and completion together."""
+    """The model's positions, shared by prompt and completion."""
     max_prompt: int | None = None
     max_completion: int | None = None
     truncate_prompt: Truncation = "left"
-    """`left` leaves out the oldest turns, but not a system turn nor the last user turn, and then the oldest tokens;
-    `drop` leaves out the row; `error` stops."""
+    """`left` cuts the oldest turns, except a system turn and the last user turn, and then the oldest tokens; `drop`
+    drops the row; `error` stops."""
     max_dropped_share: float = 0.05
     tell: Callable[[str], object] = str
-    """Is given a line about what was cut, where anything was."""
+    """Called with a line about what was cut, if anything was."""
 
     def __post_init__(self) -> None:
         if self.context < 2:
             raise ModelError(
-                f"the model's context of {self.context} tokens (max_position_embeddings in its config.json) holds no "
-                "prompt and answer; use another model"
+                f"the model's context of {self.context} tokens (max_position_embeddings in its config.json) has no "
+                "room for a prompt and an answer; use another model"
             )
 
     def prompt_room(self, completion: int) -> tuple[int, str]:
-        """The tokens a prompt may have in front of a completion of `completion` tokens, and why no more.
+        """The longest prompt that fits before a completion of `completion` tokens, and what limits it.
 
-        The prompt gives way to the completion down to half of the context, or nothing would be left of it.
+        At most half of the context is kept free for a long completion, so that something is left of the prompt.
         """
         kept = max(1, min(completion, self.max_completion or self.context, self.context // 2))
-        return self._room(kept, f"{kept} of the model's {self.context} positions are the answer's")
+        return self._room(kept, f"{kept} of the model's {self.context} positions are kept for the answer")
 
     def sampling_room(self, max_new_tokens: int) -> tuple[int, str]:
-        """The same in front of `max_new_tokens` tokens that are sampled. Raises DataError where that leaves none."""
+        """The same before `max_new_tokens` sampled tokens. Raises DataError if no room is left."""
         if self.context - max_new_tokens < 1:
             raise DataError(
-                f"generation.max_new_tokens = {max_new_tokens} leaves no room for a prompt in the model's context of "
-                f"{self.context}; lower it"
+                f"{max_new_tokens} new tokens leave no room for a prompt in the model's context of {self.context}",
+                remedy="no-room-for-prompts",
             )
-        reason = f"generation.max_new_tokens takes {max_new_tokens} of the model's {self.context} positions"
+        reason = f"new tokens take {max_new_tokens} of the model's {self.context} positions"
         return self._room(max_new_tokens, reason)
 
     def _room(self, kept: int, reason: str) -> tuple[int, str]:
         if self.max_prompt is not None and self.max_prompt <= self.context - kept:
-            return self.max_prompt, f"data.max_prompt_tokens is {self.max_prompt}"
-        above = f", so data.max_prompt_tokens = {self.max_prompt} cannot be reached" if self.max_prompt else ""
+            return self.max_prompt, f"prompts are limited to {self.max_prompt} tokens"
+        above = f", which leaves less than the {self.max_prompt} tokens allowed" if self.max_prompt else ""
         return self.context - kept, reason + above
 
 
 @dataclass(slots=True)
 class Cuts:
-    """Where something was cut, by kind."""
+    """The places where something was cut, by kind."""
 
     limits: Limits
     turns: list[str] = field(default_factory=list)
@@ -74,19 +74,19 @@ class Cuts:
     completions: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     reason: str = ""
-    """Why a prompt had no more room, of the last one that was too long."""
+    """What limited the last prompt that was too long."""
 
     def finish(self, rows: int) -> None:
-        """Tells what was cut.
+        """Reports what was cut.
 
         Raises:
-            DataError: more than the allowed share of the rows was left out.
+            DataError: more than the allowed share of the rows was dropped.
         """
         if len(self.dropped) > self.limits.max_dropped_share * rows:
             raise DataError(
-                f"{len(self.dropped)} of {rows} rows have prompts that are too long, more than the share "
-                f"{self.limits.max_dropped_share:g} allowed (first {', '.join(self.dropped[:3])}): {self.reason}; set "
-                "data.truncate_prompt: left, or allow a larger share (data.max_dropped_share)"
+                f"{len(self.dropped)} of {rows} rows have prompts that are too long, more than the allowed share of "
+                f"{self.limits.max_dropped_share:g} (first {', '.join(self.dropped[:3])}): {self.reason}",
+                remedy="prompts-dropped",
             )
         said = [
             f"{len(places)} {what} ({', '.join(places[:3])})"
@@ -104,10 +104,10 @@ class Cuts:
 
 
 def fit_row(row: Row, chat: ChatFormat, cuts: Cuts, *, train_on: TrainOn = "completion") -> Example | None:
-    """The row encoded within the limits; None where it is left out. Completions that are too long lose their end.
+    """Encodes a row within the limits; None if it is dropped. Completions that are too long lose their end.
 
     Raises:
-        PromptTooLongError: the prompt is too long, and `truncate_prompt` is `error`.
+        PromptTooLongError: the prompt is too long and `truncate_prompt` is `error`.
     """
     limits, example = cuts.limits, chat.encode_example(row, train_on=train_on)
     most, reason = limits.prompt_room(max(map(len, example.completions)))
@@ -127,14 +127,12 @@ def fit_row(row: Row, chat: ChatFormat, cuts: Cuts, *, train_on: TrainOn = "comp
     return replace(example, completions=[ids[:room] for ids in example.completions], counted=counted)
 
 
-def fit_prompt(
-    row: Row, chat: ChatFormat, cuts: Cuts, *, most: int, reason: str, opening_tokens: int
-) -> Example | None:
-    """The prompt of a row in at most `most` tokens, without completions; None where it is left out. A plain text gives
+def fit_prompt(row: Row, chat: ChatFormat, cuts: Cuts, *, most: int, reason: str, opening_tokens: int) -> Prompt | None:
+    """Encodes a row's prompt in at most `most` tokens, without completions; None if it is dropped. A plain text gives
     its first `opening_tokens` tokens."""
     if not row.messages:
         text = chat.encode_example(row, add_end=False)
-        return Example(text.tokens(0)[: min(opening_tokens, most)], [], row=row)
+        return Prompt(text.tokens(0)[: min(opening_tokens, most)], row)
     ids: Sequence[int] = chat.encode_prompt(row.messages, prefix=row.prefix, place=row.place)
     if len(ids) > most:
         if not may_cut(row, len(ids), most, reason, cuts):
@@ -148,16 +146,16 @@ def fit_prompt(
             cuts.turns.append(row.place)
             ids = chat.encode_prompt(shorter.messages, prefix=row.prefix, place=row.place)
         ids = last_tokens(ids, most, chat, row, cuts)
-    return Example(ids, [], row=row)
+    return Prompt(ids, row)
 
 
 def may_cut(row: Row, length: int, most: int, reason: str, cuts: Cuts) -> bool:
-    """Whether a prompt that is too long is cut; False where its row is left out. Raises PromptTooLongError."""
+    """Whether a prompt that is too long is cut; False if its row is dropped. Raises PromptTooLongError."""
     cuts.reason = reason
     if cuts.limits.truncate_prompt == "error":
         raise PromptTooLongError(
-            f"{row.place}{': ' if row.place else ''}the prompt has {length} tokens, and {most} fit: {reason}; set "
-            "data.truncate_prompt to left (leaves out the oldest turns) or drop (leaves out the row), or shorten it"
+            f"{row.place}{': ' if row.place else ''}the prompt has {length} tokens, and only {most} fit: {reason}",
+            remedy="prompt-too-long",
         )
     if cuts.limits.truncate_prompt == "drop":
         cuts.dropped.append(row.place)
@@ -166,9 +164,9 @@ def may_cut(row: Row, length: int, most: int, reason: str, cuts: Cuts) -> bool:
 
 
 def without_oldest_turns(row: Row, fits: Callable[[Row], bool]) -> Row:
-    """The row without as many of its oldest turns as it takes to fit, or with the system and last user turns alone.
+    """Drops as many of the oldest turns as it takes to fit, down to the system turn and the last user turn.
 
-    What is left begins with a user turn, behind the system turn.
+    What is left begins with a user turn, after the system turn.
     """
     system = [message for message in row.messages if message.role == "system"]
     turns = [message for message in row.messages if message.role != "system"]
@@ -181,7 +179,7 @@ def without_oldest_turns(row: Row, fits: Callable[[Row], bool]) -> Row:
 
 
 def last_tokens(ids: Sequence[int], most: int, chat: ChatFormat, row: Row, cuts: Cuts) -> Sequence[int]:
-    """The last `most` ids, and the first in front of them where it is the beginning token."""
+    """The last `most` ids; a beginning token stays in front."""
     if len(ids) <= most:
         return ids
     cuts.tokens.append(row.place)
@@ -190,13 +188,13 @@ def last_tokens(ids: Sequence[int], most: int, chat: ChatFormat, row: Row, cuts:
 
 
 def require_counted(examples: Sequence[Example]) -> None:
-    """Raises DataError for an example of which no completion token counts: it would train nothing."""
+    """Raises DataError for an example without a completion token that counts: it would train nothing."""
     for index, example in enumerate(examples):
         if example.counted is not None and not any(any(flags) for flags in example.counted):
             place = example.row.place if example.row else ""
             raise DataError(
-                f"{place or f'example {index}'}: no completion token counts, nothing is learned from this row; allow "
-                "longer completions, or drop the row"
+                f"{place or f'example {index}'}: no completion token counts, so nothing is learned from this row; "
+                "allow longer completions, or drop the row"
             )
 
 

@@ -1,4 +1,4 @@
-"""JSON as one reader reads it and another does too: what the grammar leaves open or Python adds to it is refused."""
+"""Strict JSON: refuses whatever parsers disagree on, and what Python adds to the grammar."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _BLANKS = re.compile(r"[ \t\n\r,]*")
 
 
 def parse(text: str, place: str) -> Any:
-    """The value that a text holds.
+    """Parses a text.
 
     Raises:
-        DataError: invalid JSON, a key that stands twice in one object, NaN or Infinity, a number out of range, half of
-            a surrogate pair, or more nesting than can be read. It names `place`, and the row of a list where it can.
+        DataError: invalid JSON, a key that appears twice in an object, NaN or Infinity, a number out of range, half of
+            a surrogate pair, or nesting too deep to read. The message names `place` and, if it can, the row of a list.
     """
     try:
         value = json.loads(
@@ -31,7 +31,7 @@ def parse(text: str, place: str) -> Any:
         if _HALF_PAIR.search(text):
             _check_surrogates(value, "")
     except json.JSONDecodeError as error:
-        # Within one line of a .jsonl file the line number is part of the place already.
+        # For a line of a .jsonl file, `place` already has the line number.
         where = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
         lines = error.msg == "Extra data"
         hint = "one object per line belongs in a file named .jsonl" if lines else "correct the file there"
@@ -39,18 +39,18 @@ def parse(text: str, place: str) -> Any:
     except _Refused as error:
         raise DataError(f"{place}{_row_of(text)}: {error}") from None
     except RecursionError:
-        raise DataError(f"{place}{_row_of(text)}: JSON nested too deeply; flatten it") from None
+        raise DataError(f"{place}{_row_of(text)}: JSON is nested too deeply; flatten it") from None
     return value
 
 
 def listed(keys: Collection[str], most: int = 20) -> str:
-    """The keys of an object for a message: their names cut, and those beyond `most` counted."""
+    """The keys of an object for a message: long names are cut, and keys beyond the first `most` only counted."""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(shown(key, 40) for key in islice(keys, most)) + more or "(none)"
 
 
 def described(value: object) -> str:
-    """A value in a message: its JSON type, and the value where it is short."""
+    """A value for a message: its JSON type, and the value itself if it is short."""
     if value is None:
         return "null"
     if isinstance(value, list | dict):
@@ -70,24 +70,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         seen: set[str] = set()
         key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _Refused(f"the key '{shown(key, 40)}' stands twice in one object; keep one of the two")
+        raise _Refused(f"the key '{shown(key, 40)}' appears twice in one object; keep one")
     return values
 
 
 def _constant(name: str) -> Any:
-    raise _Refused(f"{name} is no JSON number; write a finite one, or null")
+    raise _Refused(f"{name} is not a JSON number; use a finite number, or null")
 
 
 def _number(digits: str) -> float:
     number = float(digits)
     if number in (float("inf"), float("-inf")):
-        raise _Refused(f"the number {shown(digits, 20)} is out of range; write a finite one")
+        raise _Refused(f"the number {shown(digits, 20)} is out of range; use a finite one")
     return number
 
 
 def _whole_number(digits: str) -> int:
-    if len(digits) > 400:  # no float holds it, and Python refuses to convert the longest
-        raise _Refused(f"the number {shown(digits, 20)} has {len(digits)} digits; write a smaller one, or a string")
+    if len(digits) > 400:  # too large for a float, and Python refuses to convert very long ones
+        raise _Refused(f"the number {shown(digits, 20)} has {len(digits)} digits; use a smaller one, or a string")
     return int(digits)
 
 
@@ -108,7 +108,7 @@ def _check_surrogates(value: Any, key: str) -> None:
 
 
 def _row_of(text: str) -> str:
-    """`:3` where the third entry of a list is the one that is refused; empty where the text is no list."""
+    """`:3` if the third entry of a list is the refused one; empty if the text is not a list."""
     if not text.lstrip().startswith("["):
         return ""
     for number, entry in enumerate(_entries(text), start=1):
@@ -127,7 +127,7 @@ def _row_of(text: str) -> str:
 
 
 def _entries(text: str) -> Iterator[str]:
-    """The texts of the entries of a list."""
+    """The text of each entry of a list."""
     plain = json.JSONDecoder(parse_int=len)
     position = text.index("[") + 1
     while True:

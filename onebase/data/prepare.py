@@ -1,4 +1,4 @@
-"""From files to examples: read, split, leave out what cannot be used, encode, fit to the context."""
+"""From files to examples: read, split, drop what cannot be used, encode, fit to the context."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from onebase.data.chat import ChatFormat, TrainOn
 from onebase.data.fit import Cuts, Limits, fit_prompt, fit_row, require_counted
-from onebase.data.formats import drop_unusable, read_files, split_by_prompt
+from onebase.data.formats import read_files
 from onebase.data.remarks import check_split
+from onebase.data.selection import drop_unusable, split_by_prompt
 from onebase.errors import DataError
-from onebase.records import Example, Row
+from onebase.records import Example, Prompt, Row
 
 
 def read_split(
@@ -22,9 +23,9 @@ def read_split(
     seed: int,
     max_dropped_share: float,
 ) -> tuple[list[Row], list[Row], dict[str, list[str]]]:
-    """Training and held-out rows, and the places of the rows left out by reason.
+    """Training rows, held-out rows, and the places of the dropped rows by reason.
 
-    Where no held-out files are given, a part of the training rows is held out; rows with one prompt stay together.
+    Without held-out files, part of the training rows is held out; rows with the same prompt stay together.
     """
     check_split(train, held_out)
     rows, dropped = drop_unusable(read_files(train, limit=limit), max_share=max_dropped_share)
@@ -40,11 +41,11 @@ def read_split(
 def encode_rows(
     rows: Iterable[Row], chat: ChatFormat, limits: Limits, *, train_on: TrainOn = "completion"
 ) -> list[Example]:
-    """Rows with answers as examples within the limits; what had to be cut or left out is told.
+    """Encodes rows with answers within the limits; reports what was cut or dropped.
 
     Raises:
         PromptTooLongError: a prompt is too long and `truncate_prompt` is `error`.
-        DataError: a row has no answer, or nothing of it counts, or too many were left out.
+        DataError: a row has no answer or no token that counts, or too many rows were dropped.
     """
     cuts, rows = Cuts(limits), list(rows)
     fitted = [fit_row(row, chat, cuts, train_on=train_on) for row in rows]
@@ -52,14 +53,14 @@ def encode_rows(
     examples = [example for example in fitted if example is not None]
     require_counted(examples)
     if not examples:
-        raise DataError("no rows are left to train on; look at data.train, data.limit and data.eval_fraction")
+        raise DataError("no rows are left to train on", remedy="no-rows-left")
     return examples
 
 
 def encode_prompts(
     rows: Iterable[Row], chat: ChatFormat, limits: Limits, *, max_new_tokens: int, opening_tokens: int
-) -> list[Example]:
-    """Prompts to sample from, as examples without completions; what had to be cut or left out is told.
+) -> list[Prompt]:
+    """Encodes prompts to sample from, without completions; reports what was cut or dropped.
 
     A plain text gives its first `opening_tokens` tokens, which the policy continues.
     """
@@ -69,23 +70,18 @@ def encode_prompts(
     cuts.finish(len(rows))
     prompts = [prompt for prompt in fitted if prompt is not None]
     if not prompts:
-        raise DataError("no prompts are left to sample from; look at data.train, data.limit and data.eval_fraction")
+        raise DataError("no prompts are left to sample from", remedy="no-rows-left")
     return prompts
 
 
-def with_completions(prompt: Example, completions: Sequence[Sequence[int]]) -> Example:
-    """The prompt's tree with these completions."""
-    return replace(prompt, completions=list(completions), counted=None, grades=None)
-
-
 def best_answer(row: Row) -> Row:
-    """Of a row that compares answers, the first of the best: what SFT learns from preferences."""
+    """A row that compares answers, reduced to the first of the best ones: what SFT learns from preferences."""
     if row.grades is None or len(row.answers) < 2:
         return row
     return replace(row.only([row.grades.index(max(row.grades))]), grades=None, margin=None)
 
 
 def dropped_line(dropped: dict[str, list[str]]) -> str:
-    """What was left out, in words; empty where nothing was."""
+    """What was dropped, in words; empty if nothing was."""
     parts = [f"{len(places)} with {reason} ({', '.join(places[:3])})" for reason, places in dropped.items()]
     return f"left out: {'; '.join(parts)}" if parts else ""

@@ -1,4 +1,4 @@
-"""What a person should know of the rows that were read: mixed readings, copies, rows on both sides of a split."""
+"""What a person should know about the rows that were read: unusual turns, mixed kinds, duplicates, leaks."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ from onebase.shown import shown
 
 
 def check_split(train: Sequence[str], held_out: Sequence[str]) -> None:
-    """Raises DataError where a file is on both sides: nothing would be held out."""
+    """Raises DataError if a file is on both sides, so that nothing would be held out."""
     for path in (*train, *held_out):
         check_file(path)
     known = {file_id(path): path for path in train}
     for path in held_out:
         if (same := known.get(file_id(path))) is not None:
             raise DataError(
-                f"{shown(path)} is in data.eval, and in data.train as {shown(same)}: what is trained on tells nothing "
-                "about other data; leave data.eval out, and a part of data.train is held out"
+                f"{shown(path)} is evaluation data, and training data as {shown(same)}: what was trained on says "
+                "nothing about new data",
+                remedy="evaluated-on-training-data",
             )
 
 
 def remarks(train: Sequence[Row], held_out: Sequence[Row]) -> list[str]:
-    """Lines about the rows, most often none.
+    """Lines about the rows; usually none.
 
     Raises:
-        DataError: training and held-out rows are the same ones.
+        DataError: the held-out rows are the training rows.
     """
     lines = [f"{shown(note)}: {_places(rows)}" for note, rows in _by_note([*train, *held_out]).items()]
-    orders = {"two assistant turns in a row": _answers_itself, "a system turn behind others": _told_late}
+    orders = {"two assistant turns in a row": _answers_itself, "a system turn after others": _told_late}
     for what, is_so in orders.items():
         if found := [row for row in (*train, *held_out) if is_so(row)]:
             lines.append(f"{what}: {_places(found)}")
     lines += _mixed([*train, *held_out])
     seen: dict[Hashable, Row] = {}
     copies = [row for row in train if seen.setdefault(_key(row), row) is not row and row.messages]
-    if copies:  # plain texts repeat themselves by nature
-        lines.append(f"data.train repeats rows: {_places(copies)}")
+    if copies:  # repeated plain texts are normal
+        lines.append(f"the training data repeats rows: {_places(copies)}")
     both = [row for row in held_out if _key(row) in seen]
     if both and len({_key(row) for row in both}) == len(seen) and len(both) == len(held_out):
         raise DataError(
-            f"the {len(held_out)} rows of data.eval ({both[0].place} and on) are those of data.train: what is trained "
-            "on tells nothing about other data; leave data.eval out, and a part of data.train is held out"
+            f"the {len(held_out)} evaluation rows (from {both[0].place} on) are the training rows: what was trained on "
+            "says nothing about new data",
+            remedy="evaluated-on-training-data",
         )
     if both:
         lines.append(
-            f"warning: held-out rows that are trained on too, so that held-out figures flatter: "
+            f"warning: held-out rows are also trained on, which makes held-out results look too good: "
             f"{_places(both)} of {len(held_out)}"
         )
     return lines
@@ -64,7 +66,7 @@ def _told_late(row: Row) -> bool:
 
 
 def _mixed(rows: Sequence[Row]) -> list[str]:
-    """A line for every file whose rows are not all of one kind."""
+    """A line for each file with rows of several kinds."""
     files: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         files.setdefault(row.place.rpartition(":")[0], {}).setdefault(_kind(row), []).append(row)

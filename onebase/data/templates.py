@@ -1,4 +1,4 @@
-"""Chat templates by name, in the Jinja that tokenizers carry, or from a file."""
+"""Chat templates in Jinja: built in, from a tokenizer or from a file."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LONGEST_ADDED = 1_000_000
-"""Characters a template may write that are not the conversation's own."""
+"""Characters a template may write in addition to the conversation's own."""
 
 BUILT_IN_TEMPLATES = {
-    # Contents joined by newlines, what the assistant says directly behind them: for story openings and base models.
+    # Contents joined by newlines, assistant turns appended without one: for story openings and base models.
     "plain": (
         "{%- for message in messages -%}"
         "{{ ('' if loop.first or message.role == 'assistant' else '\n') + message.content }}"
         "{%- endfor -%}"
     ),
-    # The transcripts of Bai et al. 2022 (hh-rlhf); they have no system turn, which is written in the same manner.
+    # The transcripts of Bai et al. 2022 (hh-rlhf). They have no system turns; these are written the same way.
     "hh": (
         "{%- for message in messages -%}"
         "{{ '\n\n' + {'user': 'Human', 'assistant': 'Assistant', 'system': 'System'}[message.role] + ': ' }}"
@@ -46,30 +46,26 @@ BUILT_IN_TEMPLATES = {
 
 
 def built_in(name: str, *, with_bos: bool) -> str:
-    """The Jinja text of a built-in template, behind the beginning token where the tokenizer puts one before texts."""
+    """The Jinja text of a built-in template, with the beginning token in front if the tokenizer writes one."""
     return ("{{- bos_token -}}" if with_bos else "") + BUILT_IN_TEMPLATES[name]
 
 
 def check_template(text: object, name: str) -> str:
-    """The text, if it is one that can be rendered.
+    """Returns the template's text if it is safe to render.
 
     Raises:
-        ModelError: it is no text, or raises numbers to powers, which no conversation needs and no time limit stops.
+        ModelError: not a text, or it raises numbers to powers, which no template needs and no time limit stops.
     """
     if not isinstance(text, str):
-        raise ModelError(
-            f"the chat template {name} is {shown(repr(text), 40)}, not a text; correct chat_template in "
-            "tokenizer_config.json, or set model.chat_template"
-        )
+        raise ModelError(f"the chat template {name} is {shown(repr(text), 40)}, not a text", remedy="template-not-text")
     try:
         tokens = [token for token in Environment().lex(text) if token[1] != "whitespace"]
     except TemplateError:
-        return text  # said where it is rendered
+        return text  # reported when it is rendered
     for (_, _, before), (line, kind, word) in zip(tokens, tokens[1:], strict=False):
         if kind == "operator" and word == "**" and before not in ("(", ","):
             raise ModelError(
-                f"the chat template {name} raises a number to a power in line {line}; take it out, or set "
-                "model.chat_template to another"
+                f"the chat template {name} raises a number to a power in line {line}", remedy="template-power"
             )
     return text
 
@@ -86,9 +82,9 @@ def render(
     """The conversation as the template writes it; with `generation`, up to where the answer begins.
 
     Raises:
-        DataError: the template refuses the conversation. It starts with `place`.
-        ModelError: the template fails, is not done within a moment, or writes far more than was said; the message
-            names it as `called`.
+        DataError: the template refuses the conversation; the message starts with `place`.
+        ModelError: the template fails, takes too long, or writes far more than the conversation; the message names it
+            as `called`.
     """
     turns = [{"role": message.role, "content": message.content} for message in messages]
     at = f"{place}: " if place else ""
@@ -100,30 +96,24 @@ def render(
             )
     except TemplateSyntaxError as error:
         raise ModelError(
-            f"{called} is not valid Jinja at line {error.lineno}: {shown(error.message, 200)}; correct it, or set "
-            "model.chat_template to another"
+            f"{called} is not valid Jinja at line {error.lineno}: {shown(error.message, 200)}", remedy="template"
         ) from None
     except TemplateError as error:
         raise DataError(
-            f"{at}{called} refuses the turns {roles}: {shown(error, 200)}; correct the row, or set model.chat_template "
-            "to another"
+            f"{at}{called} refuses the turns {roles}: {shown(error, 200)}", remedy="template-refuses-row"
         ) from None
     except Exception as error:
         reason = f"{type(error).__name__}: {shown(error, 200)}" if str(error) else type(error).__name__
         raise ModelError(
-            f"{at}{called} fails on the turns {roles}{_line_of(error)}: {reason}; correct it, or set "
-            "model.chat_template to another"
+            f"{at}{called} fails on the turns {roles}{_line_of(error)}: {reason}", remedy="template"
         ) from None
     if not isinstance(text, str) or len(text) > LONGEST_ADDED + 10 * sum(len(message.content) for message in messages):
-        raise ModelError(
-            f"{at}{called} writes {len(text):,} characters around the turns {roles}; correct it, or set "
-            "model.chat_template to another"
-        )
+        raise ModelError(f"{at}{called} writes {len(text):,} characters around the turns {roles}", remedy="template")
     return text
 
 
 def _line_of(error: BaseException) -> str:
-    """` in line 3`, of the template, where the traceback tells."""
+    """` in line 3` of the template, if the traceback tells."""
     line, trace = 0, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename in ("<template>", "<unknown>"):
@@ -140,13 +130,12 @@ def template_text(template: str) -> str:
     if path.suffix != ".jinja":
         near = get_close_matches(template, BUILT_IN_TEMPLATES, n=1)
         raise ModelError(
-            f"the chat template {template[:60]!r} is not known{f'; did you mean {near[0]}?' if near else ''}; set "
-            f"model.chat_template to one of {', '.join(BUILT_IN_TEMPLATES)}, or to the path of a .jinja file"
+            f"the chat template {template[:60]!r} is not known{f'; did you mean {near[0]}?' if near else ''}",
+            remedy="no-template",
+            names=", ".join(BUILT_IN_TEMPLATES),
         )
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ModelError(
-            f"the chat template {template} cannot be read: {reason}; correct model.chat_template"
-        ) from None
+        raise ModelError(f"the chat template {template} cannot be read: {reason}", remedy="template-unread") from None

@@ -1,1 +1,1 @@
-"""Every stage on a tiny model, with data made from a grammar."""
+"""The demo: every stage on a tiny model, with data from a grammar."""

@@ -1,9 +1,9 @@
-"""The whole way on a laptop: pretraining, SFT, a reward role and PPO; DPO beside it; a table of what came of it.
+"""`onebase demo`: pretraining, SFT, a reward role, DPO and PPO on a laptop, and a table of the results.
 
-A small grammar (`data/grammar.py`) makes all texts, in English and Chinese, and knows the best behaviour: its gold
-score judges the result and is never trained on. Annotators of mixed quality wrote the SFT answers; noisy preferences
-between answers make the reward role; PPO then has to find the behaviour that the preferences only hint at. DPO learns
-from the same preferences directly, from as many of them as PPO samples answers.
+A small grammar (`demo/grammar.py`) generates all texts, in English and Chinese, and knows the best behaviour: its gold
+score judges the result and is never trained on. The SFT answers come from simulated annotators of mixed quality, and
+the reward role learns from noisy preferences; PPO then has to find the behaviour these only hint at. DPO learns from
+the same preferences directly, as many as PPO samples answers.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from onebase.data.fit import Limits
 from onebase.data.formats import read_rows
 from onebase.data.prepare import encode_prompts
 from onebase.demo import grammar
+from onebase.engines.budget import TokenBudget
+from onebase.engines.opening import load_base
 from onebase.errors import ConfigError
 from onebase.evaluation.held_out import HeldOut, evaluate_role
 from onebase.evaluation.tables import figures_table, print_samples, result_console, rise_line
 from onebase.files import write_atomically
-from onebase.models.loading import load_base
 from onebase.models.role_files import load_role
 from onebase.recipes import dpo, ppo, pretrain, reward, sft
 from onebase.records import Row
@@ -35,7 +36,8 @@ from onebase.reporting.plots import plot_stages
 from onebase.rewards.functions import FunctionReward
 from onebase.rewards.learned import RoleReward
 from onebase.runs.progress import say
-from onebase.sampling.local import Sampling, stop_ids
+from onebase.sampling.local import stop_ids
+from onebase.sampling.sampler import Sampling
 from onebase.tools.runs import leave_pictures
 
 TEMPLATE = "hh"
@@ -45,7 +47,7 @@ HELD_OUT_SAMPLES = 4
 
 
 def run(*, output_dir: Path, seed: int) -> Interval:
-    """Runs every stage and prints the table; returns the rise of the gold score from SFT to PPO."""
+    """Runs every stage, prints the table, and returns the rise in gold score from SFT to PPO."""
     folder = free_folder(output_dir)
     say(f"demo: everything goes to {folder}; about five minutes on four cores")
     write_data(folder / "data", seed)
@@ -66,13 +68,13 @@ def run(*, output_dir: Path, seed: int) -> Interval:
 
 
 def report(folder: Path, roles: dict[str, HeldOut], rises: dict[str, Interval]) -> None:
-    """The table, samples, pictures, and where to go from here."""
+    """Prints samples, the table and what to try next; draws the bars."""
     plot_stages({name: role.row() for name, role in roles.items()}, folder / "plots" / "stages.png")
     names, held_out = list(roles), list(roles.values())
     console = result_console()
     print_samples(console, held_out, names)
     console.print(figures_table(held_out, names=names), markup=False)
-    console.print("gold: the grammar's own score, in [0, 1], never trained on. reward: what PPO saw.")
+    console.print("gold: the grammar's own score in [0, 1], never trained on. reward: the score PPO trained on.")
     for name, rise in rises.items():
         console.print(rise_line("gold", rise, "SFT", name))
     console.print(f"run       {folder}")
@@ -87,7 +89,7 @@ def report(folder: Path, roles: dict[str, HeldOut], rises: dict[str, Interval]) 
 
 
 def compare(folder: Path, seed: int) -> dict[str, HeldOut]:
-    """Base, SFT, DPO and PPO on the held-out questions: one base in memory, every role on it."""
+    """Evaluates base, SFT, DPO and PPO on the held-out questions, as roles on one base in memory."""
     base = load_base(str(folder / "pretrain" / "model"), dtype="float32")
     chat = chat_format(base.tokenizer, TEMPLATE)
     base.add_role("base")
@@ -103,13 +105,13 @@ def compare(folder: Path, seed: int) -> dict[str, HeldOut]:
             base,
             chat,
             prompts,
-            RoleReward(base, "reward", token_budget=TOKEN_BUDGET),
+            RoleReward(base, "reward", budget=TokenBudget(TOKEN_BUDGET)),
             role=name,
             reference="SFT",
             sampling=sampling,
             samples_per_prompt=HELD_OUT_SAMPLES,
             seed=seed,
-            token_budget=TOKEN_BUDGET,
+            budget=TokenBudget(TOKEN_BUDGET),
             judges={"gold": FunctionReward("onebase.demo.grammar:gold_reward")},
         )
         for name in ("base", "SFT", "DPO", "PPO")
@@ -117,7 +119,7 @@ def compare(folder: Path, seed: int) -> dict[str, HeldOut]:
 
 
 def make_configs(folder: Path, seed: int) -> dict[str, VerbConfig]:
-    """The configuration of each stage, as a user would write it; they stay in the folder as YAML."""
+    """Returns the configuration of each stage, as a user would write it."""
     base, data = str(folder / "pretrain" / "model"), folder / "data"
     model = {"model_name_or_path": base, "dtype": "float32", "chat_template": TEMPLATE}
     lora = {"r": 16, "alpha": 32}
@@ -162,7 +164,7 @@ def make_configs(folder: Path, seed: int) -> dict[str, VerbConfig]:
                 "model": model,
                 "start_from": str(folder / "sft" / "policy"),
                 "data": {"train": [str(data / "preferences.jsonl")], "limit": 6_400, "eval_fraction": 0.05},
-                # On a model this small DPO needs a firm pull: at beta 0.1 it drifts away and falls below SFT.
+                # A model this small needs a strong beta: at 0.1 DPO drifts away and falls below SFT.
                 "preference": {"beta": 0.5},
                 "optimizer": {"learning_rate": 2e-4, "schedule": "linear"},
                 "batch": {"minibatch": 32, "microbatch_tokens": TOKEN_BUDGET},
@@ -173,7 +175,7 @@ def make_configs(folder: Path, seed: int) -> dict[str, VerbConfig]:
                 "output_dir": str(folder / "ppo"),
                 "seed": seed,
                 "model": model,
-                "policy": str(folder / "sft" / "policy"),
+                "start_from": str(folder / "sft" / "policy"),
                 "reward": {"role": str(folder / "reward" / "reward"), "normalize": "held_out"},
                 "data": {"train": [str(data / "prompts.jsonl")], "eval": [str(data / "held_out.jsonl")]},
                 "generation": {"max_new_tokens": MAX_NEW_TOKENS, "samples_per_prompt": 4},
@@ -195,7 +197,7 @@ def make_configs(folder: Path, seed: int) -> dict[str, VerbConfig]:
 
 
 def write_data(folder: Path, seed: int) -> None:
-    """The files of the demo, in the layouts that any user's files may have."""
+    """Writes the demo's data files, in layouts that any user's files may have."""
     texts = grammar.pretraining_texts(seed=seed, count=100_000)
     _write_rows(folder / "pretrain.jsonl", ({"text": text} for text in texts))
     _write_rows(folder / "sft.jsonl", map(_answered, grammar.sft_rows(seed=seed, count=2_500)))
@@ -206,13 +208,13 @@ def write_data(folder: Path, seed: int) -> None:
 
 
 def free_folder(wanted: Path) -> Path:
-    """The folder wanted, or with a number behind it where that is taken.
+    """Returns the wanted folder, or if it exists the first free name with a number appended.
 
     Raises:
-        ConfigError: it is taken, and has no name to put a number behind: `.`.
+        ConfigError: it exists and has no name to append a number to, such as `.`.
     """
     if wanted.exists() and wanted.name in ("", ".."):
-        raise ConfigError(f"{wanted}: the demo writes to a folder of its own; name one by --output-dir")
+        raise ConfigError(f"{wanted}: the demo needs a folder of its own; name one with --output-dir")
     number = 2
     folder = wanted
     while folder.exists():

@@ -1,8 +1,8 @@
 """A tiny bilingual world in which the best answer to every question is known.
 
-Sixteen animals, four attributes each, in English and simplified Chinese. Every sentence of the world comes from a small
-grammar, so an answer can be parsed and its gold score computed: how well training worked is then measured, not judged.
-All rows and texts depend on their seed alone.
+The world has sixteen animals with four attributes each, in English and simplified Chinese. Every sentence comes from a
+small grammar, so an answer can be parsed and its gold score computed: the result of training is measured, not judged.
+All rows and texts depend on the seed alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One of the 256 questions: a thing and an attribute, asked in one of two phrasings of one language."""
+    """One of the 256 questions: a thing and an attribute in one language and one of its two phrasings."""
 
     text: str
     language: Language
@@ -70,20 +70,20 @@ class _Habits:
 
 
 _ANNOTATOR = _Habits(right=0.7, opening=0.3, rude=0.25, closing=0.3, other_language=0.15, repeated=0.15, evasive=0.05)
-# Compared answers are polite more often, or the best answer would almost never be among them; and more of them say
-# nothing, or the preferences could not tell that an answer is wanted at all.
+# Compared answers are polite more often, or the best answer would hardly ever be among them; and more of them are
+# evasive, or the preferences could not show that an answer is wanted at all.
 _COMPARED = _Habits(right=0.6, opening=0.5, rude=0.2, closing=0.5, other_language=0.15, repeated=0.15, evasive=0.2)
-# What pretraining overhears: mostly true, badly mannered, often beside the point.
+# Pretraining overhears answers that are mostly true, badly mannered and often beside the point.
 _OVERHEARD = _Habits(right=0.9, opening=0.2, rude=0.35, closing=0.2, other_language=0.25, repeated=0.25, evasive=0.25)
 _TEXTBOOK_RIGHT = 0.95
-"""How often pretraining's plain facts are true."""
+"""How often the plain facts in pretraining texts are true."""
 
 PREFERENCE_TEMPERATURE = 0.12
-"""In units of the gold score. Measured: about one pair in ten is then labelled against the gold score."""
+"""In units of the gold score; about one pair in ten is then labelled against it (measured)."""
 
 
 def _split_of(language: Language, thing: str, attribute: str, phrasing: int) -> Split:
-    """Holds out a fifth of the questions, never both phrasings of one: two groups in five lose one of their two."""
+    """Holds out a fifth of the questions, never both phrasings of one: two pairs in five lose one phrasing."""
     digest = hashlib.sha256(f"{language}/{thing}/{attribute}".encode()).digest()
     return "held_out" if digest[0] % 5 < 2 and digest[1] % 2 == phrasing else "train"
 
@@ -107,7 +107,7 @@ def _claim(language: Language, thing: str, attribute: str, value: str, phrasing:
 
 
 def _key(sentence: str) -> str:
-    """A sentence as it is looked up: without its end mark, case and spacing."""
+    """The form in which a sentence is looked up: without end mark, case and extra spaces."""
     return " ".join(sentence.rstrip(".!?。！？").casefold().split())
 
 
@@ -134,7 +134,7 @@ _RUDE_KEYS = tuple(key for key, sentence in _SENTENCES.items() if sentence.kind 
 
 
 def _names_any(text: str, names: Mapping[str, str]) -> bool:
-    """Whether any of the names stands in the text, in either language. Chinese has no word boundaries to ask for."""
+    """Whether the text names any of these, in either language; Chinese has no word boundaries to check."""
     english = set(re.findall(r"[a-z]+", text.casefold()))
     return any(name in english or chinese in text for name, chinese in names.items())
 
@@ -145,7 +145,7 @@ def _without(names: Mapping[str, str], name: str) -> dict[str, str]:
 
 _PIECE = re.compile(r"[^.!?。！？\n]*[.!?。！？]|[^.!?。！？\n]+")
 _LOOP = re.compile(r"(.{2,40}?)\1{2,}", re.DOTALL)
-"""The same piece of text three times without a gap: what a model in a loop writes."""
+"""The same piece of text three times in a row, as a model in a loop writes it."""
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _LATIN = re.compile(r"[A-Za-z]")
 
@@ -153,22 +153,22 @@ _LATIN = re.compile(r"[A-Za-z]")
 def _known_question(question: str) -> Question:
     if question not in QUESTIONS:
         raise DataError(
-            f"the question {question[:80]!r} is not one of the demo world; give one of onebase.demo.grammar.QUESTIONS"
+            f"the question {question[:80]!r} is not one of the demo's; give one of onebase.demo.grammar.QUESTIONS"
         )
     return QUESTIONS[question]
 
 
 def gold_score(question: str, answer: str) -> float:
-    """How good an answer is, in [0, 1]; any text can be scored, and one that says nothing scores 0.
+    """Returns the quality of an answer in [0, 1]; any text can be scored, and one that says nothing scores 0.
 
         0.5 right fact + 0.2 language + 0.1 opening + 0.1 closing + 0.1 tidy - 0.2 rude - 0.2 repeated,  at least 0
 
     right: a sentence gives the right value; no other thing and no wrong value is named, in either language.
-    language: a fact is stated, in the letters of the question's language and no others.
-    opening, closing: the answer starts with a polite opening; it holds a friendly closing.
+    language: a fact is stated, in the script of the question's language and no other.
+    opening, closing: the answer starts with a polite opening; it contains a friendly closing.
     tidy: nothing but (opening) one fact about what was asked (closing), in this order, finished, polite, once.
-    rude, repeated: it holds a rude remark; it holds a second fact about what was asked, a second sentence of the same
-    kind, the same sentence twice, or a piece of text three times in a row.
+    rude, repeated: it contains a rude remark; it contains a second fact about what was asked, a second opening, closing
+    or rude remark, the same sentence twice, or a piece of text three times in a row.
 
     Raises:
         DataError: if the question is not one of `QUESTIONS`.
@@ -206,11 +206,11 @@ def gold_score(question: str, answer: str) -> float:
 
 
 def gold_reward(prompts: list[str], completions: list[str], **columns: Sequence[Any]) -> list[float]:
-    """`gold_score` of each completion, as a reward callable.
+    """Returns the `gold_score` of each completion, as a reward function.
 
     Args:
-        prompts: rendered prompts, each of which contains its question; the longest known one inside counts. Not
-            searched where the column `question` is given.
+        prompts: rendered prompts; each is searched for its longest known question, unless the column `question` is
+            given.
 
     Raises:
         DataError: if a prompt contains no known question.
@@ -223,15 +223,15 @@ def _question_inside(prompt: str) -> str:
     inside = [text for text in QUESTIONS if text in prompt]
     if not inside:
         raise DataError(
-            f"the prompt {prompt[-80:]!r} contains no question of the demo world; use the demo's prompts, or give the "
+            f"the prompt {prompt[-80:]!r} contains no question of the demo; use the demo's prompts, or give the "
             "column 'question'"
         )
-    # Among equally long ones the last, which is what a conversation asked most recently.
+    # Of equally long questions the last one counts, as the one the conversation asked most recently.
     return max(inside, key=lambda text: (len(text), prompt.rfind(text)))
 
 
 def best_answer(question: str) -> str:
-    """An answer whose gold score is 1. Raises DataError if the question is not one of `QUESTIONS`."""
+    """Returns an answer with gold score 1. Raises DataError if the question is not one of `QUESTIONS`."""
     asked = _known_question(question)
     value = FACTS[asked.thing, asked.attribute]
     claim = _claim(asked.language, asked.thing, asked.attribute, value, asked.phrasing)
@@ -243,7 +243,7 @@ def _join(sentences: Sequence[str], language: Language) -> str:
 
 
 def _value(rng: Random, thing: str, attribute: str, right: float) -> str:
-    """The right value with probability `right`, else another one of the attribute."""
+    """Draws the right value with probability `right`, else another value of the attribute."""
     value = FACTS[thing, attribute]
     return value if rng.random() < right else rng.choice(list(_without(VALUES[attribute], value)))
 
@@ -261,15 +261,15 @@ def _answer(rng: Random, asked: Question, habits: _Habits) -> str:
         sentences.append(rng.choice(RUDE_REMARKS[language]))
     if rng.random() < habits.closing:
         sentences.append(rng.choice(CLOSINGS[language]))
-    # Whoever neither answers nor adds anything at least opens politely: an empty answer is no answer to compare.
+    # An answer that would be empty gets a polite opening, as an empty one could not be compared.
     return _join(sentences or [rng.choice(OPENINGS[language])], language)
 
 
 def pretraining_texts(*, seed: int, count: int) -> list[str]:
-    """Short texts of the world, each in one language: facts on one thing, facts of one kind, questions answered.
+    """Returns short texts, each in one language: facts about one thing, facts of one kind, or an answered question.
 
-    Mostly true. Held-out questions are never asked; their facts are stated. Questions and answers stand as in the
-    chat template `hh`, so that the base has seen the shape of a conversation.
+    Most facts are true. Held-out questions are never asked, but their facts are stated. Questions and answers are
+    formatted as in the chat template `hh`, so that the base has seen the shape of a conversation.
     """
     rng = Random(f"pretraining {seed}")
     return [_pretraining_text(rng) for _ in range(count)]
@@ -293,7 +293,7 @@ def _pretraining_text(rng: Random) -> str:
 
 
 def _asked(rng: Random, count: int, split: Split) -> Iterator[tuple[int, Question]]:
-    """`count` questions of a split, in shuffled rounds: none twice before all have been asked once."""
+    """Yields `count` questions of a split in shuffled rounds, each of which asks every question once."""
     questions = [question for question in QUESTIONS.values() if question.split == split]
     order: list[Question] = []
     for index in range(count):
@@ -307,23 +307,23 @@ def _row(index: int, asked: Question, answers: tuple[str, ...] = (), grades: tup
 
 
 def sft_rows(*, seed: int, count: int) -> list[Row]:
-    """Questions of the train split, each answered by an annotator of mixed quality (mean gold score about 0.5)."""
+    """Returns train questions, each answered by an annotator of mixed quality (mean gold score about 0.5)."""
     rng = Random(f"sft {seed}")
     return [_row(index, asked, (_answer(rng, asked, _ANNOTATOR),)) for index, asked in _asked(rng, count, "train")]
 
 
 def prompt_rows(*, seed: int, count: int, split: Split) -> list[Row]:
-    """Questions without answers. The two splits share no question; each (thing, attribute) has one in `train`."""
+    """Returns questions without answers. The splits share none; each (thing, attribute) has one in `train`."""
     rng = Random(f"prompts {split} {seed}")
     return [_row(index, asked) for index, asked in _asked(rng, count, split)]
 
 
 def preference_rows(*, seed: int, count: int, split: Split = "train") -> list[Row]:
-    """Pairs and ranked lists of 4 answers in turn, best first, graded by noisy preferences.
+    """Returns pairs and ranked lists of 4 answers alternately, best first, graded by noisy preferences.
 
     P(a before b) = sigmoid((gold(a) - gold(b)) / PREFERENCE_TEMPERATURE)    (Bradley and Terry 1952; lists: Plackett
-    1975), sampled as the order of gold / temperature + Gumbel noise, with one noise per distinct gold score: answers of
-    equal gold score share a grade. A grade is the number of distinct levels below. Pairs are never ties.
+    1975), sampled as the order of gold / temperature + Gumbel noise, with one draw per distinct gold score, so that
+    answers of equal gold score share a grade. A grade counts the distinct levels below it. Pairs are never ties.
     """
     rng = Random(f"preferences {split} {seed}")
     rows = []
@@ -343,7 +343,7 @@ def _gumbel(rng: Random) -> float:
 
 
 def _compared_answers(rng: Random, asked: Question, *, num_answers: int) -> list[str]:
-    """Distinct answers, not all of the same gold score."""
+    """Draws distinct answers that do not all have the same gold score."""
     while True:
         answers = [_answer(rng, asked, _COMPARED) for _ in range(num_answers)]
         if len(set(answers)) == num_answers and len({gold_score(asked.text, answer) for answer in answers}) > 1:

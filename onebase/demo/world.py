@@ -7,8 +7,8 @@ from typing import Literal
 
 Language = Literal["en", "zh"]
 
-# The values of one attribute, in both languages. No word is part of another, nor of any template or remark below, in
-# its language: that lets `gold_score` look for a wrong value anywhere in an answer. A test holds it.
+# Each attribute's values in both languages. Within a language, no word occurs inside another word, a template or a
+# remark below, so that `gold_score` can look for a wrong value anywhere in an answer; a test checks this.
 VALUES: Mapping[str, Mapping[str, str]] = {
     "eats": {"fish": "鱼", "meat": "肉", "grass": "草", "fruit": "水果", "corn": "玉米", "insects": "虫子"},
     "lives": {"house": "房子", "barn": "谷仓", "forest": "森林", "river": "小河", "field": "田野", "cave": "山洞"},

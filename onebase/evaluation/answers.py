@@ -1,4 +1,4 @@
-"""What a policy answers to a few held-out prompts, to be read before and after training."""
+"""A policy's answers to a few held-out prompts, before and after training."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pathlib import Path
 from onebase.data.chat import ChatFormat
 from onebase.evaluation.held_out import prompt_text
 from onebase.files import write_atomically
-from onebase.models.one_base import OneBase
-from onebase.records import Example
-from onebase.sampling.local import Sampling, generate, stop_ids
+from onebase.models.base import OneBase
+from onebase.records import Example, Prompt
+from onebase.sampling.local import generate, stop_ids
+from onebase.sampling.sampler import Sampling
 
 NUM_PROMPTS = 4
 MAX_NEW_TOKENS = 64
 OPENING_TOKENS = 16
-"""Of a plain text, which has no prompt: the first tokens are continued."""
+"""A plain text has no prompt; the policy continues this many of its first tokens."""
 
 
 def answers(base: OneBase, chat: ChatFormat, held_out: Sequence[Example], *, role: str) -> list[tuple[str, str]]:
-    """The first held-out prompts that leave room for an answer, each with the likeliest one, token by token."""
+    """The first held-out prompts that leave room for an answer, each with its greedy answer."""
     room = min(MAX_NEW_TOKENS, base.context_length // 2)
     asked = {
         tuple(ids): text
@@ -35,7 +36,7 @@ def answers(base: OneBase, chat: ChatFormat, held_out: Sequence[Example], *, rol
 
 
 def _asked(example: Example, chat: ChatFormat) -> tuple[list[int], str]:
-    text = prompt_text(example, chat)
+    text = prompt_text(Prompt(example.prompt_ids, example.row), chat)
     if text.strip() or not example.completions:
         return list(example.prompt_ids), text
     ids = [*example.prompt_ids, *example.completions[0][:OPENING_TOKENS]]
@@ -43,7 +44,7 @@ def _asked(example: Example, chat: ChatFormat) -> tuple[list[int], str]:
 
 
 def write_answers(path: Path, before: Sequence[tuple[str, str]], after: Sequence[tuple[str, str]]) -> None:
-    """A JSON line per prompt, as the report shows them; no file where there is none."""
+    """Writes a JSON line per prompt, for the report; without prompts, no file."""
     lines = [
         json.dumps({"prompt": prompt, "before": {"completion": old}, "after": {"completion": new}}, ensure_ascii=False)
         for (prompt, old), (_, new) in zip(before, after, strict=True)

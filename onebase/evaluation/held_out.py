@@ -1,52 +1,50 @@
-"""A role on held-out prompts: what it says, how it scores, how far it went from the reference."""
+"""Evaluates a role on held-out prompts: what it says, how it scores, how far it moved from the reference."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from onebase.data.chat import ChatFormat
-from onebase.models.forward import logprobs_and_entropy, token_logprobs
-from onebase.models.one_base import OneBase
-from onebase.models.passes import per_example
-from onebase.records import Example, RewardSource
+from onebase.engines.budget import TokenBudget
+from onebase.models.base import OneBase
+from onebase.records import Prompt, RewardSource
 from onebase.reporting.intervals import Interval, bootstrap_mean, paired_bootstrap
-from onebase.rollouts.collect import score_request, trees
-from onebase.sampling.local import Sampling, generate, sample_seeds
+from onebase.rollouts.collect import Roles, collect
+from onebase.sampling.local import LocalSampler
+from onebase.sampling.sampler import Sampling
+from onebase.seeds import sample_seeds
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """One number per prompt, averaged over its samples, so that prompts are independent of each other."""
+    """A role's results, one number per prompt, averaged over its samples so that the numbers are independent."""
 
     role: str
     prompts: list[str]
     completions: list[str]
-    """The first sample of each prompt."""
+    """Each prompt's first sample."""
     scores: list[float]
     first_scores: list[float]
     """The score of each prompt's first sample."""
     kl: list[float]
-    """Nats per completion, k1 against the reference."""
+    """KL to the reference (k1), nats per completion."""
     entropy: list[float]
     """Nats per token."""
     length: list[float]
     """Tokens."""
     judged: dict[str, list[float]]
-    """The mean score per prompt by each other judge."""
+    """Each other judge's mean score per prompt."""
     ended: float
     """Share of completions that ended by themselves."""
 
     def row(self) -> dict[str, Interval]:
-        """The figures of a table's row, each with its interval."""
+        """The role's row of a table: each mean with its interval."""
         columns = {**self.judged, "score": self.scores, "kl": self.kl, "entropy": self.entropy, "length": self.length}
         return {name: bootstrap_mean(values) for name, values in columns.items()}
 
     def metrics(self) -> dict[str, float]:
-        """As they are logged; `_error` is half the width of a mean's 95 % interval."""
+        """The means as they are logged; `_error` is half the width of a mean's 95 % interval."""
         row = self.row()
         means = {f"eval/{name}": row[name].mean for name in ("score", *self.judged, "kl")}
         errors = {f"eval/{name}_error": (row[name].high - row[name].low) / 2 for name in ("score", *self.judged)}
@@ -56,70 +54,59 @@ class HeldOut:
 def evaluate_role(
     base: OneBase,
     chat: ChatFormat,
-    prompts: Sequence[Example],
-    reward_source: RewardSource,
+    prompts: Sequence[Prompt],
+    reward: RewardSource,
     *,
     role: str,
     reference: str,
     sampling: Sampling,
     samples_per_prompt: int,
     seed: int,
-    token_budget: int,
+    budget: TokenBudget,
     judges: Mapping[str, RewardSource] | None = None,
 ) -> HeldOut:
-    """Samples as `role` with fixed seeds: two roles, or two moments of one, are compared on the same random numbers.
+    """Samples as `role` with fixed seeds, so that two roles, or one at two times, are compared on equal random numbers.
 
     Args:
-        judges: other sources that score the same completions, for what the reward source may be missing.
+        judges: other sources that score the same completions, to show what the reward source may miss.
     """
-    seeds = sample_seeds(seed, num_prompts=len(prompts), samples_per_prompt=samples_per_prompt, stream="held-out")
-    samples = generate(
+    rollout = collect(
         base,
-        [prompt.prompt_ids for prompt in prompts],
-        role=role,
+        chat,
+        prompts,
+        sampler=LocalSampler(base, role),
         sampling=sampling,
-        seeds=seeds,
+        seeds=sample_seeds(seed, num_prompts=len(prompts), samples_per_prompt=samples_per_prompt, stream="held-out"),
         samples_per_prompt=samples_per_prompt,
+        budget=budget,
+        reward=reward,
+        roles=Roles(policy=role, reference=reference),
     )
-    examples = trees(prompts, samples)
-    request = score_request(chat, examples)
-    scores = reward_source.score(request).view(len(prompts), samples_per_prompt)
-    judged = {name: judge.score(request).view(len(prompts), -1).mean(1) for name, judge in (judges or {}).items()}
-    temperature = sampling.temperature or 1.0  # as `draw` has it: 0 takes the most probable token
-    entropies: list[Tensor] = per_example(
-        base,
-        examples,
-        lambda batch: torch.stack(logprobs_and_entropy(base, batch, role=role, temperature=temperature), -1).flatten(),
-        token_budget=token_budget,
-        numbers_per_token=2,
-    )
-    references = per_example(
-        base,
-        examples,
-        lambda batch: token_logprobs(base, batch, role=reference, temperature=temperature),
-        token_budget=token_budget,
-    )
-    pairs = [part.view(-1, 2) for part in entropies]
+    scores, measured, request = rollout.scores, rollout.measured, rollout.request
+    assert scores is not None and measured is not None and measured.reference_logprobs is not None
+    per_prompt = scores.total.view(len(prompts), samples_per_prompt)
+    judged = {name: judge.score(request).total.view(len(prompts), -1) for name, judge in (judges or {}).items()}
+    both = zip(measured.logprobs, measured.reference_logprobs, strict=True)
     return HeldOut(
         role=role,
         prompts=[prompt_text(prompt, chat) for prompt in prompts],
         completions=list(request.completions[::samples_per_prompt]),
-        scores=scores.mean(1).tolist(),
-        first_scores=scores[:, 0].tolist(),
-        kl=[float((own[:, 0] - ref).sum()) / samples_per_prompt for own, ref in zip(pairs, references, strict=True)],
-        entropy=[float(own[:, 1].mean()) for own in pairs],
-        length=[sum(map(len, e.completions)) / samples_per_prompt for e in examples],
-        judged={name: per_prompt.tolist() for name, per_prompt in judged.items()},
-        ended=sum(sample.ended for sample in samples) / len(samples),
+        scores=per_prompt.mean(1).tolist(),
+        first_scores=per_prompt[:, 0].tolist(),
+        kl=[float((own - ref).sum()) / samples_per_prompt for own, ref in both],
+        entropy=[float(own.mean()) for own in measured.entropy],
+        length=[sum(map(len, e.completions)) / samples_per_prompt for e in rollout.examples],
+        judged={name: found.mean(1).tolist() for name, found in judged.items()},
+        ended=sum(sample.ended for sample in rollout.samples) / len(rollout.samples),
     )
 
 
-def prompt_text(prompt: Example, chat: ChatFormat) -> str:
-    """What was asked last; of plain text, its opening."""
+def prompt_text(prompt: Prompt, chat: ChatFormat) -> str:
+    """The last message; for plain text, its opening."""
     row = prompt.row
-    return row.messages[-1].content if row is not None and row.messages else chat.decode(prompt.prompt_ids)
+    return row.messages[-1].content if row is not None and row.messages else chat.decode(prompt.ids)
 
 
 def improvement(before: HeldOut, after: HeldOut) -> Interval:
-    """The paired interval of the score's rise, prompt by prompt."""
+    """The rise of the score, with its interval paired by prompt."""
     return paired_bootstrap(before.scores, after.scores)

@@ -1,4 +1,4 @@
-"""The table and the samples a run ends with."""
+"""The table and the samples that a run prints at its end."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ NUM_SAMPLES = 5
 
 
 def print_comparison(roles: Sequence[HeldOut], *, names: Sequence[str]) -> None:
-    """Prints a row per role with 95 % intervals, the paired rise from the first to the last, and samples."""
+    """Prints a row per role with 95 % intervals, the paired difference of last and first, and samples."""
     console = result_console()
-    console.print(figures_table(roles, names=names), markup=False)  # [nan, nan] is no style
+    console.print(figures_table(roles, names=names), markup=False)  # [nan, nan] is not a style
     console.print(rise_line("score", improvement(roles[0], roles[-1]), names[0], names[-1]), markup=False)
     print_samples(console, roles, names)
 
 
 def result_console() -> Console:
-    """Stdout; where that is no terminal, wide enough for the tables. Stderr, where someone closed stdout."""
+    """A console on stdout, wide enough for the tables if that is no terminal; on stderr if stdout is closed."""
     closed = sys.stdout.closed
     return Console(
         file=sys.stderr if closed else sys.stdout,
@@ -41,7 +41,7 @@ def result_console() -> Console:
 
 
 def figures_table(roles: Sequence[HeldOut], *, names: Sequence[str]) -> Table:
-    """A row per role: its means over the held-out prompts, with their intervals."""
+    """A row per role: means over the held-out prompts, with their intervals."""
     table = Table(title=f"{len(roles[0].scores)} held-out prompts, means with 95 % intervals", title_justify="left")
     figures = [role.row() for role in roles]
     table.add_column("")
@@ -56,12 +56,12 @@ def figures_table(roles: Sequence[HeldOut], *, names: Sequence[str]) -> Table:
 
 def rise_line(what: str, rise: Interval, before: str, after: str) -> str:
     """The paired difference in words."""
-    verdict = "above 0" if rise.low > 0 else "below 0" if rise.high < 0 else "0 is inside"
-    return f"{what}, {after} less {before} on the same prompts: {rise} (95 %, paired bootstrap: {verdict})"
+    verdict = "above 0" if rise.low > 0 else "below 0" if rise.high < 0 else "includes 0"
+    return f"{what}, {after} minus {before} on the same prompts: {rise} (95 %, paired bootstrap: {verdict})"
 
 
 def print_samples(console: Console, roles: Sequence[HeldOut], names: Sequence[str]) -> None:
-    """The same prompts answered by each role, with the score under each answer."""
+    """Prints the first prompts with each role's answer, and its score below."""
     table = Table(title="samples: the first held-out prompts", title_justify="left", show_lines=True)
     table.add_column("prompt", overflow="fold", ratio=2)
     for name in names:
@@ -74,7 +74,7 @@ def print_samples(console: Console, roles: Sequence[HeldOut], names: Sequence[st
 
 
 def write_samples(path: Path, roles: Sequence[HeldOut]) -> None:
-    """A JSON line per held-out prompt: the prompt, and each role's first completion with its score."""
+    """Writes a JSON line per held-out prompt: the prompt, and each role's first completion with its score."""
     lines = []
     for i, prompt in enumerate(roles[0].prompts):
         answers = {r.role: {"completion": r.completions[i], "score": r.first_scores[i]} for r in roles}

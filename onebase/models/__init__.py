@@ -1,1 +1,1 @@
-"""The frozen base, its roles, the forward passes over trees, and decoding."""
+"""The frozen base, its roles and their adapters: in memory and on disk."""

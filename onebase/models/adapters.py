@@ -1,12 +1,11 @@
-"""Which of a model's layers get LoRA adapters, in PEFT's configuration."""
+"""Chooses which of a model's layers get LoRA adapters, as PEFT configurations."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
@@ -28,9 +27,9 @@ def lora_config(
     """A LoRA configuration for this model.
 
     Args:
-        dropout: off by default. With it on, the shared prompt of a tree is dropped once for all its completions.
-        target_modules: names of linear layers, or `all-linear`: all but the output layer, and of a model that also
-            sees pictures or hears only those that read text.
+        dropout: off by default. With it on, a tree's shared prompt gets one dropout mask for all its completions.
+        target_modules: names of linear layers, or `all-linear`: all except the output layer and, in a model that also
+            takes images or sound, those that do not read text.
         layers: `all`, `upper-half`, `upper-quarter`, a range such as `8-15`, or a list of indices from 0.
 
     Raises:
@@ -44,14 +43,15 @@ def lora_config(
         targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
         if not targets:
             raise ModelError(
-                "lora.target_modules is empty, so that no layer would get an adapter; set it to all-linear, or to some "
-                f"of {', '.join(sorted(suffixes))}"
+                "no linear layer is named, so none would get an adapter",
+                remedy="no-target-modules",
+                names=", ".join(sorted(suffixes)),
             )
         unknown = [name for name in targets if name not in suffixes]
         if unknown:
             raise ModelError(
-                f"lora.target_modules: no linear layer is named {shown(unknown[0], 60)!r}; here: "
-                f"{', '.join(sorted(suffixes))}"
+                f"no linear layer is named {shown(unknown[0], 60)!r}; here: {', '.join(sorted(suffixes))}",
+                remedy="unknown-target-module",
             )
     num_layers = int(model.config.get_text_config().num_hidden_layers)
     chosen = _layer_indices(layers, num_layers)
@@ -68,7 +68,7 @@ def lora_config(
 
 
 def without_adapter(model: PreTrainedModel) -> str:
-    """Which layers `all-linear` cannot adapt, in words; empty where it adapts all."""
+    """Which layers `all-linear` cannot adapt, in words; empty if it adapts all."""
     fused = {
         type(module).__name__
         for module in model.modules()
@@ -78,16 +78,16 @@ def without_adapter(model: PreTrainedModel) -> str:
     if not fused:
         return ""
     return (
-        f"lora.target_modules: all-linear leaves out {', '.join(sorted(fused))}, which hold the weights of all experts "
-        "in one tensor: the experts get no adapter and stay as they are"
+        f"{', '.join(sorted(fused))} hold the weights of all experts in one tensor: the experts get no adapter and "
+        "stay as they are"
     )
 
 
-def plain_lora(config: Any) -> bool:
-    """Whether an adapter is W x + s B A x and no more: no dropout, no variant of LoRA."""
+def plain_lora(config: PeftConfig, *, trains: bool) -> bool:
+    """Whether an adapter computes only W x + s B A x: no variant of LoRA, no dropout in training."""
     return (
         isinstance(config, LoraConfig)
-        and not config.lora_dropout
+        and not (trains and config.lora_dropout)
         and not config.use_dora
         and not config.lora_bias
         and not config.fan_in_fan_out
@@ -95,7 +95,7 @@ def plain_lora(config: Any) -> bool:
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The base's linear layers that read text by name, adapted or not, without the output layer."""
+    """The base's linear layers that read text, by name: adapted or not, without the output layer."""
     output, outside = model.get_output_embeddings(), _outside_text(model)
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
@@ -108,7 +108,7 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def _outside_text(model: PreTrainedModel) -> str | None:
-    """A pattern for the names of modules that text never reaches (a vision tower); None where there are none."""
+    """A pattern for the names of modules that text never reaches (a vision tower); None if there are none."""
     if model.config.get_text_config() is model.config:
         return None
     decoder = model.get_decoder()
@@ -129,15 +129,20 @@ def _layer_indices(layers: str | Sequence[int], num_layers: int) -> list[int]:
         last = last or first
         if not (first.isdigit() and last.isdigit()):
             raise ModelError(
-                f"lora.layers: {layers!r} is not all, upper-half, upper-quarter, a range such as 8-15, or a list"
+                f"the layers {layers!r} are not all, upper-half, upper-quarter, a range such as 8-15, or a list",
+                remedy="unknown-layers",
             )
         if int(last) >= num_layers:
-            raise ModelError(f"lora.layers: {shown(layers, 60)} reaches outside the model's layers, 0-{num_layers - 1}")
+            raise _outside(layers, num_layers)
         chosen = list(range(int(first), int(last) + 1))
     else:
         chosen = sorted(set(layers))
     if not chosen or min(chosen) < 0 or max(chosen) >= num_layers:
-        raise ModelError(
-            f"lora.layers: {shown(repr(layers), 60)} reaches outside the model's layers, 0-{num_layers - 1}"
-        )
+        raise _outside(repr(layers), num_layers)
     return chosen
+
+
+def _outside(layers: str, num_layers: int) -> ModelError:
+    return ModelError(
+        f"the layers {shown(layers, 60)} reach outside the model's, 0-{num_layers - 1}", remedy="unknown-layers"
+    )

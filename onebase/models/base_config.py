@@ -1,4 +1,4 @@
-"""A base's configuration, checked before weights are loaded: is it a causal language model, how long is its context."""
+"""Checks a base's configuration before loading its weights: is it a causal language model, how long is its context."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ _OTHER_TASK = re.compile(
 )
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 _SHORTEST_CONTEXT = 2
-"""A token to read, and one to predict."""
+"""One token to read and one to predict."""
 UNLIMITED = 2**31
-"""The context of a model whose configuration names none."""
+"""The context length if the configuration names none."""
 
 
 def read_base_config(name_or_path: str) -> PreTrainedConfig:
-    """The configuration of a causal language model that can be a base.
+    """Reads the configuration of a causal language model that can be a base.
 
     Raises:
-        ModelError: no such model, not a causal language model, quantised in a way that cannot be trained on, in need of
-            Python code of its own, or with sizes that cannot be.
+        ModelError: the model does not exist, is not a causal language model, is quantised in a way that cannot be
+            trained on, needs its own Python code, or has impossible sizes.
     """
     check_model_name(name_or_path)
     config = read_config(name_or_path)
-    problem = _why_no_base(config) or _impossible_number(config.get_text_config())
-    if problem:
+    _require_base(config, shown(name_or_path))
+    if problem := _impossible_number(config.get_text_config()):
         raise ModelError(f"{shown(name_or_path)}: {problem}")
     return config
 
 
 def read_config(name_or_path: str) -> PreTrainedConfig:
-    """The configuration of any model. Its folder's own Python code is never run.
+    """Reads any model's configuration. Python code in its folder is never run.
 
     Raises:
-        ModelError: none could be read.
+        ModelError: no configuration could be read.
     """
     try:
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except Exception as error:  # huggingface_hub's checks of single entries have classes of their own
+    except Exception as error:  # huggingface_hub's checks raise their own error classes
         raise cannot_load(name_or_path, "model", error) from error
 
 
 def cannot_load(name_or_path: str, what: str, error: Exception) -> ModelError:
-    """The error of a folder that transformers refuses."""
+    """The error for a folder that transformers refuses."""
     reason = shown(" ".join(str(error).split()), 300) or type(error).__name__
     if "trust_remote_code" in reason or "custom code" in reason:
         reason = (
@@ -68,36 +68,36 @@ def cannot_load(name_or_path: str, what: str, error: Exception) -> ModelError:
 
 
 def empty_model(config: PreTrainedConfig, name_or_path: str) -> PreTrainedModel:
-    """The model with shapes and without weights.
+    """Builds the model with shapes but without weights.
 
     Raises:
-        ModelError: transformers cannot make one of this configuration.
+        ModelError: transformers cannot build one from this configuration.
     """
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # every architecture has checks of its own, or none
+    except Exception as error:  # each architecture has its own checks, or none
         raise cannot_load(name_or_path, "model", error) from error
 
 
 def context_length(config: PreTrainedConfig) -> int:
-    """Positions that a base can read at once.
+    """Positions a base can read at once.
 
-    Where the rotary angles of all tokens depend on the longest row of a batch (longrope, dynamic NTK), only as many as
-    have the angles of a short row: what else is in a batch would change the result beyond them.
+    If all tokens' rotary angles depend on the batch's longest row (longrope, dynamic NTK), only positions with a short
+    row's angles count: beyond them, the rest of the batch would change the result.
     """
     text = config.get_text_config()
     full = _full_context(text)
     kinds = _rotary_kinds(text)
     if "longrope" in kinds:
-        originals = [part.get("original_max_position_embeddings") for part in _rotary_parts(text)]
+        originals = [each.get("original_max_position_embeddings") for each in _rotary_parts(text)]
         short = [int(value) for value in (*originals, getattr(text, "original_max_position_embeddings", None)) if value]
         return min([full, *short])
     return full
 
 
 def context_note(config: PreTrainedConfig) -> str:
-    """Why the context is shorter than the configuration says; empty where it is not."""
+    """Why the context is shorter than the configuration says; empty if it is not."""
     usable, full = context_length(config), _full_context(config.get_text_config())
     if usable == full:
         return ""
@@ -116,46 +116,51 @@ def _full_context(text: PreTrainedConfig) -> int:
 
 
 def _rotary_parts(text: PreTrainedConfig) -> list[dict[str, Any]]:
-    """The rotary parameters, of each kind of layer where they differ."""
+    """The rotary parameters, one entry per kind of layer if they differ."""
     found = getattr(text, "rope_parameters", None) or {}
-    parts = [part for part in found.values() if isinstance(part, dict) and "rope_type" in part]
-    return parts or [found]
+    by_kind = [each for each in found.values() if isinstance(each, dict) and "rope_type" in each]
+    return by_kind or [found]
 
 
 def _rotary_kinds(text: PreTrainedConfig) -> set[str]:
-    return {str(part.get("rope_type", "default")) for part in _rotary_parts(text)}
+    return {str(each.get("rope_type", "default")) for each in _rotary_parts(text)}
 
 
-def _why_no_base(config: PreTrainedConfig) -> str:
-    """Why this cannot be a base, if it cannot."""
+def _require_base(config: PreTrainedConfig, name: str) -> None:
+    """Raises ModelError for a model that cannot be a base."""
     kind = shown(config.model_type, 60)
     if getattr(config, "is_encoder_decoder", False):
-        return f"this is an encoder-decoder model ({kind}); a causal language model is needed"
+        raise ModelError(f"{name}: this is an encoder-decoder model ({kind}); a causal language model is needed")
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
-        return f"this is an encoder ({kind}), which sees the tokens to be predicted; a causal language model is needed"
+        raise ModelError(
+            f"{name}: this is an encoder ({kind}), which sees the tokens to be predicted; a causal language model is "
+            "needed"
+        )
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return f"transformers has no causal language model of the kind {kind}"
-    other = next((name for name in config.architectures or [] if _OTHER_TASK.search(name)), None)
+        raise ModelError(f"{name}: transformers has no causal language model of the kind {kind}")
+    other = next((architecture for architecture in config.architectures or [] if _OTHER_TASK.search(architecture)), "")
     if other:
-        hint = "; as a reward it goes to reward.model in ppo" if "SequenceClassification" in other else ""
-        return f"this is a {shown(other, 80)}; a causal language model is needed{hint}"
+        raise ModelError(
+            f"{name}: this is a {shown(other, 80)}; a causal language model is needed",
+            remedy="classifier-not-base" if "SequenceClassification" in other else "",
+        )
     method = (getattr(config, "quantization_config", None) or {}).get("quant_method", "bitsandbytes")
     if method != "bitsandbytes":
-        return (
-            f"its weights are stored quantised as {shown(method, 40)}, which adapters cannot be trained on here; take "
-            "the model it was made from, with model.quantization: nf4 where memory is short"
+        raise ModelError(
+            f"{name}: its weights are stored quantised as {shown(method, 40)}, which adapters cannot be trained on "
+            "here",
+            remedy="stored-quantised",
         )
-    return ""
 
 
 def _impossible_number(text: PreTrainedConfig) -> str:
-    """The first number in a configuration that no model can have."""
+    """The first number in a configuration that no model can have, in words; empty if there is none."""
     for name, value in text.to_dict().items():
         if isinstance(value, float) and not math.isfinite(value):
             return f"config.json says {shown(name, 60)} = {value}; a finite number is needed"
     for name in _SIZES:
         value = getattr(text, name, None)
-        if value is None or isinstance(value, list | tuple | dict):  # one for each layer
+        if value is None or isinstance(value, list | tuple | dict):  # one value per layer
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             return f"config.json says {name} = {shown(repr(value), 40)}; a whole number of at least 1 is needed"

@@ -1,4 +1,4 @@
-"""A reward role trained in full, as the sequence classifier of transformers that it then is."""
+"""Saves a reward role trained in full as the transformers sequence classifier it has become."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from onebase.errors import ModelError
 from onebase.files import atomic_folder
-from onebase.models.one_base import OneBase
+from onebase.models.base import OneBase
 from onebase.shown import shown
 
 
 def harmless_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """A token to pad with that ends no text, None where the tokenizer has none.
+    """A padding token that ends no text; None if the tokenizer has none.
 
-    transformers' classifiers score the last token that is not padding: with the end token as padding they would read
-    the one before it.
+    transformers' classifiers score the last token that is not padding; with the end token as padding they would score
+    the token before it.
     """
     ids = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
     return next((i for i in ids if i is not None and i != tokenizer.eos_token_id), None)
 
 
 def check_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Finds out before training whether `save_classifier` will work.
+    """Checks before training that `save_classifier` will work.
 
     Raises:
         ModelError: transformers has no sequence classifier with a `score` layer for this architecture, or the tokenizer
-            nothing but its end token to pad with.
+            can pad only with its end token.
     """
     if harmless_padding(tokenizer) is None:
         raise ModelError(
             f"{shown(tokenizer.name_or_path)}: the tokenizer has only the end token to pad with; a classifier would "
-            "take the end of every answer for padding: give it a pad_token, or train an adapter: lora.r >= 1"
+            "take the end of every answer for padding",
+            remedy="no-padding-token",
         )
     try:
         with torch.device("meta"):
@@ -45,23 +46,24 @@ def check_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     if not found:
         raise ModelError(
             f"{type(model).__name__}: transformers has no sequence classifier of this kind to save a reward model "
-            "trained in full as; train an adapter: lora.r >= 1"
+            "trained in full as",
+            remedy="train-an-adapter",
         )
 
 
 def save_classifier(base: OneBase, name: str, folder: str | Path) -> None:
-    """Writes the base with the role's head as a transformers sequence classifier with one label.
+    """Writes the base and the role's head as a transformers sequence classifier with one label.
 
-    For a reward role trained in full: it is a model of its own then, and no role on the base it came from.
+    For a reward role trained in full, which is a full model and no longer a role on the base it came from.
 
     Raises:
         ModelError: transformers has no sequence classifier for this architecture.
     """
-    head = base.roles[name].head
+    head = base.scalar_role(name).head
     assert head is not None, f"role '{name}' has no scalar head"
     config = copy.deepcopy(base.model.config)
     config.num_labels = 1
-    # The classifier finds the last token of a row as the last that is not padding.
+    # The classifier takes the last token that is not padding for the end of a row.
     check_classifier(base.model, base.tokenizer)
     tokenizer = copy.deepcopy(base.tokenizer)
     tokenizer.pad_token_id = config.pad_token_id = harmless_padding(tokenizer)

@@ -1,4 +1,4 @@
-"""What identifies a base and its tokenizer: roles made on another one are refused."""
+"""Fingerprints that identify a base and its tokenizer, so that roles made on another one are refused."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 SAMPLED_VECTORS, SAMPLED_NUMBERS = 32, 4096
-"""Of a tensor: vectors along its last axis, spread over all of it, and the numbers taken from them together."""
+"""Per tensor: how many vectors along its last axis, spread over all of it, and how many numbers from them in total."""
 
 Read = Callable[[tuple[slice, ...]], Tensor]
 
 
 def base_fingerprint(name_or_path: str) -> str:
-    """Identifies the base's weights as stored: the same for every dtype, device and quantisation it is loaded in.
+    """Identifies the base's weights as stored, whatever dtype, device and quantisation they are loaded in.
 
-    Read from the weight files: names, shapes, and a sample spread over each tensor, not all bytes, so that an 8 B model
+    Hashes names, shapes and a sample spread over each tensor in the weight files rather than all bytes, so an 8 B model
     takes a second. Sharding does not matter.
     """
     files = _weight_files(name_or_path)
@@ -38,8 +38,8 @@ def base_fingerprint(name_or_path: str) -> str:
             continue
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():
-                part = handle.get_slice(name)
-                entries[name] = _entry(name, part.get_shape(), partial(_read_stored, handle, name, part))
+                stored = handle.get_slice(name)
+                entries[name] = _entry(name, stored.get_shape(), partial(_read_stored, handle, name, stored))
     return _digest(entries)
 
 
@@ -48,7 +48,7 @@ def _read_stored(handle: Any, name: str, part: Any, place: tuple[slice, ...]) ->
 
 
 def tensors_fingerprint(tensors: dict[str, Tensor]) -> str:
-    """As `base_fingerprint`, of tensors in memory."""
+    """Like `base_fingerprint`, for tensors in memory."""
     return _digest(_entries(tensors))
 
 
@@ -56,7 +56,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Identifies the mapping from text to ids."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    # How text is split and normalised is not in the vocabulary: a text that most differences would show in.
+    # The vocabulary does not say how text is split and normalised; this text shows most differences.
     text = "Don't\u00a0ZÜRICH, naïve ＡＢ 12345  \n\tfoo_bar(x) 东京 🙂"
     probe = tokenizer(text, add_special_tokens=False)["input_ids"]
     return hashlib.sha256(json.dumps([vocabulary, special, probe]).encode()).hexdigest()[:16]
@@ -67,14 +67,14 @@ def _entries(tensors: dict[str, Tensor]) -> dict[str, bytes]:
 
 
 def _entry(name: str, shape: list[int], read: Read) -> bytes:
-    """A tensor's name, shape and sample."""
+    """A tensor's name, shape and sample, as bytes."""
     sample = read(()) if math.prod(shape) <= SAMPLED_NUMBERS else torch.cat(_sampled(shape, read))
     numbers = sample.detach().reshape(-1).float().cpu().contiguous().numpy()
     return f"{name}{shape}".encode() + numbers.tobytes()
 
 
 def _sampled(shape: list[int], read: Read) -> list[Tensor]:
-    """Numbers of some vectors along the last axis, the first and the last vector among them, of each other columns."""
+    """Numbers from some vectors along the last axis, including the first and last, each from different columns."""
     *rows, width = shape
     count = min(math.prod(rows), SAMPLED_VECTORS)
     taken = min(width, SAMPLED_NUMBERS // count)
@@ -99,7 +99,7 @@ def _digest(entries: dict[str, bytes]) -> str:
 
 
 def _weight_files(name_or_path: str) -> list[Path]:
-    """The files transformers reads the weights from: safetensors where there are any, else `pytorch_model*.bin`."""
+    """The files transformers reads the weights from: safetensors if there are any, else `pytorch_model*.bin`."""
     folder = Path(name_or_path)
     if folder.is_dir():
         return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))

@@ -1,8 +1,9 @@
-"""What the machine has, and how it is best used."""
+"""What the machine offers, and how to use it well."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on the device; on CPU, within the limit of the container too."""
+    """Bytes free on the device; on CPU, also within the container's limit."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
@@ -20,7 +21,7 @@ def free_memory(device: torch.device) -> int:
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
         statistics = Path("/sys/fs/cgroup/memory.stat")
-        # Files read a while ago count as used, and are given up when memory is wanted.
+        # Files read a while ago count as used, but the system drops them when memory is needed.
         lines = statistics.read_text().splitlines() if statistics.is_file() else []
         reclaimable = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         free = min(free, int(text) - int(used.read_text()) + reclaimable)
@@ -28,17 +29,17 @@ def free_memory(device: torch.device) -> int:
 
 
 def usual_size(count: int) -> int:
-    """The next of the sizes that batches are padded to: 8 in each power of two, multiples of 16 at least.
+    """The next larger size that batches are padded to: 8 per power of two, at least multiples of 16.
 
-    The matrix products of a CPU (oneDNN) are compiled for every new shape, which takes several times as long as running
-    them: shapes that come again cost less than the padding, 6 % on average.
+    CPU matrix products (oneDNN) are compiled for every new shape, which takes several times as long as running them:
+    repeating shapes saves more than the padding costs, 6 % on average.
     """
     step = max(16, 1 << max(0, count.bit_length() - 4))
     return -(-count // step) * step
 
 
 def is_mapped_from_file(tensor: Tensor) -> bool:
-    """Whether a tensor's memory is pages of a file; where the system does not say, it may be."""
+    """Whether a tensor's memory is mapped from a file; True where the system does not say."""
     maps = Path("/proc/self/maps")
     if tensor.device.type != "cpu":
         return False
@@ -53,10 +54,10 @@ def is_mapped_from_file(tensor: Tensor) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep freed memory for the next tensors, where it is glibc; elsewhere nothing.
+    """Makes glibc keep freed memory for the next tensors; does nothing with another C library.
 
-    It gives large blocks back to the system at once, which takes and clears them page by page when the next tensor asks
-    for as much: between two optimizer steps the same gigabyte went back and forth. The peak is the same.
+    By default glibc returns large blocks to the system at once, which hands and clears them page by page for the next
+    tensor: the same gigabyte went back and forth between two optimizer steps. The peak is the same.
     """
     mmap_threshold, trim_threshold, most = -3, -1, 2**31 - 1
     if sys.platform == "linux":
@@ -66,3 +67,11 @@ def keep_freed_memory() -> None:
             c_library.mallopt(trim_threshold, most)
         except (OSError, AttributeError):  # another C library
             return
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of this process in MiB: on the GPU if there is one, else in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

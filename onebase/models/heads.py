@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class ScalarHead(nn.Module):
-    """`hidden [..., H] -> [...]` float32: a linear map without bias, as `score` of transformers' sequence classifiers.
+    """`hidden [..., H] -> [...]` float32: a linear map without bias, like `score` in transformers' classifiers.
 
-    Starts at zero: the first scores, values and their gradients into the trunk are then zero rather than noise.
+    Starts at zero, so that the first scores, values and their gradients into the trunk are zero rather than noise.
     """
 
     def __init__(self, hidden_size: int) -> None:

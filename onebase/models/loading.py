@@ -1,4 +1,4 @@
-"""From a folder or a hub name to a `OneBase`: weights, tokenizer, dtype, quantisation, layout."""
+"""Loads a model and its tokenizer from a folder or hub name: weights, dtype, quantisation, device."""
 
 from __future__ import annotations
 
@@ -16,91 +16,29 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from onebase import processes
 from onebase.errors import MissingExtraError, ModelError
-from onebase.models.base_config import cannot_load, context_note, empty_model, read_base_config
-from onebase.models.exactness import Exactness, detect_layout, find_decoder
-from onebase.models.fingerprints import base_fingerprint, tensors_fingerprint
-from onebase.models.hardware import keep_freed_memory
-from onebase.models.one_base import OneBase
+from onebase.models.base_config import cannot_load, empty_model, read_base_config
+from onebase.processes import ALONE, Group
 from onebase.shown import shown
 
 _LEFT_OUT = re.compile(r"inv_freq$|masked_bias$|attn\.bias$|(^|\.)(vision|visual|audio|multi_modal|mtp)")
-"""Stored tensors that no causal language model reads: tables of older versions, parts for pictures and for sound."""
+"""Stored tensors that no causal language model reads: tables from older versions, modules for images and sound."""
 
 
-def load_base(
-    model_name_or_path: str,
-    *,
-    dtype: str = "auto",
-    quantization: str = "none",
-    device: str = "auto",
-    layout: str = "auto",
-) -> OneBase:
-    """Loads a causal language model and its tokenizer as a frozen base.
-
-    Args:
-        dtype: `auto` (see `hardware_dtype`), `float32` or `bfloat16`.
-        quantization: `none`, or `nf4`: linear layers in 4 bits (QLoRA, Dettmers et al. 2023), computing in `dtype`.
-        layout: `auto` checks once on a tiny random tree whether trees are exact for this model.
+def choose_device(name: str, group: Group = ALONE) -> torch.device:
+    """The device by this name; `auto`: the first GPU, or each process's own if several share a machine, else the CPU.
 
     Raises:
-        ModelError: no such model or not a causal one, no tokenizer, ids beyond the embedding, or weights that are
-            missing, left over or not finite.
-        MissingExtraError: nf4 without bitsandbytes.
-    """
-    chosen_device = choose_device(device)
-    if chosen_device.type == "cpu":
-        keep_freed_memory()
-    chosen_dtype = hardware_dtype(chosen_device) if dtype == "auto" else getattr(torch, dtype)
-    model = _load_model(model_name_or_path, chosen_dtype, quantization, chosen_device)
-    tokenizer = load_tokenizer(model_name_or_path)
-    check_finite(model, model_name_or_path)
-    fingerprint = base_fingerprint(model_name_or_path)
-    return wrap_model(model, tokenizer, layout=layout, name_or_path=model_name_or_path, fingerprint=fingerprint)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto`: the first GPU, of several processes each its own; else the CPU.
-
-    Raises:
-        ModelError: no such device on this machine.
+        ModelError: this machine has no such device.
     """
     try:
-        found = processes.local_device() or ("cuda" if torch.cuda.is_available() else "cpu")
+        found = group.local_device() or ("cuda" if torch.cuda.is_available() else "cpu")
         device = torch.device(found if name == "auto" else name)
         torch.ones(1, device=device).item()  # a device without memory (meta) holds no number
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = shown(error, 80)
-        raise ModelError(f"model.device: {shown(name)!r} is not available here: {reason}; try auto or cpu") from error
+        raise ModelError(f"the device {shown(name)!r} is not available here: {reason}", remedy="no-device") from error
     return device
-
-
-def wrap_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    layout: str = "auto",
-    name_or_path: str = "",
-    fingerprint: str | None = None,
-) -> OneBase:
-    """A `OneBase` around a model that is in memory already."""
-    check_tokenizer(tokenizer, model, name_or_path)
-    model.eval()
-    if fingerprint is None:
-        fingerprint = tensors_fingerprint(dict(model.state_dict()))
-    found = detect_layout(model) if layout == "auto" else Exactness(layout)
-    decoder = find_decoder(model, found.tolerance) if found.layout == "tree" else None
-    notes = [note for note in (_cost_of(found), context_note(model.config)) if note]
-    return OneBase(
-        model,
-        tokenizer,
-        fingerprint=fingerprint,
-        layout=found.layout,
-        name_or_path=name_or_path,
-        decoder=decoder,
-        notes=notes,
-    )
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name_or_path: str) -> None:
@@ -124,7 +62,7 @@ def check_finite(model: PreTrainedModel, name_or_path: str) -> None:
     for name, weight in model.named_parameters():
         scales = getattr(getattr(weight, "quant_state", None), "absmax", None)  # of 4-bit weights, block by block
         numbers = weight if weight.is_floating_point() else scales
-        # The sum of all shows it in one pass and without a copy; it may overflow where no weight does.
+        # The sum shows NaN and infinity in one pass without a copy; it may also overflow where every weight is finite.
         if numbers is None or bool(numbers.detach().sum(dtype=torch.float32).isfinite()):
             continue
         count = int((~numbers.detach().isfinite()).sum())
@@ -133,16 +71,6 @@ def check_finite(model: PreTrainedModel, name_or_path: str) -> None:
                 f"{shown(name_or_path)}: {count} numbers of the weight '{shown(name, 100)}' are NaN or infinite; the "
                 "model was damaged in training or in storing. Use another copy of it"
             )
-
-
-def _cost_of(found: Exactness) -> str:
-    """Why prompts are computed more than once, if they are."""
-    if not found.reason:
-        return ""
-    return (
-        f"layout separate: {found.reason}; prompts are computed once per completion, and tokens are sampled much more "
-        "slowly"
-    )
 
 
 def hardware_dtype(device: torch.device) -> torch.dtype:
@@ -163,10 +91,10 @@ def hardware_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model.
+    """Loads the tokenizer stored beside a model.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no tokenizer, or it cannot be loaded.
     """
     try:
         return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
@@ -174,7 +102,13 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         raise cannot_load(name_or_path, "tokenizer", error) from error
 
 
-def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.device) -> PreTrainedModel:
+def load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.device) -> PreTrainedModel:
+    """Loads the model onto its device.
+
+    Raises:
+        ModelError: the model does not exist, or weights are missing or left over.
+        MissingExtraError: nf4 without bitsandbytes.
+    """
     read_base_config(name)
     config = None
     require_quantization(quantization)
@@ -185,18 +119,18 @@ def _load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.
     if config is None:
         model = model.to(device)
     for module in model.modules():
-        # On processors with AVX-512 BF16, bitsandbytes repacks a layer at its first forward without gradients, for a
-        # kernel that has no backward: from then on the gradients through the base would silently be missing.
+        # On processors with AVX-512 BF16, bitsandbytes repacks a layer in its first forward pass without gradients, for
+        # a kernel without a backward pass: from then on gradients through the base would silently be missing.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
 
 
 def stored_shapes(name: str) -> PreTrainedModel:
-    """The model without weights; where it is a folder, after a look at which weights are stored there.
+    """Builds the model without weights; for a folder, also checks which weights are stored there.
 
     Raises:
-        ModelError: no such model, or one that cannot be a base; stored weights are missing, left over or of another
+        ModelError: the model does not exist or cannot be a base; stored weights are missing, left over or of another
             shape, or their files are damaged.
     """
     config = read_base_config(name)
@@ -216,10 +150,10 @@ def _from_folder(name: str, **arguments: Any) -> PreTrainedModel:
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # safetensors, the configuration's checks and the hub have classes of their own
+    except Exception as error:  # safetensors, the configuration's checks and the hub each raise their own classes
         raise cannot_load(name, "model", error) from error
     model, report = loaded
-    # transformers would start these from random numbers.
+    # transformers would fill these with random numbers.
     absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if absent:
         raise ModelError(

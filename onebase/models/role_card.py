@@ -1,4 +1,4 @@
-"""What a role's `role.json` says of it, read and checked without torch: a wrong folder is answered at once."""
+"""Reads and checks a role's `role.json` without torch, so that a wrong folder is answered at once."""
 
 from __future__ import annotations
 
@@ -33,33 +33,35 @@ class RoleCard(BaseModel):
     base_fingerprint: str
     tokenizer_fingerprint: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the base when the role was trained: loaded in another one its scores differ in the third digit."""
+    """The base's dtype when the role was trained; in another one its scores differ in the third digit."""
     quantization: Literal["none", "nf4"] = "none"
     chat_template: str | None = None
-    """The template as configured, its text beside this in `chat_template.jinja`; None: the tokenizer's own."""
+    """The template as configured, its text beside this file in `chat_template.jinja`; None: the tokenizer's own."""
     chat_template_fingerprint: str = ""
     pooling: Literal["last", "mean"] = "last"
     score_mean: float | None = None
     score_std: Annotated[float, Field(gt=0)] | None = None
-    """Of the held-out scores; null where none were measured."""
+    """Standard deviation of the held-out scores; null if none were measured."""
 
 
 def read_card(folder: str | Path) -> RoleCard:
     """Reads a role's `role.json`.
 
     Raises:
-        ModelError: no such folder, no role in it, or entries that cannot be.
+        ModelError: the folder does not exist or holds no role, or an entry is invalid.
     """
     folder = Path(folder)
     path = folder / CARD_FILE
     if not folder.is_dir():
         raise ModelError(f"{shown(folder)}: no such folder; a role is the folder `policy` or `reward` inside a run")
+    if not path.is_file() and is_model(folder):
+        raise ModelError(f"{shown(folder)}: this folder is a full model, not a role", remedy="model-not-role")
     if not path.is_file():
-        raise ModelError(f"{shown(folder)}: {_what_it_is(folder)}")
+        raise ModelError(f"{shown(folder)}: no role.json; {_nearest_role(folder)}")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
         if not isinstance(entries, dict):
-            raise ValueError("an object that describes a role is needed")
+            raise ValueError("expected a JSON object that describes a role")
         return RoleCard(**entries)
     except ValidationError as error:
         reason = _first_problem(error)
@@ -71,11 +73,11 @@ def read_card(folder: str | Path) -> RoleCard:
 
 
 def check_role_folder(folder: str | Path, kinds: Sequence[str]) -> RoleCard:
-    """Reads a role's card; the folder must be complete and the role of one of these kinds. Needs no torch.
+    """Reads a role's card and checks that its folder is complete and its kind one of these. Needs no torch.
 
     Raises:
         ModelError: as `read_card`, or the adapter is missing.
-        RoleMismatchError: a role of another kind.
+        RoleMismatchError: the role is of another kind.
     """
     card = read_card(folder)
     if card.kind not in kinds:
@@ -89,22 +91,22 @@ def check_role_folder(folder: str | Path, kinds: Sequence[str]) -> RoleCard:
 
 
 def is_model(folder: str | Path) -> bool:
-    """Whether a folder holds a model of its own: a base, or what full-parameter training left."""
+    """Whether a folder holds a full model: a base, or the result of full-parameter training."""
     return (Path(folder) / "config.json").is_file()
 
 
 def check_model_name(name: str, *, key: str = "model.model_name_or_path") -> None:
-    """Refuses what can neither be a folder with a model nor a hub name that can be had. Needs no torch.
+    """Checks that this is a folder with a model, or a hub name that can be fetched. Needs no torch.
 
     Raises:
-        ModelError: no such folder, or one without a config.json; a hub name that is not in the cache while the hub
-            cannot be reached, which huggingface_hub itself would try for minutes.
+        ModelError: the folder does not exist or has no config.json; or the hub name is not in the cache and the hub
+            cannot be reached, which huggingface_hub itself would retry for minutes.
     """
     folder = Path(name)
     if folder.is_dir():
         if not is_model(folder):
             role = folder / CARD_FILE
-            hint = "this is a role, and a model is needed here" if role.is_file() else "is this the folder of a model?"
+            hint = "this is a role, and a model is needed here" if role.is_file() else "is this a model's folder?"
             raise ModelError(f"{shown(name)}: no model could be loaded: it has no config.json; {hint}")
     elif name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name.split("/")[0]).is_dir():
         raise ModelError(f"{shown(name)}: no such folder; {key} takes a folder or a hub name")
@@ -130,16 +132,9 @@ def _check_hub(name: str, key: str) -> None:
         ) from error
 
 
-def _what_it_is(folder: Path) -> str:
-    """What a folder without a role.json may be instead."""
-    if is_model(folder):
-        return (
-            "this is a model of its own and no role; give it as model.model_name_or_path, or a classifier as "
-            "reward.model"
-        )
+def _nearest_role(folder: Path) -> str:
     inside = sorted(child.name for child in folder.iterdir() if (child / CARD_FILE).is_file())
-    hint = f"did you mean {shown(folder / inside[0])}?" if inside else "it is not a role saved by onebase"
-    return f"no role.json; {hint}"
+    return f"did you mean {shown(folder / inside[0])}?" if inside else "it is not a role saved by onebase"
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -154,5 +149,5 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"'{twice}' stands there twice")
+        raise ValueError(f"'{twice}' appears twice")
     return entries

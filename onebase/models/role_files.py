@@ -1,7 +1,7 @@
-"""Roles on disk: the PEFT folder other tools read, and `role.json` that says what it belongs to.
+"""Roles on disk: a PEFT folder that other tools read, with a `role.json` that says what it belongs to.
 
     policy/   adapter_config.json  adapter_model.safetensors  role.json, and the tokenizer with its chat template
-    reward/   the same, as SEQ_CLS with its `score` head inside: plain transformers and PEFT score alike
+    reward/   the same, as SEQ_CLS with its `score` head inside: plain transformers with PEFT gives the same scores
 
 A role made on another base, with another tokenizer, or a scalar role without its head is refused.
 """
@@ -11,9 +11,10 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -22,9 +23,10 @@ from transformers.utils import logging as transformers_logging
 from onebase.data.chat import ChatFormat
 from onebase.errors import ModelError, RoleMismatchError
 from onebase.files import atomic_folder
+from onebase.models.base import OneBase
 from onebase.models.fingerprints import tokenizer_fingerprint
-from onebase.models.one_base import OneBase, Role
 from onebase.models.role_card import ADAPTER_FILE, CARD_FILE, SCALAR_KINDS, Kind, RoleCard, check_role_folder
+from onebase.models.roles import Moments, Role, ScalarRole
 from onebase.shown import shown
 
 SCORE_KEY = "base_model.model.score.weight"
@@ -38,19 +40,23 @@ def save_role(
     kind: Kind,
     chat: ChatFormat | None = None,
 ) -> RoleCard:
-    """Writes a role, whole or not at all, with the tokenizer and chat template that it was trained with.
+    """Writes a role, whole or not at all, with the tokenizer and chat template it was trained with.
 
-    A critic that is only a head on the policy's trunk is saved with a copy of that adapter, so that its folder stands
-    alone.
+    A critic that is only a head on the policy's trunk is saved with a copy of the policy's adapter, so that its folder
+    is complete.
     """
     role = base.roles[name]
-    config = LoraConfig(**{**base.lora_config(name).to_dict(), "inference_mode": True})
+    adapter = base.adapter_config(name)
+    if adapter is None:
+        raise ModelError(f"role '{name}' is the base itself and has no adapter to save")
+    config: Any = copy.copy(adapter)
+    config.inference_mode = True
     if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)  # else their order in the file is another in each process
+        config.target_modules = sorted(config.target_modules)  # a set's order in the file would differ per process
     weights = base.adapter_weights(name)
-    if role.head is not None:
+    if isinstance(role, ScalarRole):
         weights[SCORE_KEY] = role.head.weight.detach().to("cpu", torch.float32, copy=True)
-        # A classifier scores the last token: a role that takes the mean over tokens is not one, and does not say so.
+        # A classifier scores the last token, so a role that averages over tokens must not claim to be one.
         config.task_type = "SEQ_CLS" if role.pooling == "last" else "FEATURE_EXTRACTION"
         config.modules_to_save = ["score"] if role.pooling == "last" else None
     local = Path(base.name_or_path)
@@ -65,9 +71,7 @@ def save_role(
             "quantization": "nf4" if getattr(base.model, "is_quantized", False) else "none",
             "chat_template": chat.name if chat else None,
             "chat_template_fingerprint": chat.fingerprint if chat else "",
-            "pooling": role.pooling,
-            "score_mean": role.score_mean,
-            "score_std": role.score_std or None,  # equal scores have no scale
+            **(_scoring(role) if isinstance(role, ScalarRole) else {}),
         }
     )
     with atomic_folder(Path(folder)) as temporary:
@@ -78,10 +82,17 @@ def save_role(
     return card
 
 
-def save_base(base: OneBase, folder: str | Path, *, chat: ChatFormat | None = None) -> None:
-    """Writes the base and its tokenizer as a transformers folder: what full-parameter training leaves.
+def _scoring(role: ScalarRole) -> dict[str, Any]:
+    """The card's entries for a scalar role; if all scores are equal there is no scale, and no deviation is saved."""
+    moments = role.moments
+    measured = {"score_mean": moments.mean, "score_std": moments.std or None} if moments.measured else {}
+    return {"pooling": role.pooling, **measured}
 
-    The template it was trained with becomes the tokenizer's own.
+
+def save_base(base: OneBase, folder: str | Path, *, chat: ChatFormat | None = None) -> None:
+    """Writes the base and its tokenizer as a transformers folder, after full-parameter training.
+
+    The chat template it was trained with becomes the tokenizer's own.
     """
     transformers_logging.disable_progress_bar()
     with atomic_folder(Path(folder)) as temporary:
@@ -93,9 +104,9 @@ def save_base(base: OneBase, folder: str | Path, *, chat: ChatFormat | None = No
 
 
 def standalone_tokenizer(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | None) -> PreTrainedTokenizerBase:
-    """A copy of the tokenizer with which `apply_chat_template` alone gives the prompts of training.
+    """A copy of the tokenizer whose `apply_chat_template` alone reproduces the prompts of training.
 
-    Its chat template is the one in use, and its end token is the one that answers end in.
+    It has the chat template in use, and the end token that answers end in.
     """
     tokenizer = copy.deepcopy(tokenizer)
     if chat is None or chat.template is None:
@@ -106,10 +117,10 @@ def standalone_tokenizer(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | 
 
 
 def load_role(base: OneBase, name: str, folder: str | Path, *, kinds: tuple[str, ...], trains: bool = False) -> Role:
-    """Puts a saved role on this base under `name`; a policy becomes a role without head.
+    """Puts a saved role on this base under `name`; a policy gets no scalar head.
 
     Raises:
-        ModelError: the folder is not complete, or its adapter cannot be used.
+        ModelError: the folder is incomplete, or its adapter cannot be used.
         RoleMismatchError: the role is of another kind, was made on another base or with another tokenizer, or lacks
             its head.
     """
@@ -127,18 +138,20 @@ def load_role(base: OneBase, name: str, folder: str | Path, *, kinds: tuple[str,
             f"{folder}: its head has shape {tuple(score.shape)}, this base needs {(1, base.hidden_size)}"
         )
     try:
-        role = base.add_role(name, lora=config, weights=weights, head=score is not None, trains=trains)
+        role = base.add_role(name, adapter=config, weights=weights, head=score is not None, trains=trains)
     except ModelError as error:
-        raise ModelError(f"{shown(folder)}: {error}") from error
-    role.pooling, role.score_mean, role.score_std = card.pooling, card.score_mean, card.score_std
-    if score is not None and role.head is not None:
+        raise ModelError(f"{shown(folder)}: {error}", remedy=error.remedy, **error.facts) from error
+    if isinstance(role, ScalarRole) and score is not None:
+        role.pooling = card.pooling
+        if card.score_mean is not None and card.score_std is not None:
+            role.moments = Moments(card.score_mean, card.score_std, measured=True)
         with torch.no_grad():
             role.head.weight.copy_(score)
     return role
 
 
 def check_base(base: OneBase, card: RoleCard, folder: str | Path) -> None:
-    """Raises RoleMismatchError unless the role was made on this base, with this tokenizer."""
+    """Raises RoleMismatchError unless the role was made on this base and with this tokenizer."""
     if card.base_fingerprint != base.fingerprint:
         raise RoleMismatchError(
             f"{folder}: made on another base: {card.base} (fingerprint {card.base_fingerprint}), while this is "
@@ -152,17 +165,32 @@ def check_base(base: OneBase, card: RoleCard, folder: str | Path) -> None:
         )
 
 
-def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """The configuration and tensors of a role's folder, the scalar head among them under `SCORE_KEY`."""
+def read_adapter(folder: str | Path) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """Reads a role folder's configuration and tensors, including the scalar head under `SCORE_KEY`."""
     path = Path(folder) / ADAPTER_FILE
     try:
-        config = LoraConfig.from_pretrained(str(folder))
+        config: Any = PeftConfig.from_pretrained(str(folder))
         weights = load_file(path)
     except Exception as error:  # safetensors has no error class of its own
         raise ModelError(f"{shown(folder)}: the adapter cannot be read: {shown(error, 200)}") from error
-    if not isinstance(config, LoraConfig):
-        kind = str(config.peft_type).removeprefix("PeftType.")
-        raise ModelError(f"{shown(folder)}: its adapter is {shown(kind, 40)}, and only LoRA can be used")
+    if isinstance(config, LoraConfig):
+        _check_lora(config, weights, folder)
+    for name, tensor in weights.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"{shown(path)}: {shown(name, 100)!r} holds NaN or infinity; whatever runs through it is not a number. "
+                "Train the role again, or use an earlier checkpoint of it"
+            )
+    config.modules_to_save = None  # we hold the head ourselves, outside PEFT
+    config.task_type = "CAUSAL_LM"
+    config.inference_mode = False
+    if isinstance(config, LoraConfig):
+        config.init_lora_weights = True  # other settings, such as PiSSA, would change the base's own weights
+    return config, weights
+
+
+def _check_lora(config: LoraConfig, weights: dict[str, Tensor], folder: str | Path) -> None:
+    """Raises ModelError if a LoRA configuration and the tensors beside it do not belong together."""
     alpha = config.lora_alpha
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ModelError(f"{shown(folder)}/adapter_config.json: lora_alpha is {shown(repr(alpha), 40)}, not a number")
@@ -172,14 +200,3 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, Tensor]]:
             f"{shown(folder)}/adapter_config.json: r is {shown(repr(config.r), 40)}, and the weights beside it have "
             f"rank {', '.join(map(str, sorted(ranks)))}"
         )
-    for name, tensor in weights.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(
-                f"{shown(path)}: {shown(name, 100)!r} holds NaN or infinity; whatever runs through it is not a number. "
-                "Train the role again, or use an earlier checkpoint of it"
-            )
-    config.modules_to_save = None  # the head is ours to hold, outside PEFT
-    config.task_type = "CAUSAL_LM"
-    config.inference_mode = False
-    config.init_lora_weights = True  # others, PiSSA among them, would change the base's own weights
-    return config, weights

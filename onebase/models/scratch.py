@@ -25,9 +25,9 @@ SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (any text, any language, no unknown token) trained on these texts.
+    """Trains a byte-level BPE tokenizer (any text, any language, no unknown token) on these texts.
 
-    The vocabulary is smaller than asked where the texts give fewer merges.
+    The vocabulary is smaller than requested if the texts give fewer merges.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -40,7 +40,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     )
     bpe.train_from_iterator(texts, trainer)
     pad, bos, eos = SPECIAL_TOKENS
-    # It puts the beginning token before a text by itself, so that every program that reads a text does.
+    # The tokenizer itself adds the beginning token, so that every program that uses it does.
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, SPECIAL_TOKENS.index(bos))]
     )
@@ -48,16 +48,16 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
 
 
 def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, whose tokenizer.json may be gzipped.
+    """Reads the tokenizer in a folder; its tokenizer.json may be gzipped.
 
     Raises:
-        ModelError: no such folder, no tokenizer.json in it, one that cannot be read, or no end token.
+        ModelError: the folder or its tokenizer.json does not exist or cannot be read, or there is no end token.
     """
     source = Path(folder)
     if not source.is_dir():
-        raise ModelError(f"{folder}: no such folder; tiny.tokenizer is a folder with a tokenizer.json")
+        raise ModelError(f"{folder}: no such folder", remedy="no-tokenizer")
     if not any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.json.gz")):
-        raise ModelError(f"{folder}: no tokenizer.json (or tokenizer.json.gz) in this folder; tiny.tokenizer needs one")
+        raise ModelError(f"{folder}: no tokenizer.json (or tokenizer.json.gz) in this folder", remedy="no-tokenizer")
     with TemporaryDirectory() as unpacked:
         try:
             for path in (*source.glob("tokenizer.json.gz"), *source.glob("*.json"), *source.glob("*.jinja")):
@@ -73,7 +73,7 @@ def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 
 def num_weights(config: LlamaConfig) -> int:
-    """Numbers in the weights of a Llama with tied embeddings and as many key as query heads."""
+    """Number of weights in a Llama with tied embeddings and as many key heads as query heads."""
     hidden = config.hidden_size
     per_layer = 4 * hidden**2 + 3 * hidden * config.intermediate_size + 2 * hidden
     return config.vocab_size * hidden + config.num_hidden_layers * per_layer + hidden
@@ -88,10 +88,10 @@ def make_llama(
     max_length: int,
     seed: int,
 ) -> LlamaForCausalLM:
-    """A randomly initialised Llama in float32 with tied embeddings; the same seed gives the same weights.
+    """Makes a randomly initialised Llama in float32 with tied embeddings; the same seed gives the same weights.
 
     Raises:
-        DoesNotFitError: its weights are larger than the memory.
+        DoesNotFitError: its weights do not fit the free memory.
     """
     config = LlamaConfig(
         vocab_size=max(tokenizer.get_vocab().values()) + 1,  # len(tokenizer), unless its ids have gaps
@@ -110,8 +110,8 @@ def make_llama(
     needed, free = 4 * num_weights(config), free_memory(torch.device("cpu"))
     if needed > free:
         raise DoesNotFitError(
-            f"the new model's weights take {needed / 2**30:,.1f} GiB, and {free / 2**30:.1f} GiB are free; lower "
-            "tiny.hidden_size or tiny.num_layers"
+            f"the new model's weights take {needed / 2**30:,.1f} GiB, and {free / 2**30:.1f} GiB are free",
+            remedy="new-model-too-large",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

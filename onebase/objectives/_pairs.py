@@ -16,7 +16,7 @@ def smoothed(margin: Tensor, label_smoothing: float) -> Tensor:
 
 
 def check_flat(**tensors: Tensor) -> None:
-    """All tensors are flat and of one shape, one entry per pair or completion.
+    """Checks that all tensors are flat and of one shape, one entry per pair or completion.
 
     Raises:
         ValueError: naming the first that is not, or that differs in shape.
@@ -26,7 +26,7 @@ def check_flat(**tensors: Tensor) -> None:
 
 
 def check_lengths(**lengths: Tensor) -> None:
-    """All lengths are 1 or more: a mean over no token is undefined.
+    """Checks that all lengths are 1 or more: a mean over no tokens is undefined.
 
     Raises:
         ValueError: naming the first that is not, and its place.
@@ -41,7 +41,7 @@ def check_lengths(**lengths: Tensor) -> None:
 
 
 def check_beta(beta: float) -> None:
-    """Beta is above 0 and finite.
+    """Checks that beta is above 0 and finite.
 
     Raises:
         ValueError: if it is not.
@@ -51,7 +51,7 @@ def check_beta(beta: float) -> None:
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
-    """The share of flipped labels lies in [0, 0.5].
+    """Checks that the share of flipped labels lies in [0, 0.5].
 
     Raises:
         ValueError: if it does not.

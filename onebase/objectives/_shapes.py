@@ -1,4 +1,4 @@
-"""Shape checks shared by the objectives: a mismatch is told by name instead of being broadcast away."""
+"""Shape checks shared by the objectives: a mismatch is an error that names the tensor, not a silent broadcast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def check_same_shape(**tensors: Tensor | None) -> None:
-    """All given tensors have the shape of the first; None stands for one not given.
+    """Checks that all tensors have the shape of the first; None stands for one not given.
 
     Raises:
         ValueError: naming the first that differs.
@@ -21,7 +21,7 @@ def check_same_shape(**tensors: Tensor | None) -> None:
 
 
 def check_rank(rank: int, **tensors: Tensor) -> None:
-    """All tensors have `rank` dimensions.
+    """Checks that all tensors have `rank` dimensions.
 
     Raises:
         ValueError: naming the first that does not.
@@ -32,7 +32,7 @@ def check_rank(rank: int, **tensors: Tensor) -> None:
 
 
 def check_mask(**masks: Tensor | None) -> None:
-    """All masks are bool: an integer mask would index or multiply where a bool one selects.
+    """Checks that all masks are bool: an integer mask would index or multiply where a bool one selects.
 
     Raises:
         ValueError: naming the first that is not.

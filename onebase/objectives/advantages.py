@@ -16,17 +16,17 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     A_t = sum_{l >= 0} (gamma lam)^l delta_{t+l},   delta_t = r_t + gamma V_{t+1} - V_t
     (Schulman et al. 2016, eq. 16)
 
-    t counts the real tokens of a row: masked columns are skipped, wherever they stand, so the next value of a token
-    is that of the next real token. V after the last real token is 0: the episode ends there.
+    t counts the real tokens of a row. Masked columns are skipped wherever they are: V_{t+1} is the value at the next
+    real token. V after the last real token is 0: the episode ends there.
 
     Not done: no whitening, no bootstrap from a completion cut off by its length limit, no gradient.
 
     Args:
         rewards: `[N, C]`, KL penalty included, the score on the last real token.
-        values: `[N, C]`, V(s_t), of the state before token t.
+        values: `[N, C]`, V(s_t), for the state before token t.
         mask: `[N, C]` bool, True on real tokens.
         gamma: discount per token, in [0, 1].
-        lam: decay of the estimator, in [0, 1]; 0 gives delta_t, 1 the discounted return less V_t.
+        lam: decay of the estimator, in [0, 1]; 0 gives delta_t, 1 the discounted return minus V_t.
 
     Returns:
         advantages `[N, C]` and returns `[N, C]` = advantages + values, both 0 where masked.
@@ -47,7 +47,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     for t in reversed(range(num_columns)):
         real = mask[:, t]
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        # A masked column hands on what it was given, so the recursion steps over it.
+        # A masked column passes on what it was given, so the recursion skips it.
         next_advantage = torch.where(real, delta + gamma * lam * next_advantage, next_advantage)
         next_value = torch.where(real, values[:, t], next_value)
         advantages[:, t] = torch.where(real, next_advantage, 0)
@@ -60,8 +60,8 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None = No
 
     1 - Var(returns - values) / Var(returns)
 
-    1 is a perfect critic up to a constant offset, 0 one no better than a constant, below 0 one worse than that. NaN
-    or -infinity where the returns are all equal: there is no spread to explain.
+    1 is a perfect critic up to a constant offset, 0 is no better than a constant, below 0 is worse. NaN or -infinity
+    if all returns are equal: there is no spread to explain.
 
     Args:
         values: any shape, the predictions made before the returns were known.

@@ -28,11 +28,11 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: KLEstim
         k2 = d^2 / 2                biased (exact to second order in the distance), never negative, low variance
         k3 = exp(-d) - 1 + d        unbiased, never negative, low variance while the policies are close
 
-    As a metric the value counts: k1 or k3. In the reward, k1: k2 and k3 there have another optimum than score less KL,
-    since they change with the policy they are averaged under. As a loss term the expected gradient counts, and it is
-    not the gradient of the expected value, since the sampling depends on the policy too:
+    As a metric the value matters: use k1 or k3. In the reward use k1: with k2 or k3 the optimum is not that of score
+    minus KL, because they change with the policy they are averaged under. As a loss term the expected gradient matters,
+    which is not the gradient of the expected value, because the sampling depends on the policy too:
 
-        k1: E[grad log policy] = 0: no signal at all, only noise
+        k1: E[grad log policy] = 0: no signal, only noise
         k2: E[d grad log policy] = grad KL(policy || reference): the divergence above
         k3: E[(1 - reference/policy) grad log policy] = grad KL(reference || policy): the divergence the other way round
 
@@ -98,7 +98,7 @@ def kl_shaped_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: 
 
 @dataclass
 class FixedKL:
-    """A KL coefficient that stays as it is."""
+    """A constant KL coefficient."""
 
     coefficient: float
     """beta, score units per nat; 0 or more."""
@@ -108,7 +108,7 @@ class FixedKL:
             raise ValueError(f"KL coefficient {self.coefficient} must be 0 or more, and finite")
 
     def update(self, kl: float, num_samples: int) -> None:
-        """Does nothing; takes what `AdaptiveKL.update` takes."""
+        """Does nothing; has the arguments of `AdaptiveKL.update`."""
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps."""
@@ -118,7 +118,7 @@ class FixedKL:
         """Resumes from `state_dict()`.
 
         Raises:
-            ValueError: if the state is not one of a KL coefficient.
+            ValueError: if the state is not that of a KL coefficient.
         """
         self.coefficient = _read_coefficient(state)
 
@@ -132,7 +132,7 @@ class AdaptiveKL:
     """
 
     coefficient: float
-    """beta at the start, score units per nat; above 0, as a product it could never leave 0."""
+    """beta at the start, score units per nat; above 0, because multiplying could never move it off 0."""
     target: float
     """The divergence to hold: nats per completion (summed over its tokens), above 0."""
     horizon: float
@@ -148,11 +148,11 @@ class AdaptiveKL:
         """Moves the coefficient after a rollout.
 
         Args:
-            kl: mean over the completions of the divergence summed over their tokens, nats.
-            num_samples: n, how many completions the mean is over.
+            kl: divergence summed over a completion's tokens, averaged over completions, nats.
+            num_samples: n, the number of completions averaged over.
 
         Raises:
-            ValueError: if `kl` is not finite, or `num_samples` is negative or 5 horizons and more, where the
+            ValueError: if `kl` is not finite, or `num_samples` is negative or at least 5 horizons, where the
                 coefficient could reach 0 or change sign.
         """
         if not math.isfinite(kl):
@@ -172,7 +172,7 @@ class AdaptiveKL:
         """Resumes from `state_dict()`.
 
         Raises:
-            ValueError: if the state is not one of a KL coefficient.
+            ValueError: if the state is not that of a KL coefficient.
         """
         self.coefficient = _read_coefficient(state)
 

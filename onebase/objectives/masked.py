@@ -1,7 +1,7 @@
-"""Means, variances and whitening over a mask, and the way between flat `[M]` and padded `[N, C]` tokens.
+"""Means, variances and whitening over a mask, and conversion between flat `[M]` and padded `[N, C]` tokens.
 
-A mask is True on what counts. What lies under False is never read: NaN or infinity there changes no value and no
-gradient. Nothing here reduces across processes; gather first where the whole batch is meant.
+A mask is True on entries that count. Masked entries are never read: NaN or infinity there changes no value and no
+gradient. Nothing here reduces across processes; gather first if you mean the whole batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from onebase.objectives._shapes import check_mask, check_rank, check_same_shape
 
 EPSILON = 1e-8
-"""Added to a variance under the square root, so that constant values give 0 and not NaN."""
+"""Added to a variance under the square root, so that constant values give 0 instead of NaN."""
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
-    """Population variance of the values under True: divided by their number, not by their number less one.
+    """Population variance of the values under True: divided by n, not n - 1.
 
     variance = sum_i m_i (v_i - mean)^2 / sum_i m_i
 
@@ -69,15 +69,15 @@ def whiten(values: Tensor, mask: Tensor | None = None) -> Tensor:
         ValueError: if the shapes differ, the mask is not bool, or no entry is True.
     """
     mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
-    # The mean is taken once more from the centred values: in float32 the first one leaves an offset behind when the
-    # mean is large against the spread.
+    # The mean is subtracted a second time: in float32 the first pass leaves an offset when the mean is large against
+    # the spread.
     centred = torch.where(mask, values - masked_mean(values, mask), 0)
     centred = torch.where(mask, centred - masked_mean(centred, mask), 0)
     return centred * (masked_mean(centred.square(), mask) + EPSILON).rsqrt()
 
 
 def scale_to_unit_variance(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scales the values under True to variance 1 around their mean, which stays what it was.
+    """Scales the values under True to variance 1 around their mean, which stays the same.
 
     s_i = (v_i - mean) / sqrt(variance + 1e-8) + mean, population variance
 
@@ -136,7 +136,7 @@ def completion_mean(values: Tensor, completion_index: Tensor, num_completions: i
 
 
 def pad_completions(values: Tensor, completion_index: Tensor, num_completions: int) -> tuple[Tensor, Tensor]:
-    """Lays the flat token values out as one row per completion, from column 0, 0 behind the last token.
+    """Lays the flat token values out as one row per completion, from column 0, padded with 0.
 
     Args:
         values: `[M]`, all completions laid end to end.
@@ -144,8 +144,8 @@ def pad_completions(values: Tensor, completion_index: Tensor, num_completions: i
         num_completions: N.
 
     Returns:
-        padded `[N, C]`, C the most tokens of a completion, and mask `[N, C]` bool, True on real tokens. A completion
-        without tokens is a row of False. `flatten_completions` is the exact inverse.
+        padded `[N, C]`, C the length of the longest, and mask `[N, C]` bool, True on real tokens. A completion without
+        tokens is a row of False. `flatten_completions` is the exact inverse.
 
     Raises:
         ValueError: if the arguments are not flat or differ in shape, or the index decreases or leaves 0..N-1.
@@ -154,7 +154,7 @@ def pad_completions(values: Tensor, completion_index: Tensor, num_completions: i
     check_same_shape(values=values, completion_index=completion_index)
     if (completion_index[1:] < completion_index[:-1]).any():
         raise ValueError("completion_index decreases; completions must be laid end to end in order")
-    # In order, so the two ends tell whether all lie in range.
+    # In order, so checking both ends checks all.
     for end in torch.cat((completion_index[:1], completion_index[-1:])).tolist():
         if not 0 <= end < num_completions:
             raise ValueError(f"completion_index holds {end}; it must lie in 0..{num_completions - 1}")

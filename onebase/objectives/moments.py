@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 LEAST_SPREAD = 1e-3
-"""Standard deviation over absolute mean below which values are taken to be equal."""
+"""Standard deviation over absolute mean below which values count as equal."""
 
 
 class RunningMoments:
     """Mean and population standard deviation of all values seen so far, in one pass and float64.
 
-    With counts n_a, n_b, means m_a, m_b and sums of squared deviations S_a, S_b of what was seen and of what is new:
+    With counts n_a, n_b, means m_a, m_b and sums of squared deviations S_a, S_b of the old and the new values:
 
         m = m_a + (m_b - m_a) n_b / n
         S = S_a + S_b + (m_b - m_a)^2 n_a n_b / n,   n = n_a + n_b     (Chan, Golub and LeVeque 1979)
 
-    which is Welford's update when n_b = 1. Nothing is forgotten: every value weighs the same, however old. Not done:
-    no gathering across processes; give `update` the values of all of them.
+    which is Welford's update when n_b = 1. Every value weighs the same, however old. Not done: no gathering across
+    processes; pass `update` the values of all of them.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class RunningMoments:
 
     @property
     def count(self) -> int:
-        """How many values were seen."""
+        """How many values have been seen."""
         return self._count
 
     @property
@@ -39,7 +39,7 @@ class RunningMoments:
         """Their mean.
 
         Raises:
-            ValueError: if no value was seen.
+            ValueError: if no value has been seen.
         """
         self._check_seen()
         return self._mean
@@ -49,7 +49,7 @@ class RunningMoments:
         """Their population standard deviation; 0 while all are equal, so divide by `scale`.
 
         Raises:
-            ValueError: if no value was seen.
+            ValueError: if no value has been seen.
         """
         self._check_seen()
         return math.sqrt(self._squared_deviations / self._count)
@@ -58,18 +58,18 @@ class RunningMoments:
     def scale(self) -> float:
         """What to divide values by: their standard deviation, or 1 while it is below a thousandth of their mean.
 
-        Until then the values are as good as equal, and dividing would blow them up by rounding or by chance.
+        Until then the values are practically equal, and dividing would only magnify rounding or chance.
 
         Raises:
-            ValueError: if no value was seen.
+            ValueError: if no value has been seen.
         """
         return self.std if self.std > LEAST_SPREAD * abs(self.mean) else 1.0
 
     def update(self, values: Tensor) -> None:
-        """Takes in new values.
+        """Adds new values.
 
         Args:
-            values: any shape, also empty.
+            values: any shape; may be empty.
 
         Raises:
             ValueError: if a value is not finite: it would stay in the moments for good.
@@ -97,7 +97,7 @@ class RunningMoments:
         """Resumes from `state_dict()`.
 
         Raises:
-            ValueError: if the state is not one of running moments.
+            ValueError: if the state is not that of running moments.
         """
         if set(state) != set(self.state_dict()):
             raise ValueError(f"moments state has keys {sorted(state)}; expected {sorted(self.state_dict())}")

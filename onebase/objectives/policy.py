@@ -1,4 +1,4 @@
-"""The losses of proximal policy optimization: clipped policy loss, clipped value loss, and what is logged of them.
+"""The losses of proximal policy optimization: clipped policy loss, clipped value loss, and their metrics.
 
 Everything is per token and unreduced: the caller divides by one number for the whole optimizer step, so that the
 split into microbatches never changes the result.
@@ -27,10 +27,10 @@ def clipped_policy_loss(
 
         L = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)
 
-    (Schulman et al. 2017, eq. 7, its sign turned for minimising; clip_high above clip_low is the clip-higher of DAPO,
+    (Schulman et al. 2017, eq. 7, sign flipped for minimising; clip_high above clip_low is the clip-higher of DAPO,
     Yu et al. 2025, section 3.1). With `dual_clip` = c, where A < 0:
 
-        L = min(that, -c A)     (Ye et al. 2020, eq. 5, sign turned: objective at least c A, loss at most c |A|)
+        L = min(that, -c A)     (Ye et al. 2020, eq. 5, sign flipped: objective at least c A, loss at most c |A|)
 
     Without it the loss of a token with A < 0 grows without bound as rho grows; with it the token has no gradient
     beyond rho = c.
@@ -68,13 +68,13 @@ def clipped_policy_loss(
 def policy_statistics(
     logprobs: Tensor, old_logprobs: Tensor, *, clip_low: float, clip_high: float, advantages: Tensor
 ) -> dict[str, Tensor]:
-    """What is logged of the policy at each token, before averaging.
+    """The policy's metrics at each token, before averaging.
 
     - `policy/approxkl`: (logprobs - old_logprobs)^2 / 2, the k2 estimate of KL(old || new) in nats: the tokens were
       sampled from the old policy. Biased, never negative, exact to second order in the distance.
-    - `policy/clipfrac`: 1 where the clip took the gradient away: ratio above 1 + clip_high with A > 0, or below
-      1 - clip_low with A < 0. A ratio outside the range on the other side still learns, and is not counted. Neither
-      is the dual clip.
+    - `policy/clipfrac`: 1 where the clip removed the gradient: ratio above 1 + clip_high with A > 0, or below
+      1 - clip_low with A < 0. A ratio outside the range on the other side still learns and is not counted; nor is
+      the dual clip.
     - `policy/ratio`: exp(logprobs - old_logprobs).
 
     Args:
@@ -127,7 +127,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, c
 
 @torch.no_grad()
 def value_clipped(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_range: float | None) -> Tensor:
-    """1 for each value whose clip took the gradient away, else 0: averaged, the clip fraction of the value loss.
+    """1 for each value whose gradient the clip removed, else 0; the mean is the clip fraction of the value loss.
 
     Args:
         values: `[M]` of the critic being trained.
@@ -162,8 +162,8 @@ def _value_errors(
         return unclipped, unclipped
     if not clip_range > 0:
         raise ValueError(f"clip_range {clip_range} must be above 0, or None for no clip")
-    # Clamped itself, not old + clamp(difference): inside the range it then equals the value to the last bit, and the
-    # rounding of that sum is not counted as a clip.
+    # The value is clamped, not old + clamp(difference): inside the range it then stays equal to the last bit, and no
+    # rounding is counted as a clip.
     return unclipped, (values.clamp(old_values - clip_range, old_values + clip_range) - returns).square()
 
 

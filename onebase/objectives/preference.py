@@ -16,7 +16,7 @@ from onebase.objectives._pairs import check_beta, check_flat, check_label_smooth
 
 
 def implicit_rewards(logprobs: Tensor, reference_logprobs: Tensor, *, beta: float) -> Tensor:
-    """The reward for which the policy would be the optimum of reward less beta KL, up to an offset per prompt.
+    """The reward r for which the policy maximises r - beta KL, up to an offset per prompt.
 
     r = beta (log policy(y | x) - log reference(y | x))     (Rafailov et al. 2023, eq. 5 without beta log Z(x))
 
@@ -59,9 +59,9 @@ def nll_loss(logprobs: Tensor, lengths: Tensor) -> Tensor:
 
     L = -log policy(y | x) / |y|     (the L_SFT in eq. 6 of Hong et al. 2024, ORPO)
 
-    Of the chosen completions it belongs to `orpo_loss` and `cpo_loss` of `reference_free`, at a weight; with the other
-    losses it is optional. A mean over it counts every completion the same, however long. TRL 1.16 counts every token
-    of its batch the same instead, and in ORPO those of the prompt too.
+    `orpo_loss` and `cpo_loss` of `reference_free` need it on the chosen completions, at a weight; for the other losses
+    it is optional. Its mean weighs all completions equally, however long. TRL 1.16 weighs all tokens of its batch
+    equally instead, in ORPO the prompt's too.
 
     Args:
         logprobs: `[N]`, sums over the counted tokens; gradients flow through it.
@@ -202,7 +202,7 @@ def hinge_loss(
     *,
     beta: float,
 ) -> Tensor:
-    """The hinge loss on implicit rewards: no gradient once the chosen one leads by 1.
+    """The hinge loss on implicit rewards: no gradient once chosen leads by 1.
 
     L = max(0, 1 - d), d as in `sigmoid_loss`     (hinge-norm of Liu et al. 2023, RSO, with gamma = beta)
 
@@ -238,7 +238,7 @@ def ipo_loss(
     *,
     beta: float,
 ) -> Tensor:
-    """Identity preference optimization (IPO): a squared error that holds the lead of the chosen one at a target.
+    """Identity preference optimization (IPO): a squared error that holds the lead of chosen at a target.
 
     h = (chosen - reference_chosen) / |chosen| - (rejected - reference_rejected) / |rejected|
     L = (h - 1 / (2 beta))^2     (Azar et al. 2024, eq. 17, where beta is tau and there is no division)
@@ -295,7 +295,7 @@ def _reward_margin(
     check_flat(
         chosen=chosen, rejected=rejected, reference_chosen=reference_chosen, reference_rejected=reference_rejected
     )
-    # Policy less reference first: the two are close, so that their difference is exact where chosen - rejected is not.
+    # Policy minus reference first: the two are close, so their difference is exact where chosen - rejected is not.
     return implicit_rewards(chosen, reference_chosen, beta=beta) - implicit_rewards(
         rejected, reference_rejected, beta=beta
     )

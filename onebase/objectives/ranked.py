@@ -2,8 +2,8 @@
 
 Shapes: N completions in L lists, each of any length. They are laid end to end with `list_index [N]`, as they leave
 the model (there it is the example of each completion), and not padded to `[L, K]`: one long list would pad all the
-others, and the mask would be one more thing to get wrong. The order of the completions does not matter, the grades
-rank them. All pairs of a batch are compared in one `[N, N]` table, small for the N that one forward holds.
+others, and the mask would be one more thing to get wrong. The order of the completions does not matter; the grades
+rank them. All pairs of a batch are compared in one `[N, N]` table, small for the N of one forward pass.
 
 Higher grades are better; completions of equal grade do not compete with each other. Everything is per list and
 unreduced: the caller divides by one number for the whole optimizer step.

@@ -1,8 +1,8 @@
 """Losses over pairs of completions, one chosen over the other, with neither a reward model nor a reference.
 
 Shapes: P pairs. Log-probs are sums over the counted tokens of a completion, in nats, float32 or wider. Lengths are the
-numbers of those tokens. Everything is per pair and unreduced. Only the difference of the two is trained here: what
-keeps the policy where it was, the likelihood of the chosen completions, the caller adds with `preference.nll_loss`.
+numbers of those tokens. Everything is per pair and unreduced. Only the difference of the two is trained; to keep the
+policy near the chosen completions, the caller adds their `preference.nll_loss`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class Comparison(NamedTuple):
     better: int
     worse: int
     tie: bool
-    """True where both have the same grade: `better` is then merely the earlier one."""
+    """True if both have the same grade; `better` is then just the earlier one."""
 
 
 def ranking_pairs(grades: Sequence[float], max_pairs: int | None, generator: torch.Generator) -> list[Comparison]:
@@ -29,7 +29,7 @@ def ranking_pairs(grades: Sequence[float], max_pairs: int | None, generator: tor
     Args:
         grades: K numbers, higher is better, equal is a tie.
         max_pairs: most comparisons to return, at least 1; None for all.
-        generator: on CPU; read only where there are more than `max_pairs`, which are drawn without replacement.
+        generator: on CPU; used only if there are more than `max_pairs`, to draw without replacement.
 
     Returns:
         Comparisons ordered by their two places; none for fewer than two answers.
@@ -120,8 +120,8 @@ def centering_loss(scores: Tensor) -> Tensor:
     L = score^2     (after Eisenstein et al. 2023, who penalise (score_1 + score_2)^2 per comparison)
 
     The ranking loss leaves the offset of the scores free; this fixes it. Unlike the paper's form it also shrinks the
-    difference of the two, since s1^2 + s2^2 = ((s1 + s2)^2 + (s1 - s2)^2) / 2; but it needs no pairing and holds
-    for lists of any length. Keep its coefficient small (the order of 0.01).
+    difference of the two, since s1^2 + s2^2 = ((s1 + s2)^2 + (s1 - s2)^2) / 2; but it needs no pairs and works for
+    lists of any length. Keep its coefficient small (about 0.01).
 
     Args:
         scores: `[N]` (or any shape); gradients flow through it.

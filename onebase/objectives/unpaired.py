@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimization (KTO): completions that are each called desirable or not, without pairs.
+"""Kahneman-Tversky optimization (KTO): completions labelled desirable or not, without pairs.
 
 Shapes: N completions. Log-probs are sums over the counted tokens of a completion, in nats, float32 or wider.
 """
@@ -24,8 +24,8 @@ def kto_kl(mismatched_logprobs: Tensor, mismatched_reference_logprobs: Tensor) -
     Biased, and not quite the divergence: the y_j are not sampled from the policy. A common choice of j is the next
     row of the batch.
 
-    Not done: no reduction across processes or microbatches. It belongs to the whole minibatch: one that is taken per
-    microbatch makes the result depend on their size. At least two prompts are needed, or y_j is not mismatched.
+    Not done: no reduction across processes or microbatches. It belongs to the whole minibatch: taken per microbatch,
+    it would make the result depend on their size. It needs at least two prompts, or y_j is not mismatched.
 
     Args:
         mismatched_logprobs: `[N]` of y_j behind x_i, under the policy.
@@ -63,7 +63,8 @@ def kto_loss(
         L = lambda_D (1 - sigmoid(beta (r - z_0)))     desirable
         L = lambda_U (1 - sigmoid(beta (z_0 - r)))     undesirable     (Ethayarajh et al. 2024, eq. 8)
 
-    In [0, lambda]. The gradient fades on both sides of r = z_0: what is learnt and what cannot be learnt both let go.
+    L lies in [0, lambda]. Its gradient fades on both sides of r = z_0: neither what is learnt already nor what cannot
+    be learnt pulls any more.
 
     Args:
         logprobs: `[N]` under the policy; the only argument gradients flow through.

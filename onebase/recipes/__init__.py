@@ -1,1 +1,1 @@
-"""One command, one file, one readable loop. The verb of the command line is the name of the module."""
+"""One command, one file, one readable loop. Each module is named after its verb on the command line."""

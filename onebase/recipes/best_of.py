@@ -1,16 +1,16 @@
-"""Best of K: sample, score, keep the best; what is written is ordinary data.
+"""Best of K: samples, scores and keeps the best, written as ordinary data.
 
     best.jsonl    the best answer to each prompt: `onebase sft` on it is rejection-sampling fine-tuning (RAFT, Dong et
                   al. 2023)
-    pairs.jsonl   the best against the worst, where their scores differ: `onebase dpo` on it is one round of online DPO;
+    pairs.jsonl   the best against the worst, if their scores differ: `onebase dpo` on it is one round of online DPO;
                   with `chosen: data` the data's answer against each sample, scored or not: one round of self-play
                   (SPIN, Chen et al. 2024)
 
 A sample that stopped at its length limit is written with `ended: false` (`chosen_ended`, `rejected_ended`), so that
-nobody learns an end token that was not sampled. Rows read back give the sampled tokens, wherever the tokenizer splits
+nobody learns an end token that was not sampled. Reading the rows back gives the sampled tokens, if the tokenizer splits
 their text as the policy wrote it.
 
-An answer without a character is no training data: it is scored and counted (`empty`), and not written.
+An empty answer is no training data: it is scored and counted (`empty`), but not written.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ from onebase.recipes.setup.ppo import (
     sampling_of,
 )
 from onebase.recipes.setup.shared import limits_of, open_base, open_chat, open_run, read_prompts, token_budget
-from onebase.records import Example, RewardSource, Row
+from onebase.records import Prompt, RewardSource, Row
 from onebase.reporting.intervals import bootstrap_mean, paired_bootstrap
-from onebase.rollouts.collect import score_request, trees
+from onebase.rollouts.collect import collect
 from onebase.runs.progress import say
-from onebase.sampling.local import Sample, generate, sample_seeds
+from onebase.sampling.local import LocalSampler
+from onebase.sampling.sampler import Sample
+from onebase.seeds import sample_seeds
 from onebase.training.checkpoint import inputs_of
+from onebase.training.loop import Loop
 
 PROMPTS_AT_A_TIME = 32
 
@@ -49,14 +52,14 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
     """Samples, scores and writes `best.jsonl` and `pairs.jsonl` in the run's folder; returns the summary.
 
     Args:
-        rows: the prompts, in place of those of `data.train`.
+        rows: prompts to use instead of `data.train`.
     """
     run = open_run(config)
-    function = open_function(config.reward)
-    base = open_base(config.model)
+    function = open_function(config.reward, run.group)
+    base = open_base(config.model, run.group)
     chat = open_chat(base.tokenizer, config.model)
-    if config.policy is not None:
-        load_role(base, "policy", config.policy, kinds=("policy",))
+    if config.start_from is not None:
+        load_role(base, "policy", config.start_from, kinds=("policy",))
     else:
         base.add_role("policy")
     if config.reward.role is not None:
@@ -72,25 +75,26 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
     seeds = sample_seeds(config.seed, num_prompts=len(prompts), samples_per_prompt=count, stream="best-of")
     say(f"best-of: {len(prompts)} prompts x {count} answers, {f'scored by {source.name}' if source else 'not scored'}")
 
-    written = Written()
-    with run.loop(
-        "best-of", len(prompts), save=lambda folder: None, parts={"written": written}, inputs=inputs_of(base, prompts)
+    written, sampler = Written(), LocalSampler(base, "policy")
+    with Loop(
+        run, "best-of", len(prompts), save=lambda folder: None, state=written, inputs=inputs_of(base, prompts)
     ) as loop:
         while loop.done < len(prompts):
             part = prompts[loop.done : loop.done + PROMPTS_AT_A_TIME]
-            samples = generate(
+            rollout = collect(
                 base,
-                [prompt.prompt_ids for prompt in part],
-                role="policy",
+                chat,
+                part,
+                sampler=sampler,
                 sampling=sampling,
                 seeds=seeds[loop.done * count : (loop.done + len(part)) * count],
                 samples_per_prompt=count,
+                budget=budget,
+                reward=source,
             )
-            scores: list[list[float]] | None = None
-            if source is not None:
-                scores = source.score(score_request(chat, trees(part, samples))).view(len(part), count).tolist()
+            scores = None if rollout.scores is None else rollout.scores.total.view(len(part), count).tolist()
             for i, prompt in enumerate(part):
-                own = samples[i * count : (i + 1) * count]
+                own = rollout.samples[i * count : (i + 1) * count]
                 written.add(config, chat, prompt, own, scores[i] if scores is not None else None)
             loop.end_step(written.figures(), shown=["best_score"], steps=len(part))
 
@@ -108,7 +112,7 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
         "empty": written.empty,
         **describe_scores(written.means, written.best),
     }
-    run.finish(summary)
+    loop.finish(summary)
     listed = " and ".join(f"{len(lines)} rows to {run.folder / name}" for name, lines in files.items() if lines)
     say(f"best-of: {score_line(written.means, written.best)}wrote {listed}")
     return summary
@@ -116,12 +120,12 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
 
 @dataclass(slots=True)
 class Written:
-    """What the files will hold, as far as the prompts have been answered."""
+    """What the files will hold: the rows from the prompts answered so far."""
 
     best: list[dict[str, Any]] = field(default_factory=list)
     pairs: list[dict[str, Any]] = field(default_factory=list)
     means: list[float] = field(default_factory=list)
-    """The mean score of each prompt's samples."""
+    """Mean score of each prompt's samples."""
     ended: int = 0
     empty: int = 0
 
@@ -129,11 +133,11 @@ class Written:
         self,
         config: BestOfConfig,
         chat: ChatFormat,
-        prompt: Example,
+        prompt: Prompt,
         samples: Sequence[Sample],
         scores: Sequence[float] | None,
     ) -> None:
-        """Takes in the samples of one prompt."""
+        """Adds one prompt's samples."""
         stops = set(chat.single_tokens(config.generation.stop)) - {chat.end_token_id}
         asked, answers = asked_of(chat, prompt), [own_answer(chat, prompt, sample, stops) for sample in samples]
         self.ended += sum(sample.ended for sample in samples)
@@ -147,7 +151,7 @@ class Written:
             self.pairs += best_and_worst(prompt, asked, answers, scores)
 
     def figures(self) -> dict[str, float]:
-        """For the record, over all prompts so far."""
+        """Metrics to log, over all prompts so far."""
         if not self.best:
             return {"pairs": float(len(self.pairs))}
         return {
@@ -156,7 +160,7 @@ class Written:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps; asked for after every batch, so no row is copied."""
+        """What a checkpoint keeps; called after every batch, so no row is copied."""
         return {
             "best": list(self.best),
             "pairs": list(self.pairs),
@@ -177,13 +181,13 @@ class Answer:
 
     text: str
     ended: bool
-    """Whether it closes with an end token; False at the length limit, and behind a stop string, which is text."""
+    """Whether it closes with an end token; False at the length limit and after a stop string, which is text."""
 
 
 def best_row(
-    prompt: Example, asked: Mapping[str, Any], answers: Sequence[Answer], scores: Sequence[float]
+    prompt: Prompt, asked: Mapping[str, Any], answers: Sequence[Answer], scores: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """The row of the best answer, with all scores."""
+    """The best answer's row, with all scores; no row if every answer is empty."""
     ranked = ranked_answers(answers, scores)
     if not ranked:
         return []
@@ -203,9 +207,9 @@ def best_row(
 
 
 def best_and_worst(
-    prompt: Example, asked: Mapping[str, Any], answers: Sequence[Answer], scores: Sequence[float]
+    prompt: Prompt, asked: Mapping[str, Any], answers: Sequence[Answer], scores: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """The pair of the best against the worst, where score and text differ."""
+    """The best answer paired with the worst, if they differ in score and text."""
     ranked = ranked_answers(answers, scores)
     if not ranked or scores[ranked[0]] <= scores[ranked[-1]] or answers[ranked[0]].text == answers[ranked[-1]].text:
         return []
@@ -220,8 +224,8 @@ def best_and_worst(
     ]
 
 
-def pairs_with_data(prompt: Example, asked: Mapping[str, Any], answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """The data's answer against each different one of the policy's own.
+def pairs_with_data(prompt: Prompt, asked: Mapping[str, Any], answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """The data's answer paired with each of the policy's answers that differs from it.
 
     Raises:
         DataError: the data has no answer.
@@ -234,7 +238,7 @@ def pairs_with_data(prompt: Example, asked: Mapping[str, Any], answers: Sequence
         )
     best = best_answer(row)
     chosen = Answer(best.answers[0], best.ended is None or best.ended[0])
-    own = {answer.text: answer for answer in reversed(answers)}  # the first of those with one text
+    own = {answer.text: answer for answer in reversed(answers)}  # the first answer with each text
     differing = [
         own[text]
         for text in dict.fromkeys(answer.text for answer in answers)
@@ -254,15 +258,15 @@ def paired(asked: Mapping[str, Any], chosen: Answer, rejected: Answer) -> dict[s
 
 
 def ranked_answers(answers: Sequence[Answer], scores: Sequence[float]) -> list[int]:
-    """Which answers have text, best first."""
+    """Indices of the answers that have text, best first."""
     return sorted((k for k in range(len(answers)) if answers[k].text.strip()), key=lambda k: -scores[k])
 
 
-def own_answer(chat: ChatFormat, prompt: Example, sample: Sample, stops: Collection[int]) -> Answer:
-    """What was sampled, in words: the whole answer with its prefix.
+def own_answer(chat: ChatFormat, prompt: Prompt, sample: Sample, stops: Collection[int]) -> Answer:
+    """A sample in words: the whole answer, with its prefix.
 
-    Around an answer to messages the template writes blanks of its own: the text is taken with as many of the sampled
-    ones as give the sampled tokens when it is encoded again, and with none where no text does.
+    The template writes its own blanks around an answer to messages. So the text keeps as many of the sampled blanks as
+    make it encode to the sampled tokens again, or none if no choice does.
     """
     text = chat.decode(sample.ids)
     ended = sample.ended and sample.ids[-1] not in stops
@@ -270,7 +274,7 @@ def own_answer(chat: ChatFormat, prompt: Example, sample: Sample, stops: Collect
     if row is None or not row.messages:
         return Answer(text, ended)
     text = (row.prefix or "") + text
-    whole = slice(None, -1 if ended else None)  # which of several end tokens it was is not kept
+    whole = slice(None, -1 if ended else None)  # without the end token: the text does not say which of several it was
     sampled = [*chat.encode_prompt(row.messages, prefix=row.prefix), *sample.ids][whole]
     for wording in dict.fromkeys((text.strip(), text.removeprefix(" "), text, text.rstrip(), text.lstrip())):
         again = replace(row, answers=(wording,), grades=None, prefix=None, ended=(ended,))
@@ -279,27 +283,27 @@ def own_answer(chat: ChatFormat, prompt: Example, sample: Sample, stops: Collect
     return Answer(text.strip(), ended)
 
 
-def asked_of(chat: ChatFormat, prompt: Example) -> dict[str, Any]:
-    """The prompt as it stands in a data file: one question as a string, a conversation as messages."""
+def asked_of(chat: ChatFormat, prompt: Prompt) -> dict[str, Any]:
+    """The prompt as a data file holds it: one question as a string, a conversation as messages."""
     row = prompt.row
     if row is None or not row.messages:
-        return {"prompt": chat.decode(prompt.prompt_ids)}
+        return {"prompt": chat.decode(prompt.ids)}
     if len(row.messages) == 1 and row.messages[0].role == "user":
         return {"prompt": row.messages[0].content}
     return {"prompt": [{"role": message.role, "content": message.content} for message in row.messages]}
 
 
-def columns_of(prompt: Example) -> Mapping[str, Any]:
+def columns_of(prompt: Prompt) -> Mapping[str, Any]:
     return {} if prompt.row is None else prompt.row.columns
 
 
-def is_text(prompt: Example) -> bool:
+def is_text(prompt: Prompt) -> bool:
     """Whether the prompt is the beginning of a plain text."""
     return prompt.row is None or not prompt.row.messages
 
 
 def describe_scores(means: Sequence[float], best: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean score of all samples and of the best, and their difference with its interval."""
+    """Mean scores of all samples and of the best ones, and their difference with its interval."""
     if not best:
         return {}
     scores = [float(row["score"]) for row in best]
@@ -319,8 +323,8 @@ def score_line(means: Sequence[float], best: Sequence[Mapping[str, Any]]) -> str
     return f"mean score {bootstrap_mean(means)}, of the best {bootstrap_mean(scores)}; "
 
 
-def encode(config: BestOfConfig, chat: ChatFormat, context: int, rows: Sequence[Row] | None = None) -> list[Example]:
-    """The prompts, encoded and within the limits."""
+def encode(config: BestOfConfig, chat: ChatFormat, context: int, rows: Sequence[Row] | None = None) -> list[Prompt]:
+    """Reads the prompts, or takes `rows`, and encodes them within the limits."""
     return encode_prompts(
         read_prompts(config.data, answers=config.chosen == "data") if rows is None else rows,
         chat,

@@ -1,4 +1,4 @@
-"""Preference optimisation without a reward model: DPO and its family, all on one forward pass.
+"""Preference optimisation without a reward model: DPO and its family, all in one forward pass.
 
     sigmoid, sigmoid_norm, robust, hinge, ipo    pairs, against the reference    objectives/preference.py
     step_dpo                                     the same, on steps              objectives/preference.py
@@ -7,15 +7,16 @@
     kto                                          single answers, good or bad     objectives/unpaired.py
     nll                                          the best answer, to mix in      objectives/preference.py
 
-Every loss is a small function of the completions' summed log-probs; which data they read is the only other difference.
-Losses over pairs take all comparisons of a ranked list, weighted so that a list counts as much as a pair. `step_dpo` is
-`sigmoid` on rows whose prompt ends in the shared correct steps and whose answers are the next step: the tree's prompt.
+Every loss is a small function of the completions' summed log-probs; otherwise the losses differ only in the data they
+read. Losses over pairs take all comparisons of a ranked list, weighted so that a list counts as much as a pair.
+`step_dpo` is `sigmoid` on rows whose prompt ends in the shared correct steps and whose answers are the next step.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,27 +24,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onebase.config.losses import LOSSES
 from onebase.config.preferences import DPOConfig
 from onebase.data.batches import minibatch_indices
-from onebase.data.prepare import with_completions
+from onebase.engines.budget import TokenBudget
+from onebase.engines.forward import token_logprobs
+from onebase.engines.passes import num_counted, per_completion
 from onebase.evaluation.answers import answers, write_answers
-from onebase.models.forward import token_logprobs
-from onebase.models.one_base import OneBase
-from onebase.models.passes import num_counted, per_example
+from onebase.models.base import OneBase
+from onebase.models.hardware import peak_memory_mb
 from onebase.models.role_files import save_role
 from onebase.objectives.masked import completion_sum
-from onebase.objectives.preference import (
-    hinge_loss,
-    implicit_rewards,
-    ipo_loss,
-    mean_logprobs,
-    nll_loss,
-    robust_loss,
-    sigmoid_loss,
-    sigmoid_norm_loss,
-)
-from onebase.objectives.ranked import plackett_luce_loss, rrhf_loss
-from onebase.objectives.reference_free import cpo_loss, orpo_loss, simpo_loss
+from onebase.objectives.preference import implicit_rewards, mean_logprobs
 from onebase.objectives.unpaired import kto_kl, kto_loss
 from onebase.recipes.setup.dpo import add_policy_and_reference, loss_weights, plan, read_examples
 from onebase.recipes.setup.reference_cache import computed_once
@@ -56,47 +48,46 @@ from onebase.recipes.setup.shared import (
     open_chat,
     open_run,
     token_budget,
+    warn_of_warmup,
 )
-from onebase.records import Example, TreeBatch
+from onebase.records import Example, Prompt, TreeBatch
 from onebase.reporting.intervals import bootstrap_mean
 from onebase.runs.progress import say
 from onebase.runs.record import read_metrics
 from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
-from onebase.training.memory import peak_memory_mb
+from onebase.training.loop import Loop
 from onebase.training.update import ParameterGroup, Update
 
 __all__ = ["plan", "run"]
 
-DEFAULT_BETA = {"simpo": 2.0, "sigmoid_norm": 5.0}
-REFERENCE_FREE = {"cpo", "simpo", "orpo", "rrhf", "nll"}
-
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """What the losses see of several lists, laid end to end: `[N]` each, and their comparisons."""
+    """The losses' input for several lists laid end to end, `[N]` each, and their comparisons."""
 
     logprobs: Tensor
-    """Sums over the counted tokens, under the policy."""
+    """The policy's log-probs, summed over the counted tokens."""
     reference: Tensor
-    """The same under the reference; zeros where no loss needs it."""
+    """The reference's, summed likewise; zeros if no loss needs them."""
     lengths: Tensor
     grades: Tensor
     list_index: Tensor
     best: Tensor
-    """bool, the first of the best answers of each list."""
+    """bool, True on the first of each list's best answers."""
     pairs: PairTensors
 
 
 def run(config: DPOConfig) -> dict[str, Any]:
-    """Trains, measures the implicit reward on held-out rows, and saves `policy/`; returns the summary."""
+    """Trains the policy, measures the implicit reward on held-out rows, and saves `policy/`; returns the summary."""
     run = open_run(config)
-    base = open_base(config.model)
+    base = open_base(config.model, run.group)
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context_length)
     add_policy_and_reference(base, config)
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    warn_of_warmup(config.optimizer, total)
     budget = token_budget(
         base, config.batch, role="policy", longest=largest_example(base, train, held_out), before=run.token_budget
     )
@@ -106,16 +97,16 @@ def run(config: DPOConfig) -> dict[str, Any]:
         config.optimizer,
         total_steps=total,
         dropout=config.lora.dropout > 0,
-        token_budget=budget,
+        budget=budget,
         repro_folder=run.folder / "refused",
     )
     weights = loss_weights(config)
     cached = None
-    if set(weights) - REFERENCE_FREE and config.preference.reference == "cached":
+    if needs_reference(weights) and config.preference.reference == "cached":
         cached = computed_once(
             base,
             train,
-            lambda: completion_logprobs(base, train, role="reference", token_budget=budget),
+            lambda: completion_logprobs(base, train, role="reference", budget=budget),
             folder=run.folder,
         )
     say(
@@ -128,7 +119,8 @@ def run(config: DPOConfig) -> dict[str, Any]:
 
     beta = beta_of(config, "sigmoid")
     answers_before = answers(base, chat, held_out, role="policy")
-    with run.loop(
+    with Loop(
+        run,
         "dpo",
         total,
         save=save,
@@ -146,10 +138,10 @@ def run(config: DPOConfig) -> dict[str, Any]:
             else:
                 metrics = preference_step(base, examples, references, update, config, visit=step)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
-                metrics["eval/accuracy"] = evaluate(base, held_out, update.token_budget, beta=beta)["accuracy"]
+                metrics["eval/accuracy"] = evaluate(base, held_out, update.budget, beta=beta)["accuracy"]
             loop.end_step(metrics, shown=["loss", "rewards/accuracies", "rewards/margins"])
         loop.end_steps()
-        after = evaluate(base, held_out, update.token_budget, beta=beta)
+        after = evaluate(base, held_out, update.budget, beta=beta)
         loop.keep_best({"eval/accuracy": after["accuracy"]})
     save(run.folder)
     write_answers(run.folder / "samples.jsonl", answers_before, answers(base, chat, held_out, role="policy"))
@@ -161,7 +153,7 @@ def run(config: DPOConfig) -> dict[str, Any]:
         "data": {"train": len(train), "held_out": len(held_out)},
         "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
-    run.finish(summary)
+    loop.finish(summary)
     warn_of_falling(run.folder, total)
     held = f"held-out implicit reward accuracy {after['accuracy']:.3f} {after['accuracy_interval']}; "
     say(f"dpo: {held if held_out else ''}saved {run.folder / 'policy'}")
@@ -169,7 +161,7 @@ def run(config: DPOConfig) -> dict[str, Any]:
 
 
 def warn_of_falling(folder: Path, num_steps: int) -> None:
-    """Warns where the log-probs of chosen and rejected answers fell together, DPO's known failure."""
+    """Warns if the log-probs of chosen and rejected answers fell together, DPO's known failure."""
     rows = read_metrics(folder / "metrics.jsonl")
     if sum(row.get("rewards/chosen", 0) < 0 and row.get("rewards/rejected", 0) < 0 for row in rows) > num_steps / 2:
         say(
@@ -187,16 +179,16 @@ def preference_step(
     *,
     visit: int,
 ) -> dict[str, float]:
-    """One optimizer step on the mean over the rows of each row's weighted losses."""
+    """Takes one optimizer step on the rows' weighted losses, averaged over the rows."""
     weights, group = loss_weights(config), config.preference
     comparisons = [
         draw_comparisons(example, max_pairs=group.max_pairs, seed=config.seed, visit=(visit, i))
         for i, example in enumerate(examples)
     ]
-    if references is None and set(weights) - REFERENCE_FREE:
-        references = completion_logprobs(base, examples, role="reference", token_budget=update.token_budget)
+    if references is None and needs_reference(weights):
+        references = completion_logprobs(base, examples, role="reference", budget=update.budget)
 
-    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
+    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Tensor:
         lists = lay_lists(
             base,
             batch,
@@ -205,7 +197,7 @@ def preference_step(
             None if references is None else [references[i] for i in indices],
         )
         note_metrics(lists, metrics, beta_of(config, "sigmoid"), has_reference=references is not None)
-        yield sum(
+        return sum(
             (weight * list_loss(name, lists, config) for name, weight in weights.items()), start=torch.zeros(())
         ) / len(examples)
 
@@ -213,39 +205,48 @@ def preference_step(
 
 
 def list_loss(name: str, lists: Lists, config: DPOConfig) -> Tensor:
-    """The sum over the lists of one loss: comparisons weighted 1/P, or a number per list."""
-    beta, smoothing, pairs = beta_of(config, name), config.preference.label_smoothing, lists.pairs
-    if name == "nll":
-        return nll_loss(lists.logprobs[lists.best], lists.lengths[lists.best]).sum()
-    if name == "rrhf":
-        means = mean_logprobs(lists.logprobs, lists.lengths)
-        return rrhf_loss(means, lists.grades, lists.list_index, int(lists.list_index[-1]) + 1).sum()
-    if name == "plackett_luce":
-        rewards = implicit_rewards(lists.logprobs, lists.reference, beta=beta)
-        return plackett_luce_loss(rewards, lists.grades, lists.list_index, int(lists.list_index[-1]) + 1).sum()
-    both = [(values[pairs.better], values[pairs.worse]) for values in (lists.logprobs, lists.reference, lists.lengths)]
-    (chosen, rejected), reference, lengths = both
-    match name:
-        case "sigmoid" | "step_dpo":
-            per_pair = sigmoid_loss(chosen, rejected, *reference, beta=beta, label_smoothing=smoothing)
-        case "sigmoid_norm":
-            per_pair = sigmoid_norm_loss(chosen, rejected, *reference, *lengths, beta=beta, label_smoothing=smoothing)
-        case "robust":
-            per_pair = robust_loss(chosen, rejected, *reference, beta=beta, label_smoothing=smoothing)
-        case "hinge":
-            per_pair = hinge_loss(chosen, rejected, *reference, beta=beta)
-        case "ipo":
-            per_pair = ipo_loss(chosen, rejected, *reference, *lengths, beta=beta)
-        case "cpo":
-            per_pair = cpo_loss(chosen, rejected, beta=beta, label_smoothing=smoothing)
-        case "simpo":
-            per_pair = simpo_loss(chosen, rejected, *lengths, beta=beta, gamma=config.preference.gamma)
-        case "orpo":
-            per_pair = orpo_loss(chosen, rejected, *lengths)
+    """One loss summed over the lists: comparisons weighted 1/P, or one number per list."""
+    loss, group = LOSSES[name], config.preference
+    beta = beta_of(config, name)
+    given: dict[str, Any] = {"beta": beta, "label_smoothing": group.label_smoothing, "gamma": group.gamma}
+    match loss.over:
+        case "pairs":
+            given |= arguments_over_pairs(lists)
+        case "lists":
+            given |= arguments_over_lists(lists, beta)
+        case "best":
+            given |= {"logprobs": lists.logprobs[lists.best], "lengths": lists.lengths[lists.best]}
         case _:
             raise ValueError(f"{name!r} is not a loss over pairs or lists")
-    # A tie says nothing about which of two is better.
-    return (per_pair * pairs.weight * ~pairs.tie).sum()
+    function = loss.function()
+    values = function(**{argument: given[argument] for argument in inspect.signature(function).parameters})
+    if loss.over == "pairs":  # a tie does not say which of the two is better
+        values = values * lists.pairs.weight * ~lists.pairs.tie
+    return values.sum()
+
+
+def arguments_over_pairs(lists: Lists) -> dict[str, Tensor]:
+    """Arguments a loss over pairs may take, `[P]` each."""
+    better, worse = lists.pairs.better, lists.pairs.worse
+    return {
+        "chosen": lists.logprobs[better],
+        "rejected": lists.logprobs[worse],
+        "reference_chosen": lists.reference[better],
+        "reference_rejected": lists.reference[worse],
+        "chosen_lengths": lists.lengths[better],
+        "rejected_lengths": lists.lengths[worse],
+    }
+
+
+def arguments_over_lists(lists: Lists, beta: float) -> dict[str, Any]:
+    """Arguments a loss over whole lists may take: `[N]` each, and the number of lists."""
+    return {
+        "rewards": implicit_rewards(lists.logprobs, lists.reference, beta=beta),
+        "mean_logprobs": mean_logprobs(lists.logprobs, lists.lengths),
+        "grades": lists.grades,
+        "list_index": lists.list_index,
+        "num_lists": int(lists.list_index[-1]) + 1,
+    }
 
 
 def kto_step(
@@ -255,18 +256,21 @@ def kto_step(
     update: Update,
     config: DPOConfig,
 ) -> dict[str, float]:
-    """One optimizer step on single answers; the KL is that of answers to other prompts (Ethayarajh et al. 2024)."""
-    group, budget, beta = config.preference, update.token_budget, beta_of(config, "kto")
-    mismatched = [with_completions(example, others_completions(examples, i)) for i, example in enumerate(examples)]
+    """Takes one optimizer step on single answers; the KL is measured on answers to other prompts (Ethayarajh et al.
+    2024)."""
+    group, budget, beta = config.preference, update.budget, beta_of(config, "kto")
+    mismatched = [
+        Prompt(example.prompt_ids).with_completions(others_completions(examples, i))
+        for i, example in enumerate(examples)
+    ]
     policy, reference = (
-        torch.cat(completion_logprobs(base, mismatched, role=role, token_budget=budget))
-        for role in ("policy", "reference")
+        torch.cat(completion_logprobs(base, mismatched, role=role, budget=budget)) for role in ("policy", "reference")
     )
     kl = kto_kl(policy, reference).to(base.device)
-    owns = references or completion_logprobs(base, examples, role="reference", token_budget=budget)
+    owns = references or completion_logprobs(base, examples, role="reference", budget=budget)
     good = torch.tensor([bool(example.row and example.row.columns["label"]) for example in examples])
 
-    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
+    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Tensor:
         logprobs = summed_logprobs(base, batch, role="policy")
         own = torch.cat([owns[i] for i in indices]).to(base.device)
         desirable = good[indices].to(base.device)
@@ -283,13 +287,13 @@ def kto_step(
             desirable_weight=group.desirable_weight,
             undesirable_weight=group.undesirable_weight,
         )
-        yield per_row.sum() / len(examples)
+        return per_row.sum() / len(examples)
 
     return {**update.step((examples, loss)), "kl": float(kl), "num_tokens": float(num_counted(examples))}
 
 
 def others_completions(examples: Sequence[Example], place: int) -> Sequence[Sequence[int]]:
-    """The completions of the next example with another prompt: both answers of a pair may stand side by side."""
+    """The completions of the next example with a different prompt; neighbours may be both answers of one pair."""
     prompt = list(examples[place].prompt_ids)
     others = [*examples[place + 1 :], *examples[:place]]
     return next(
@@ -305,7 +309,7 @@ def lay_lists(
     comparisons: Sequence[Sequence[Any]],
     references: Sequence[Tensor] | None,
 ) -> Lists:
-    """The policy's log-probs of a microbatch and all that the losses compare them with."""
+    """Collects a microbatch's log-probs under the policy and everything the losses compare them with."""
     logprobs = summed_logprobs(base, batch, role="policy")
     device, count = logprobs.device, batch.num_completions
     lengths = torch.bincount(batch.completion_index, minlength=count)
@@ -323,7 +327,7 @@ def lay_lists(
 
 
 def note_metrics(lists: Lists, metrics: Averages, beta: float, *, has_reference: bool) -> None:
-    """The metrics of the field, chosen and rejected apart: both falling is DPO's known failure."""
+    """Notes the usual metrics, with chosen and rejected apart because both falling is DPO's known failure."""
     pairs, counted = lists.pairs, ~lists.pairs.tie
     metrics.add("logps/chosen", lists.logprobs[pairs.better], counted)
     metrics.add("logps/rejected", lists.logprobs[pairs.worse], counted)
@@ -339,30 +343,24 @@ def note_metrics(lists: Lists, metrics: Averages, beta: float, *, has_reference:
 
 
 def summed_logprobs(base: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
-    """log p of each completion given its prompt, over its counted tokens: `[N]`."""
+    """log p of each completion given its prompt, summed over its counted tokens: `[N]`."""
     return completion_sum(token_logprobs(base, batch, role=role), batch.completion_index, batch.num_completions)
 
 
-def completion_logprobs(base: OneBase, examples: Sequence[Example], *, role: str, token_budget: int) -> list[Tensor]:
-    """`summed_logprobs` of any number of examples without gradient: a tensor `[K]` each."""
-    return per_example(
-        base,
-        examples,
-        lambda batch: summed_logprobs(base, batch, role=role),
-        token_budget=token_budget,
-        per_completion=True,
-    )
+def completion_logprobs(base: OneBase, examples: Sequence[Example], *, role: str, budget: TokenBudget) -> list[Tensor]:
+    """`summed_logprobs` for any number of examples, without gradient: one tensor `[K]` each."""
+    return per_completion(base, examples, lambda batch: summed_logprobs(base, batch, role=role), budget=budget)
 
 
-def evaluate(base: OneBase, examples: Sequence[Example], token_budget: int, *, beta: float) -> dict[str, Any]:
-    """On held-out rows: the share of comparisons that the implicit reward orders rightly, and its mean margin.
+def evaluate(base: OneBase, examples: Sequence[Example], budget: TokenBudget, *, beta: float) -> dict[str, Any]:
+    """Measures on held-out rows the share of comparisons the implicit reward orders correctly, and its mean margin.
 
-    For single answers: how often a good one has a positive implicit reward and a bad one a negative.
+    For single answers: how often a good one has a positive implicit reward, or a bad one a negative.
     """
     if not examples:
         return {"accuracy": math.nan, "accuracy_interval": None, "margin": math.nan}
     policy, reference = (
-        completion_logprobs(base, examples, role=role, token_budget=token_budget) for role in ("policy", "reference")
+        completion_logprobs(base, examples, role=role, budget=budget) for role in ("policy", "reference")
     )
     accuracies, margins = [], []
     for example, own, other in zip(examples, policy, reference, strict=True):
@@ -385,6 +383,11 @@ def evaluate(base: OneBase, examples: Sequence[Example], token_budget: int, *, b
     }
 
 
+def needs_reference(weights: Iterable[str]) -> bool:
+    """Whether any of these losses reads the reference."""
+    return any("reference" in LOSSES[name].reads for name in weights)
+
+
 def beta_of(config: DPOConfig, loss: str) -> float:
-    """The configured beta, or the one usual for this loss."""
-    return config.preference.beta or DEFAULT_BETA.get(loss, 0.1)
+    """The configured beta, or the loss's usual one."""
+    return config.preference.beta or LOSSES[loss].beta

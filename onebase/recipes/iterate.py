@@ -1,4 +1,4 @@
-"""Rounds of sampling from the policy and learning from its samples, each made of verbs that stand alone.
+"""Rounds of sampling from the policy and learning from its samples, each made of two ordinary verbs.
 
     round   sample, score, pair (best-of)   ->   learn (dpo on the pairs, or sft on the best)   ->   the next policy
 
@@ -6,8 +6,8 @@
     learn: dpo, chosen: data    SPIN: the data's answer against the policy's own (Chen et al. 2024)
     learn: sft                  RAFT (Dong et al. 2023)
 
-A round leaves `round-<n>/samples` and `round-<n>/learn`, two runs like any other: what was sampled can be read, and a
-round that is finished is not done again.
+A round leaves `round-<n>/samples` and `round-<n>/learn`, two ordinary runs: the samples can be read, and a finished
+round is not repeated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onebase import processes
 from onebase.config.language import SFTConfig
 from onebase.config.preferences import DPOConfig
 from onebase.config.rollouts import BestOfConfig, IterateConfig
-from onebase.data.batches import minibatch_indices, mixed_seed
+from onebase.data.batches import minibatch_indices
 from onebase.errors import DataError
 from onebase.files import atomic_folder
 from onebase.recipes import best_of, dpo, sft
@@ -32,14 +32,15 @@ from onebase.recipes.setup.shared import open_chat, open_run, read_prompts
 from onebase.records import Row
 from onebase.runs.progress import say
 from onebase.runs.record import checkpoints
+from onebase.seeds import mixed_seed
 
 
 def run(config: IterateConfig) -> dict[str, Any]:
     """Runs the rounds and leaves the last policy in `policy/`; returns the summary."""
-    run = open_run(config)
+    run = open_run(config, finished_parts="round-*/*/summary.json")  # a finished round is not redone
     run.open_record()
     rows = read_prompts(config.data, answers=config.chosen == "data")
-    policy = config.policy
+    policy = config.start_from
     scores: list[float | None] = []
     for number in range(1, config.rounds + 1):
         say(f"iterate: round {number} of {config.rounds}, from {policy or 'the base'}")
@@ -57,8 +58,8 @@ def run(config: IterateConfig) -> dict[str, Any]:
         run.log(
             number,
             {
-                f"{part}/{name}": value
-                for part, summary in figures.items()
+                f"{stage}/{name}": value
+                for stage, summary in figures.items()
                 for name, value in summary.items()
                 if isinstance(value, int | float)
             },
@@ -73,13 +74,13 @@ def run(config: IterateConfig) -> dict[str, Any]:
 
 
 def sample(config: IterateConfig, folder: Path, policy: str | None, rows: Sequence[Row], number: int) -> dict[str, Any]:
-    """The samples of a round, on prompts drawn anew until all have been used; returns the summary of the run."""
+    """Samples for one round, with new prompts until all have been used; returns that run's summary."""
     size = min(config.prompts_per_round, len(rows))
     chosen = minibatch_indices(number - 1, num_examples=len(rows), size=size, seed=config.seed)
     options = {
         **_sampling_options(config),
         "output_dir": str(folder),
-        "policy": policy,
+        "start_from": policy,
         "seed": _seed(config, number),
         "batch": {"microbatch_tokens": config.batch.microbatch_tokens},
     }
@@ -87,7 +88,7 @@ def sample(config: IterateConfig, folder: Path, policy: str | None, rows: Sequen
 
 
 def learn(config: IterateConfig, folder: Path, policy: str | None, number: int) -> dict[str, Any]:
-    """What the round learns from its samples; returns the summary of the run."""
+    """Learns from the round's samples; returns that run's summary."""
     out = folder / "learn"
     shared = {
         **_shared(config, ("model", "lora", "optimizer", "batch")),
@@ -104,7 +105,7 @@ def learn(config: IterateConfig, folder: Path, policy: str | None, number: int) 
     }
     if config.learn == "sft":
         return summary_of(out, lambda: sft.run(SFTConfig.model_validate({**shared, "data": data})))
-    first = None if config.reference == "renewed" else config.policy or "base"
+    first = None if config.reference == "renewed" else config.start_from or "base"
     options = {
         **shared,
         "data": data,
@@ -116,12 +117,12 @@ def learn(config: IterateConfig, folder: Path, policy: str | None, number: int) 
 
 
 def summary_of(folder: Path, run: Callable[[], object]) -> dict[str, Any]:
-    """The summary of a run that is not done again where it came to its end before; in either case as it was written."""
+    """Runs it unless it finished earlier, and returns the summary as it was written."""
     path = folder / "summary.json"
     if not path.exists():
         run()
     if processes.is_main():
-        for checkpoint in checkpoints(folder):  # of a round that is never made longer
+        for checkpoint in checkpoints(folder):  # a round is never extended
             shutil.rmtree(checkpoint, ignore_errors=True)
     summary = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(summary, dict)
@@ -137,7 +138,7 @@ def _sampling_options(config: IterateConfig) -> dict[str, Any]:
 
 
 def _seed(config: IterateConfig, number: int) -> int:
-    # Each round samples other answers and reads them in another order.
+    # Each round samples different answers and reads them in a different order.
     return mixed_seed("round", config.seed, number)
 
 

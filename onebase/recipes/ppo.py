@@ -2,39 +2,42 @@
 
     policy      samples K completions of every prompt, and trains
     reference   what the policy started from, frozen
-    reward      scores each completion at its last token (or any other source of scores)
+    reward      scores each completion at its last token (or is another source of scores)
     critic      values V(s_t) before every token, and trains
 
-A rollout, from top to bottom of `train_rollout` (Ziegler et al. 2019; Ouyang et al. 2022, section 3.5):
+One rollout (Ziegler et al. 2019; Ouyang et al. 2022, section 3.5), as in `train_rollout` from top to bottom:
 
-    1  sample completions, score them, measure log-probs, reference log-probs and values        collect_rollout
-    2  reward per token: -beta KL_t, and the score on the last token                            estimate_advantages
-    3  advantages and returns by GAE, advantages whitened over the rollout
-    4  for each PPO epoch, each minibatch: clipped policy loss + c clipped value loss           update_on
-       (+ entropy bonus, KL in the loss, PTX), one optimizer step; stop early on KL
+    collect     sample completions, score them, measure log-probs, reference log-probs and values
+    estimate    reward per token: -beta KL_t, and the score on the last token; advantages and returns by GAE,
+                advantages whitened over the rollout
+    update      for each PPO epoch, each minibatch: clipped policy loss + c clipped value loss
+                (+ entropy bonus, KL in the loss, PTX), one optimizer step; stop early on KL
 
-Deviations from the papers: the score may be shifted, scaled, clipped and penalised before it is given; `1` measures the
-log-probs of the policy again in the forward pass that trains it, so that the ratio of the first minibatch is 1, but for
-rounding.
+Deviations from the papers: the score may be shifted, scaled, clipped and penalised before it is used; `collect`
+measures the policy's log-probs again with the forward pass that trains it, so that the first minibatch's ratio is 1
+except for rounding.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from onebase.config.ppo_groups import PPOGroup
 from onebase.config.rollouts import PPOConfig
-from onebase.data.batches import minibatch_indices, mixed_seed
+from onebase.data.batches import minibatch_indices, num_minibatches
+from onebase.engines.forward import source_states, token_logprobs
+from onebase.engines.output_layer import head_logprobs
+from onebase.engines.passes import num_counted
 from onebase.evaluation.held_out import HeldOut, evaluate_role, improvement
 from onebase.evaluation.tables import print_comparison, write_samples
-from onebase.models.forward import head_logprobs, logprobs_and_entropy, source_states, token_values
-from onebase.models.passes import num_counted
+from onebase.models.hardware import peak_memory_mb
 from onebase.models.role_files import save_role
 from onebase.objectives.advantages import explained_variance, gae
 from onebase.objectives.kl import kl_estimate, kl_shaped_rewards
@@ -46,71 +49,78 @@ from onebase.objectives.masked import (
     whiten,
 )
 from onebase.objectives.policy import clipped_policy_loss, clipped_value_loss, policy_statistics, value_clipped
-from onebase.recipes.setup.ppo import Trainer, num_rollouts, plan, set_up
+from onebase.recipes.setup.ppo import Setup, State, num_rollouts, plan, set_up
 from onebase.recipes.setup.shared import best_by, open_run
-from onebase.records import Example, TreeBatch
+from onebase.records import Scores, TreeBatch
 from onebase.reporting.recorder import FlightRecorder
-from onebase.rollouts.collect import Rollout, collect_rollout
+from onebase.rollouts.collect import Roles, Rollout, collect
 from onebase.runs.progress import say
-from onebase.sampling.local import Sampling, sample_seeds
+from onebase.sampling.sampler import Sampling
+from onebase.seeds import mixed_seed, rollout_seed, sample_seeds
 from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
-from onebase.training.memory import peak_memory_mb
+from onebase.training.loop import Loop
+from onebase.training.update import LossFunction, Part, Update
 
 __all__ = ["plan", "run"]
 
 
 @dataclass(slots=True)
 class Targets:
-    """What the update aims at, one tensor `[m]` per prompt: the tokens of its K completions."""
+    """What the update compares with and aims at: one tensor `[m]` per prompt, over the tokens of its K completions."""
 
+    logprobs: list[Tensor]
+    """The sampling policy's."""
+    reference_logprobs: list[Tensor]
+    values: list[Tensor]
     advantages: list[Tensor]
     returns: list[Tensor]
 
 
 def run(config: PPOConfig) -> dict[str, Any]:
-    """Trains, prints the policy beside its reference on held-out prompts; returns the summary."""
+    """Trains, then prints the policy beside its reference on held-out prompts; returns the summary."""
     summary, before, after = train(config)
     print_comparison([before, after], names=["before", "after"])
     return summary
 
 
 def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
-    """Trains and saves `policy/` and `critic/`; returns the summary, and the held-out prompts before and after."""
+    """Trains and saves `policy/` and `critic/`; returns the summary, and the held-out results before and after."""
     run = open_run(config)
-    trainer, held_out = set_up(config, run)
-    base, total = trainer.base, num_rollouts(config, trainer.prompts)
+    setup, state, update = set_up(config, run)
+    base, total = setup.base, num_rollouts(config, setup.prompts)
     say(
-        f"ppo: {len(trainer.prompts)} prompts, {len(held_out)} held out, {total} rollouts of "
+        f"ppo: {len(setup.prompts)} prompts, {len(setup.held_out)} held out, {total} rollouts of "
         f"{config.ppo.rollout_prompts} x {config.generation.samples_per_prompt} completions, layout {base.layout}, "
-        f"microbatches of {trainer.update.token_budget} tokens"
+        f"microbatches of {setup.budget.tokens} tokens"
     )
 
     def save(folder: Path) -> None:
         for role in ("policy", "critic"):
-            save_role(base, role, folder / role, kind=role, chat=trainer.chat)
+            save_role(base, role, folder / role, kind=role, chat=setup.chat)
 
-    before = evaluate(trainer, held_out, role="reference")
-    with run.loop(
+    before = evaluate(setup, role="reference")
+    with Loop(
+        run,
         "ppo",
         total,
         save=save,
         weights=TrainedWeights(base, "policy", "critic"),
-        update=trainer.update,
-        parts={"kl": trainer.kl, "moments": trainer.moments, "trainer": trainer},
-        inputs=inputs_of(base, trainer.prompts, held_out, trainer.ptx),
-        best=best_by("eval/judge" if trainer.judges else "eval/score", config.evaluation),
+        update=update,
+        state=state,
+        inputs=inputs_of(base, setup.prompts, setup.held_out, setup.ptx),
+        best=best_by("eval/judge" if setup.judges else "eval/score", config.evaluation),
     ) as loop:
-        recorder = FlightRecorder(run.folder, lang=config.lang, start=before.metrics(), done=loop.done)
+        recorder = FlightRecorder(run.folder, lang=config.lang, start=before.metrics(), done=loop.done, group=run.group)
         if not loop.done:
-            loop.keep_best(before.metrics())  # where training only harms, the start is what to go back to
+            loop.keep_best(before.metrics())  # if training only harms, the start is the best to return to
         for index in loop:
-            if trainer.over_kl_budget:  # it ended here before, and was stopped
+            if state.over_kl_budget:  # resumed after the budget had already ended the rollouts
                 break
-            metrics = train_rollout(trainer, index)
+            metrics = train_rollout(setup, state, update, index)
             every = config.evaluation.every_steps
             if every and (index + 1) % every == 0 and index + 1 < total:
-                metrics |= evaluate(trainer, held_out, role="policy").metrics()
+                metrics |= evaluate(setup, role="policy").metrics()
             found = [] if config.on_finding == "off" else recorder.look(index + 1, metrics)
             loop.end_step(metrics, shown=["objective/scores", "objective/kl"])
             if found and config.on_finding == "pause":
@@ -118,16 +128,16 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
             if "train/over_kl_budget" in metrics:
                 say(
                     f"ppo: stopped at rollout {index + 1}: KL {metrics['objective/kl']:.2f} nats per completion is over"
-                    f" ppo.kl_budget = {config.ppo.kl_budget:g}; the policy is the one before, within it"
+                    f" ppo.kl_budget = {config.ppo.kl_budget:g}; back to the last policy within the budget"
                 )
                 break
         loop.end_steps()
-        after = evaluate(trainer, held_out, role="policy")
+        after = evaluate(setup, role="policy")
         budget = config.ppo.kl_budget
-        while budget is not None and not (kl := after.row()["kl"].mean) <= budget and trainer.within_kl_budget:
+        while budget is not None and not (kl := after.row()["kl"].mean) <= budget and state.within_kl_budget:
             say(f"ppo: held-out KL {kl:.2f} is over ppo.kl_budget = {budget:g}; back to an earlier policy")
-            base.set_adapter_weights("policy", trainer.within_kl_budget.pop())
-            after = evaluate(trainer, held_out, role="policy")
+            base.set_adapter_weights("policy", state.within_kl_budget.pop())
+            after = evaluate(setup, role="policy")
         loop.keep_best(after.metrics())
     require_finite(after.row()["kl"].mean, "the policy's KL on held-out prompts")
     save(run.folder)
@@ -142,60 +152,55 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         "kl": after.row()["kl"].mean,
         "kl_budget": config.ppo.kl_budget,
         "ended": after.ended,
-        "data": {"train": len(trainer.prompts), "held_out": len(held_out)},
+        "data": {"train": len(setup.prompts), "held_out": len(setup.held_out)},
         "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
-    run.finish(summary)
+    loop.finish(summary)
     say(f"ppo: saved {run.folder / 'policy'} and {run.folder / 'critic'}")
     return summary, before, after
 
 
-def train_rollout(trainer: Trainer, index: int) -> dict[str, float]:
+def train_rollout(setup: Setup, state: State, update: Update, index: int) -> dict[str, float]:
     """One rollout and the updates on it; returns the metrics."""
-    config = trainer.config
+    config, base = setup.config, setup.base
     chosen = minibatch_indices(
-        index, num_examples=len(trainer.prompts), size=config.ppo.rollout_prompts, seed=config.seed
+        index, num_examples=len(setup.prompts), size=config.ppo.rollout_prompts, seed=config.seed
     )
-    rollout = collect_rollout(
-        trainer.base,
-        trainer.chat,
-        [trainer.prompts[i] for i in chosen],
-        trainer.reward_source,
-        sampling=rollout_sampling(trainer, index),
-        seeds=sample_seeds(
-            config.seed,
-            num_prompts=len(chosen),
-            samples_per_prompt=config.generation.samples_per_prompt,
-            stream=f"rollout-{index}",
-        ),
-        samples_per_prompt=config.generation.samples_per_prompt,
-        token_budget=trainer.update.token_budget,
-        critic="critic",
+    count = config.generation.samples_per_prompt
+    rollout = collect(
+        base,
+        setup.chat,
+        [setup.prompts[i] for i in chosen],
+        sampler=setup.sampler,
+        sampling=rollout_sampling(setup, index),
+        seeds=sample_seeds(config.seed, num_prompts=len(chosen), samples_per_prompt=count, stream=f"rollout-{index}"),
+        samples_per_prompt=count,
+        budget=setup.budget,
+        reward=setup.reward,
+        roles=Roles("policy", "reference", "critic"),
     )
-    targets, metrics = estimate_advantages(rollout, trainer)
-    if config.ppo.kl_budget is not None:
-        if not metrics["objective/kl"] <= config.ppo.kl_budget:  # NaN is over it too
-            trainer.over_kl_budget = True
-            if trainer.within_kl_budget:
-                trainer.base.set_adapter_weights("policy", trainer.within_kl_budget.pop())
-            return {**metrics, "train/over_kl_budget": 1.0}
-        trainer.keep_policy()
+    targets, metrics = estimate(rollout, setup, state)
+    if config.ppo.kl_budget is not None and not state.keep_within(config.ppo.kl_budget, metrics["objective/kl"], base):
+        return {**metrics, "train/over_kl_budget": 1.0}
     started = time.monotonic()
-    metrics |= update_on(rollout, targets, trainer, index)
+    metrics |= update_on(rollout, targets, setup, state, update, index)
     metrics["perf/update_seconds"] = time.monotonic() - started
-    if index >= config.ppo.critic_warmup_rollouts:  # before, the policy stands still and its KL says nothing
-        trainer.kl.update(metrics["objective/kl"], len(rollout.samples))
+    if index >= config.ppo.critic_warmup_rollouts:  # during warm-up the policy does not move and its KL says nothing
+        state.kl.update(metrics["objective/kl"], len(rollout.samples))
     return metrics
 
 
-def estimate_advantages(rollout: Rollout, trainer: Trainer) -> tuple[Targets, dict[str, float]]:
-    """Scores to rewards per token, to advantages and returns; and what there is to know of the rollout."""
-    ppo, index, count = trainer.config.ppo, rollout.completion_index, len(rollout.samples)
-    logprobs, reference_logprobs = torch.cat(rollout.logprobs), torch.cat(rollout.reference_logprobs)
-    scores = shape_scores(rollout, trainer)  # [N]
+def estimate(rollout: Rollout, setup: Setup, state: State) -> tuple[Targets, dict[str, float]]:
+    """Turns scores into rewards per token, then advantages and returns; also returns the rollout's metrics."""
+    ppo, measured, scored = setup.config.ppo, rollout.measured, rollout.scores
+    assert measured is not None and measured.reference_logprobs is not None and measured.values is not None
+    assert scored is not None
+    index, count = rollout.completion_index, len(rollout.samples)
+    logprobs, reference_logprobs = torch.cat(measured.logprobs), torch.cat(measured.reference_logprobs)
+    scores = shape_scores(rollout, scored.total, ppo, state)  # [N]
     kl, mask = pad_completions(kl_estimate(logprobs, reference_logprobs, ppo.kl_estimator), index, count)  # [N, C]
-    values, _ = pad_completions(torch.cat(rollout.values), index, count)
-    coefficient = trainer.kl.coefficient if ppo.kl_placement == "reward" else 0.0
+    values, _ = pad_completions(torch.cat(measured.values), index, count)
+    coefficient = state.kl.coefficient if ppo.kl_placement == "reward" else 0.0
     rewards = kl_shaped_rewards(scores, kl, mask, coefficient)
     if ppo.whiten_rewards:
         rewards = scale_to_unit_variance(rewards, mask)
@@ -204,39 +209,47 @@ def estimate_advantages(rollout: Rollout, trainer: Trainer) -> tuple[Targets, di
     if ppo.whiten_advantages:
         advantages = whiten(advantages, mask)
 
-    # k1 summed over a completion is the unbiased estimate of its KL, whichever estimator shapes the rewards.
+    # k1 summed over a completion is an unbiased estimate of its KL, whichever estimator shapes the rewards.
     sequence_kl = completion_sum(logprobs - reference_logprobs, index, count)
-    lengths = torch.tensor(rollout.completion_lengths, dtype=torch.float32)
-    together = torch.corrcoef(torch.stack([rollout.scores, lengths]))[0, 1] if count > 1 else torch.nan
     metrics = {
         "objective/kl": float(sequence_kl.mean()),
-        "objective/kl_coef": trainer.kl.coefficient,
-        "objective/entropy": float(torch.cat(rollout.entropy).mean()),
-        "objective/scores": float(rollout.scores.mean()),
-        "objective/scores_std": float(rollout.scores.std(unbiased=False)),
+        "objective/kl_coef": state.kl.coefficient,
+        "objective/entropy": float(torch.cat(measured.entropy).mean()),
         "objective/non_score_reward": float((rewards.sum(1) - scores).mean()) if not ppo.whiten_rewards else 0.0,
-        "objective/rlhf_reward": float((scores - trainer.kl.coefficient * sequence_kl).mean()),
+        "objective/rlhf_reward": float((scores - state.kl.coefficient * sequence_kl).mean()),
+        "val/explained_variance": float(explained),
+        "sampling/logp_difference": float((rollout.sampled_logprobs - logprobs).abs().mean()),
+        **describe(rollout, scored),
+    }
+    sizes = [len(of_prompt) for of_prompt in measured.logprobs]
+    split = [list(flatten_completions(padded, mask).split(sizes)) for padded in (advantages, returns)]
+    return Targets(measured.logprobs, measured.reference_logprobs, measured.values, *split), metrics
+
+
+def describe(rollout: Rollout, scores: Scores) -> dict[str, float]:
+    """A rollout's metrics about what was sampled and how it scored."""
+    count, lengths = len(rollout.samples), torch.tensor(rollout.completion_lengths, dtype=torch.float32)
+    together = torch.corrcoef(torch.stack([scores.total, lengths]))[0, 1] if count > 1 else torch.nan
+    return {
+        "objective/scores": float(scores.total.mean()),
+        "objective/scores_std": float(scores.total.std(unbiased=False)),
         "completions/mean_length": float(lengths.mean()),
         "completions/max_length": float(lengths.max()),
         "completions/num_tokens": float(lengths.sum()),
         "completions/score_length_correlation": float(together),
         "completions/ended": sum(sample.ended for sample in rollout.samples) / count,
-        "val/explained_variance": float(explained),
-        "sampling/logp_difference": float((rollout.sampled_logprobs - logprobs).abs().mean()),
+        **{f"rewards/{name}/mean": float(own.mean()) for name, own in scores.parts.items()},
+        **({"rewards/failed": len(scores.failures) / count} if scores.failures else {}),
         **{f"perf/{name}_seconds": seconds for name, seconds in rollout.seconds.items()},
     }
-    sizes = [len(part) for part in rollout.logprobs]
-    split = [list(flatten_completions(padded, mask).split(sizes)) for padded in (advantages, returns)]
-    return Targets(*split), metrics
 
 
-def shape_scores(rollout: Rollout, trainer: Trainer) -> Tensor:
-    """`[N]`: less the baseline, scaled by the running deviation, clipped, less the penalties, in this order."""
-    ppo = trainer.config.ppo
-    scores = rollout.scores - ppo.score_baseline
+def shape_scores(rollout: Rollout, scores: Tensor, ppo: PPOGroup, state: State) -> Tensor:
+    """Shapes the scores `[N]`: minus baseline, over running deviation, clipped, minus penalties, in this order."""
+    scores = scores - ppo.score_baseline
     if ppo.score_scaling == "running":
-        trainer.moments.update(scores)
-        scores = scores / trainer.moments.scale
+        state.moments.update(scores)
+        scores = scores / state.moments.scale
     if ppo.score_clip is not None:
         scores = scores.clamp(-ppo.score_clip, ppo.score_clip)
     not_ended = torch.tensor([0.0 if sample.ended else 1.0 for sample in rollout.samples])
@@ -244,129 +257,119 @@ def shape_scores(rollout: Rollout, trainer: Trainer) -> Tensor:
     return scores - ppo.missing_end_penalty * not_ended - ppo.length_penalty * lengths
 
 
-def update_on(rollout: Rollout, targets: Targets, trainer: Trainer, index: int) -> dict[str, float]:
-    """The PPO epochs over a rollout; metrics are means over their optimizer steps."""
-    config, ppo = trainer.config, trainer.config.ppo
+def update_on(
+    rollout: Rollout, targets: Targets, setup: Setup, state: State, update: Update, index: int
+) -> dict[str, float]:
+    """Runs the PPO epochs over a rollout, one minibatch per optimizer step; metrics are means over these steps."""
+    config, ppo, count = setup.config, setup.config.ppo, len(rollout.examples)
+    only_critic = index < ppo.critic_warmup_rollouts
     steps: list[dict[str, float]] = []
     num_tokens = 0
-    per_epoch = -(-len(rollout.examples) // ppo.minibatch_prompts)
-    for step in range(ppo.num_ppo_epochs * per_epoch):
-        chosen = minibatch_indices(
-            step, num_examples=len(rollout.examples), size=ppo.minibatch_prompts, seed=config.seed * 1_000_003 + index
-        )
-        metrics = train_minibatch(rollout, targets, chosen, trainer, only_critic=index < ppo.critic_warmup_rollouts)
-        steps.append(metrics)
-        num_tokens += num_counted([rollout.examples[i] for i in chosen])
-        if ppo.max_kl is not None and metrics.get("policy/approxkl", 0.0) > ppo.max_kl:
+    for step in range(ppo.num_ppo_epochs * num_minibatches(count, ppo.minibatch_prompts)):
+        seed = rollout_seed(config.seed, index)
+        chosen = minibatch_indices(step, num_examples=count, size=ppo.minibatch_prompts, seed=seed)
+        examples = [rollout.examples[i] for i in chosen]
+        policy_loss, value_loss = minibatch_losses(targets, chosen, setup, state, num_tokens=num_counted(examples))
+        parts: list[Part] = [] if only_critic else [(examples, policy_loss)]
+        if ppo.critic == "adapter" or only_critic:
+            parts.append((examples, value_loss))
+        if setup.ptx and not only_critic:
+            parts.append(ptx_part(setup, state))
+        steps.append(update.step(*parts))
+        state.updates_done += 1
+        num_tokens += num_counted(examples)
+        if ppo.max_kl is not None and steps[-1].get("policy/approxkl", 0.0) > ppo.max_kl:
             break
     names = {name for metrics in steps for name in metrics}
     means = {name: sum(m.get(name, 0.0) for m in steps) / len(steps) for name in sorted(names)}
     return {**means, "train/optimizer_steps": float(len(steps)), "num_tokens": float(num_tokens)}
 
 
-def train_minibatch(
-    rollout: Rollout, targets: Targets, chosen: Sequence[int], trainer: Trainer, *, only_critic: bool
-) -> dict[str, float]:
-    """One optimizer step: the clipped policy loss and the clipped value loss, means over the minibatch's tokens."""
-    config, base, ppo = trainer.config, trainer.base, trainer.config.ppo
-    examples = [rollout.examples[i] for i in chosen]
-    num_tokens = num_counted(examples)
+def minibatch_losses(
+    targets: Targets, chosen: Sequence[int], setup: Setup, state: State, *, num_tokens: int
+) -> tuple[LossFunction, LossFunction]:
+    """The clipped policy loss and the clipped value loss of one minibatch, each a mean over its tokens.
+
+    They run separately, so that only one role's activations are held at a time. If the critic is a head on the policy's
+    trunk, the policy loss includes its loss, because both share one gradient there.
+    """
+    config, base, ppo = setup.config, setup.base, setup.config.ppo
     shared_trunk = ppo.critic == "head"
 
-    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
-        def of(per_prompt: list[Tensor]) -> Tensor:
-            return torch.cat([per_prompt[chosen[i]] for i in indices]).to(base.device)
+    def of(per_prompt: list[Tensor], indices: list[int]) -> Tensor:
+        return torch.cat([per_prompt[chosen[i]] for i in indices]).to(base.device)
 
-        def policy_loss(logprobs: Tensor, entropy: Tensor) -> Tensor:
-            old_logprobs, advantages = of(rollout.logprobs), of(targets.advantages)
-            clip = {"clip_low": ppo.clip_low, "clip_high": ppo.clip_high}
-            per_token = clipped_policy_loss(logprobs, old_logprobs, advantages, **clip, dual_clip=ppo.dual_clip)
-            metrics.add("loss/policy", per_token)
-            for name, values in policy_statistics(logprobs, old_logprobs, advantages=advantages, **clip).items():
-                metrics.add(name, values)
-            if ppo.kl_placement == "loss":
-                kl = kl_estimate(logprobs, of(rollout.reference_logprobs), ppo.kl_estimator)
-                per_token = per_token + trainer.kl.coefficient * kl
-            return (per_token - ppo.entropy_coefficient * entropy).sum() / num_tokens
+    def policy_loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Tensor:
+        states = source_states(base, batch, role="policy")
+        logprobs, entropy = head_logprobs(
+            base, states, batch, temperature=config.generation.temperature, with_entropy=ppo.entropy_coefficient > 0
+        )
+        old_logprobs, advantages = of(targets.logprobs, indices), of(targets.advantages, indices)
+        clip = {"clip_low": ppo.clip_low, "clip_high": ppo.clip_high}
+        per_token = clipped_policy_loss(logprobs, old_logprobs, advantages, **clip, dual_clip=ppo.dual_clip)
+        metrics.add("loss/policy", per_token)
+        for name, values in policy_statistics(logprobs, old_logprobs, advantages=advantages, **clip).items():
+            metrics.add(name, values)
+        if ppo.kl_placement == "loss":
+            kl = kl_estimate(logprobs, of(targets.reference_logprobs, indices), ppo.kl_estimator)
+            per_token = per_token + state.kl.coefficient * kl
+        loss = (per_token - ppo.entropy_coefficient * entropy).sum() / num_tokens
+        return value_loss(batch, indices, metrics, states) + loss if shared_trunk else loss
 
-        def value_loss(values: Tensor) -> Tensor:
-            old_values, returns = of(rollout.values), of(targets.returns)
-            per_token = clipped_value_loss(values, old_values, returns, clip_range=ppo.value_clip)
-            metrics.add("loss/value", per_token)
-            metrics.add("val/clipfrac", value_clipped(values, old_values, returns, clip_range=ppo.value_clip))
-            return ppo.value_coefficient * per_token.sum() / num_tokens
+    def value_loss(batch: TreeBatch, indices: list[int], metrics: Averages, states: Tensor | None = None) -> Tensor:
+        if states is None:
+            states = source_states(base, batch, role="critic")
+            if shared_trunk:
+                states = states.detach()  # the trunk belongs to the policy
+        values = base.scalar_role("critic").head(states)
+        old_values, returns = of(targets.values, indices), of(targets.returns, indices)
+        per_token = clipped_value_loss(values, old_values, returns, clip_range=ppo.value_clip)
+        metrics.add("loss/value", per_token)
+        metrics.add("val/clipfrac", value_clipped(values, old_values, returns, clip_range=ppo.value_clip))
+        return ppo.value_coefficient * per_token.sum() / num_tokens
 
-        temperature, with_entropy = config.generation.temperature, ppo.entropy_coefficient > 0
-        if shared_trunk:
-            states = source_states(base, batch, role="policy")
-            if only_critic:
-                states = states.detach()  # the trunk is the policy's
-            critic = value_loss(base.roles["critic"].head(states))  # type: ignore[misc]
-            if only_critic:
-                yield critic
-                return
-            actor = policy_loss(*head_logprobs(base, states, batch, temperature=temperature, with_entropy=with_entropy))
-            yield actor + critic
-            return
-        if not only_critic:
-            yield policy_loss(
-                *logprobs_and_entropy(base, batch, role="policy", temperature=temperature, with_entropy=with_entropy)
-            )
-        yield value_loss(token_values(base, batch, role="critic"))
-
-    parts = [(examples, loss)]
-    if trainer.ptx and not only_critic:
-        parts.append(ptx_part(trainer))
-    trainer.updates_done += 1
-    return trainer.update.step(*parts)
+    return policy_loss, value_loss
 
 
-def ptx_part(trainer: Trainer) -> tuple[list[Example], Any]:
-    """The language-model loss on texts, so that the policy does not forget them (Ouyang et al. 2022, eq. 2)."""
-    config = trainer.config
+def ptx_part(setup: Setup, state: State) -> Part:
+    """The language-model loss on texts that the policy should not forget (Ouyang et al. 2022, eq. 2)."""
+    ppo = setup.config.ppo
     chosen = minibatch_indices(
-        trainer.updates_done, num_examples=len(trainer.ptx), size=config.ppo.minibatch_prompts, seed=config.seed
+        state.updates_done, num_examples=len(setup.ptx), size=ppo.minibatch_prompts, seed=setup.config.seed
     )
-    examples = [trainer.ptx[i] for i in chosen]
+    examples = [setup.ptx[i] for i in chosen]
     num_tokens = num_counted(examples)
 
-    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
-        logprobs, _ = logprobs_and_entropy(trainer.base, batch, role="policy", with_entropy=False)
+    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Tensor:
+        logprobs = token_logprobs(setup.base, batch, role="policy")
         metrics.add("loss/ptx", -logprobs)
-        yield -config.ppo.ptx_coefficient * logprobs.sum() / num_tokens
+        return -ppo.ptx_coefficient * logprobs.sum() / num_tokens
 
     return examples, loss
 
 
-def rollout_sampling(trainer: Trainer, index: int) -> Sampling:
-    """The sampling of this rollout, with its own length limit where that is random."""
-    generation, sampling = trainer.config.generation, trainer.sampling
+def rollout_sampling(setup: Setup, index: int) -> Sampling:
+    """The rollout's sampling settings, with its own length limit if that is random."""
+    generation = setup.config.generation
     if generation.random_min_new_tokens is None:
-        return sampling
-    generator = torch.Generator().manual_seed(mixed_seed("length", trainer.config.seed, index))
+        return setup.sampling
+    generator = torch.Generator().manual_seed(mixed_seed("length", setup.config.seed, index))
     limit = torch.randint(generation.random_min_new_tokens, generation.max_new_tokens + 1, (), generator=generator)
-    return Sampling(
-        max_new_tokens=int(limit),
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        stop_ids=sampling.stop_ids,
-    )
+    return replace(setup.sampling, max_new_tokens=int(limit))
 
 
-def evaluate(trainer: Trainer, held_out: list[Example], *, role: str) -> HeldOut:
-    """The role on the held-out prompts, always with the same random numbers."""
-    config = trainer.config
+def evaluate(setup: Setup, *, role: str) -> HeldOut:
+    """Evaluates the role on the held-out prompts, always with the same random numbers."""
     return evaluate_role(
-        trainer.base,
-        trainer.chat,
-        held_out,
-        trainer.reward_source,
+        setup.base,
+        setup.chat,
+        setup.held_out,
+        setup.reward,
         role=role,
         reference="reference",
-        sampling=trainer.sampling,
-        samples_per_prompt=config.evaluation.samples_per_prompt,
-        seed=config.seed,
-        token_budget=trainer.update.token_budget,
-        judges=trainer.judges,
+        sampling=setup.sampling,
+        samples_per_prompt=setup.config.evaluation.samples_per_prompt,
+        seed=setup.config.seed,
+        budget=setup.budget,
+        judges=setup.judges,
     )

@@ -1,11 +1,10 @@
-"""Pretraining: a language model on plain text, from nothing or further.
+"""Pretraining: trains a language model on plain text, from scratch or further.
 
     L = -(1 / M) sum log p(token | earlier tokens of its block)
 
-Texts are laid end to end, each behind the beginning token and before the end token, and cut into blocks of equal
-length. Without `model.model_name_or_path` the model is made from the `tiny` keys, and the tokenizer is the one of
-`tiny.tokenizer` or trained on the same texts. Every parameter trains; what is saved is a transformers folder, the base
-of all later stages.
+Texts are laid end to end, each between a beginning and an end token, and cut into blocks of equal length. Without
+`model.model_name_or_path` the model is made from the `tiny` keys, and the tokenizer is `tiny.tokenizer` or trained on
+the same texts. Every parameter trains; the result is a transformers folder, the base for all later stages.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ from onebase.config.files import dump_config
 from onebase.config.language import PretrainConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import chat_format
+from onebase.engines.opening import load_base, wrap_model
+from onebase.engines.passes import num_counted
 from onebase.errors import DataError, ModelError
-from onebase.models.loading import load_base, wrap_model
-from onebase.models.one_base import OneBase
-from onebase.models.passes import num_counted
+from onebase.models.base import OneBase
+from onebase.models.hardware import peak_memory_mb
 from onebase.models.role_files import save_base
 from onebase.models.scratch import make_llama, read_tokenizer, train_tokenizer
 from onebase.recipes.setup.shared import (
@@ -35,24 +35,25 @@ from onebase.recipes.setup.shared import (
     open_run,
     read_rows,
     token_budget,
+    warn_of_warmup,
 )
 from onebase.records import Example, Row
 from onebase.runs.progress import say
 from onebase.runs.trackers import require_trackers
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
-from onebase.training.memory import peak_memory_mb
+from onebase.training.loop import Loop
 from onebase.training.plan import describe_base, describe_steps
 from onebase.training.run import check_writable
 from onebase.training.update import ParameterGroup
 
 LONGEST_BLOCK = 1024
 VOCAB_SIZE = 1024
-"""Of a new tokenizer, where the configuration names none."""
+"""A new tokenizer's vocabulary size, if none is configured."""
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:
-    """Trains and saves `model/` in the run's folder; returns the summary."""
+    """Trains a model and saves it as `model/` in the run's folder; returns the summary."""
     run = open_run(config)
     train_rows, held_out_rows = read_rows(config.data, config.seed)
     base = open_or_make(config, train_rows)
@@ -60,17 +61,18 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     base.add_role("policy")
     base.train_base("policy")
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    warn_of_warmup(config.optimizer, total)
     update = make_update(
         base,
         [ParameterGroup(base.parameters("policy"), config.optimizer.learning_rate)],
         config.optimizer,
         total_steps=total,
-        token_budget=token_budget(
+        budget=token_budget(
             base, config.batch, role="policy", longest=largest_example(base, train, held_out), before=run.token_budget
         ),
         repro_folder=run.folder / "refused",
     )
-    before = mean_nll(base, held_out, token_budget=update.token_budget, trained=False)
+    before = mean_nll(base, held_out, budget=update.budget, trained=False)
     parameters = sum(p.numel() for p in base.model.parameters())
     say(
         f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(base.tokenizer)}, {len(train)} blocks "
@@ -80,7 +82,8 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     def save(folder: Path) -> None:
         save_base(base, folder / "model")
 
-    with run.loop(
+    with Loop(
+        run,
         "pretrain",
         total,
         save=save,
@@ -93,10 +96,10 @@ def run(config: PretrainConfig) -> dict[str, Any]:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             metrics = language_step(base, [train[i] for i in chosen], update)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
-                metrics["eval/loss"] = mean_nll(base, held_out, token_budget=update.token_budget)
+                metrics["eval/loss"] = mean_nll(base, held_out, budget=update.budget)
             loop.end_step(metrics, shown=["loss"])
         loop.end_steps()
-        after = mean_nll(base, held_out, token_budget=update.token_budget)
+        after = mean_nll(base, held_out, budget=update.budget)
         loop.keep_best({"eval/loss": after})
     save(run.folder)
     summary = {
@@ -108,15 +111,15 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         "data": {"train": len(train), "held_out": len(held_out)},
         "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
-    run.finish(summary)
+    loop.finish(summary)
     say(f"pretrain: held-out loss {before:.3f} -> {after:.3f}; saved {run.folder / 'model'}")
     return summary
 
 
 def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
-    """The model to train further, or a new one, with the tokenizer given or one trained on the texts."""
+    """Loads the model to train further, or makes a new one with the given tokenizer or one trained on the texts."""
     if config.model.model_name_or_path is not None:
-        # In float32: an update of a bfloat16 weight is often smaller than its last bit.
+        # In float32: an update is often smaller than the last bit of a bfloat16 weight.
         dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
         base = load_base(
             config.model.model_name_or_path, dtype=dtype, device=config.model.device, layout=config.model.layout
@@ -144,11 +147,11 @@ def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
 
 
 def to_blocks(base: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list[Example]:
-    """The texts end to end in blocks; the rest that fills no block is a shorter last one.
+    """Lays the texts end to end and cuts them into blocks; the last block may be shorter.
 
     Raises:
-        DataError: a row that is not plain text.
-        ModelError: blocks longer than the model holds.
+        DataError: a row is not plain text.
+        ModelError: blocks are longer than the model's context.
     """
     chat = chat_format(base.tokenizer)
     ids: list[int] = []
@@ -159,7 +162,7 @@ def to_blocks(base: OneBase, rows: Sequence[Row], config: PretrainConfig) -> lis
                 "`onebase sft`"
             )
         text = chat.encode_example(row)
-        # Without a beginning token a text starts behind the end token of the one before.
+        # Without a beginning token, a text starts after the end token of the previous one.
         start = [] if ids and text.prompt_ids[0] == ids[-1] else text.prompt_ids
         ids += [*start, *text.completions[0]]
     length = config.block_length or min(LONGEST_BLOCK, base.context_length)
@@ -193,6 +196,7 @@ def plan(config: PretrainConfig) -> str:
     tokens = num_counted(train)
     length = config.block_length or min(LONGEST_BLOCK, base.context)
     steps = num_steps(config.max_steps, config.optimizer, -(-tokens // length), config.batch.minibatch)
+    warn_of_warmup(config.optimizer, steps)
     return "\n".join(
         [
             *base.lines,

@@ -1,16 +1,16 @@
-"""A reward role from preferences: pairs, or ranked lists of any length.
+"""Trains a reward role on preferences: pairs, or ranked lists of any length.
 
     L = -(1 / P) sum over the P comparisons of a list of  log sigmoid(s_better - s_worse - margin)
 
-(Ouyang et al. 2022, eq. 1: all K answers of a question go through the model once, in one tree, and give all C(K, 2)
-comparisons, weighted so that a list counts as much as a pair.) The mean and deviation of the held-out scores are saved
-with the role. Saved so that transformers' sequence classifiers with PEFT give the same scores.
+(Ouyang et al. 2022, eq. 1: all K answers to a question go through the model once, in one tree, and give all C(K, 2)
+comparisons, weighted so that a list counts as much as a pair.) The held-out scores' mean and deviation are saved with
+the role, in a form from which transformers' sequence classifiers with PEFT give the same scores.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat
 from onebase.data.compared import drop_equal_completions, pair_labelled
 from onebase.data.prepare import dropped_line, encode_rows
+from onebase.engines.budget import TokenBudget
+from onebase.engines.forward import completion_scores
+from onebase.engines.passes import num_counted, per_completion
 from onebase.errors import DataError
+from onebase.models.base import OneBase
 from onebase.models.classifier import check_classifier, save_classifier
-from onebase.models.forward import completion_scores
-from onebase.models.one_base import OneBase
-from onebase.models.passes import num_counted, per_example
+from onebase.models.hardware import peak_memory_mb
 from onebase.models.role_files import save_role
+from onebase.models.roles import Moments
 from onebase.objectives.reward import (
     Comparison,
     centering_loss,
@@ -49,6 +52,7 @@ from onebase.recipes.setup.shared import (
     open_run,
     read_rows,
     token_budget,
+    warn_of_warmup,
 )
 from onebase.records import Example, TreeBatch
 from onebase.reporting.intervals import bootstrap_mean
@@ -56,7 +60,7 @@ from onebase.runs.progress import say
 from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
-from onebase.training.memory import peak_memory_mb
+from onebase.training.loop import Loop
 from onebase.training.plan import describe_steps
 from onebase.training.update import ParameterGroup, Update
 
@@ -64,18 +68,19 @@ from onebase.training.update import ParameterGroup, Update
 def run(config: RewardConfig) -> dict[str, Any]:
     """Trains, evaluates and saves `reward/` (or `model/`) in the run's folder; returns the summary."""
     run = open_run(config)
-    base = open_base(config.model, trained_in_full=config.lora.r == 0)
+    base = open_base(config.model, run.group, trained_in_full=config.lora.r == 0)
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context_length)
     add_reward(base, config)
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    warn_of_warmup(config.optimizer, total)
     update = make_update(
         base,
         [ParameterGroup(base.parameters("reward"), config.optimizer.learning_rate, role="reward")],
         config.optimizer,
         total_steps=total,
         dropout=config.lora.dropout > 0,
-        token_budget=token_budget(
+        budget=token_budget(
             base, config.batch, role="reward", longest=largest_example(base, train, held_out), before=run.token_budget
         ),
         repro_folder=run.folder / "refused",
@@ -91,7 +96,8 @@ def run(config: RewardConfig) -> dict[str, Any]:
         else:
             save_role(base, "reward", folder / "reward", kind="reward", chat=chat)
 
-    with run.loop(
+    with Loop(
+        run,
         "reward",
         total,
         save=save,
@@ -103,20 +109,20 @@ def run(config: RewardConfig) -> dict[str, Any]:
         for step in loop:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             comparisons = [
-                draw_comparisons(train[i], max_pairs=config.reward.max_pairs, seed=config.seed, visit=(step, i))
+                draw_comparisons(train[i], max_pairs=config.ranking.max_pairs, seed=config.seed, visit=(step, i))
                 for i in chosen
             ]
             metrics = train_step(
-                base, [train[i] for i in chosen], comparisons, update, config.reward.centering_coefficient
+                base, [train[i] for i in chosen], comparisons, update, config.ranking.centering_coefficient
             )
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
-                metrics["eval/accuracy"] = evaluate(base, held_out, update.token_budget)["accuracy"]
+                metrics["eval/accuracy"] = evaluate(base, held_out, update.budget)["accuracy"]
             loop.end_step(metrics, shown=["loss", "accuracy"])
         loop.end_steps()
-        held = evaluate(base, held_out, update.token_budget)
+        held = evaluate(base, held_out, update.budget)
         loop.keep_best({"eval/accuracy": held["accuracy"]})
-    role = base.roles["reward"]
-    role.score_mean, role.score_std = held["score_mean"], held["score_std"]
+    if held_out:
+        base.scalar_role("reward").moments = Moments(held["score_mean"], held["score_std"], measured=True)
     save(run.folder)
     summary = {
         "verb": "reward",
@@ -125,7 +131,7 @@ def run(config: RewardConfig) -> dict[str, Any]:
         "data": {"train": len(train), "held_out": len(held_out)},
         "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
-    run.finish(summary)
+    loop.finish(summary)
     saved = run.folder / ("reward" if config.lora.r else "model")
     say(
         f"reward: held-out accuracy {held['accuracy']:.3f} {held.get('accuracy_interval') or ''}, correlation of score "
@@ -141,9 +147,9 @@ def train_step(
     update: Update,
     centering_coefficient: float = 0.0,
 ) -> dict[str, float]:
-    """One optimizer step on the mean over the lists of each list's weighted comparisons."""
+    """Takes one optimizer step on the lists' weighted comparisons, averaged over the lists."""
 
-    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
+    def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Tensor:
         scores = completion_scores(base, batch, role="reward")  # [N], list by list
         pairs = PairTensors.of([examples[i] for i in indices], [comparisons[i] for i in indices], scores.device)
         per_pair = ranking_loss(
@@ -154,23 +160,17 @@ def train_step(
         metrics.add("margin", scores[pairs.better] - scores[pairs.worse], counted)
         metrics.add("mean_reward", scores)
         centering = centering_coefficient * centering_loss(scores).sum() / sum(len(e.completions) for e in examples)
-        yield per_pair.sum() / len(examples) + centering
+        return per_pair.sum() / len(examples) + centering
 
     return {**update.step((examples, loss)), "num_tokens": float(num_counted(examples))}
 
 
-def evaluate(base: OneBase, examples: Sequence[Example], token_budget: int) -> dict[str, Any]:
-    """On held-out lists: the share of comparisons in the right order with its interval over lists, the scores' moments,
-    and their correlation with the length of the answer."""
+def evaluate(base: OneBase, examples: Sequence[Example], budget: TokenBudget) -> dict[str, Any]:
+    """Measures on held-out lists the share of comparisons in the right order with its interval over lists, the scores'
+    moments, and their correlation with answer length."""
     if not examples:
         return {"accuracy": float("nan"), "score_mean": None, "score_std": None}
-    scores = per_example(
-        base,
-        examples,
-        lambda batch: completion_scores(base, batch, role="reward"),
-        token_budget=token_budget,
-        per_completion=True,
-    )
+    scores = per_completion(base, examples, lambda batch: completion_scores(base, batch, role="reward"), budget=budget)
     per_list = []
     for example, listed in zip(examples, scores, strict=True):
         assert example.grades is not None
@@ -192,7 +192,7 @@ def evaluate(base: OneBase, examples: Sequence[Example], token_budget: int) -> d
 
 
 def add_reward(base: OneBase, config: RewardConfig) -> None:
-    """The reward role: on the adapter of an SFT role, on a new one, or the whole base."""
+    """Adds the reward role: on a saved role's adapter, on a new one, or on the whole base."""
     if config.start_from is not None:
         load_start(base, "start", config.start_from, config.lora, kinds=("policy", "reward"), trains=False)
         base.add_role("reward", copy_of="start", head=True, trains=True)
@@ -202,15 +202,15 @@ def add_reward(base: OneBase, config: RewardConfig) -> None:
         base.add_role("reward", head=True)
         base.train_base("reward")
     else:
-        base.add_role("reward", lora=new_lora(base, config.lora), head=True, trains=True)
-    base.roles["reward"].pooling = config.reward.pooling
+        base.add_role("reward", adapter=new_lora(base, config.lora), head=True, trains=True)
+    base.scalar_role("reward").pooling = config.ranking.pooling
 
 
 def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out lists, encoded; labelled texts are paired first.
+    """Reads and encodes training and held-out lists; labelled texts are paired first.
 
     Raises:
-        DataError: a row that ranks nothing.
+        DataError: a row ranks nothing.
     """
     train, held_out = read_rows(config.data, config.seed)
     limits = limits_of(config.data, context)
@@ -248,13 +248,14 @@ def plan(config: RewardConfig) -> str:
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
-    drawn = [draw_comparisons(e, max_pairs=config.reward.max_pairs, seed=0, visit=(0, 0)) for e in train]
+    warn_of_warmup(config.optimizer, steps)
+    drawn = [draw_comparisons(e, max_pairs=config.ranking.max_pairs, seed=0, visit=(0, 0)) for e in train]
     comparisons = sum(map(len, drawn))
     return "\n".join(
         [
             *base.lines,
             *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
-            f"comparisons {comparisons} an epoch, at most {config.reward.max_pairs} of a list",
+            f"comparisons {comparisons} an epoch, at most {config.ranking.max_pairs} of a list",
             f"saves       {config.output_dir}/{'reward' if config.lora.r else 'model'}",
         ]
     )

@@ -3,7 +3,7 @@
     L = -(1 / M) sum log p(token | prompt, earlier tokens of the answer)
 
 over the M counted completion tokens of the whole minibatch, however it is split. The prompt is masked by default
-(`data.train_on`). With `lora.r = 0` the base itself is trained, and saved as a model of its own.
+(`data.train_on`). With `lora.r = 0` the base itself trains, and is saved as a full model.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from onebase.config.language import SFTConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import best_answer, encode_rows
+from onebase.engines.passes import num_counted
 from onebase.evaluation.answers import answers, write_answers
-from onebase.models.one_base import OneBase
-from onebase.models.passes import num_counted
+from onebase.models.base import OneBase
+from onebase.models.hardware import peak_memory_mb
 from onebase.models.role_files import save_base, save_role
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.shared import (
@@ -33,12 +34,13 @@ from onebase.recipes.setup.shared import (
     open_run,
     read_rows,
     token_budget,
+    warn_of_warmup,
 )
 from onebase.records import Example
 from onebase.runs.progress import say
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
-from onebase.training.memory import peak_memory_mb
+from onebase.training.loop import Loop
 from onebase.training.plan import describe_steps
 from onebase.training.update import ParameterGroup
 
@@ -46,23 +48,24 @@ from onebase.training.update import ParameterGroup
 def run(config: SFTConfig) -> dict[str, Any]:
     """Trains, evaluates and saves `policy/` (or `model/`) in the run's folder; returns the summary."""
     run = open_run(config)
-    base = open_base(config.model, trained_in_full=config.lora.r == 0)
+    base = open_base(config.model, run.group, trained_in_full=config.lora.r == 0)
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context_length)
     add_policy(base, config)
     total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    warn_of_warmup(config.optimizer, total)
     update = make_update(
         base,
         [ParameterGroup(base.parameters("policy"), config.optimizer.learning_rate)],
         config.optimizer,
         total_steps=total,
         dropout=config.lora.dropout > 0,
-        token_budget=token_budget(
+        budget=token_budget(
             base, config.batch, role="policy", longest=largest_example(base, train, held_out), before=run.token_budget
         ),
         repro_folder=run.folder / "refused",
     )
-    before = mean_nll(base, held_out, token_budget=update.token_budget, trained=False)
+    before = mean_nll(base, held_out, budget=update.budget, trained=False)
     answers_before = answers(base, chat, held_out, role="policy")
     say(
         f"sft: {len(train)} examples ({num_counted(train)} counted tokens), {len(held_out)} held out, {total} steps, "
@@ -75,7 +78,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
         else:
             save_role(base, "policy", folder / "policy", kind="policy", chat=chat)
 
-    with run.loop(
+    with Loop(
+        run,
         "sft",
         total,
         save=save,
@@ -88,10 +92,10 @@ def run(config: SFTConfig) -> dict[str, Any]:
             chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
             metrics = language_step(base, [train[i] for i in chosen], update)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
-                metrics["eval/loss"] = mean_nll(base, held_out, token_budget=update.token_budget)
+                metrics["eval/loss"] = mean_nll(base, held_out, budget=update.budget)
             loop.end_step(metrics, shown=["loss"])
         loop.end_steps()
-        after = mean_nll(base, held_out, token_budget=update.token_budget)
+        after = mean_nll(base, held_out, budget=update.budget)
         loop.keep_best({"eval/loss": after})
     save(run.folder)
     write_answers(run.folder / "samples.jsonl", answers_before, answers(base, chat, held_out, role="policy"))
@@ -103,25 +107,25 @@ def run(config: SFTConfig) -> dict[str, Any]:
         "data": {"train": len(train), "held_out": len(held_out)},
         "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
-    run.finish(summary)
+    loop.finish(summary)
     saved = run.folder / ("policy" if config.lora.r else "model")
     say(f"sft: held-out loss {before:.3f} -> {after:.3f}; saved {saved}")
     return summary
 
 
 def add_policy(base: OneBase, config: SFTConfig) -> None:
-    """The role that trains: a saved one, a new adapter, or the whole base."""
+    """Adds the role that trains: a saved one, a new adapter, or the whole base."""
     if config.start_from is not None:
         load_start(base, "policy", config.start_from, config.lora, kinds=("policy",), trains=True)
     elif config.lora.r == 0:
         base.add_role("policy")
         base.train_base("policy")
     else:
-        base.add_role("policy", lora=new_lora(base, config.lora), trains=True)
+        base.add_role("policy", adapter=new_lora(base, config.lora), trains=True)
 
 
 def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples, encoded and within the limits."""
+    """Reads training and held-out examples, encoded within the limits."""
     read = read_rows(config.data, config.seed)
     if compared := sum(len(row.answers) > 1 and row.grades is not None for rows in read for row in rows):
         say(f"{compared} rows compare answers; sft learns the best of each")
@@ -139,6 +143,7 @@ def plan(config: SFTConfig) -> str:
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    warn_of_warmup(config.optimizer, steps)
     return "\n".join(
         [
             *base.lines,

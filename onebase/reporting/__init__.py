@@ -1,1 +1,1 @@
-"""What is shown of a run: findings, curves, pages, intervals."""
+"""Reports on a run: findings, curves, the report page, intervals."""

@@ -1,4 +1,4 @@
-"""`report.html`: one run on one page, in one file that needs nothing else, no network and no script."""
+"""Writes `report.html`: one run on one page, in one file without scripts or network access."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from onebase.runs.finished import RunRecord, duration, flattened, interval, read
 from onebase.shown import shown as text_shown
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 190, 46, 10, 8, 20
-"""Of a picture and of the margins around its curves."""
+"""Size of a chart, and the margins around its curves."""
 FEW = 30
-"""Points that are drawn one by one; with more of them the running mean is drawn too."""
+"""Curves with fewer points show each one; longer curves get a moving average."""
 MOST_POINTS = 600
-"""Points of a line: more cannot be told apart at its size."""
+"""Points of a line; more could not be told apart at its size."""
 SAMPLES, MORE_SAMPLES = 6, 50
-"""Shown at once, and unfolded."""
+"""Samples visible at once, and further samples behind a fold."""
 MOST_OF_PROMPT = 400
-"""Letters of a prompt; of a longer one its end is shown, where the question is."""
+"""Characters shown of a prompt; a longer one keeps its end, where the question is."""
 FIGURES = {
     "optimizer_steps": "optimizer steps",
     "refused_steps": "refused steps",
@@ -40,29 +40,30 @@ FIGURES = {
     "eval_length_correlation": "correlation of score and length",
     "score_before": "held-out score before",
     "score_after": "held-out score after",
-    "score_rise": "rise of the score, with its 95 % interval",
+    "score_rise": "rise in score, with its 95 % interval",
     "kl": "held-out KL to the reference (nats per completion)",
     "kl_budget": "KL budget (nats per completion)",
     "ended": "share of held-out completions that ended",
     "mean_scores": "mean score of the samples, by round",
 }
-"""The summary's results in words; other keys stand under their name."""
+"""The summary's results in words; other keys keep their name."""
 PHASES = {"generate": "sampling", "score": "scoring", "logprobs": "log-probs and values", "update": "updates"}
-"""Of a rollout, by the names in `perf/<name>_seconds`."""
+"""Phases of a rollout, by the name in `perf/<name>_seconds`."""
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What reading a damaged file raises."""
+"""What reading a damaged file may raise."""
 ELSEWHERE = {"verb", "seconds", "phase_seconds", "data", "peak_memory_mb"}
+"""Keys of the summary that other sections show."""
 
 
 def write_report(
     folder: Path, defaults: Mapping[str, Any], *, verb: str = "", price_per_hour: float | None = None
 ) -> Path:
-    """Writes `report.html` in a run's folder; of a run that is not finished, as far as it is.
+    """Writes `report.html` in a run's folder, for an unfinished run with what there is so far.
 
     Args:
-        defaults: of the configuration, by dotted names.
-        verb: of a run that is not finished.
-        price_per_hour: of the machine, in any currency; None leaves the cost out.
+        defaults: the configuration's defaults, by dotted name.
+        verb: the run's verb, if it is unfinished.
+        price_per_hour: price of the machine, in any currency; None omits the cost.
     """
     run = read_run(folder, verb)
     css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -83,9 +84,9 @@ def write_report(
         f"<h1>{escape(text_shown(run.folder.resolve().name))}</h1>",
         f"<p class=soft>{escape(shown(run.verb))} · {escape(run.state)} · {steps} · {duration(run.seconds)} · "
         f"report of {written}</p>",
-        f"<p class=result>{escape(run.result) or 'no step is recorded yet'}</p>",
+        f"<p class=result>{escape(run.result) or 'no step recorded yet'}</p>",
         *(f"<p class=out>damaged: {escape(shown(problem))}</p>" for problem in run.problems),
-        _section("Found while training", _found(run)),
+        _section("Findings", _found(run)),
         _section("Checks", _checks(run, bands)),
         _section("Curves", _curves(run, bands)),
         _section("Samples before and after", _samples(run.folder / "samples.jsonl")),
@@ -93,7 +94,7 @@ def write_report(
         *(f"<section>{_section(title, body)}</section>" for title, body in facts if body),
         "</div>",
         "<div class=config>",
-        _section("Configuration: what is not at its default", _table(changes, ("key", "value", "default"))),
+        _section("Configuration: non-default values", _table(changes, ("key", "value", "default"))),
         "</div>",
     ]
     page = (
@@ -107,7 +108,7 @@ def write_report(
 
 
 def _section(title: str, body: str) -> str:
-    """A heading and what stands under it; nothing where nothing does."""
+    """A heading and its body; "" if the body is empty."""
     return f"<h2>{title}</h2>\n{body}" if body else ""
 
 
@@ -116,7 +117,7 @@ def _note(why: str) -> str:
 
 
 def _table(rows: Iterable[tuple[Any, ...]], head: Sequence[str] = ()) -> str:
-    """Rows of plain values; what is HTML already is an `_Html`."""
+    """A table of plain values; an `_Html` is inserted as it is."""
     lines = [
         "<tr>" + "".join(f"<td>{c}" if isinstance(c, _Html) else f"<td>{escape(shown(c))}" for c in row) for row in rows
     ]
@@ -125,17 +126,17 @@ def _table(rows: Iterable[tuple[Any, ...]], head: Sequence[str] = ()) -> str:
 
 
 class _Html(str):
-    """Text that needs no escaping."""
+    """Text that is HTML already, and is not escaped."""
 
 
 def _points(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
-    """Step and value, where there is one; what was not finite is null."""
+    """Steps and values of a metric, without missing and non-finite ones."""
     pairs = [(row.get("step"), row.get(metric)) for row in rows]
     return [(x, y) for x, y in pairs if isinstance(x, int) and isinstance(y, int | float) and math.isfinite(y)]
 
 
 def _found(run: RunRecord) -> str:
-    """What the flight recorder said as the run went on."""
+    """The flight recorder's findings."""
     path, language = run.folder / "findings.jsonl", "zh" if run.config.get("lang") == "zh" else "en"
     try:
         return _table([(finding["step"], finding[language]) for finding in _lines(path)], ("rollout", ""))
@@ -144,12 +145,12 @@ def _found(run: RunRecord) -> str:
 
 
 def _lines(path: Path) -> list[Any]:
-    """The values of a file of JSON lines; none where there is no such file."""
+    """The values in a file of JSON lines; [] if there is no such file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
 
 
 def _checks(run: RunRecord, bands: Mapping[str, Band]) -> str:
-    """The end of each metric of which it is known where it should be."""
+    """The final level of each metric that has a healthy range."""
     lines = []
     for title, metrics in PANELS:
         metric, points = next(((m, found) for m in metrics if (found := _points(run.rows, m))), ("", []))
@@ -190,48 +191,48 @@ def _curves(run: RunRecord, bands: Mapping[str, Band]) -> str:
 
 
 def _svg(lines: Sequence[Sequence[tuple[float, float]]], band: Band | None, label: str) -> str:
-    """Curves with their ticks, and the band behind them."""
+    """A chart: curves, ticks, and the healthy range behind them."""
     xs, ys = ([point[i] for points in lines for point in points] for i in (0, 1))
     (x0, x1), (y0, y1) = _range(xs, None, room=0), _range(ys, band)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        right, down = (x - x0) / (x1 - x0), (y1 - min(max(y, y0), y1)) / (y1 - y0)  # a lone spike stays at the edge
+        right, down = (x - x0) / (x1 - x0), (y1 - min(max(y, y0), y1)) / (y1 - y0)  # an outlier is drawn at the edge
         return LEFT + right * (WIDTH - LEFT - RIGHT), TOP + down * (HEIGHT - TOP - BOTTOM)
 
     def polyline(points: Iterable[tuple[float, float]], kind: str) -> str:
         placed = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
         return f'<polyline class="{kind}" points="{placed}"/>'
 
-    parts = []
+    drawn = []
     if band is not None:
         (_, top), (_, bottom) = (
             place(x0, edge) for edge in (y1 if band.high is None else band.high, y0 if band.low is None else band.low)
         )
-        parts.append(f"<rect class=band x={LEFT} width={WIDTH - LEFT - RIGHT} y={top:.1f} height={bottom - top:.1f} />")
+        drawn.append(f"<rect class=band x={LEFT} width={WIDTH - LEFT - RIGHT} y={top:.1f} height={bottom - top:.1f} />")
     for tick in _ticks(y0, y1):
         y = place(x0, tick)[1]
-        parts.append(
+        drawn.append(
             f"<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1={y:.1f} y2={y:.1f} />"
             f"<text x={LEFT - 5} y={y + 4:.1f} text-anchor=end>{tick:g}</text>"
         )
     for tick in _ticks(x0, x1):
         if tick == int(tick):
-            parts.append(f"<text x={place(tick, y0)[0]:.1f} y={HEIGHT - 5} text-anchor=middle>{tick:g}</text>")
+            drawn.append(f"<text x={place(tick, y0)[0]:.1f} y={HEIGHT - 5} text-anchor=middle>{tick:g}</text>")
     for m, points in enumerate(lines):
         if len(points) < FEW:
-            parts.append(polyline(points, f"line m{m}"))
-            parts += [f"<circle class=d{m} cx={x:.1f} cy={y:.1f} r=2.2 />" for x, y in (place(*p) for p in points)]
+            drawn.append(polyline(points, f"line m{m}"))
+            drawn += [f"<circle class=d{m} cx={x:.1f} cy={y:.1f} r=2.2 />" for x, y in (place(*p) for p in points)]
             continue
         means = zip([x for x, _ in points], running_mean([y for _, y in points]), strict=True)
-        parts += [polyline(_thinned(points), f"line pale m{m}"), polyline(_thinned(list(means)), f"line m{m}")]
+        drawn += [polyline(_thinned(points), f"line pale m{m}"), polyline(_thinned(list(means)), f"line m{m}")]
     for beyond, arrow, y in ((max(ys), "↑", TOP + 10), (min(ys), "↓", HEIGHT - BOTTOM - 4)):
         if not y0 <= beyond <= y1:
-            parts.append(f"<text class=far x={WIDTH - RIGHT - 4} y={y}>{arrow} {shown(float(beyond))}</text>")
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{escape(label)}">{"".join(parts)}</svg>'
+            drawn.append(f"<text class=far x={WIDTH - RIGHT - 4} y={y}>{arrow} {shown(float(beyond))}</text>")
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{escape(label)}">{"".join(drawn)}</svg>'
 
 
 def _range(values: Sequence[float], band: Band | None, *, room: float = 0.04) -> tuple[float, float]:
-    """What an axis shows: all values, without a few that would press the others flat; the band where it is near."""
+    """The range of an axis: all values but a few outliers that would flatten the rest, and the band if it is near."""
     ordered = sorted(values)
     few = len(ordered) // 100
     low, high = ordered[few], ordered[-1 - few]
@@ -246,7 +247,7 @@ def _range(values: Sequence[float], band: Band | None, *, room: float = 0.04) ->
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers between, about four."""
+    """About four round numbers between `low` and `high`."""
     raw = (high - low) / 4
     size = 10 ** math.floor(math.log10(raw))
     step = next(size * n for n in (1, 2, 2.5, 5, 10) if size * n >= raw * 0.999)
@@ -255,15 +256,15 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The lowest and the highest point of each stretch, so that no spike is lost."""
-    stretch = -(-2 * len(points) // MOST_POINTS)
-    if stretch <= 2:
+    size = -(-2 * len(points) // MOST_POINTS)
+    if size <= 2:
         return list(points)
-    parts = [points[i : i + stretch] for i in range(0, len(points), stretch)]
-    return [p for part in parts for p in sorted((min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])))]
+    stretches = [points[i : i + size] for i in range(0, len(points), size)]
+    return [p for near in stretches for p in sorted((min(near, key=lambda p: p[1]), max(near, key=lambda p: p[1])))]
 
 
 def _samples(path: Path) -> str:
-    """The same prompts answered before and after, as `write_samples` left them."""
+    """The same prompts answered before and after training, as `write_samples` left them."""
     try:
         rows = _lines(path)
         cards = [_sample(row) for row in rows[: SAMPLES + MORE_SAMPLES]]
@@ -272,9 +273,9 @@ def _samples(path: Path) -> str:
     if not cards:
         return ""
     rest = "".join(cards[SAMPLES:])
-    note = f"The first completion of {len(rows)} held-out prompts, with its score; the others are in {path.name}."
+    note = f"First completion for each of {len(rows)} held-out prompts, with its score; the rest are in {path.name}."
     if "before" in rows[0]:
-        note = "The likeliest answer, token by token, to the first held-out prompts."
+        note = "Greedy answers to the first held-out prompts."
     more = f"<details><summary>{len(cards) - SAMPLES} more</summary>{rest}</details>" if rest else ""
     return f"<p class=soft>{note}</p>{''.join(cards[:SAMPLES])}{more}"
 
@@ -298,7 +299,7 @@ def _score(answer: Mapping[str, Any]) -> str:
 
 
 def _amounts(run: RunRecord, price_per_hour: float | None) -> list[tuple[str, str]]:
-    """What went in, and what it cost."""
+    """Data, tokens, memory and cost."""
     counts = {"held_out": "held out"}
     data = ", ".join(f"{n:,} {counts.get(name, name)}" for name, n in (run.summary.get("data") or {}).items())
     sums = {
@@ -317,21 +318,21 @@ def _amounts(run: RunRecord, price_per_hour: float | None) -> list[tuple[str, st
         cost = price_per_hour * run.seconds / 3600
         lines.append(("cost", f"{cost:.4g} (at {price_per_hour:g} an hour)"))
         for name, total in tokens.items():
-            lines.append((f"cost of a thousand tokens {name}", f"{1000 * cost / total:.8f}".rstrip("0")))
+            lines.append((f"cost per thousand tokens {name}", f"{1000 * cost / total:.8f}".rstrip("0")))
     return lines
 
 
 def _times(run: RunRecord) -> str:
-    """Where the time went: before the first step and after the last, and in a rollout of PPO."""
+    """Where the time went: before the first step, after the last, and in the phases of PPO's rollouts."""
     phases = run.summary.get("phase_seconds") or {}
     names = dict.fromkeys(name for row in run.rows for name in row)
     measured = [match for name in names if (match := re.fullmatch(r"perf/(?!step_)(\w+)_seconds", name))]
     inside = {PHASES.get(match[1], match[1]): sum(y for _, y in _points(run.rows, match[0])) for match in measured}
-    parts = {
+    spent = {
         "set-up and first evaluation": phases.get("set_up", 0.0),
         **inside,
         "last evaluation and saving": phases.get("end", 0.0),
     }
-    parts["everything else" if inside else "steps"] = run.seconds - sum(parts.values())
+    spent["everything else" if inside else "steps"] = run.seconds - sum(spent.values())
     whole = max(run.seconds, 1e-9)
-    return _table([(name, duration(part), f"{part / whole:.0%}") for name, part in parts.items() if part > 0])
+    return _table([(name, duration(each), f"{each / whole:.0%}") for name, each in spent.items() if each > 0])

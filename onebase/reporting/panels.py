@@ -1,4 +1,4 @@
-"""What is drawn of a run: which metrics stand together, and what they are called."""
+"""Which metrics of a run are drawn together, and under which titles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TITLES = {
     "entropy": "entropy (nats/token)",
     "length": "length (tokens)",
 }
-"""The figures of `HeldOut.row` with their units, for tables and plots; a judge's name stands as it is."""
+"""Titles with units for the figures of `HeldOut.row`; a judge keeps its own name."""
 
 PANELS = (
     ("loss", ("loss", "eval/loss")),
@@ -34,11 +34,11 @@ PANELS = (
     ("explained variance of the critic", ("val/explained_variance",)),
     ("gradient norm", ("grad_norm",)),
 )
-"""Panels in order: a title with its unit, and the metrics drawn in it. A panel without data is left out."""
+"""Panels in order: a title with its unit, and its metrics. A panel without data is skipped."""
 
 
 def running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
-    """Exponential mean that looks back about a twentieth of the run; its start is corrected for having seen little."""
+    """Returns the exponential moving average over about a twentieth of the run, bias-corrected at the start."""
     keep = 1 - 1 / max(1.0, share * len(values))
     total = weight = 0.0
     means = []

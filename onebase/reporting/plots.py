@@ -1,4 +1,4 @@
-"""Curves of a run as PNG files."""
+"""Draws the curves of runs as PNG files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = Sequence[Mapping[str, float]]
 
 
 def plot_run(folder: Path) -> Path | None:
-    """Draws `metrics.jsonl` as `plots/metrics.png`; None where there is nothing to draw."""
+    """Draws `metrics.jsonl` as `plots/metrics.png`; None if there is nothing to draw."""
     rows, _ = read_rows(folder / "metrics.jsonl")
     drawn = any(row.get(metric) is not None for row in rows for _, metrics in PANELS for metric in metrics)
     if len(rows) < 2 or not drawn:
@@ -28,15 +28,16 @@ def plot_run(folder: Path) -> Path | None:
 
 
 def plot_metrics(rows: Rows, path: Path, *, title: str) -> Path:
-    """One panel per group of metrics, three in a row: the steps faintly, their running mean on top."""
-    return plot_together({"": rows}, path, title=f"{title} (pale: each step, dark: running mean)")
+    """Draws one run, a panel per group of metrics, three in a row: raw values, with the moving average on top."""
+    return plot_together({"": rows}, path, title=f"{title} (light: raw values, dark: moving average)")
 
 
 def plot_together(runs: Mapping[str, Rows], path: Path, *, title: str) -> Path:
-    """The same panels with a colour per run; of two metrics the second is dashed. One run: a colour per metric.
+    """Draws several runs in the same panels: a colour per run, a panel's second metric dashed. One run: a colour per
+    metric.
 
     Args:
-        runs: rows of `metrics.jsonl` by the name of the run; some panel must have something to show.
+        runs: rows of `metrics.jsonl` by run name; at least one panel must have data.
     """
     every = [row for rows in runs.values() for row in rows]
     panels = [(name, [m for m in metrics if any(row.get(m) is not None for row in every)]) for name, metrics in PANELS]
@@ -89,7 +90,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def plot_stages(stages: Mapping[str, Mapping[str, Interval]], path: Path) -> Path:
-    """A bar per stage and figure, with its 95 % interval."""
+    """Draws a bar for each stage and figure, with its 95 % interval."""
     figures = list(next(iter(stages.values())))
     figure, axes = plt.subplots(1, len(figures), figsize=(2.6 * len(figures), 3.0), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], figures, strict=True):

@@ -1,8 +1,8 @@
-"""The flight recorder: reads the metrics of a PPO run and says in one sentence what goes wrong, and what to change.
+"""The flight recorder: watches a PPO run's metrics and says in one sentence what is going wrong and what to change.
 
-A rule looks at a window of rollouts, and speaks where what it looks for holds in four of every five: no single noisy
-rollout makes it speak, or keeps it silent. It speaks once, and again each time that it is twice as bad. "At the start"
-is the first rollout, which is sampled before any update.
+A rule looks at a window of rollouts and fires if its condition holds in four out of five, so that one noisy rollout
+neither triggers nor silences it. It fires once, and again each time the fault has doubled. "The start" is the first
+rollout, which is sampled before any update.
 """
 
 from __future__ import annotations
@@ -15,53 +15,53 @@ from pathlib import Path
 from statistics import correlation, median
 from typing import Any
 
-from onebase import processes
 from onebase.files import write_atomically
+from onebase.processes import ALONE, Group
 from onebase.runs.metrics import plain
 from onebase.runs.progress import say
 from onebase.runs.record import read_metrics
 
 WINDOW = 5
-"""Rollouts a rule looks at: a few times the noise of one, and early enough to act on."""
+"""Rollouts a rule looks at: enough to average out noise, few enough to act in time."""
 SHARE = 0.8
-"""Of them, in which what it looks for must hold."""
+"""Share of the window in which the condition must hold."""
 WORSE = 2.0
-"""A rule speaks again when it is so many times as bad: an explosion is told again, a standing fault is not."""
+"""A rule fires again at this multiple: an explosion is reported again, a constant fault is not."""
 
 NEGATIVE_KL = -0.05
-"""Nats per completion. The mean of k1 is 0 or more but for sampling noise, which is below this in healthy runs."""
+"""Nats per completion. The mean of k1 is at least 0 but for sampling noise, which stays smaller in healthy runs."""
 LARGE_KL, LARGE_KL_PER_TOKEN = 20.0, 0.2
-"""Nats per completion, or per token where that is more: the best of a million samples is 13 nats away."""
+"""Nats per completion, or per token if that is more; the best of a million samples is 13 nats away."""
 LOGP_DIFFERENCE = 0.05
-"""Nats per token: 1e-6 in float32, below 0.01 in bfloat16; a quarter of the usual clip range is no rounding."""
+"""Nats per token, a quarter of the usual clip range; rounding gives 1e-6 in float32, below 0.01 in bfloat16."""
 RATIO = 0.2
-"""Of the mean ratio from 1, which is its expectation: the usual clip range."""
+"""Distance of the mean ratio from 1, its expectation: the usual clip range."""
 CLIPPED = 0.3
-"""Share of tokens whose gradient the clip took; healthy runs start at 0.05 to 0.3 and fall."""
+"""Share of tokens whose gradient is clipped; healthy runs start at 0.05 to 0.3 and fall."""
 STILL, STILL_WINDOW = 1e-6, 10
-"""Approximate KL of the updates, nats per token: of ratios that move by a thousandth."""
+"""Approximate KL of the updates in nats per token, as from ratios that move by a thousandth; and the window."""
 EXPLAINED, EXPLAINED_WINDOW = 0.05, 15
-"""Explained variance; a critic that learns is above this within so many rollouts, or at least on its way there."""
+"""Explained variance that a critic that learns exceeds within so many rollouts, or at least approaches."""
 ENDED, ENDED_AT_START = 0.25, 0.2
-"""Share of the starting rate of ended completions, where that rate was worth measuring: a continuation need not end."""
+"""Fraction of the starting rate of ended completions, and the least such rate: a continuation need not end."""
 GROWN, CORRELATION, CORRELATION_WITHIN = 1.5, 0.8, 0.3
-"""Mean length over that at the start (a quarter longer is common where all is well); its correlation with the score
-from rollout to rollout, and that within a rollout: without it the two merely rise at the same time."""
+"""Growth of the mean length since the start (healthy runs often grow by a quarter); its correlation with the score
+from rollout to rollout, and within a rollout: without the latter the two merely rise at the same time."""
 SHRUNK = 1 / 3
-"""Mean length over that at the start: what answers a question seldom loses two thirds of its words."""
+"""Mean length relative to the start: an answer seldom loses two thirds of its words and still answers."""
 ENTROPY = 0.2
-"""Of the entropy at the start; healthy runs keep half of it."""
+"""Entropy relative to the start; healthy runs keep half of it."""
 MARGINS = 2.0
-"""A fall on held-out prompts in half-widths of the 95 % interval, so that the best of many evaluations is no fluke."""
+"""Fall on held-out prompts, in half-widths of the 95 % interval, as the best of many evaluations may be a fluke."""
 
 Rows = Sequence[Mapping[str, Any]]
 Seen = tuple[float, dict[str, float]]
-"""How bad it is, above 0, and the numbers of the sentence."""
+"""Severity, above 0, and the numbers in the sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong, and what to change, in English and in Chinese."""
+    """What is going wrong and what to change, in English and in Chinese."""
 
     step: int
     """The rollout, counted from 1."""
@@ -70,7 +70,7 @@ class Finding:
     zh: str
 
     def line(self, lang: str) -> str:
-        """With the rollout before it."""
+        """Returns the sentence, prefixed with its rollout."""
         return f"rollout {self.step}：{self.zh}" if lang == "zh" else f"rollout {self.step}: {self.en}"
 
 
@@ -83,11 +83,11 @@ class Rule:
 
 
 def findings(rows: Rows) -> list[Finding]:
-    """What the rules say of these rollouts; of the first n of them, the first part of the same list.
+    """Returns what the rules say about these rollouts; later rows only append to the list.
 
     Args:
-        rows: as in `metrics.jsonl`; a metric that is missing, None or not finite is passed over. A first row of step 0
-            may hold what was measured on held-out prompts before training.
+        rows: as in `metrics.jsonl`; metrics that are missing, None or not finite are skipped. A first row with step 0
+            may hold the held-out figures measured before training.
     """
     said: dict[str, float] = {}
     so_far: list[Mapping[str, Any]] = []
@@ -99,16 +99,16 @@ def findings(rows: Rows) -> list[Finding]:
 
 
 class FlightRecorder:
-    """The findings of a run as it goes on: said on stderr, and kept in `findings.jsonl`.
+    """Prints a run's findings to stderr as they come up, and keeps them in `findings.jsonl`.
 
     Args:
         lang: en or zh; the file has both.
-        start: what was measured on held-out prompts before training.
-        done: steps the run has done already; they are read from its `metrics.jsonl`, and nothing of them is said again.
+        start: held-out figures measured before training.
+        done: steps done before a resume; they are read from `metrics.jsonl`, and their findings are not printed again.
     """
 
-    def __init__(self, folder: Path, *, lang: str, start: Mapping[str, float], done: int) -> None:
-        self._path, self._lang = folder / "findings.jsonl", lang
+    def __init__(self, folder: Path, *, lang: str, start: Mapping[str, float], done: int, group: Group = ALONE) -> None:
+        self._path, self._lang, self._group = folder / "findings.jsonl", lang, group
         self._rows: list[Mapping[str, Any]] = [{"step": 0, **start}]
         self._said: dict[str, float] = {}
         self._found: list[Finding] = []
@@ -119,9 +119,9 @@ class FlightRecorder:
             self._write()
 
     def look(self, step: int, metrics: Mapping[str, float]) -> list[Finding]:
-        """What is new with this rollout."""
-        row = {"step": step, **{name: plain(value) for name, value in metrics.items()}}  # as it is read again
-        found = processes.from_main(lambda: self._add(row))
+        """Returns and prints what is new with this rollout."""
+        row = {"step": step, **{name: plain(value) for name, value in metrics.items()}}  # as a resumed run will read it
+        found = self._group.from_main(lambda: self._add(row))
         for finding in found:
             say(f"{'警告：' if self._lang == 'zh' else 'warning: '}{finding.line(self._lang)}")
         if found:
@@ -155,7 +155,7 @@ def _has(row: Mapping[str, Any], *names: str) -> bool:
 
 
 def _recent(rows: Rows, name: str, window: int) -> list[float]:
-    """The last values, oldest first; none where there are not enough."""
+    """Returns the last `window` values, oldest first; [] if there are fewer."""
     values: list[float] = []
     for row in reversed(rows):
         if _has(row, name):
@@ -166,7 +166,7 @@ def _recent(rows: Rows, name: str, window: int) -> list[float]:
 
 
 def _mostly(rows: Rows, name: str, wrong: Callable[[float], bool], window: int = WINDOW) -> float | None:
-    """The median of the last values, where enough of them are wrong."""
+    """Returns the median of the last values if enough of them are wrong, else None."""
     values = _recent(rows, name, window)
     return median(values) if values and sum(map(wrong, values)) >= SHARE * window else None
 
@@ -204,7 +204,7 @@ def _clipped(rows: Rows) -> Seen | None:
 def _still(rows: Rows) -> Seen | None:
     clipped = _mostly(rows, "policy/clipfrac", lambda share: share == 0, STILL_WINDOW)
     kl = _mostly(rows, "policy/approxkl", lambda kl: kl < STILL, STILL_WINDOW)
-    # With one optimizer step a rollout the ratio is always 1.
+    # With one optimizer step per rollout the ratio is always 1.
     if clipped is None or kl is None or _recent(rows, "train/optimizer_steps", 1) == [1]:
         return None
     rates = [row["learning_rate"] for row in rows if _has(row, "learning_rate")]
@@ -215,7 +215,7 @@ def _still(rows: Rows) -> Seen | None:
 def _critic(rows: Rows) -> Seen | None:
     explained = _mostly(rows, "val/explained_variance", lambda share: share < EXPLAINED, EXPLAINED_WINDOW)
     values = _recent(rows, "val/explained_variance", EXPLAINED_WINDOW)
-    # One that began far off may take its time, as long as it comes nearer.
+    # A critic that began far off may take its time, as long as it improves.
     if explained is None or median(values[-WINDOW:]) > median(values[:WINDOW]) + EXPLAINED:
         return None
     return max(1.0, -explained), {"explained": explained, "n": EXPLAINED_WINDOW}
@@ -258,7 +258,7 @@ def _entropy(rows: Rows) -> Seen | None:
 
 
 def _fell(rows: Rows, rising: str, falling: str) -> Seen | None:
-    """In the last two evaluations one metric was above, the other well below, where they were when it was best."""
+    """Detects that in the last two evaluations `falling` is well below its best, and `rising` above its value then."""
     needed = (rising, falling, f"{falling}_error")
     points = [row for row in rows if _has(row, *needed)] if _has(rows[-1], *needed) else []
     if len(points) < 3:
@@ -295,120 +295,120 @@ RULES = (
     Rule(
         "negative_kl",
         _negative_kl,
-        "the KL to the reference is negative ({kl:.2f} nats per completion), which no KL can be: completions are drawn "
-        "from another distribution than the one that trains; set model.dtype: float32, and see whether "
+        "the KL to the reference is negative ({kl:.2f} nats per completion), which is impossible: completions are "
+        "sampled from a different distribution than the one being trained; set model.dtype: float32 and check that "
         "sampling/logp_difference falls",
-        "与参考模型的 KL 为负（每条回答 {kl:.2f} nats），而 KL 不可能小于 0：采样所用的分布不是训练所用的分布；请设置 "
-        "model.dtype: float32，并查看 sampling/logp_difference 是否随之下降",
+        "与参考模型的 KL 为负（每条回答 {kl:.2f} nats），而 KL 不可能为负：采样分布与训练分布不一致；请设置 "
+        "model.dtype: float32，并确认 sampling/logp_difference 随之下降",
     ),
     Rule(
         "large_kl",
         _large_kl,
-        "the KL to the reference has reached {kl:.1f} nats per completion: so far from it, the score says little about "
+        "the KL to the reference has reached {kl:.1f} nats per completion: this far away, the score says little about "
         "the text; raise ppo.kl_coefficient, or set ppo.kl_target or ppo.kl_budget",
-        "与参考模型的 KL 已达每条回答 {kl:.1f} nats：离参考模型这么远，奖励分数已说明不了回答的好坏；请调高 "
+        "与参考模型的 KL 已达每条回答 {kl:.1f} nats：偏离过大，奖励分数已不能反映回答的好坏；请调高 "
         "ppo.kl_coefficient，或设置 ppo.kl_target 或 ppo.kl_budget",
     ),
     Rule(
         "sampler",
         _sampler,
-        "the sampler's log-probs are {difference:.2f} nats per token off those of the training pass: the policy does "
-        "not learn from samples of its own; set model.dtype: float32, and should that not help, model.layout: separate",
-        "采样时的 log-prob 与训练时的平均每个 token 相差 {difference:.2f} nats：策略学的不是它自己的样本；请设置 "
+        "the sampler's log-probs differ from the training pass by {difference:.2f} nats per token: the policy is not "
+        "learning from its own samples; set model.dtype: float32 and, if that does not help, model.layout: separate",
+        "采样与训练前向算出的 log-prob 平均每个 token 相差 {difference:.2f} nats：策略学到的并非自己的样本；请设置 "
         "model.dtype: float32，若仍无效，再设置 model.layout: separate",
     ),
     Rule(
         "ratio",
         _ratio,
-        "the mean probability ratio of the updates is {ratio:.2f} and not near 1: a rollout is trained on too hard; "
+        "the updates' mean probability ratio is {ratio:.2f}, far from 1: they train too hard on each rollout; "
         "lower optimizer.learning_rate or ppo.num_ppo_epochs",
-        "更新中的平均概率比为 {ratio:.2f}，偏离了 1：每批样本上的更新过猛；请调低 optimizer.learning_rate 或 "
+        "更新中的平均概率比为 {ratio:.2f}，明显偏离 1：在同一批样本上更新过猛；请调低 optimizer.learning_rate 或 "
         "ppo.num_ppo_epochs",
     ),
     Rule(
         "clipped",
         _clipped,
-        "{share:.0%} of the tokens are clipped: in one rollout the policy goes further than its samples can tell; "
-        "lower optimizer.learning_rate or ppo.num_ppo_epochs, or set ppo.max_kl",
-        "{share:.0%} 的 token 被裁剪：策略在一批样本上走得太远，样本已不足为据；请调低 optimizer.learning_rate 或 "
-        "ppo.num_ppo_epochs，或设置 ppo.max_kl",
+        "{share:.0%} of the tokens are clipped: within one rollout the policy moves further than its samples "
+        "justify; lower optimizer.learning_rate or ppo.num_ppo_epochs, or set ppo.max_kl",
+        "{share:.0%} 的 token 被裁剪：策略在单个 rollout 内变化过大，超出了样本所能支撑的范围；请调低 "
+        "optimizer.learning_rate 或 ppo.num_ppo_epochs，或设置 ppo.max_kl",
     ),
     Rule(
         "still",
         _still,
-        "the policy stands still: its updates move it by {kl:.0e} nats per token, and nothing is clipped; raise "
-        "optimizer.learning_rate, and see in objective/scores_std whether the reward tells completions apart",
-        "策略几乎没有变化：每次更新平均每个 token 只移动 {kl:.0e} nats，也没有任何裁剪；请调高 "
-        "optimizer.learning_rate，并从 objective/scores_std 看奖励能否区分不同的回答",
+        "the policy is not moving: its updates shift it by {kl:.0e} nats per token, and nothing is clipped; raise "
+        "optimizer.learning_rate, and check in objective/scores_std that the reward tells completions apart",
+        "策略几乎没有变化：每次更新平均每个 token 仅移动 {kl:.0e} nats，且没有任何裁剪；请调高 "
+        "optimizer.learning_rate，并查看 objective/scores_std，确认奖励能区分不同的回答",
     ),
     Rule(
         "critic",
         _critic,
-        "the critic predicts nothing (explained variance {explained:.2f} over {n} rollouts), which leaves the "
-        "advantages to noise; raise ppo.critic_learning_rate, set ppo.critic_warmup_rollouts, or bring scores that are "
-        "far from 0 near it with ppo.score_baseline",
-        "critic 什么也没学到（{n} 个 rollout 的 explained variance 为 {explained:.2f}），优势估计只剩噪声；"
-        "请调高 ppo.critic_learning_rate、设置 ppo.critic_warmup_rollouts，"
-        "若分数整体远离 0，则用 ppo.score_baseline 拉回 0 附近",
+        "the critic predicts nothing (explained variance {explained:.2f} over {n} rollouts), so the "
+        "advantages are mostly noise; raise ppo.critic_learning_rate, set ppo.critic_warmup_rollouts, or, if scores "
+        "are far from 0, shift them with ppo.score_baseline",
+        "critic 没有预测能力（最近 {n} 个 rollout 的 explained variance 为 {explained:.2f}），优势估计几乎全是噪声；"
+        "请调高 ppo.critic_learning_rate 或设置 ppo.critic_warmup_rollouts；"
+        "若分数整体远离 0，可用 ppo.score_baseline 将其平移到 0 附近",
     ),
     Rule(
         "endless",
         _endless,
-        "only {ended:.0%} of the completions still end by themselves, {start:.0%} did at the start: the policy forgets "
-        "the end token; raise ppo.missing_end_penalty, and see whether the reward pays for length",
-        "只有 {ended:.0%} 的回答能自行结束，开始时是 {start:.0%}：策略正在忘记结束符；请调高 "
+        "only {ended:.0%} of the completions still end on their own ({start:.0%} at the start): the policy is "
+        "forgetting the end token; raise ppo.missing_end_penalty, and check whether the reward pays for length",
+        "只有 {ended:.0%} 的回答能自行结束（训练开始时为 {start:.0%}）：策略正在忘记结束符；请调高 "
         "ppo.missing_end_penalty，并检查奖励是否偏爱长回答",
     ),
     Rule(
         "length",
         _longer,
         "completions have grown from {start:.1f} to {length:.1f} tokens, and the score with them (correlation "
-        "{r:.2f}): the reward may pay for length alone; set ppo.length_penalty, or have evaluation.judge watch what "
-        "the reward does not see",
-        "回答从平均 {start:.1f} 个 token 变长到 {length:.1f} 个，分数也随之上升（相关系数 {r:.2f}）："
-        "策略可能只是靠写得更长来骗取奖励；请设置 ppo.length_penalty，或用 evaluation.judge 另请一个不参与训练的评判",
+        "{r:.2f}): the reward may be paying for length alone; set ppo.length_penalty, or let evaluation.judge "
+        "check what the reward cannot see",
+        "回答平均长度从 {start:.1f} 个 token 增至 {length:.1f} 个，分数也随之上升（相关系数 {r:.2f}）："
+        "奖励可能只是偏爱长回答；请设置 ppo.length_penalty，或用 evaluation.judge 引入不参与训练的评判",
     ),
     Rule(
         "short",
         _shorter,
-        "completions have shrunk from {start:.1f} to {length:.1f} tokens: the policy ends as soon as it can; see what "
-        "the reward gives the shortest answers, lower ppo.length_penalty, and where scores are far from 0 set "
-        "ppo.score_baseline",
-        "回答从平均 {start:.1f} 个 token 缩短到 {length:.1f} 个：策略一有机会就结束；"
-        "请检查奖励给最短的回答打多少分，调低 ppo.length_penalty，若分数整体远离 0，请设置 ppo.score_baseline",
+        "completions have shrunk from {start:.1f} to {length:.1f} tokens: the policy stops as soon as it can; check "
+        "how the reward scores the shortest answers, lower ppo.length_penalty, and set ppo.score_baseline if scores "
+        "are far from 0",
+        "回答平均长度从 {start:.1f} 个 token 降至 {length:.1f} 个：策略一有机会就结束；"
+        "请检查奖励给最短的回答打了多少分，并调低 ppo.length_penalty；若分数整体远离 0，请设置 ppo.score_baseline",
     ),
     Rule(
         "entropy",
         _entropy,
-        "the entropy has collapsed from {start:.2f} to {entropy:.2f} nats per token: the policy says the same every "
-        "time, and finds nothing new; lower optimizer.learning_rate, raise ppo.kl_coefficient, or set "
+        "the entropy has collapsed from {start:.2f} to {entropy:.2f} nats per token: the policy gives the same "
+        "answers every time and no longer explores; lower optimizer.learning_rate, raise ppo.kl_coefficient, or set "
         "ppo.entropy_coefficient",
-        "熵从平均每个 token {start:.2f} nats 塌缩到 {entropy:.2f}：策略每次说的都一样，不再探索；请调低 "
+        "熵从每个 token {start:.2f} nats 塌缩到 {entropy:.2f}：策略每次的回答几乎相同，不再探索；请调低 "
         "optimizer.learning_rate、调高 ppo.kl_coefficient，或设置 ppo.entropy_coefficient",
     ),
     Rule(
         "judge",
         _judge,
-        "on held-out prompts the score has risen from {score_then:.2f} to {score:.2f} since rollout {rollout}, but the "
-        "judge's has fallen from {best:.2f} to {now:.2f}: the policy games the reward; go back to the roles in best/, "
-        "raise ppo.kl_coefficient, and mend the reward",
-        "自 rollout {rollout} 以来，留出集上的奖励分从 {score_then:.2f} 升到 {score:.2f}，评判给的分却从 {best:.2f} "
-        "降到 {now:.2f}：策略在钻奖励的空子；请退回 best/ 中保存的角色，调高 ppo.kl_coefficient，并改进奖励",
+        "since rollout {rollout} the held-out score has risen from {score_then:.2f} to {score:.2f}, but the judge's "
+        "has fallen from {best:.2f} to {now:.2f}: the policy is gaming the reward; return to the roles in best/, raise "
+        "ppo.kl_coefficient, and fix the reward",
+        "自 rollout {rollout} 以来，留出集上的奖励分数从 {score_then:.2f} 升至 {score:.2f}，评判的分数却从 {best:.2f} "
+        "降至 {now:.2f}：策略在钻奖励的空子；请退回 best/ 中保存的角色，调高 ppo.kl_coefficient，并修正奖励",
     ),
     Rule(
         "held_out",
         _held_out,
-        "the score has risen from {score_then:.2f} to {score:.2f} since rollout {rollout}, but on held-out prompts it "
-        "has fallen from {best:.2f} to {now:.2f}: the policy learns its prompts by heart; give it more prompts, or "
-        "stop where the roles in best/ were",
-        "自 rollout {rollout} 以来，训练集上的分数从 {score_then:.2f} 升到 {score:.2f}，留出集上却从 {best:.2f} 降到 "
-        "{now:.2f}：策略只是记住了训练集；请增加 prompt，或停在 best/ 中保存的角色那里",
+        "since rollout {rollout} the score has risen from {score_then:.2f} to {score:.2f}, but on held-out prompts it "
+        "has fallen from {best:.2f} to {now:.2f}: the policy is memorising its prompts; add prompts, or keep the roles "
+        "in best/",
+        "自 rollout {rollout} 以来，训练 prompt 上的分数从 {score_then:.2f} 升至 {score:.2f}，留出集上却从 {best:.2f} "
+        "降至 {now:.2f}：策略只是记住了训练用的 prompt；请增加 prompt，或直接采用 best/ 中保存的角色",
     ),
     Rule(
         "refused",
         _refused,
-        "{share:.0%} of the optimizer steps were refused, as their loss or gradient was not finite; lower "
-        "optimizer.learning_rate, and look at their examples in refused/ and for extreme values in the reward",
+        "{share:.0%} of the optimizer steps were refused because their loss or gradient was not finite; lower "
+        "optimizer.learning_rate, and check their examples in refused/ and the reward for extreme values",
         "{share:.0%} 的优化步因 loss 或梯度出现 NaN 或无穷大而被拒绝；请调低 optimizer.learning_rate，并检查 refused/ "
         "中的样本以及奖励中的极端值",
     ),

@@ -1,1 +1,1 @@
-"""Sources of scores, all behind `records.RewardSource`: the reward role, a Python callable, another model."""
+"""Reward sources, all behind `records.RewardSource`: the reward role, a Python function, a classifier."""

@@ -1,4 +1,4 @@
-"""Scores from a Python function of your own: `(prompts, completions, **columns) -> list[float]`."""
+"""Scores from your own Python function: `(prompts, completions, **columns) -> list[float]`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from importlib.util import module_from_spec, spec_from_file_location
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
 from torch import Tensor
 
-from onebase import processes
 from onebase.errors import ConfigError, RewardError
-from onebase.records import ScoreRequest
+from onebase.processes import ALONE, Group
+from onebase.records import RewardSource, ScoreRequest, Scores
 from onebase.rewards.unchanged import CallFailed, TookTooLong, unchanged_process, unchanged_random_states, within
 from onebase.shown import shown
 
@@ -30,39 +30,54 @@ OWN_FILES = (__file__, sys.modules[within.__module__].__file__)
 
 
 class FunctionReward:
-    """A function named `module:function`, the module in the working directory or installed, or `file.py:function`.
+    """A function named `module:function` (module installed or in the working directory) or `file.py:function`.
 
-    It is called with `prompts` and `completions` (text, one entry per completion) and every column of the data rows by
-    name, each a list as long as they are. Takes the same functions as TRL's GRPO trainer. The import and every call run
-    in a thread of their own, and leave the process as it was.
+    It is called with `prompts` and `completions` (texts, one per completion) and, by name, every column of the data
+    rows, a list of the same length. TRL's GRPO trainer takes the same functions. The import and every call run in a
+    thread of their own and leave the process unchanged.
+
+    A class with a method `score(request) -> Scores` (`records.RewardSource`) will do as well: one is made at the first
+    call, and may keep state and give parts and failures beside the total.
 
     Args:
-        timeout: seconds that the import, or a call, may take; None: any. A timeout leaves the thread behind.
-        key: the configuration's, for messages.
+        timeout: seconds that the import or a call may take; None for no limit. A timeout leaves the thread behind.
+        key: what messages call it.
+        group: the processes of the run; the first alone calls the function.
 
     Raises:
-        ConfigError: the module or the function cannot be found, or not in time.
+        ConfigError: the module or function cannot be imported, or not in time.
     """
 
-    def __init__(self, path: str, *, timeout: float | None = None, key: str = "reward.callable") -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        timeout: float | None = None,
+        key: str = "reward.callable",
+        group: Group = ALONE,
+    ) -> None:
         self.name = path
-        self._timeout, self._key = timeout, key
+        self._timeout, self._key, self._group = timeout, key, group
         self._folder = import_folder(path)
         self._function = load_function(path, key, timeout=timeout)
+        self._is_source = inspect.isclass(self._function) and callable(getattr(self._function, "score", None))
+        self._source: RewardSource | None = None
 
     def check_columns(self, rows: Sequence[Collection[str]]) -> None:
         """Raises ConfigError unless the function can be called with the columns of these data rows."""
+        if self._is_source:  # it is given the request as a whole
+            return
         try:
             signature = inspect.signature(self._function)
-        except (TypeError, ValueError):  # a function in C need not have one
+        except (TypeError, ValueError):  # a function written in C may have none
             return
         everywhere, anywhere = set(rows[0]).intersection(*rows), set().union(*rows)
         for columns in (everywhere, anywhere):
             taken = sorted(columns & {"prompts", "completions"})
             if taken:
                 raise ConfigError(
-                    f"{self._key}: a column of the data is called {taken[0]!r}, as what {self.name} is called with; "
-                    "rename it"
+                    f"{self._key}: the data has a column {taken[0]!r}, which is also an argument of {self.name}; "
+                    "rename the column"
                 )
             try:
                 signature.bind(prompts=[], completions=[], **dict.fromkeys(columns))
@@ -70,66 +85,82 @@ class FunctionReward:
                 given = ", ".join(["prompts", "completions", *(shown(name, 40) for name in sorted(columns))])
                 raise ConfigError(
                     f"{self._key}: {self.name} cannot be called with {given}: {shown(error, 100)}; a function that "
-                    "ends in **columns takes any, and every row needs the columns that it names"
+                    "ends in **columns takes any column, and every row needs the columns it names"
                 ) from error
 
-    def score(self, request: ScoreRequest) -> Tensor:
-        """`[N]`.
+    def score(self, request: ScoreRequest) -> Scores:
+        """The function's scores.
 
         Raises:
-            RewardError: the function failed, or gave a wrong number of scores, or one that is not a finite number.
+            RewardError: the function failed, or returned a wrong number of scores or one that is not finite.
         """
-        return processes.from_main(lambda: self._score(request))  # it may keep count of its calls
+        return self._group.from_main(lambda: self._score(request))  # it may have state, so only one calls it
 
-    def _score(self, request: ScoreRequest) -> Tensor:
-        scores = self._call(request)
+    def _score(self, request: ScoreRequest) -> Scores:
+        found = self._call(request)
+        if not self._is_source:
+            return Scores(self._checked(found, request))
+        if not isinstance(found, Scores):
+            raise RewardError(f"{self._key} {self.name} returned {_repr(found)}; its score() has to return Scores")
+        parts = {str(name): self._checked(_listed(part), request) for name, part in found.parts.items()}
+        return Scores(self._checked(_listed(found.total), request), parts, dict(found.failures))
+
+    def _checked(self, scores: Sequence[Any], request: ScoreRequest) -> Tensor:
         if len(scores) != len(request.completions):
             raise RewardError(
-                f"{self._key} {self.name} gave {len(scores)} scores for {len(request.completions)} completions"
+                f"{self._key} {self.name} returned {len(scores)} scores for {len(request.completions)} completions"
             )
         for i, score in enumerate(scores):
             if not _is_finite(score):
                 raise RewardError(
-                    f"{self._key} {self.name} gave {_repr(score)} for the completion "
-                    f"{shown(repr(request.completions[i][:60]))}; a finite number is needed"
+                    f"{self._key} {self.name} returned {_repr(score)} for the completion "
+                    f"{shown(repr(request.completions[i][:60]))}; expected a finite number"
                 )
         return torch.tensor([float(score) for score in scores])
 
-    def _call(self, request: ScoreRequest) -> list[Any]:
+    def _call(self, request: ScoreRequest) -> Any:
         columns = {name: list(values) for name, values in request.columns.items()}
         texts = {"prompts": list(request.prompts), "completions": list(request.completions)}
 
-        def call() -> list[Any]:
-            found = self._function(**texts, **columns)
-            return list(found.tolist() if isinstance(found, Tensor | numpy.ndarray) else found)
+        def call() -> Any:
+            if not self._is_source:
+                return _listed(self._function(**texts, **columns))
+            if self._source is None:
+                self._source = cast(RewardSource, self._function())
+            return self._source.score(request)
 
         try:
             with unchanged_process(self._folder):
                 return within(self._timeout, call)
         except TookTooLong:
             raise RewardError(
-                f"{self._key} {self.name} gave no scores for {len(request.completions)} completions within "
-                f"{self._timeout:g} seconds; look at what it waits for, or raise reward.timeout"
+                f"{self._key} {self.name} returned no scores for {len(request.completions)} completions within "
+                f"{self._timeout:g} seconds",
+                remedy="reward-timeout",
             ) from None
         except CallFailed as failed:
             error = failed.__cause__
             assert error is not None
-            # The user's own line, not the library's that it called; there is none where the call itself failed.
+            # The user's own line, not one of a library it called; there is none if the call itself failed.
             below = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in OWN_FILES]
             own = [frame for frame in below if frame.filename == below[0].filename]
             place = f" at {shown(own[-1].filename)}:{own[-1].lineno}" if own else ""
             raise RewardError(f"{self._key} {self.name} failed{place}: {_in_one_line(error)}") from error
 
 
+def _listed(scores: Any) -> list[Any]:
+    return list(scores.tolist() if isinstance(scores, Tensor | numpy.ndarray) else scores)
+
+
 def load_function(path: str, key: str = "reward.callable", *, timeout: float | None = None) -> RewardFunction:
-    """Returns the function at `module:function` or `file.py:function`.
+    """Imports the function at `module:function` or `file.py:function`.
 
     Args:
-        key: the configuration's, for messages.
-        timeout: seconds that importing may take; None: any.
+        key: what messages call it.
+        timeout: seconds that the import may take; None for no limit.
 
     Raises:
-        ConfigError: there is none, its module fails as it is imported, or takes too long.
+        ConfigError: there is no such function, or its module fails to import or takes too long.
     """
     module_name, _, name = path.rpartition(":") if ":" in path else (path, "", "")
 
@@ -144,8 +175,7 @@ def load_function(path: str, key: str = "reward.callable", *, timeout: float | N
             found = within(timeout, find)
     except TookTooLong:
         raise ConfigError(
-            f"{key}: {path!r} was not imported within {timeout:g} seconds; look at what its module waits for, or raise "
-            "reward.timeout"
+            f"{key}: {path!r} was not imported within {timeout:g} seconds", remedy="reward-import-timeout"
         ) from None
     except CallFailed as failed:
         error = failed.__cause__
@@ -160,15 +190,15 @@ def load_function(path: str, key: str = "reward.callable", *, timeout: float | N
 
 
 def import_folder(path: str) -> Path:
-    """Where the modules lie that the function's own may import: beside its file, or in the working directory."""
+    """The folder that the function's module may import from: where its file is, or the working directory."""
     file = path.rpartition(":")[0]
     return Path(file).resolve().parent if file.endswith(".py") else Path.cwd()
 
 
 def _module(name: str) -> ModuleType:
-    """Imports a module by its file, or one of the working directory by the place of its file, else as any other.
+    """Imports a module by its file, from the working directory, or as an installed one.
 
-    The working directory is never first on the path: a file there may be called like a library that is imported later.
+    The working directory is never first on the path: a file in it may share its name with a library imported later.
     """
     importlib.invalidate_caches()
     if name.endswith(".py"):
@@ -204,7 +234,7 @@ def _run(spec: ModuleSpec | None) -> ModuleType:
 
 def _is_finite(score: Any) -> bool:
     try:
-        # Compared, not converted: an integer may be too large for a float.
+        # Compared, not converted: an int may be too large for a float.
         return isinstance(score, Real) and bool(abs(score) <= LARGEST_SCORE)  # type: ignore[operator]
     except Exception:
         return False

@@ -1,4 +1,4 @@
-"""Other people's Python run inside ours: afterwards the process is as it was."""
+"""Runs other people's Python inside our process, and leaves the process as it was."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (_umask, os.umask),
     (lambda: sys.excepthook, lambda hook: setattr(sys, "excepthook", hook)),
 )
-"""What would change a run's numbers, files or end, beside what belongs to a thread: grad mode, the default device."""
+"""What could change a run's numbers, files or end, except per-thread state (grad mode, the default device)."""
 
 
 class TookTooLong(Exception):
@@ -41,13 +41,13 @@ class TookTooLong(Exception):
 
 
 class CallFailed(Exception):
-    """A call raised its `__cause__`, which may be no Exception: SystemExit, say."""
+    """A call raised its `__cause__`, which need not be an Exception: it may be SystemExit."""
 
 
 def within(seconds: float | None, call: Callable[[], Any]) -> Any:
-    """Returns what `call` returns, run in a thread of its own; after `seconds` (None: never) it is left behind.
+    """Runs `call` in its own thread and returns its result; the thread is abandoned after `seconds` (None: never).
 
-    In its own thread whatever it raises is its own, and no Ctrl-C; and settings of a thread stay there.
+    In its own thread, anything `call` raises is its own and not our Ctrl-C, and per-thread settings stay there.
 
     Raises:
         TookTooLong: it did not return in time. CallFailed: it raised something.
@@ -58,14 +58,14 @@ def within(seconds: float | None, call: Callable[[], Any]) -> Any:
     def run() -> None:
         try:
             results.append(call())
-        except BaseException as error:  # handed on to whoever waits
+        except BaseException as error:  # passed to the waiting thread
             errors.append(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="reward.callable")
+    thread = threading.Thread(target=run, daemon=True, name="reward function")
     thread.start()
     deadline = None if seconds is None else time.monotonic() + seconds
     while thread.is_alive() and (deadline is None or time.monotonic() < deadline):
-        thread.join(0.5 if seconds is None else min(0.5, seconds))  # in short waits, so that Ctrl-C is heard
+        thread.join(0.5 if seconds is None else min(0.5, seconds))  # short waits, so that Ctrl-C gets through
     if errors:
         raise CallFailed from errors[0]
     if not results:
@@ -75,13 +75,13 @@ def within(seconds: float | None, call: Callable[[], Any]) -> Any:
 
 @contextmanager
 def unchanged_process(folder: Path) -> Iterator[None]:
-    """Restores working directory, standard streams, warning filters and the process's settings on leaving.
+    """On exit, restores the working directory, standard streams, warning filters and the process's settings.
 
-    Random states are left alone: after the set-up a run draws from generators of its own, and a function that draws
-    should not draw the same every time. A checkpoint keeps them.
+    Random states are not restored: once set up, a run draws from its own generators, and a function that draws should
+    not draw the same every time. Checkpoints keep them.
 
     Args:
-        folder: last on the path of imports while the context lasts.
+        folder: last on the import path inside the context.
 
     Raises:
         RewardError: the working directory is gone, or a standard stream was closed for good.
@@ -115,7 +115,7 @@ def unchanged_process(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def unchanged_random_states() -> Iterator[None]:
-    """Restores the random states of Python, numpy and torch on leaving."""
+    """On exit, restores the random states of Python, numpy and torch."""
     python, arrays, tensors = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
     try:
         yield

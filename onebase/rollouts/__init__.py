@@ -1,1 +1,1 @@
-"""Samples with everything an update needs: scores, log-probs, values."""
+"""Rollouts: samples with everything an update needs (scores, log-probs, values)."""

@@ -1,4 +1,4 @@
-"""Collecting a rollout: K completions of every prompt, and all that is known of them before an update."""
+"""Collects completions: sample, score, measure. PPO, best-of and policy evaluation all start here."""
 
 from __future__ import annotations
 
@@ -10,37 +10,57 @@ import torch
 from torch import Tensor
 
 from onebase.data.chat import ChatFormat
-from onebase.data.prepare import with_completions
-from onebase.models.forward import head_logprobs, source_states, token_logprobs, token_values
-from onebase.models.one_base import OneBase
-from onebase.models.passes import per_example, with_lower_states
-from onebase.records import Example, RewardSource, ScoreRequest, TreeBatch
-from onebase.sampling.local import Sample, Sampling, generate
+from onebase.engines.budget import TokenBudget
+from onebase.engines.forward import source_states, token_logprobs, token_values
+from onebase.engines.output_layer import head_logprobs
+from onebase.engines.passes import per_token, with_lower_states
+from onebase.models.base import OneBase
+from onebase.records import Example, Prompt, RewardSource, ScoreRequest, Scores, TreeBatch
+from onebase.sampling.sampler import Sample, Sampler, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The roles that measure the completions."""
+
+    policy: str = "policy"
+    """Gives log-probs and entropy."""
+    reference: str | None = None
+    """Gives log-probs; None: not measured."""
+    critic: str | None = None
+    """Gives values; None: not measured."""
+
+
+@dataclass(slots=True)
+class Measured:
+    """What the roles measured: one tensor `[m]` per prompt, over the tokens of its K completions."""
+
+    logprobs: list[Tensor]
+    """The policy's, from the same forward pass that trains it."""
+    entropy: list[Tensor]
+    """The policy's, in nats."""
+    reference_logprobs: list[Tensor] | None
+    values: list[Tensor] | None
+    """The critic's V before each token."""
 
 
 @dataclass(slots=True)
 class Rollout:
-    """What was sampled and measured. Lists have one entry per prompt; `m` counts the tokens of its K completions."""
+    """The samples, with their scores and measurements. Lists have one entry per prompt unless stated otherwise."""
 
     examples: list[Example]
     samples: list[Sample]
     """One per completion, prompt by prompt."""
-    logprobs: list[Tensor]
-    """`[m]` of the policy that sampled, from the same forward pass that trains it."""
-    entropy: list[Tensor]
-    """`[m]` of that policy, nats."""
-    reference_logprobs: list[Tensor]
-    """`[m]`."""
-    values: list[Tensor]
-    """`[m]`, V before each token; zeros without a critic."""
-    scores: Tensor
-    """`[N]` as the reward source gave them."""
+    request: ScoreRequest
+    """The input for reward sources."""
+    scores: Scores | None = None
+    measured: Measured | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    """`generate`, `score` and `logprobs`: where the time went."""
+    """Where the time went: `generate`, `score` and `logprobs`."""
 
     @property
     def sampled_logprobs(self) -> Tensor:
-        """`[M]` as the decode loop saw them: they differ from `logprobs` by rounding, or something is wrong."""
+        """Log-probs `[M]` as the sampler saw them; they should differ from the measured ones only by rounding."""
         return torch.tensor([logprob for sample in self.samples for logprob in sample.logprobs])
 
     @property
@@ -49,84 +69,64 @@ class Rollout:
 
     @property
     def completion_index(self) -> Tensor:
-        """`[M]`: the completion each token belongs to, over the whole rollout."""
+        """The completion each token belongs to, over the whole rollout: `[M]`."""
         lengths = torch.tensor(self.completion_lengths)
         return torch.arange(len(lengths)).repeat_interleave(lengths)
 
 
-def collect_rollout(
+def collect(
     base: OneBase,
     chat: ChatFormat,
-    prompts: Sequence[Example],
-    reward_source: RewardSource,
+    prompts: Sequence[Prompt],
     *,
+    sampler: Sampler,
     sampling: Sampling,
     seeds: Sequence[int],
     samples_per_prompt: int,
-    token_budget: int,
-    critic: str | None,
+    budget: TokenBudget,
+    reward: RewardSource | None = None,
+    roles: Roles | None = None,
 ) -> Rollout:
-    """Samples with role `policy`, then scores the trees with `reference`, the reward source and the critic.
+    """Samples K completions of every prompt, scores them, and measures them with the roles.
 
     Args:
-        prompts: examples without completions.
         seeds: one per completion.
-        critic: the role that gives values; None: zeros.
+        reward: scores the completions; None: nothing is scored.
+        roles: measure the completions; None: nothing is measured.
     """
     started = time.monotonic()
-    samples = generate(
-        base,
-        [prompt.prompt_ids for prompt in prompts],
-        role="policy",
-        sampling=sampling,
-        seeds=seeds,
-        samples_per_prompt=samples_per_prompt,
+    samples = sampler.sample(
+        [prompt.ids for prompt in prompts], sampling, seeds=seeds, samples_per_prompt=samples_per_prompt
     )
     generated = time.monotonic()
-    examples = with_lower_states(base, trees(prompts, samples), role="policy", token_budget=token_budget)
+    examples = with_samples(prompts, samples)
+    if roles is not None:
+        examples = with_lower_states(base, examples, role=roles.policy, budget=budget)
     lowered = time.monotonic()
-    scores = reward_source.score(score_request(chat, examples))
+    rollout = Rollout(examples, samples, score_request(chat, examples))
+    if reward is not None:
+        rollout.scores = reward.score(rollout.request)
     scored = time.monotonic()
-    temperature = sampling.temperature or 1.0  # as `draw` has it: 0 takes the most probable token
-    shared_trunk = critic is not None and base.roles[critic].adapter == base.roles["policy"].adapter
-
-    def policy_pass(batch: TreeBatch) -> Tensor:
-        """Log-prob, entropy and, of a critic that is a head on the policy's trunk, value of each token: `[M * 3]`."""
-        states = source_states(base, batch, role="policy")
-        both = head_logprobs(base, states, batch, temperature=temperature, with_entropy=True)
-        values = base.roles[critic].head(states) if shared_trunk else torch.zeros_like(both[0])  # type: ignore[index, misc]
-        return torch.stack([*both, values], dim=-1).flatten()
-
-    policy = per_example(base, examples, policy_pass, token_budget=token_budget, numbers_per_token=3)
-    logprobs, entropy, values = ([part.view(-1, 3)[:, i] for part in policy] for i in range(3))
-    reference_logprobs = per_example(
-        base,
-        examples,
-        lambda batch: token_logprobs(base, batch, role="reference", temperature=temperature),
-        token_budget=token_budget,
-    )
-    if critic is not None and not shared_trunk:
-        values = per_example(
-            base, examples, lambda batch: token_values(base, batch, role=critic), token_budget=token_budget
-        )
-    seconds = {
+    if roles is not None:
+        rollout.measured = measure(base, examples, roles, temperature=sampling.temperature or 1.0, budget=budget)
+    rollout.seconds = {
         "generate": generated - started,
         "score": scored - lowered,
         "logprobs": time.monotonic() - scored + lowered - generated,
     }
-    return Rollout(examples, samples, logprobs, entropy, reference_logprobs, values, scores, seconds)
+    return rollout
 
 
-def trees(prompts: Sequence[Example], samples: Sequence[Sample]) -> list[Example]:
-    """Each prompt with the completions drawn for it."""
+def with_samples(prompts: Sequence[Prompt], samples: Sequence[Sample]) -> list[Example]:
+    """Joins each prompt with the completions drawn for it."""
     completions: list[list[list[int]]] = [[] for _ in prompts]
     for sample in samples:
         completions[sample.prompt].append(sample.ids)
-    return [with_completions(prompt, drawn) for prompt, drawn in zip(prompts, completions, strict=True)]
+    return [prompt.with_completions(drawn) for prompt, drawn in zip(prompts, completions, strict=True)]
 
 
 def score_request(chat: ChatFormat, examples: Sequence[Example]) -> ScoreRequest:
-    """The same trees in words, for sources that read text; a column is there if every row has it."""
+    """The examples in words, for sources that read text; includes only columns that every row has."""
     per_completion = [example for example in examples for _ in example.completions]
     shared = set.intersection(*(set(e.row.columns) if e.row else set() for e in examples)) if examples else set()
     return ScoreRequest(
@@ -137,3 +137,38 @@ def score_request(chat: ChatFormat, examples: Sequence[Example]) -> ScoreRequest
             name: [example.row.columns[name] for example in per_completion if example.row] for name in sorted(shared)
         },
     )
+
+
+def measure(
+    base: OneBase, examples: Sequence[Example], roles: Roles, *, temperature: float, budget: TokenBudget
+) -> Measured:
+    """The roles' log-probs, entropy and values of every completion token.
+
+    Args:
+        temperature: divides the policy's and the reference's logits, as in sampling.
+    """
+    critic = roles.critic
+    shared_trunk = critic is not None and base.roles[critic].adapter == base.roles[roles.policy].adapter
+
+    def policy_pass(batch: TreeBatch) -> dict[str, Tensor]:
+        states = source_states(base, batch, role=roles.policy)
+        logprobs, entropy = head_logprobs(base, states, batch, temperature=temperature, with_entropy=True)
+        fields = {"logprobs": logprobs, "entropy": entropy}
+        # A critic that is a head on the policy's trunk reads the policy's states.
+        return fields | {"values": base.scalar_role(critic).head(states)} if shared_trunk and critic else fields
+
+    def reference_pass(batch: TreeBatch) -> dict[str, Tensor]:
+        assert roles.reference is not None
+        return {"logprobs": token_logprobs(base, batch, role=roles.reference, temperature=temperature)}
+
+    def critic_pass(batch: TreeBatch) -> dict[str, Tensor]:
+        assert critic is not None
+        return {"values": token_values(base, batch, role=critic)}
+
+    found = per_token(base, examples, policy_pass, budget=budget)
+    reference = None
+    if roles.reference is not None:
+        reference = per_token(base, examples, reference_pass, budget=budget)["logprobs"]
+    if critic is not None and not shared_trunk:
+        found |= per_token(base, examples, critic_pass, budget=budget)
+    return Measured(found["logprobs"], found["entropy"], reference, found.get("values"))

@@ -1,1 +1,1 @@
-"""A run's folder: what is recorded while it lasts and read back afterwards. Nothing here imports torch."""
+"""A run's folder: what a run records, and what is read back later. Only `trackers` imports torch."""

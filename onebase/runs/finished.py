@@ -1,4 +1,4 @@
-"""A run as its folder tells of it, finished or not, read without torch; and its figures in words."""
+"""Reads a run back from its folder, finished or not and without torch, and formats its figures."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from onebase.verbs import VERBS
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as its folder tells of it."""
+    """A run, as read from its folder."""
 
     folder: Path
     verb: str
     config: dict[str, Any]
     rows: list[dict[str, Any]]
-    """`metrics.jsonl`; a value that was not finite is None."""
+    """The rows of `metrics.jsonl`; None for a value that was not finite."""
     summary: dict[str, Any]
     """Empty until the run is finished."""
     running: bool
-    """Whether a process holds the folder."""
+    """Whether a process is writing to the folder."""
     problems: tuple[str, ...] = ()
-    """What of its files is damaged, a line each."""
+    """Damage found in its files, a line each."""
 
     @property
     def steps(self) -> int:
@@ -42,7 +42,7 @@ class RunRecord:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run up to its last step or its end, without the time it stood still."""
+        """Seconds the run took until its last step or its end, without the time between a stop and a restart."""
         measured = [self.summary.get("seconds"), *(row.get("perf/seconds") for row in self.rows[-1:])]
         return next((float(seconds) for seconds in measured if isinstance(seconds, int | float)), 0.0)
 
@@ -54,13 +54,13 @@ class RunRecord:
             return "finished"
         rounds = len([*self.folder.glob("round-*/learn/summary.json")])
         last = [path.name for path in checkpoints(self.folder)[:1]] or ([f"round-{rounds}"] if rounds else [])
-        return f"{last[0]}, can go on" if last else "stopped without a checkpoint"
+        return f"{last[0]}, can resume" if last else "stopped without a checkpoint"
 
     def changed(self, defaults: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """What is not at its default, with the default; None for a key without one.
+        """Returns the keys that are not at their default: the value, and the default (None for a key without one).
 
         Args:
-            defaults: by dotted names; keys that the run does not know came later, and were at theirs.
+            defaults: by dotted name; a key the run does not know was added later, and counts as at its default.
         """
         known = flattened(self.config)
         return {
@@ -71,7 +71,7 @@ class RunRecord:
 
     @property
     def result(self) -> str:
-        """What came out, in a line; of a run that is not finished, where it stands."""
+        """The result in one line; for an unfinished run, the figure of its last step."""
         s = self.summary
         if "eval_loss_after" in s:
             return f"held-out loss {shown(s.get('eval_loss_before'))} → {shown(s['eval_loss_after'])} nats per token"
@@ -89,10 +89,10 @@ class RunRecord:
 
 
 def read_run(folder: Path, verb: str = "") -> RunRecord:
-    """Reads what is there of a run.
+    """Reads a run, as far as it has got.
 
     Args:
-        verb: where the summary does not tell it.
+        verb: used if the summary does not name one.
 
     Raises:
         ConfigError: there is no run, or its configuration cannot be read.
@@ -100,19 +100,19 @@ def read_run(folder: Path, verb: str = "") -> RunRecord:
     config, path = {}, folder / "config.yaml"
     try:
         if os.path.exists(path) and not os.path.isfile(path):
-            raise ConfigError(f"{text_shown(path, 300)}: not the configuration of a run: it is no regular file")
+            raise ConfigError(f"{text_shown(path, 300)}: not a run's configuration: not a regular file")
         text = path.read_text(encoding="utf-8")
         config = plain_values(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except OSError as error:
         raise ConfigError(
-            f"{text_shown(folder, 300)}: there is no run (no config.yaml that can be read: {error.strerror}); a run "
-            "has one from its first step on"
+            f"{text_shown(folder, 300)}: no run here (config.yaml cannot be read: {error.strerror}); a run has "
+            "one from its first step"
         ) from None
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         said = text_shown(" ".join(str(error).split()), 300)
         raise ConfigError(f"{text_shown(path, 300)}: not valid YAML: {said}") from None
     if not isinstance(config, dict) or "output_dir" not in config:
-        raise ConfigError(f"{text_shown(path, 300)}: not the configuration of a run: it has no output_dir")
+        raise ConfigError(f"{text_shown(path, 300)}: not a run's configuration: it names no folder to write to")
     summary, cut = read_object(folder / "summary.json")
     rows, damaged = read_rows(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else ([], "")
     problems = tuple(filter(None, (cut, damaged)))
@@ -120,7 +120,7 @@ def read_run(folder: Path, verb: str = "") -> RunRecord:
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted names."""
+    """Flattens nested mappings into one, keyed by dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -128,7 +128,7 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as a person reads it: four digits, lists with commas, a dash for nothing, no control characters."""
+    """Formats a value for a person: four digits, lists with commas, a dash for nothing, no control characters."""
     if value is None or value == []:
         return "–"
     if isinstance(value, bool):
@@ -141,14 +141,14 @@ def shown(value: Any) -> str:
 
 
 def interval(values: list[Any], sign: str = "") -> str:
-    """A mean and its interval."""
+    """Formats a mean with its interval in brackets."""
     mean, *ends = ("–" if value is None else f"{value:.3f}" for value in values)
     signed = f"{sign}{mean}" if mean[0].isdigit() else mean
     return f"{signed} [{', '.join(ends)}]" if ends else signed
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits."""
+    """Formats a duration in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""What may lie in a run's folder before the run starts, told without torch: nothing of others is replaced."""
+"""Checks, without torch, that a run may write to its folder and will not overwrite files it does not own."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ FREE_KEYS = (
     "on_finding",
     "lang",
 )
-"""What may differ from the configuration of the checkpoint: it does not change what is computed."""
+"""Keys that may differ from the checkpoint's configuration, since they do not change what is computed."""
 LENGTH_KEYS = ("max_steps", "optimizer.num_epochs", "rounds")
-"""What may be raised to make a run longer, also one that is finished."""
+"""Keys that may be raised to make a run longer, even a finished one."""
 INPUT_KEYS = (
     "model.model_name_or_path",
     "model.chat_template",
     "tiny.tokenizer",
     "start_from",
-    "policy",
     "reference_role",
     "reward.role",
     "reward.model",
@@ -40,7 +39,7 @@ INPUT_KEYS = (
     "data.eval",
     "ppo.ptx_data",
 )
-"""Paths that a run reads."""
+"""Keys that name what a run reads."""
 RECORD = (
     "config.yaml",
     "metrics.jsonl",
@@ -57,12 +56,12 @@ NUMBERED = ("checkpoint-", "failed-in-step-", "round-")
 
 
 def check_folder(folder: Path, config_text: str) -> None:
-    """Looks whether a run of this configuration may write to `folder`, and changes nothing.
+    """Checks that a run with this configuration may write to `folder`; changes nothing.
 
     Raises:
-        ConfigError: the folder cannot be one, holds a finished run or files that are not of this run, or the run would
-            write over what it reads.
-        CheckpointError: an unfinished run of another configuration has left roles there.
+        ConfigError: the path cannot be a folder, the folder holds a finished run or another verb's files, or the run
+            would overwrite its own inputs.
+        CheckpointError: an unfinished run with another configuration has left roles there.
     """
     config = yaml.safe_load(config_text)
     _require_a_folder(folder, config)
@@ -71,16 +70,16 @@ def check_folder(folder: Path, config_text: str) -> None:
     if (folder / "summary.json").exists():
         if not asks_for_more(folder, config_text):
             raise ConfigError(
-                f"{folder} holds a finished run; choose another --output_dir, or remove that folder first. To train "
-                f"it further, raise {' or '.join(k for k in LENGTH_KEYS if _value(config, k)) or 'max_steps'} and "
-                "leave everything else as it was"
+                f"{folder} holds a finished run",
+                remedy="finished-run",
+                lengths=" or ".join(key for key in LENGTH_KEYS if _value(config, key)) or LENGTH_KEYS[0],
             )
-    elif there and not checkpoints(folder):  # these have their configuration inside
+    elif there and not checkpoints(folder):  # a checkpoint holds its own configuration, checked on resume
         _require_own_leftovers(folder, there, config)
 
 
 def asks_for_more(folder: Path, config_text: str) -> bool:
-    """Whether this configuration is that of the run in `folder`, but for a greater length."""
+    """Whether this configuration only makes the run in `folder` longer."""
     known, config = _known(folder), yaml.safe_load(config_text)
     if known is None:
         return False
@@ -94,28 +93,30 @@ def asks_for_more(folder: Path, config_text: str) -> bool:
 
 
 def require_same_config(known: Mapping[str, Any], config: Mapping[str, Any], *, where: Path, kept: Path) -> None:
-    """
+    """Refuses a configuration that would change the result of a run already begun.
+
     Args:
-        where: what was written with `known`; `kept`: the file that has it.
+        where: what was written with `known`; `kept`: the file that holds `known`.
 
     Raises:
-        CheckpointError: they differ in what changes the result.
+        CheckpointError: the two differ in a key that changes the result.
     """
     changed = [key for key in differing_keys(known, config) if key not in LENGTH_KEYS]
     if changed:
         raise CheckpointError(
-            f"{where} was written with another configuration: {', '.join(changed)} differ; resume with {kept}, "
-            "choose another --output_dir, or remove that folder first"
+            f"{where} was written with another configuration: {', '.join(changed)} differ",
+            remedy="another-configuration",
+            kept=kept,
         )
 
 
 def differing_keys(known: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Dotted names of the keys that differ and change the result."""
+    """Returns the dotted names of the keys that differ and change the result."""
     return [key for key in changed_keys(known, config) if not key.startswith(FREE_KEYS)]
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of the keys that differ between two configurations."""
+    """Yields the dotted names of the keys that differ between two configurations."""
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -126,16 +127,18 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
 
 def _require_a_folder(folder: Path, config: Mapping[str, Any]) -> None:
     if not str(config.get("output_dir", folder)).strip():
-        raise ConfigError("'output_dir' is empty; name the folder that the run writes to")
+        raise ConfigError("the folder that the run writes to has no name", remedy="no-folder")
     if "\0" in str(folder):
-        raise ConfigError(f"'output_dir' = {str(folder)!r} has a zero character, which no path may have; take it out")
+        raise ConfigError(
+            f"the run's folder {str(folder)!r} has a zero character, which no path may have", remedy="zero-in-folder"
+        )
     try:
         if not stat.S_ISDIR(folder.stat().st_mode):
-            raise ConfigError(f"{folder}: cannot be written (it is a file); choose another --output_dir")
+            raise ConfigError(f"{folder}: cannot be written (it is a file)", remedy="another-folder")
     except FileNotFoundError:
-        pass  # it is made
+        pass  # the run creates it
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --output_dir") from None
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror})", remedy="another-folder") from None
 
 
 def _require_inputs_elsewhere(folder: Path, config: Mapping[str, Any]) -> None:
@@ -145,24 +148,21 @@ def _require_inputs_elsewhere(folder: Path, config: Mapping[str, Any]) -> None:
         for text in value if isinstance(value, list) else [value]:
             if not isinstance(text, str) or "\0" in text:
                 continue
-            place = Path(os.path.realpath(text))  # Path.resolve raises where a link leads to itself
+            place = Path(os.path.realpath(text))  # Path.resolve raises if a link points to itself
             if place == home or (home in place.parents and _is_ours(place.relative_to(home).parts[0])):
                 raise ConfigError(
-                    f"'{key}' = {text} is in 'output_dir' = {folder}, where this run would write over it; choose "
-                    "another --output_dir"
+                    f"'{key}' = {text} is in the run's own folder {folder}, where it would be written over",
+                    remedy="another-folder",
                 )
 
 
 def _require_own_leftovers(folder: Path, there: list[str], config: Mapping[str, Any]) -> None:
-    # An unfinished run without a checkpoint begins anew. Its record may be replaced, whatever was set then: it is
-    # often a first try that failed. Roles are not lost or mixed with those of another run.
+    # A run that left no checkpoint starts over. Its record may be replaced whatever its configuration was, often a
+    # failed first try; its roles must not be lost or mixed with another run's.
     listed = ", ".join(there[:4]) + (", ..." if len(there) > 4 else "")
     known = _known(folder)
     if known is None or set(known) != set(config):
-        raise ConfigError(
-            f"{folder} holds {listed}, and not from this verb's run; choose another --output_dir, or remove that "
-            "folder first"
-        )
+        raise ConfigError(f"{folder} holds {listed}, and not from this verb's run", remedy="another-or-empty-folder")
     if any(name in ROLES or name.startswith(NUMBERED) for name in there):
         require_same_config(known, config, where=folder, kept=folder / "config.yaml")
 
@@ -181,6 +181,6 @@ def _known(folder: Path) -> dict[str, Any] | None:
 
 def _value(config: Mapping[str, Any], dotted: str) -> Any:
     value: Any = config
-    for part in dotted.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
     return value

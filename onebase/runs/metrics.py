@@ -1,4 +1,4 @@
-"""The record of a run's figures on disk, a line per step."""
+"""Writes `metrics.jsonl`, a line per step."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from onebase.runs.record import read_metrics
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a step, flushed as it is written.
+    """Appends to `metrics.jsonl` one JSON object per step, flushed as it is written.
 
     Args:
-        keep: rows of steps up to this one stay, those of a run that went further before it was killed do not.
+        keep: the step resumed from; rows of later steps, written before the run was killed, are dropped.
     """
 
     def __init__(self, path: Path, *, keep: int = 0) -> None:
@@ -25,7 +25,7 @@ class MetricsFile:
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= keep))
 
     def sync(self) -> None:
-        """Makes sure that what was written is on the disk: a checkpoint must not know more than the record."""
+        """Forces the rows to disk: the record must never lag behind a checkpoint."""
         with self._path.open("a", encoding="utf-8") as file:
             os.fsync(file.fileno())
 
@@ -36,8 +36,8 @@ class MetricsFile:
 
 
 def plain(value: float) -> float | int | None:
-    """A value as the record keeps it: eight digits; JSON has no NaN, so what is not finite is None."""
+    """Returns a value as it is recorded: eight significant digits, and None if not finite, as JSON has no NaN."""
     if isinstance(value, int):
         return value
-    # Digits that count, not decimals: a learning rate at the end of its schedule is no zero.
+    # Significant digits, not decimals: a learning rate at the end of its schedule must not round to zero.
     return float(f"{float(value):.8g}") if math.isfinite(value) else None

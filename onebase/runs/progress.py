@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere, always on stderr."""
+"""Progress shown during a run, always on stderr: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from onebase import processes
 
 PLAIN_LINE_SECONDS = 10.0
-"""Where there is no terminal, a line at most this often."""
+"""Minimum time between two plain lines."""
 
 
 def say(text: str) -> None:
-    """One line to the person, on stderr; results go to stdout."""
+    """Prints one line to stderr, from the main process only; results go to stdout."""
     if not processes.is_main():
         return
     Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(text, markup=False)
@@ -60,14 +60,14 @@ class StepProgress:
             self._bar.update(self._task, advance=steps, figures=text)
             return
         now = time.monotonic()
-        if self._since is None:  # what a run that resumes has done already took no time now
+        if self._since is None:  # steps done before the resume took no time now
             self._since = (now, self._done)
         if now - self._last_line >= PLAIN_LINE_SECONDS or self._done >= self._total:
             self._last_line = now
             say("  ".join(filter(None, (f"{self._title}  {self._done}/{self._total}", text, self._time_left(now)))))
 
     def _time_left(self, now: float) -> str:
-        """At the pace since the first step; nothing while there is none, or nothing left to do."""
+        """Returns the time left at the pace so far; "" before the first step and after the last."""
         began, before = self._since or (now, self._done)
         if self._done <= before or self._done >= self._total:
             return ""

@@ -1,4 +1,4 @@
-"""The files of a run's record, read without torch."""
+"""Reads the files a run records, without torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 MOST_VALUES, MOST_LEVELS = 50_000, 20
-"""Of a configuration or a summary that is shown: a run's own have a few hundred, three levels deep."""
+"""Limits on a configuration or summary that is read; a real one has a few hundred values, three levels deep."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that was cut off is left out."""
+    """Returns the rows of a `metrics.jsonl` up to the first line that is not JSON: the last, if it was cut off."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -28,10 +28,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The steps in a `metrics.jsonl`, and what of the file is damaged, "" where nothing is.
+    """Returns the rows of a `metrics.jsonl`, and a line on any damage ("" if none).
 
-    A row has an int `step`; its other values are numbers below 1e100, or None. A last line that is being written, or
-    was cut off, is left out without a word.
+    A row has an int `step`; its other values are numbers below 1e100, or None. A last line that is still being written
+    or was cut off is skipped silently.
     """
     try:
         whole = _bytes_of(path)
@@ -51,14 +51,13 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
     if not bad:
         return rows, ""
     which = f"line {bad[0]} is" if len(bad) == 1 else f"{len(bad)} lines (the first is line {bad[0]}) are"
-    return rows, f"{path}: {which} damaged, and left out"
+    return rows, f"{path}: {which} damaged and skipped"
 
 
 def read_object(path: Path) -> tuple[dict[str, Any], str]:
-    """The JSON object in a file such as `summary.json`, and what of it is damaged; {} where there is no such file.
+    """Returns the JSON object in a file such as `summary.json` ({} if there is no file), and a line on any damage.
 
-    Figures that a run writes are of the kinds in `KINDS`; one of another kind is left out. A number that is not finite
-    is None.
+    A figure that is not of the kind `KINDS` asks for is dropped and reported. A number that is not finite is None.
     """
     if not path.exists():
         return {}, ""
@@ -69,7 +68,7 @@ def read_object(path: Path) -> tuple[dict[str, Any], str]:
     except (ValueError, RecursionError) as error:
         return {}, f"{path}: not valid JSON: {str(error)[:100]}"
     if not isinstance(found, dict):
-        return {}, f"{path}: damaged: it should hold one object"
+        return {}, f"{path}: damaged: expected one JSON object"
     try:
         known = plain_values(found)
     except ValueError as error:
@@ -81,24 +80,24 @@ def read_object(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def plain_values(value: Any) -> Any:
-    """What was read from JSON or YAML in a form that can be shown: text keys, no number that is not finite.
+    """Returns a value read from JSON or YAML with text keys and finite numbers only, so that it can be shown.
 
     Raises:
-        ValueError: too much of it, or too deep (YAML aliases unfold a few lines into billions of values).
+        ValueError: too many values or levels (YAML aliases can unfold a few lines into billions of values).
     """
     left = [MOST_VALUES]
 
-    def rebuilt(part: Any, level: int) -> Any:
+    def rebuilt(node: Any, level: int) -> Any:
         left[0] -= 1
         if left[0] < 0 or level > MOST_LEVELS:
-            raise ValueError(f"more than {MOST_VALUES:,} values, or {MOST_LEVELS} levels of them")
-        if isinstance(part, dict):
-            return {str(key): rebuilt(inner, level + 1) for key, inner in part.items()}
-        if isinstance(part, list | tuple | set):
-            return [rebuilt(inner, level + 1) for inner in part]
-        if part is None or isinstance(part, bool | str):
-            return part
-        return _finite(part) if isinstance(part, int | float) else str(part)
+            raise ValueError(f"more than {MOST_VALUES:,} values, or more than {MOST_LEVELS} levels")
+        if isinstance(node, dict):
+            return {str(key): rebuilt(inner, level + 1) for key, inner in node.items()}
+        if isinstance(node, list | tuple | set):
+            return [rebuilt(inner, level + 1) for inner in node]
+        if node is None or isinstance(node, bool | str):
+            return node
+        return _finite(node) if isinstance(node, int | float) else str(node)
 
     return rebuilt(value, 0)
 
@@ -112,7 +111,7 @@ def _is_figure(value: Any) -> bool:
 
 
 def _are_figures(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(part is None or _is_number(part) for part in value)
+    return isinstance(value, list) and len(value) > 0 and all(item is None or _is_number(item) for item in value)
 
 
 def _are_named_figures(value: Any) -> bool:
@@ -128,12 +127,12 @@ KINDS: dict[str, Callable[[Any], bool]] = {
         ("eval_loss_before", "eval_loss_after", "eval_accuracy", "kl", "mean_score", "best_score", "ended"), _is_number
     ),
 }
-"""Figures of a summary that are computed with, or shown in a form of their own, and what they should be."""
+"""Checks on the summary's figures that are calculated with or specially formatted."""
 
 
 def _bytes_of(path: Path) -> bytes:
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
-        raise OSError(errno.EINVAL, "it is no regular file")
+    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would never end
+        raise OSError(errno.EINVAL, "not a regular file")
     return path.read_bytes()
 
 
@@ -149,12 +148,12 @@ def _step(line: bytes) -> dict[str, Any] | None:
 
 
 def _finite(value: float | None) -> float | None:
-    # Differences and sums of larger ones are not finite: no axis could hold them.
+    # Differences and sums of larger values can overflow, which no axis could show.
     return value if value is not None and abs(value) < 1e100 else None
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, newest first."""
+    """Returns a run's checkpoints, newest first."""
     found = {
         int(match[1]): path
         for path in folder.glob("checkpoint-*")
@@ -164,13 +163,13 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process is writing a run there (`Run` holds a lock on its folder)."""
+    """Whether a process is writing a run in `folder` (`Run` locks its folder)."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # not ours to look into
+    except OSError:  # no permission, or not there
         return False
     try:
-        # Shared: two that look at the same time do not take each other for the run.
+        # Shared, so that two readers at once do not take each other for the run.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -1,4 +1,4 @@
-"""Metrics to TensorBoard, trackio or wandb, through accelerate's trackers; `metrics.jsonl` is written in any case."""
+"""Sends metrics to TensorBoard, trackio or wandb through accelerate's trackers, beside `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MODULES = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio"
 
 
 def open_trackers(names: Sequence[str], folder: Path) -> list[GeneralTracker]:
-    """Starts the trackers by name; files of those that write some go to `folder`.
+    """Starts the named trackers; those that write files write them to `folder`.
 
     Raises:
-        MissingExtraError: one is not installed.
+        MissingExtraError: a tracker is not installed.
     """
     require_trackers(names)
     trackers = []
@@ -34,9 +34,9 @@ def require_trackers(names: Sequence[str]) -> None:
     """Raises MissingExtraError unless all of these trackers are installed."""
     for name in names:
         if not any(find_spec(module) for module in MODULES[name]):
-            raise MissingExtraError(f"report_to: {name} is not installed; pip install {name}, or leave it out")
+            raise MissingExtraError(f"the tracker {name} is not installed", remedy="no-tracker", name=name)
 
 
 def numbers_of(values: Mapping[str, float]) -> dict[str, float]:
-    """What a tracker can draw."""
+    """Returns the numeric values, which are all a tracker can plot."""
     return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}

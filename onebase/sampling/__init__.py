@@ -1,1 +1,1 @@
-"""Prompts to samples."""
+"""Samplers draw completions for prompts."""

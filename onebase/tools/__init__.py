@@ -1,1 +1,1 @@
-"""Verbs that train nothing: look at runs, check the machine, chat, score."""
+"""Verbs that do not train: inspect runs, check the machine, chat, score."""

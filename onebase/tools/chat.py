@@ -1,4 +1,4 @@
-"""Talking to a policy in the terminal, or to two of them side by side on one base."""
+"""`onebase chat`: talk to a policy in the terminal, or to two side by side on one base."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from rich.console import Console
 from rich.table import Table
 
 from onebase.data.chat import ChatFormat
-from onebase.data.prepare import with_completions
+from onebase.engines.budget import TokenBudget
+from onebase.engines.forward import completion_scores
+from onebase.engines.passes import per_completion
 from onebase.errors import ConfigError, PromptTooLongError
-from onebase.models.forward import completion_scores
-from onebase.models.one_base import OneBase
-from onebase.models.passes import per_example
+from onebase.models.base import OneBase
 from onebase.recipes.setup.saved import open_saved
-from onebase.records import Example, Message
-from onebase.sampling.local import Sample, Sampling, generate, sample_seeds, stop_ids
+from onebase.records import Message, Prompt
+from onebase.sampling.local import generate, stop_ids
+from onebase.sampling.sampler import Sample, Sampling
+from onebase.seeds import sample_seeds
 from onebase.shown import shown
 
 Answers = dict[str, tuple[str, float | None]]
-"""By role: the answer, and the reward role's score where there is one."""
+"""By role: the answer, and the reward role's score if one is loaded."""
 
 
 def run(
@@ -42,10 +44,10 @@ def run(
     quantization: str | None = None,
     device: str = "auto",
 ) -> None:
-    """Answers `once` and returns, or reads messages until an empty line or the end of input.
+    """Answers `once`, or holds a conversation until an empty line or the end of input.
 
     Raises:
-        ConfigError: what is read is no text.
+        ConfigError: a message is not UTF-8 text.
     """
     folders = {"A": compare[0], "B": compare[1]} if compare else {"A": str(role)}
     roles = {name: (folder, ("policy",)) for name, folder in folders.items()}
@@ -77,7 +79,7 @@ def run(
             console.print(str(error), style="yellow", markup=False)
             history.pop()
             continue
-        # Both roles continue from the first one's answer, so that they stay in one conversation.
+        # Both roles continue from the answer of A, so that they stay in one conversation.
         history.append(Message("assistant", answers["A"][0]))
 
 
@@ -92,8 +94,7 @@ def _read_line(console: Console) -> str:
 
 
 def reply(chat: ChatFormat, folders: dict[str, str], ask: Callable[..., Answers]) -> Answers:
-    """Prints what `ask` answers, which takes `on_token`, and returns it: one answer is printed as it is written, two
-    side by side."""
+    """Prints and returns the answers of `ask`: a single one token by token through `on_token`, two side by side."""
     if len(folders) > 1:
         answers = ask()
         show_columns(answers, folders)
@@ -106,17 +107,17 @@ def reply(chat: ChatFormat, folders: dict[str, str], ask: Callable[..., Answers]
 
 
 class Stream:
-    """An answer on stdout while it is written, as its whole text will be: stripped, and safe to print."""
+    """Prints an answer to stdout as it is generated, stripped and with control characters escaped."""
 
     def __init__(self, chat: ChatFormat) -> None:
         self._chat, self._printed = chat, ""
 
     def write(self, sample: Sample) -> None:
-        """Prints what the tokens so far add to the text; half a character waits for the tokens of its other bytes."""
+        """Prints the text that is new; an incomplete character waits for the tokens with its other bytes."""
         self._print(self._chat.decode(sample.ids).strip().rstrip("\ufffd").rstrip())
 
     def end(self, text: str, note: str) -> None:
-        """Prints the rest, and the note on a line of its own."""
+        """Prints the rest of the answer, then the note on its own line."""
         self._print(text)
         if shown(text, lines=True) != self._printed:  # its last tokens changed earlier characters
             print("\n" + shown(text, lines=True), end="")
@@ -140,29 +141,28 @@ def answer(
     scored: bool,
     on_token: Callable[[Sample], None] | None = None,
 ) -> Answers:
-    """Each role's answer to the conversation, and the reward role's score of it.
+    """Returns each role's answer to the conversation, with the reward role's score if `scored`.
 
-    Of a conversation that leaves no room for an answer in the context, the oldest turns are left out.
+    A conversation that fills the context loses its oldest turns.
 
     Raises:
         PromptTooLongError: the last message alone is too long.
     """
-    first = 1 if messages[0].role == "system" else 0  # it stays, whatever is left out
+    first = 1 if messages[0].role == "system" else 0  # a system message is never dropped
     while len(chat.encode_prompt(messages)) > base.context_length - 1 and len(messages) > first + 1:
         messages = [*messages[:first], *messages[first + 2 :]]
-    prompt = Example(chat.encode_prompt(messages), [])
-    room = base.context_length - len(prompt.prompt_ids)
+    prompt = Prompt(chat.encode_prompt(messages))
+    room = base.context_length - len(prompt.ids)
     if room < 1:
         raise PromptTooLongError(
-            f"the message has {len(prompt.prompt_ids)} tokens, and the model's context only {base.context_length}; "
-            "shorten it"
+            f"the message has {len(prompt.ids)} tokens, but the model's context is {base.context_length}; shorten it"
         )
     sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
     answers: Answers = {}
     for name in folders:
         (sample,) = generate(
             base,
-            [prompt.prompt_ids],
+            [prompt.ids],
             role=name,
             sampling=sampling,
             seeds=sample_seeds(seed, num_prompts=1, samples_per_prompt=1, stream="chat"),
@@ -170,13 +170,12 @@ def answer(
         )
         score = None
         if scored:
-            tree = with_completions(prompt, [sample.ids])
-            (scores,) = per_example(
+            answered = prompt.with_completions([sample.ids])
+            (scores,) = per_completion(
                 base,
-                [tree],
+                [answered],
                 lambda batch: completion_scores(base, batch, role="reward"),
-                token_budget=tree.num_tokens,
-                per_completion=True,
+                budget=TokenBudget(answered.num_tokens),
             )
             score = float(scores[0])
         answers[name] = (chat.decode(sample.ids).strip(), score)

@@ -1,4 +1,4 @@
-"""`onebase doctor`: what this machine has, and what really works on it. Every answer is tried, none is looked up."""
+"""`onebase doctor`: reports what this machine has and what works on it, by trying rather than looking it up."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from onebase.errors import OnebaseError
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZE = 256
-"""Side of the matrices that are multiplied, small enough for a check in milliseconds."""
+"""Side of the test matrices; small enough for a check in milliseconds."""
 
 
 def run(*, output_dir: Path = Path("runs"), as_json: bool = False) -> None:
-    """Prints what `examine` found to stdout.
+    """Prints what `examine` finds.
 
     Raises:
-        OnebaseError: if something every stage needs does not work, after everything was printed.
+        OnebaseError: something that every stage needs does not work; raised after printing.
     """
     findings = examine(output_dir)
     print(json.dumps(findings, indent=2) if as_json else _as_text(findings))
@@ -36,7 +36,7 @@ def run(*, output_dir: Path = Path("runs"), as_json: bool = False) -> None:
 
 
 def examine(output_dir: Path) -> dict[str, Any]:
-    """Everything doctor knows, as plain JSON values. Memory and disk are in bytes."""
+    """Returns the state of the machine as plain JSON values; memory and disk are in bytes."""
     devices = [_device(torch.device(name)) for name in _device_names()]
     disk = _disk(output_dir)
     problems = [f"{d['device']} cannot multiply float32 matrices: {d['float32']}" for d in devices if not _ok(d)]
@@ -68,10 +68,10 @@ def _version(package: str) -> str | None:
 
 
 def _memory_bytes() -> int | None:
-    """What this process may use: the machine's memory, or the container's limit when that is lower."""
+    """Memory this process may use: the machine's, or the container's limit if that is lower."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not told by every system
+    except (AttributeError, ValueError, OSError):  # not every system tells
         return None
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
@@ -96,7 +96,7 @@ def _device(device: torch.device) -> dict[str, Any]:
 
 
 def _try_matmul(dtype: torch.dtype, device: torch.device) -> str:
-    """`ok`, or why not. The product is compared with float64 on the CPU."""
+    """`ok`, or why a matrix product fails; it is compared with float64 on the CPU."""
     try:
         a, b = _matrices(device, dtype)
         error = ((a @ b).double().cpu() - a.double().cpu() @ b.double().cpu()).abs().max().item()
@@ -113,7 +113,7 @@ def _matrices(device: torch.device, dtype: torch.dtype, size: int = SIZE) -> tup
 
 
 def _bfloat16_speed(device: torch.device) -> float:
-    """How many times faster bfloat16 multiplies than float32; below 1 it only saves memory."""
+    """Speed of bfloat16 products relative to float32; below 1, bfloat16 only saves memory."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = _matrices(device, dtype, size=1024)
@@ -124,7 +124,7 @@ def _bfloat16_speed(device: torch.device) -> float:
             a @ b
             _synchronize(device)
             times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)  # the first one warms up, other programs can only add
+        seconds[dtype] = min(times)  # the first warms up; other programs can only add time
     return round(seconds[torch.float32] / seconds[torch.bfloat16], 2)
 
 
@@ -136,7 +136,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _try_nf4(device: torch.device) -> str:
-    """`ok`, or why a 4-bit linear layer does not compute what the full one does."""
+    """`ok`, or why a 4-bit linear layer fails or differs from the full one."""
     try:
         from bitsandbytes.nn import Linear4bit
     except ImportError:
@@ -159,14 +159,14 @@ def _try_nf4(device: torch.device) -> str:
 
 
 def _disk(output_dir: Path) -> dict[str, Any]:
-    """Free space where runs would be written, and whether a file can be: in the nearest folder that is there."""
+    """Free space and write access where runs would go, tried in the nearest folder that exists."""
     folder = output_dir.absolute()
     while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
     try:
         if not os.path.lexists(output_dir):
             try:
-                os.stat(output_dir)  # a name that no folder may have
+                os.stat(output_dir)  # raises for a name that no folder may have
             except FileNotFoundError:
                 pass
         with tempfile.TemporaryFile(dir=folder) as file:

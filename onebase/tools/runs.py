@@ -1,4 +1,4 @@
-"""`onebase runs`: what runs left in their folders. Nothing here imports torch, or changes what a run resumes from."""
+"""`onebase runs`: inspects run folders without importing torch or changing anything a run resumes from."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from onebase.shown import json_shown
 from onebase.shown import shown as text_shown
 
 NO_RUN = ("checkpoint-", ".")
-"""Beginnings of names of folders in which no run is looked for."""
+"""Prefixes of folder names that are not searched for runs."""
 ABOUT_ITSELF = {"output_dir"}
-"""Differs between any two runs."""
+"""Keys that differ between any two runs."""
 
 
 def ls(folder: Path, *, as_json: bool = False) -> None:
-    """Prints a line per run below the folder, the one that was written to last at the end.
+    """Prints a line for each run below the folder, the most recently written last.
 
     Raises:
         ConfigError: no such folder.
     """
-    if not os.path.isdir(folder):  # not Path's, which raises for a name too long to be one
-        raise ConfigError(f"no folder '{shown(str(folder))}'; give the one that runs were written to")
+    if not os.path.isdir(folder):  # Path.is_dir raises if the name is too long
+        raise ConfigError(f"no folder '{shown(str(folder))}'; give the folder that runs were written to")
     found, unread = [], []
     for path in below(folder):
         try:
@@ -56,12 +56,12 @@ def ls(folder: Path, *, as_json: bool = False) -> None:
             line[4] = duration(run.seconds)
         _print_table(("run", "verb", "state", "steps", "time", "result"), lines)
     for problem in unread:
-        print(text_shown(f"left out: {problem}"), file=sys.stderr)
+        print(text_shown(f"skipped: {problem}"), file=sys.stderr)
     warn_of_damage(*found)
 
 
 def show(folder: Path, *, as_json: bool = False) -> None:
-    """Prints what there is to know of a run.
+    """Prints a run's state, result, non-default keys, last metrics, summary and checkpoints.
 
     Raises:
         ConfigError: no run there.
@@ -96,27 +96,27 @@ def show(folder: Path, *, as_json: bool = False) -> None:
             "best": [f"{name} {shown(value)}" for name, value in (known["best"] or {}).items()],
         }
     )
-    _print_pairs(known["changed"], "config, where it is not the default")
+    _print_pairs(known["changed"], "config, non-default values")
     _print_pairs({k: v for k, v in known["last_metrics"].items() if k != "step"}, f"metrics of step {run.steps}")
     _print_pairs(flattened(run.summary), "summary")
 
 
 def plot(folders: Sequence[Path], *, output: Path | None = None) -> None:
-    """Draws the curves of a run, or of several in one picture, and prints where.
+    """Draws the curves of one run, or of several in one picture, and prints the path.
 
     Raises:
         ConfigError: no run there, or nothing to draw yet.
     """
     runs = _distinct(folders, at_least=1)
     warn_of_damage(*runs.values())
-    # matplotlib alone takes longer than all the rest.
+    # Importing matplotlib takes longer than everything else.
     from onebase.reporting.panels import PANELS
     from onebase.reporting.plots import plot_metrics, plot_together
 
     drawn = {metric for _, metrics in PANELS for metric in metrics}
     for run in runs.values():
         if len(run.rows) < 2 or not any(row.get(metric) is not None for row in run.rows for metric in drawn):
-            raise ConfigError(f"{run.folder}: there is nothing to draw yet; curves need two steps")
+            raise ConfigError(f"{run.folder}: nothing to draw yet; curves need two steps")
     names, first = list(runs), folders[0]
     path = output or first / "plots" / ("metrics.png" if len(runs) == 1 else f"{'-'.join(names).replace('/', '_')}.png")
     if path.suffix != ".png" or os.path.isdir(path):
@@ -126,7 +126,7 @@ def plot(folders: Sequence[Path], *, output: Path | None = None) -> None:
             plot_metrics(runs[names[0]].rows, path, title=names[0])
         else:
             together = {name: run.rows for name, run in runs.items()}
-            plot_together(together, path, title="pale: each step, dark: running mean")
+            plot_together(together, path, title="light: raw values, dark: moving average")
     print(path)
 
 
@@ -134,34 +134,34 @@ def compare(folders: Sequence[Path], *, as_json: bool = False) -> None:
     """Prints the config keys that differ, and summaries and last metrics side by side.
 
     Raises:
-        ConfigError: fewer than two runs, or one is none.
+        ConfigError: fewer than two runs, or a folder without one.
     """
     runs = _distinct(folders, at_least=2)
     warn_of_damage(*runs.values())
     configs = _side_by_side({name: flattened(run.config) for name, run in runs.items()}, differing=True)
-    parts = {
+    tables = {
         "config": {key: values for key, values in configs.items() if key not in ABOUT_ITSELF},
         "summary": _side_by_side({n: {"state": r.state, **flattened(r.summary)} for n, r in runs.items()}),
         "last_metrics": _side_by_side({name: run.rows[-1] if run.rows else {} for name, run in runs.items()}),
     }
     if as_json:
-        print(json_shown(parts, indent=2))
+        print(json_shown(tables, indent=2))
         return
     titles = {"config": "config, where it differs", "summary": "summary", "last_metrics": "last metrics"}
-    for part, rows in parts.items():
+    for name, rows in tables.items():
         lines = [[key, *map(shown, values.values())] for key, values in rows.items()]
-        _print_table((titles[part], *runs), lines or [["(nothing)"]])
+        _print_table((titles[name], *runs), lines or [["(nothing)"]])
         print()
 
 
 def report(folder: Path, *, price_per_hour: float | None = None) -> None:
-    """Writes `report.html` and prints where it is.
+    """Writes `report.html` and prints its path.
 
     Raises:
-        ConfigError: no run there, or no price.
+        ConfigError: no run there, or the price is not a number of at least 0.
     """
     if price_per_hour is not None and not (math.isfinite(price_per_hour) and price_per_hour >= 0):
-        raise ConfigError(f"--price-per-hour {price_per_hour:g}: a price is a number from 0 on")
+        raise ConfigError(f"--price-per-hour {price_per_hour:g}: a price is 0 or more")
     run = opened(folder)
     warn_of_damage(run)
     with _writing(folder / "report.html"):
@@ -169,7 +169,7 @@ def report(folder: Path, *, price_per_hour: float | None = None) -> None:
 
 
 def leave_pictures(folder: Path) -> None:
-    """Draws the curves of a run that is finished, and writes its report; the run stands where that fails."""
+    """Draws a finished run's curves and writes its report; if that fails, warns and leaves the run complete."""
     if not processes.is_main():
         return
     run = opened(folder)
@@ -178,24 +178,24 @@ def leave_pictures(folder: Path) -> None:
 
         drawn = plot_run(folder)
         write_report(folder, _defaults(run))
-    except Exception as error:  # of a drawing library and its settings
+    except Exception as error:  # whatever a drawing library or its settings raise
         say(
-            f"warning: {run.verb}: no curves or no report: {text_shown(error, 200)}; the run is complete, and "
-            f"'onebase runs report {text_shown(folder)}' writes the report later"
+            f"warning: {run.verb}: no curves or no report: {text_shown(error, 200)}; the run is complete; run "
+            f"'onebase runs report {text_shown(folder)}' to write the report"
         )
         return
     say(f"{run.verb}: {f'curves in {drawn}, ' if drawn else ''}report in {folder / 'report.html'}")
 
 
 def warn_of_damage(*runs: RunRecord) -> None:
-    """Says what of these runs' files is damaged; what is left of them is shown."""
+    """Warns on stderr of each damaged file of these runs."""
     for run in runs:
         for problem in run.problems:
             print(text_shown(f"warning: {problem}"), file=sys.stderr)
 
 
 def below(folder: Path) -> Iterable[Path]:
-    """Every folder at or below this one that has a `config.yaml`."""
+    """Yields every folder at or below this one that has a `config.yaml`."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(NO_RUN))
         if "config.yaml" in files:
@@ -203,20 +203,20 @@ def below(folder: Path) -> Iterable[Path]:
 
 
 def opened(folder: Path) -> RunRecord:
-    """The run in a folder, with its verb.
+    """Reads the run in a folder and finds out its verb.
 
     Raises:
-        ConfigError: no run there; names those that are below.
+        ConfigError: no run there; names the runs below it, if any.
     """
     if not os.path.exists(folder / "config.yaml") and os.path.isdir(folder) and (near := list(below(folder))):
         listed = ", ".join(map(text_shown, near[:5])) + (", ..." if len(near) > 5 else "")
-        raise ConfigError(f"{text_shown(folder)}: no run, but there are runs below it: {listed}")
+        raise ConfigError(f"{text_shown(folder)}: no run here, but there are runs below: {listed}")
     run = read_run(folder)
     return run if run.verb else read_run(folder, verb_of(run.config))
 
 
 def described(run: RunRecord, where: Path) -> dict[str, Any]:
-    """A run in a line: its name below a folder, and how it stands."""
+    """Returns a run's line in a listing; its name is relative to `where`."""
     name = os.path.relpath(run.folder, where)
     return {
         "run": run.folder.resolve().name if name == "." else name,
@@ -229,7 +229,7 @@ def described(run: RunRecord, where: Path) -> dict[str, Any]:
 
 
 def last_written(run: RunRecord) -> float:
-    """When something was last recorded, in seconds since 1970."""
+    """When the run last recorded something, in seconds since 1970."""
     files = [run.folder / name for name in ("summary.json", "metrics.jsonl", "config.yaml")]
     return next(file.stat().st_mtime for file in files if file.exists())
 
@@ -249,24 +249,24 @@ def _defaults(run: RunRecord) -> dict[str, Any]:
 
 
 def _distinct(folders: Sequence[Path], *, at_least: int) -> dict[str, RunRecord]:
-    """The runs by the ends of their paths, as long as it takes to tell them apart."""
+    """The runs, keyed by the shortest path endings that tell them apart."""
     places = [Path(os.path.realpath(folder)) for folder in folders]
     if len(set(places)) < max(at_least, len(folders)):
         raise ConfigError(f"give the folders of {at_least} {'run' if at_least == 1 else 'different runs'} or more")
-    parts = [place.parts for place in places]
-    length = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
-    return {"/".join(part[-length:]): opened(folder) for part, folder in zip(parts, folders, strict=True)}
+    paths = [place.parts for place in places]
+    length = next(n for n in range(1, max(map(len, paths)) + 1) if len({path[-n:] for path in paths}) == len(paths))
+    return {"/".join(path[-length:]): opened(folder) for path, folder in zip(paths, folders, strict=True)}
 
 
 def _side_by_side(columns: Mapping[str, Mapping[str, Any]], *, differing: bool = False) -> dict[str, dict[str, Any]]:
-    """Per key the value in each column, None where it has none."""
+    """The value of each key in each column; None if it has none."""
     keys = dict.fromkeys(key for column in columns.values() for key in column)
     rows = {key: {name: column.get(key) for name, column in columns.items()} for key in keys}
     return {key: row for key, row in rows.items() if not differing or len({json.dumps(v) for v in row.values()}) > 1}
 
 
 def _print_pairs(pairs: Mapping[str, Any], title: str = "") -> None:
-    """A line for each pair that has something to say."""
+    """Prints a line for each pair with a value."""
     told = {key: shown(value) for key, value in pairs.items() if value not in (None, [], "")}
     if told and title:
         print(f"\n{title}")
@@ -279,5 +279,5 @@ def _print_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     table = Table(*map(text_shown, head), box=None, pad_edge=False, header_style="bold")
     for line in lines:
         table.add_row(*map(text_shown, line))
-    width = None if sys.stdout.isatty() else 1000  # a program that reads it wants whole lines
+    width = None if sys.stdout.isatty() else 1000  # a program that reads this wants unwrapped lines
     Console(file=sys.stdout, highlight=False, emoji=False, markup=False, width=width).print(table)

@@ -1,4 +1,4 @@
-"""Calling a reward role: a score for every answer in a file, as JSON lines."""
+"""`onebase score`: scores every answer in a file with a reward role, as JSON lines."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 
 from onebase.data.fit import Limits
-from onebase.data.formats import read_rows, unusable_prompt
+from onebase.data.formats import read_rows
 from onebase.data.prepare import encode_rows
+from onebase.data.selection import unusable_prompt
+from onebase.engines.budget import TokenBudget, find_token_budget
+from onebase.engines.forward import completion_scores
+from onebase.engines.passes import per_completion
 from onebase.errors import DataError
-from onebase.models.forward import completion_scores
-from onebase.models.passes import per_example
 from onebase.recipes.setup.saved import open_saved
 from onebase.runs.progress import say
 from onebase.shown import json_shown
-from onebase.training.memory import find_token_budget
 
 
 def run(
@@ -30,11 +31,11 @@ def run(
     quantization: str | None = None,
     device: str = "auto",
 ) -> None:
-    """Prints a line per row: `score` where it has one answer, `scores` where it has more, and with `rank` the answers
-    from best to worst. On stderr: how often the order of the scores is that of the rows' own grades.
+    """Prints a line per row: `score` for one answer, `scores` for several, and with `rank` the answers from best to
+    worst. Prints to stderr how often the scores agree with the rows' own grades.
 
     Raises:
-        DataError: a row without an answer.
+        DataError: a row has no answer.
     """
     rows = read_rows(file)
     for row in rows:
@@ -49,13 +50,9 @@ def run(
         {"reward": (role, ("reward",))}, model=model, dtype=dtype, quantization=quantization, device=device
     )
     examples = encode_rows(rows, chat, Limits(base.context_length, tell=lambda line: say(f"score: {line}")))
-    budget = microbatch_tokens or find_token_budget(base, "reward", longest=max(e.num_tokens for e in examples))
-    scores = per_example(
-        base,
-        examples,
-        lambda batch: completion_scores(base, batch, role="reward"),
-        token_budget=budget,
-        per_completion=True,
+    tokens = microbatch_tokens or find_token_budget(base, "reward", longest=max(e.num_tokens for e in examples))
+    scores = per_completion(
+        base, examples, lambda batch: completion_scores(base, batch, role="reward"), budget=TokenBudget(tokens)
     )
     for row, scored in zip(rows, scores, strict=True):
         numbers = [round(score, 6) for score in scored.tolist()]
@@ -67,20 +64,19 @@ def run(
         print(json_shown(line))
     if told := agreement([(row.grades, scored.tolist()) for row, scored in zip(rows, scores, strict=True)]):
         say(told)
-    reward, every = base.roles["reward"], torch.cat(scores)
-    if reward.score_mean is None or reward.score_std is None:
-        return
-    say(
-        f"{len(every)} answers, mean {every.mean():.3f}; on its held-out data the role had mean "
-        f"{reward.score_mean:.3f}, deviation {reward.score_std:.3f}"
-    )
+    moments, every = base.scalar_role("reward").moments, torch.cat(scores)
+    if moments.measured:
+        say(
+            f"{len(every)} answers, mean {every.mean():.3f}; on held-out data the role had mean "
+            f"{moments.mean:.3f}, deviation {moments.std:.3f}"
+        )
 
 
 def agreement(rows: Sequence[tuple[Sequence[float] | None, Sequence[float]]]) -> str:
-    """How often a better answer scores above a worse one of its row, in words; "" where nothing is compared.
+    """Says how often a better answer scores above a worse one in its row; "" if there is nothing to compare.
 
     Args:
-        rows: grades of the answers and their scores. A tie in the scores is half right; equal grades say nothing.
+        rows: grades and scores of the answers. Tied scores count half; equal grades are not compared.
     """
     rights = [
         0.5 if worse == better else float(better > worse)

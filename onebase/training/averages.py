@@ -1,4 +1,4 @@
-"""Averages weighted by what they average over, and figures that have to be finite."""
+"""Averages weighted by the number of values, and a check that a figure is finite."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from onebase.errors import NonFiniteError
 
 
 class Averages:
-    """Means over all values added, whatever the microbatches they came in."""
+    """Means over all values added, however they were split into microbatches."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, float] = {}
 
     def add(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        """Adds every element of `values` (where `mask` is True)."""
+        """Adds every element of `values`, or those where `mask` is True."""
         kept = values.detach() if mask is None else values.detach()[mask]
         if kept.numel():
             self._sums[name] = self._sums.get(name, 0.0) + float(kept.sum(dtype=torch.float64))
@@ -27,7 +27,7 @@ class Averages:
 
     @staticmethod
     def merged(parts: Iterable[Averages]) -> Averages:
-        """One over all values of several."""
+        """Merges several into one over all their values."""
         whole = Averages()
         for part in parts:
             for name, total in part._sums.items():
@@ -40,17 +40,17 @@ class Averages:
 
 
 def require_finite(value: float, what: str, *, trained: bool = True) -> float:
-    """Returns the value.
+    """Returns the value if it is finite.
 
     Args:
-        trained: whether steps were taken before: what is wrong without them does not come from the learning rate.
+        trained: whether steps were taken; if not, the learning rate is not the cause.
 
     Raises:
-        NonFiniteError: it is NaN or infinite: the role must not be saved as if it were trained.
+        NonFiniteError: the value is NaN or infinite, so the role must not be saved as if it were trained.
     """
     if not math.isfinite(value):
-        advice = "Lower optimizer.learning_rate, or look at the data for extreme values"
-        if not trained:
-            advice = "No step was taken yet: look at the base's weights, and at the data"
-        raise NonFiniteError(f"{what} is not finite ({value}), nothing was saved. {advice}")
+        raise NonFiniteError(
+            f"{what} is not finite ({value}), nothing was saved",
+            remedy="not-finite" if trained else "never-finite",
+        )
     return value

@@ -1,8 +1,8 @@
-"""Checkpoints: what a run needs to go on exactly where it stopped, and proof that it is whole.
+"""Checkpoints: what a run needs to resume exactly where it stopped, with checksums that show it is intact.
 
 checkpoint-<step>/   state.pt         weights that train, optimizer, schedule, random states, controllers, counts
                      <role>/          the roles as they were, for use by other verbs
-                     checksums.json   SHA-256 of every file; without it, or with another sum, nothing is believed
+                     checksums.json   SHA-256 of every file; if it is missing or a sum differs, nothing is used
 """
 
 from __future__ import annotations
@@ -13,39 +13,54 @@ import pickle
 import random
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy
 import torch
+import yaml
 from torch import Tensor, nn
 
 from onebase.errors import CheckpointError
 from onebase.files import atomic_folder
-from onebase.models.one_base import OneBase
-from onebase.records import Example
+from onebase.models.base import OneBase
+from onebase.models.roles import ScalarRole
+from onebase.records import Example, Prompt
 from onebase.runs.record import checkpoints
 
 STATE_FILE, SUMS_FILE = "state.pt", "checksums.json"
-FORMAT = 1
-"""Of `state.pt`; raised where an older one cannot be read any more."""
+FORMAT = 2
+"""Version of `state.pt`; raised when older ones can no longer be read."""
+
+
+STATE: dict[str, Any] = {
+    "step": int,
+    "seconds": int | float,
+    "config": str,
+    "inputs": dict,
+    "best": int | float,
+    "weights": dict | None,
+    "update": dict | None,
+    "parts": dict,
+}
+"""The entries of a checkpoint's state and their types."""
 
 
 class Stateful(Protocol):
-    """A part of a run with a state of its own: plain numbers, texts, lists and tensors."""
+    """A part of a run with its own state: plain numbers, texts, lists and tensors."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class TrainedWeights:
-    """The parameters of these roles, in whatever dtype they train in; no rounding on the way to the disk and back."""
+    """The parameters of these roles in the dtype they train in, saved and restored without rounding."""
 
     def __init__(self, base: OneBase, *roles: str) -> None:
         self._parameters: list[nn.Parameter] = [p for role in roles for p in base.parameters(role)]
         self.in_full = any(base.roles[role].adapter is None for role in roles)
-        """Whether the base itself trains, and not only adapters and heads."""
+        """Whether the base itself trains, not only adapters and heads."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": [p.detach().to("cpu", copy=True) for p in self._parameters]}
@@ -60,7 +75,7 @@ class TrainedWeights:
 
 
 class RandomStates:
-    """Of Python, NumPy and torch; a GPU's generator too."""
+    """The random states of Python, NumPy and torch, GPU generators included."""
 
     def state_dict(self) -> dict[str, Any]:
         kind, keys, position, has_gauss, gauss = numpy.random.get_state(legacy=True)
@@ -91,15 +106,15 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], save_roles: Callabl
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The state of a checkpoint, after every file was compared with its checksum.
+    """Reads a checkpoint's state after checking every file against its checksum.
 
     Raises:
-        CheckpointError: a file is missing, cut off or changed, or not what this version writes.
+        CheckpointError: a file is missing, truncated, changed, or not what this version writes.
     """
     try:
         _require_file(folder / SUMS_FILE)
         sums = json.loads((folder / SUMS_FILE).read_text(encoding="utf-8"))
-        for name, expected in {STATE_FILE: "", **sums}.items():  # a list that does not name it proves nothing
+        for name, expected in {STATE_FILE: "", **sums}.items():  # the list must name the state file itself
             if _sha256(folder / name) != expected:
                 raise CheckpointError(f"{folder / name} is damaged: it is not what was written")
     except FileNotFoundError as error:
@@ -109,7 +124,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     path = folder / STATE_FILE
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's text says how to run the code in it
+    except pickle.UnpicklingError:  # torch's own message says how to run the code in the file
         raise CheckpointError(
             f"{path} holds more than numbers, texts and tensors, which onebase never writes; nothing of it was run"
         ) from None
@@ -121,45 +136,67 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     return state
 
 
+def require_state(state: Mapping[str, Any], path: Path) -> None:
+    """Checks that a state has what a loop writes.
+
+    Raises:
+        CheckpointError: an entry is missing or wrong.
+    """
+    wrong = [name for name, kind in STATE.items() if name not in state or not isinstance(state[name], kind)]
+    wrong += [] if wrong or state["step"] == int(path.name.rpartition("-")[2]) else ["step"]
+    wrong += [] if wrong or _is_mapping(state["config"]) else ["config"]
+    if wrong or (state["update"] is not None and not isinstance(state["update"].get("token_budget"), int)):
+        raise CheckpointError(f"{path} is not what a run writes: {', '.join(wrong) or 'update'} is missing or wrong")
+
+
+def _is_mapping(text: str) -> bool:
+    try:
+        return isinstance(yaml.safe_load(text), dict)
+    except yaml.YAMLError:
+        return False
+
+
 def remove_old(folder: Path, *, newest: Path, keep: int) -> None:
-    """Removes all checkpoints but `keep`, from `newest` on back; still newer ones are damaged, or it would not be."""
+    """Removes all checkpoints except the last `keep` up to `newest`; any newer ones were found damaged."""
     there = checkpoints(folder)
     first = there.index(newest)
     for path in [*there[:first], *there[first + keep :]]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def fingerprint_examples(*sides: list[Example]) -> str:
-    """Of all that is learnt from in the examples, in their order: other data is another run."""
+def fingerprint_data(*sides: Sequence[Example | Prompt]) -> str:
+    """Fingerprint of everything the run learns from, in order: other data makes another run."""
     digest = hashlib.sha256()
-    for examples in sides:
-        for e in examples:
-            row = None if e.row is None else (e.row.answers, e.row.grades, dict(e.row.columns))
-            digest.update(
-                repr(
-                    (list(e.prompt_ids), [list(ids) for ids in e.completions], e.counted, e.grades, e.margin, row)
-                ).encode()
-            )
+    for side in sides:
+        for item in side:
+            row = None if item.row is None else (item.row.answers, item.row.grades, dict(item.row.columns))
+            if isinstance(item, Prompt):
+                digest.update(repr((list(item.ids), row)).encode())
+            else:
+                completions = [list(ids) for ids in item.completions]
+                learnt = (list(item.prompt_ids), completions, item.counted, item.grades, item.margin, row)
+                digest.update(repr(learnt).encode())
         digest.update(b"|")
     return digest.hexdigest()
 
 
-def inputs_of(base: OneBase, *sides: list[Example]) -> dict[str, str]:
-    """Fingerprints of what a run reads and does not change: the base, the roles that do not train, the data."""
+def inputs_of(base: OneBase, *sides: Sequence[Example | Prompt]) -> dict[str, str]:
+    """Fingerprints of what a run reads but does not change: the base, the roles that do not train, the data."""
     digest = hashlib.sha256()
     for name, role in sorted(base.roles.items()):
         if not role.trains:
             weights = base.adapter_weights(name)
-            if role.head is not None:
+            if isinstance(role, ScalarRole):
                 weights["head"] = role.head.weight.detach().cpu()
             for key, weight in sorted(weights.items()):
                 digest.update(key.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
-            digest.update(repr((role.pooling, role.score_mean, role.score_std)).encode())
-    return {"base": base.fingerprint, "roles": digest.hexdigest(), "data": fingerprint_examples(*sides)}
+            if isinstance(role, ScalarRole):
+                digest.update(repr((role.pooling, role.moments)).encode())
+    return {"base": base.fingerprint, "roles": digest.hexdigest(), "data": fingerprint_data(*sides)}
 
 
 def _require_file(path: Path) -> None:
-    """Raises CheckpointError where something else has the name: to read a pipe may be to wait for ever."""
+    """Raises CheckpointError if the path is not a regular file: reading a pipe could wait for ever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise CheckpointError(f"{path} is not a file")
 

@@ -1,8 +1,7 @@
-"""The comparisons of ranked lists, drawn and laid out as tensors."""
+"""Draws the comparisons of ranked lists and lays them out as tensors."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,16 +10,17 @@ from torch import Tensor
 
 from onebase.objectives.reward import Comparison, comparison_weights, ranking_pairs
 from onebase.records import Example
+from onebase.seeds import comparison_seed
 
 
 @dataclass(frozen=True, slots=True)
 class PairTensors:
-    """The comparisons of several lists, each `[P]`; `better` and `worse` index the lists' completions end to end."""
+    """The comparisons of several lists, each field `[P]`; `better` and `worse` index their completions end to end."""
 
     better: Tensor
     worse: Tensor
     weight: Tensor
-    """1 / comparisons of the list, so that every list counts as much as a pair."""
+    """1 / the list's number of comparisons, so that a list counts as much as a pair."""
     tie: Tensor
     margin: Tensor
 
@@ -46,8 +46,7 @@ class PairTensors:
 
 
 def draw_comparisons(example: Example, *, max_pairs: int, seed: int, visit: tuple[int, int]) -> list[Comparison]:
-    """The comparisons of a list: all, or `max_pairs` of them drawn anew at each visit from the run's seed."""
+    """Returns a list's comparisons: all, or `max_pairs` of them, drawn anew at each visit from the run's seed."""
     assert example.grades is not None, "only graded examples are compared"
-    name = f"{seed}/{visit[0]}/{visit[1]}".encode()
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:7], "big"))
+    generator = torch.Generator().manual_seed(comparison_seed(seed, *visit))
     return ranking_pairs(example.grades, max_pairs, generator)

@@ -1,4 +1,4 @@
-"""The steps of a run, one after the other: counted, logged, saved, stopped between two of them and resumed."""
+"""The training loop's bookkeeping: counts and logs steps, saves checkpoints, handles stop signals, resumes."""
 
 from __future__ import annotations
 
@@ -11,79 +11,69 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
 
-import yaml
-
-from onebase import processes
-from onebase.errors import CheckpointError, ConfigError, DoesNotFitError, Interrupted, OnebaseError, Stopped
+from onebase.errors import (
+    CheckpointError,
+    ConfigError,
+    DoesNotFitError,
+    Interrupted,
+    NonFiniteError,
+    OnebaseError,
+    Stopped,
+)
 from onebase.files import atomic_folder
 from onebase.runs.progress import StepProgress, say
 from onebase.training.checkpoint import RandomStates, Stateful, TrainedWeights, remove_old, write_checkpoint
+from onebase.training.run import Run
 from onebase.training.update import Update
 
-if TYPE_CHECKING:
-    from onebase.training.run import Run
-
 INPUTS = {"base": "the base model", "data": "the data", "roles": "a role that does not train"}
-"""What must not have changed when a run is resumed, by the names of `inputs` in `Run.loop`."""
-STATE: dict[str, Any] = {
-    "step": int,
-    "seconds": int | float,
-    "config": str,
-    "inputs": dict,
-    "best": int | float,
-    "weights": dict | None,
-    "update": dict | None,
-    "parts": dict,
-}
-"""What a checkpoint's state has, and of which types."""
+"""Inputs that must be unchanged for a run to resume, by their names in `Loop`'s `inputs`."""
 
 
 class AtOnce(KeyboardInterrupt):
-    """Raised by a signal once the last step is saved; no Exception, as libraries catch those and would go on."""
-
-
-def require_state(state: Mapping[str, Any], path: Path) -> None:
-    """
-    Raises:
-        CheckpointError: it is not the state that a loop writes.
-    """
-    wrong = [name for name, kind in STATE.items() if name not in state or not isinstance(state[name], kind)]
-    wrong += [] if wrong or state["step"] == int(path.name.rpartition("-")[2]) else ["step"]
-    wrong += [] if wrong or _is_mapping(state["config"]) else ["config"]
-    if wrong or (state["update"] is not None and not isinstance(state["update"].get("token_budget"), int)):
-        raise CheckpointError(f"{path} is not what a run writes: {', '.join(wrong) or 'update'} is missing or wrong")
-
-
-def _is_mapping(text: str) -> bool:
-    try:
-        return isinstance(yaml.safe_load(text), dict)
-    except yaml.YAMLError:
-        return False
+    """Raised by a signal once the last step is saved; not an Exception, as libraries catch those and carry on."""
 
 
 class Loop:
-    """Counts the steps, logs them, and writes checkpoints; made by `Run.loop`."""
+    """Counts, logs and saves a run's steps, resuming from a checkpoint and stopping between steps.
+
+    A context manager around the steps and the last evaluation. Ctrl-C and SIGTERM take effect between steps, after
+    saving; after the last step, and at a second Ctrl-C, they take effect at once.
+
+    Args:
+        save: writes the roles to a folder, for use by other verbs.
+        weights: what trains; `update`: its optimizer; `state`: whatever else changes from step to step.
+        inputs: fingerprints of inputs that must be unchanged to resume, by their names in `INPUTS`.
+        best: the metric whose best roles are kept in `best/`; `-name` if lower is better.
+
+    Raises:
+        Interrupted: after Ctrl-C. Stopped: after SIGTERM.
+        NonFiniteError: every optimizer step was refused.
+        CheckpointError: an input changed since the checkpoint.
+        ConfigError: more steps are done than asked for.
+    """
 
     def __init__(
         self,
         run: Run,
         title: str,
         total: int,
+        *,
         save: Callable[[Path], None],
-        weights: Stateful | None,
-        update: Update | None,
-        parts: dict[str, Stateful],
-        inputs: dict[str, str],
-        best: str | None,
+        weights: Stateful | None = None,
+        update: Update | None = None,
+        state: Stateful | None = None,
+        inputs: Mapping[str, str] | None = None,
+        best: str | None = None,
     ) -> None:
         self.done = 0
         self.progress = StepProgress(title, total)
         self._run, self._total, self._save = run, total, save
-        self._weights, self._update, self._inputs = weights, update, inputs
-        self._parts: dict[str, Stateful] = {**parts, "random": RandomStates()}
+        self._weights, self._update, self._inputs = weights, update, dict(inputs or {})
+        self._parts: dict[str, Stateful] = {"random": RandomStates()} | ({} if state is None else {"verb": state})
         self._best_metric, self._best_value = best, -math.inf
         self._signal: int | None = None
         self._ended = False
@@ -91,16 +81,60 @@ class Loop:
         self._last_saved = self._step_began = time.monotonic()
         self._remember()
 
+    def __enter__(self) -> Loop:
+        run = self._run
+        run.begin_steps()
+        self._handlers = {number: signal.signal(number, self.note_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            if run.state is not None:
+                self.restore(run.state)
+            if run.finished_before and self.done >= self._total:
+                raise ConfigError(
+                    f"{run.folder} holds a finished run of {self.done} steps, and no more are asked for",
+                    remedy="no-more-steps",
+                )
+            if run.group.is_main:
+                run.open_record()
+            self.progress.__enter__()
+        except BaseException:
+            self._let_go()
+            run.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.__exit__(kind, error, trace)
+        try:
+            if error is None:
+                self.stop_if_asked()  # by a signal that came after the last step
+            elif isinstance(error, AtOnce):
+                raise self.stopped() from None
+            elif isinstance(error, Exception) and not isinstance(error, Interrupted | Stopped | NonFiniteError):
+                self.save_after_failure()  # the other errors have saved already, or have nothing worth saving
+        except BaseException:
+            self._run.close()
+            raise
+        finally:
+            if error is not None:
+                self._run.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
     def __iter__(self) -> Iterator[int]:
-        """The steps that are left, counted from 0."""
+        """Yields the remaining steps, counted from 0."""
         self._step_began = time.monotonic()
         yield from range(self.done, self._total)
 
     def end_step(self, metrics: Mapping[str, float], *, shown: Iterable[str] = (), steps: int = 1) -> None:
-        """Logs a step, keeps what is best so far, and writes a checkpoint when one is due or a stop was asked for.
+        """Logs a step, keeps the best roles so far, and writes a checkpoint if one is due or a stop was requested.
 
         Args:
-            shown: names of the metrics beside the progress bar.
+            shown: names of the metrics to print beside the progress bar.
             steps: how many steps were done at once.
         """
         seconds = time.monotonic() - self._step_began
@@ -121,7 +155,7 @@ class Loop:
         self._step_began = time.monotonic()
 
     def end_steps(self) -> None:
-        """Behind the last step, before the last evaluation: what was trained is saved, and a signal ends the rest at
+        """Saves what was trained, after the last step and before the last evaluation; from here on a signal stops at
         once.
 
         Raises:
@@ -132,28 +166,28 @@ class Loop:
         try:
             self._write()
         except DoesNotFitError as error:  # the roles alone may still fit
-            say(f"warning: {error}; the last evaluation goes on without this checkpoint")
+            say(f"warning: {error}; the last evaluation continues without this checkpoint")
         self._ended = True
         self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        """Saves, and raises `Interrupted` or `Stopped`, where a signal came."""
-        # A signal may reach one process alone, and all of them have to stop behind the same step. What they agree on is
-        # not written back: a signal that arrives in this very line would be lost.
-        asked = max((number for number in processes.gather(self._signal) if number), default=None)
+        """If a signal came, saves and raises `Interrupted` or `Stopped`."""
+        # A signal may reach only one process, but all must stop after the same step. What they agree on is not written
+        # back, or a signal that arrives during this very line would be lost.
+        asked = max((number for number in self._run.group.gather(self._signal) if number), default=None)
         if asked is not None:
             self._write()
             raise self.stopped(asked)
 
     def stopped(self, number: int | None = None) -> OnebaseError:
-        """What to raise at a signal, by default the one that came, when everything is saved."""
+        """The error to raise for a signal (by default the one that came) once everything is saved."""
         kind = Interrupted if (number or self._signal) == signal.SIGINT else Stopped
         folder = self._run.folder / f"checkpoint-{self.done}"
         saved = f" and saved {folder}" if folder.exists() else ""
-        return kind(f"stopped after step {self.done}{saved}; run the same command to resume")
+        return kind(f"stopped after step {self.done}{saved}", remedy="stopped")
 
     def keep_best(self, metrics: Mapping[str, float]) -> None:
-        """Saves the roles to `best/` where the metric chosen for it is better than ever before."""
+        """Saves the roles to `best/` if the chosen metric is better than ever before."""
         if self._best_metric is None:
             return
         name, sign = self._best_by()
@@ -170,13 +204,13 @@ class Loop:
         return metric.removeprefix("-"), -1 if metric.startswith("-") else 1
 
     def pause(self, why: str) -> NoReturn:
-        """Writes a checkpoint, puts the best roles so far in the run's folder, and stops.
+        """Writes a checkpoint, copies the best roles so far to the run's folder, and stops.
 
         Raises:
             Stopped: always.
         """
         checkpoint, folder, best = self._write(), self._run.folder, self._run.folder / "best"
-        where = "nothing was evaluated yet, so that none is known to be better"
+        where = "nothing was evaluated yet, so no earlier roles are known to be better"
         if best.exists():
             note = json.loads((best / "best.json").read_text(encoding="utf-8"))
             roles = sorted(path.name for path in best.iterdir() if path.is_dir())
@@ -185,47 +219,46 @@ class Loop:
                     shutil.copytree(best / role, temporary, dirs_exist_ok=True)
             measured = ", ".join(f"{name} {value:.4g}" for name, value in note.items() if name != "step")
             named = " and ".join(str(folder / role) for role in roles)
-            where = f"{named} are the best so far, those of step {note['step']} ({measured})"
-        raise Stopped(
-            f"{why}\npaused after step {self.done}: {where}; run the same command to resume from {checkpoint.name}"
-        )
+            where = f"{named} are the best so far, from step {note['step']} ({measured})"
+        raise Stopped(f"{why}\npaused after step {self.done}: {where}", remedy="paused", checkpoint=checkpoint.name)
 
     def note_signal(self, number: int, frame: FrameType | None) -> None:
-        """Remembers a request to stop, and says so; a second Ctrl-C, or one behind the last step, stops at once."""
+        """Notes a request to stop and says so; a second Ctrl-C, or any signal after the last step, stops at once."""
         if self._signal == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         first, self._signal = self._signal is None, number
         if first and self._ended:
             raise AtOnce
-        if first and processes.is_main():
+        if first and self._run.group.is_main:
             again = "; press Ctrl-C again to stop now" if number == signal.SIGINT else ""
-            with suppress(OSError):  # not print, which may be what the signal broke into
+            with suppress(OSError):  # not print: the signal may have interrupted one
                 os.write(2, f"\nstopping after this step{again}\n".encode())
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Puts everything back as it was.
+        """Restores everything from a checkpoint's state.
 
         Raises:
-            CheckpointError: an input changed since, or the state is not one of this verb.
+            CheckpointError: an input changed since, or the state does not belong to this verb.
             ConfigError: more steps are done than asked for.
         """
         changed = [INPUTS[name] for name, value in self._inputs.items() if state["inputs"].get(name) != value]
         if changed:
             raise CheckpointError(
-                f"{self._run.folder}: {' and '.join(changed)} changed since checkpoint-{state['step']} was written; "
-                "put it back, or choose another --output_dir"
+                f"{self._run.folder}: {' and '.join(changed)} changed since checkpoint-{state['step']} was written",
+                remedy="inputs-changed",
             )
         if state["step"] > self._total:
             raise ConfigError(
-                f"{self._run.folder}: {state['step']} steps are done and {self._total} are asked for; raise max_steps "
-                "(or optimizer.num_epochs), or choose another --output_dir"
+                f"{self._run.folder}: {state['step']} steps are done and {self._total} are asked for",
+                remedy="more-steps-done",
             )
         try:
             self._load(state)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{self._run.folder}/checkpoint-{state['step']} does not fit this run ({type(error).__name__} as it "
-                "was read); remove it to resume from the one before, or choose another --output_dir"
+                "was read)",
+                remedy="unfit-checkpoint",
             ) from error
         self.done = self._last_step_saved = state["step"]
         self._best_value = max(state["best"], self._kept_best())
@@ -236,14 +269,12 @@ class Loop:
         if self._weights is not None:
             self._weights.load_state_dict(state["weights"])
         if self._update is not None:
-            budget = self._update.token_budget  # as configured now; where it is found by trying, it is the old one
             self._update.load_state_dict(state["update"])
-            self._update.token_budget = budget
         for name, part in self._parts.items():
             part.load_state_dict(state["parts"][name])
 
     def _kept_best(self) -> float:
-        # The last evaluation of a run that ended comes behind its last checkpoint, and counts where the run goes on.
+        # A finished run's last evaluation comes after its last checkpoint, and still counts if the run is extended.
         name, sign = self._best_by()
         try:
             note = json.loads((self._run.folder / "best" / "best.json").read_text(encoding="utf-8"))
@@ -251,24 +282,32 @@ class Loop:
         except (OSError, ValueError, TypeError, KeyError):
             return -math.inf
 
-    def count_steps(self) -> dict[str, int]:
-        """How many optimizer steps there were, and how many of them were refused."""
+    def _counted(self) -> dict[str, int]:
         if self._update is None:
             return {}
         return {"optimizer_steps": self._update.steps_done, "refused_steps": self._update.steps_refused}
 
-    def settle(self) -> None:
-        """Behind the end of the run: its last checkpoint stays, to make it longer.
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Ends the run: writes its summary with the optimizer steps taken and refused, and keeps the last checkpoint so
+        that the run can be extended."""
+        counted = self._counted()
+        self._run.write_summary({**summary, **counted})
+        self._settle()
+        self._run.end()
+        if counted.get("refused_steps"):
+            say(
+                f"warning: {counted['refused_steps']} of {counted['optimizer_steps']} optimizer steps were refused, as "
+                f"their loss or gradient was not finite; their examples are in {self._run.folder / 'refused'}"
+            )
 
-        Not where the base trains in full and nobody asked for checkpoints by steps, as one is four times the model.
-        """
+    def _settle(self) -> None:
+        # In full-parameter training a checkpoint is four times the model, so it only stays if `every_steps` was set.
         in_full = isinstance(self._weights, TrainedWeights) and self._weights.in_full
-        if in_full and self._run.schedule.every_steps is None:
-            if processes.is_main():
-                shutil.rmtree(self._run.folder / f"checkpoint-{self.done}", ignore_errors=True)
+        if in_full and self._run.schedule.every_steps is None and self._run.group.is_main:
+            shutil.rmtree(self._run.folder / f"checkpoint-{self.done}", ignore_errors=True)
 
     def save_after_failure(self) -> None:
-        """Keeps what was trained, whatever went wrong: as a checkpoint where the failed step changed nothing yet."""
+        """Saves what was trained after any failure: as a checkpoint if the failed step had not changed anything yet."""
         if not self.done:
             return
         try:
@@ -277,11 +316,11 @@ class Loop:
             else:
                 with atomic_folder(self._run.folder / f"failed-in-step-{self.done + 1}") as temporary:
                     self._save(temporary)
-        except Exception as error:  # a full disk, which may be what failed before: that is what is said
+        except Exception as error:  # perhaps a full disk, the cause of the failure: only warn, so that it is reported
             say(f"warning: what was trained since the last checkpoint is lost: {error}")
 
     def _remember(self) -> None:
-        # What a step that fails may have moved before it failed; weights and optimizer move last.
+        # State that a failing step may change before it fails; weights and optimizer change last.
         self._small = {name: part.state_dict() for name, part in self._parts.items()}
         self._steps_before = self._update.steps_done if self._update is not None else 0
 
@@ -300,7 +339,7 @@ class Loop:
             }
             self._run.sync()
             write_checkpoint(folder, state, self._save)
-            if processes.is_main():
+            if self._run.group.is_main:
                 remove_old(self._run.folder, newest=folder, keep=self._run.schedule.keep)
             self._last_step_saved = self.done
         self._last_saved = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a run would do and need, said before it starts."""
+"""Describes what a run would do and need, before it starts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from onebase.engines.passes import num_counted
 from onebase.models.base_config import context_length, context_note
 from onebase.models.fingerprints import base_fingerprint
 from onebase.models.loading import check_tokenizer, choose_device, hardware_dtype, load_tokenizer, stored_shapes
-from onebase.models.passes import num_counted
 from onebase.records import Example
 from onebase.shown import shown
 
@@ -22,11 +22,11 @@ NF4_BYTES_PER_WEIGHT = 0.5625
 
 @dataclass(frozen=True, slots=True)
 class BasePlan:
-    """The base as its configuration describes it."""
+    """The base, as described by its configuration."""
 
     name_or_path: str
     model: PreTrainedModel
-    """Shapes without weights."""
+    """The model with shapes but no weights."""
     tokenizer: PreTrainedTokenizerBase
     context: int
     num_parameters: int
@@ -34,15 +34,15 @@ class BasePlan:
 
     @property
     def fingerprint(self) -> str:
-        """Of the stored weights, read as it is asked for."""
+        """Fingerprint of the stored weights, which are read on each call."""
         return base_fingerprint(self.name_or_path)
 
 
 def describe_base(name_or_path: str, quantization: str, dtype: str, device_name: str = "auto") -> BasePlan:
-    """Counts the base's parameters without loading its weights.
+    """Describes the base and its size without loading its weights.
 
     Raises:
-        ModelError: no such model, or one that cannot be a base, or its tokenizer is of another model.
+        ModelError: the model does not exist or cannot be a base, or its tokenizer does not fit it.
     """
     model = stored_shapes(name_or_path)
     config = model.config
@@ -51,7 +51,7 @@ def describe_base(name_or_path: str, quantization: str, dtype: str, device_name:
     device = choose_device(device_name)
     chosen = hardware_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     count = sum(p.numel() for p in model.parameters())
-    # Neither the embedding nor an output layer of its own is quantised.
+    # Neither the embedding nor a separate output layer is quantised.
     outer: tuple[Any, Any] = (model.get_input_embeddings(), model.get_output_embeddings())
     ends = {id(layer.weight): layer.weight.numel() for layer in outer}
     kept = sum(ends.values())
@@ -74,7 +74,7 @@ def describe_base(name_or_path: str, quantization: str, dtype: str, device_name:
 
 
 def describe_steps(train: Sequence[Example], held_out: Sequence[Example], *, steps: int, minibatch: int) -> list[str]:
-    """The data and the optimizer steps, in words."""
+    """Returns the plan's lines on data and optimizer steps."""
     lengths = sorted(example.num_tokens for example in train)
     return [
         f"data        {len(train)} examples, {num_counted(train)} counted tokens; {len(held_out)} held out; "

@@ -1,4 +1,4 @@
-"""A run's folder and its record: a run that was stopped or killed goes on as if nothing had happened."""
+"""A run's folder, its record, and the state it resumes from."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import json
 import math
 import os
 import random
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +18,20 @@ import numpy
 import torch
 import yaml
 
-from onebase import processes
-from onebase.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, Stopped
+from onebase.errors import CheckpointError, ConfigError
 from onebase.files import cannot_be_written, settle_leftovers, write_atomically
+from onebase.processes import ALONE, Group
 from onebase.runs.folder import check_folder, require_same_config
 from onebase.runs.metrics import MetricsFile
 from onebase.runs.progress import say
 from onebase.runs.record import read_metrics
 from onebase.runs.trackers import numbers_of, open_trackers
-from onebase.training.checkpoint import Stateful, checkpoints, read_checkpoint
-from onebase.training.loop import AtOnce, Loop, require_state
-from onebase.training.update import Update
+from onebase.training.checkpoint import checkpoints, read_checkpoint, require_state
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When checkpoints are written, and how many stay."""
+    """When checkpoints are written and how many are kept."""
 
     every_steps: int | None = None
     every_minutes: float | None = None
@@ -45,16 +41,19 @@ class Schedule:
 class Run:
     """`output_dir/` with `config.yaml`, `metrics.jsonl`, `summary.json`, checkpoints and the roles.
 
-    If the folder holds checkpoints, the run resumes from the newest intact one; a finished run too, where the
+    If the folder holds checkpoints, the run resumes from the newest intact one. So does a finished run, if the
     configuration asks for more steps.
 
     Args:
         config_text: the resolved configuration, written as `config.yaml`.
+        group: the processes that share the run; only the first writes.
+        finished_parts: for a run without its own checkpoints, a pattern of files in the folder that mark a part of the
+            run as done.
 
     Raises:
-        ConfigError: the folder holds a finished run or files of others, cannot be written, or another process is
+        ConfigError: the folder holds a finished run or unrelated files, cannot be written, or another process is
             writing to it.
-        CheckpointError: no checkpoint there can be read, or the newest is of another configuration.
+        CheckpointError: no checkpoint there can be read, or the newest has another configuration.
     """
 
     def __init__(
@@ -65,15 +64,19 @@ class Run:
         config_text: str,
         schedule: Schedule = Schedule(),
         report_to: Sequence[str] = (),
+        group: Group = ALONE,
+        finished_parts: str | None = None,
     ) -> None:
-        self.folder = Path(output_dir)
+        self.folder, self.group = Path(output_dir), group
         self.schedule = schedule
         self.config_text = config_text
-        check_writable(self.folder, config_text)
-        self._finished = (self.folder / "summary.json").exists()
+        check_writable(self.folder, config_text, group)
+        self.finished_before = (self.folder / "summary.json").exists()
+        """Whether the folder held a finished run, which is now being extended."""
+        self._finished_parts = finished_parts
         self._lock: int | None = None
         try:
-            if processes.is_main():
+            if self.group.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if not os.access(self.folder, os.W_OK):
                     raise PermissionError(errno.EACCES, "Permission denied")
@@ -81,18 +84,18 @@ class Run:
                 settle_leftovers(self.folder)
         except OSError as error:
             raise ConfigError(
-                f"{self.folder}: cannot be written ({error.strerror}); choose another --output_dir"
+                f"{self.folder}: cannot be written ({error.strerror})", remedy="another-folder"
             ) from error
-        processes.gather(None)  # the others look into it from here on
-        self._trackers = open_trackers(report_to if processes.is_main() else (), self.folder)
+        self.group.gather(None)  # the other processes read the folder from here on
+        self._trackers = open_trackers(report_to if self.group.is_main else (), self.folder)
         self._metrics: MetricsFile | None = None
-        self._loop: Loop | None = None
         try:
-            self._state = self._find_state()
+            self.state = self._find_state()
+            """The checkpoint's state if the run resumes from one, else None."""
         except (CheckpointError, ConfigError):
             self.close()
             raise
-        self._started = time.monotonic() - (self._state["seconds"] if self._state else 0.0)
+        self._started = time.monotonic() - (self.state["seconds"] if self.state else 0.0)
         self._opened, self._phases = time.monotonic(), dict[str, float]()
         random.seed(seed)
         numpy.random.seed(seed % 2**32)
@@ -114,16 +117,14 @@ class Run:
             return state
         if there:
             raise CheckpointError(
-                f"{self.folder}: none of its {len(there)} checkpoints can be read; remove them to start from the "
-                "beginning, or choose another --output_dir"
+                f"{self.folder}: none of its {len(there)} checkpoints can be read", remedy="no-checkpoint-left"
             )
-        if any(self.folder.glob("round-*/*/summary.json")):
-            return None  # finished rounds are not redone
-        if self._finished:
+        if self._finished_parts is not None and any(self.folder.glob(self._finished_parts)):
+            return None
+        if self.finished_before:
             raise ConfigError(
-                f"{self.folder} holds a finished run without its last checkpoint, so that it cannot be made longer "
-                "(where the base trains in full, it is kept only with checkpoint.every_steps); choose "
-                "another --output_dir"
+                f"{self.folder} holds a finished run without its last checkpoint, so it cannot be made longer",
+                remedy="no-last-checkpoint",
             )
         return None
 
@@ -144,13 +145,13 @@ class Run:
 
     @property
     def token_budget(self) -> int | None:
-        """Of the run that is resumed: another split of the minibatches changes the last bits."""
-        return self._state["update"]["token_budget"] if self._state and self._state["update"] else None
+        """The microbatch budget saved in the checkpoint being resumed; a different split would change the last bits."""
+        return self.state["update"]["token_budget"] if self.state and self.state["update"] else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a line to `metrics.jsonl`; the first opens the record, so that a failed start leaves an older one."""
+        """Adds a line to `metrics.jsonl`; the first opens the record, so a failed start leaves an older one alone."""
         self._phases["steps"] = self.seconds - self._phases.get("set_up", 0.0)
-        if not processes.is_main():
+        if not self.group.is_main:
             return
         try:
             self.open_record().write(step, values)
@@ -160,20 +161,20 @@ class Run:
             tracker.log(numbers_of(values), step=step)
 
     def open_record(self) -> MetricsFile:
-        """Writes `config.yaml`, and opens `metrics.jsonl` behind the rows of the run that is resumed."""
+        """Writes `config.yaml`, and opens `metrics.jsonl` after the rows of the run being resumed."""
         if self._metrics is None:
             try:
-                if processes.is_main():  # left by the finished run that is made longer
+                if self.group.is_main:  # left by the finished run being extended
                     (self.folder / "summary.json").unlink(missing_ok=True)
                 write_atomically(self.folder / "config.yaml", self.config_text)
-                kept = self._state["step"] if self._state else 0
+                kept = self.state["step"] if self.state else 0
                 self._metrics = MetricsFile(self.folder / "metrics.jsonl", keep=kept)
             except OSError as error:
                 raise cannot_be_written(self.folder, error) from error
         return self._metrics
 
     def sync(self) -> None:
-        """Makes sure that the record is on the disk."""
+        """Makes sure the record is on the disk."""
         if self._metrics is not None:
             try:
                 self._metrics.sync()
@@ -182,33 +183,37 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Since the run began, without the time it stood still."""
+        """Seconds since the run began, without the time it was stopped."""
         return time.monotonic() - self._started
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes `summary.json`, which marks the run as complete; a number that is not finite is null.
+    def begin_steps(self) -> None:
+        """Marks the end of setting up; from here on time counts as steps, including those run before it was stopped."""
+        self._phases["set_up"] = time.monotonic() - self._opened
+        self._phases["steps"] = self.seconds - self._phases["set_up"]
 
-        With `seconds`; `phase_seconds`: until the first step (`set_up`), the `steps`, and what came after (`end`); and
-        how many optimizer steps there were and how many of them were refused.
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes `summary.json`, which marks the run as complete; numbers that are not finite become null.
+
+        It adds `seconds`, and `phase_seconds`: until the first step (`set_up`), the `steps`, and the rest (`end`).
         """
         ended = {**self._phases, "end": self.seconds - sum(self._phases.values())}
         phases = {name: round(seconds, 1) for name, seconds in ended.items()}
-        refused = self._loop.count_steps() if self._loop else {}
-        values = _without_nan({**summary, **refused, "seconds": round(self.seconds, 1), "phase_seconds": phases})
+        values = _without_nan({**summary, "seconds": round(self.seconds, 1), "phase_seconds": phases})
         text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(self.folder / "summary.json", text + "\n")
-        if self._loop is not None:
-            self._loop.settle()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Ends a run that has no loop."""
+        self.write_summary(summary)
+        self.end()
+
+    def end(self) -> None:
+        """Closes the run; from here on every process may read what it wrote."""
         self.close()
-        processes.gather(None)  # what the run wrote is there for all of them
-        if refused.get("refused_steps"):
-            say(
-                f"warning: {refused['refused_steps']} of {refused['optimizer_steps']} optimizer steps were refused, as "
-                f"their loss or gradient was not finite; their examples are in {self.folder / 'refused'}"
-            )
+        self.group.gather(None)
 
     def close(self) -> None:
-        """Ends the trackers, and lets another process write to the folder."""
+        """Ends the trackers and releases the folder for other processes."""
         for tracker in self._trackers:
             tracker.finish()
         self._trackers = []
@@ -217,89 +222,30 @@ class Run:
             self._lock = None
 
     def __del__(self) -> None:
-        if getattr(self, "_lock", None) is not None:  # a run that failed lets go of its folder
+        if getattr(self, "_lock", None) is not None:  # a failed run releases its folder
             os.close(self._lock)  # type: ignore[arg-type]
 
-    @contextmanager
-    def loop(
-        self,
-        title: str,
-        total: int,
-        *,
-        save: Callable[[Path], None],
-        weights: Stateful | None = None,
-        update: Update | None = None,
-        parts: Mapping[str, Stateful] | None = None,
-        inputs: Mapping[str, str] | None = None,
-        best: str | None = None,
-    ) -> Iterator[Loop]:
-        """The steps of a run, from where a checkpoint left it. Ctrl-C and SIGTERM take effect between steps, after
-        saving; behind the last step, and at a second Ctrl-C, at once.
 
-        Args:
-            save: writes the roles to a folder, for use by other verbs.
-            weights: what trains; `update`: its optimizer; `parts`: whatever else changes from step to step.
-            inputs: fingerprints of what must not have changed since, by a name of `loop.INPUTS`.
-            best: the metric whose best value's roles are kept in `best/`, `-name` where less is better.
-
-        Raises:
-            Interrupted: after Ctrl-C. Stopped: after SIGTERM.
-            NonFiniteError: every optimizer step was refused.
-            CheckpointError: an input changed since the checkpoint.
-            ConfigError: more steps are done than asked for.
-        """
-        self._phases["set_up"] = time.monotonic() - self._opened
-        self._phases["steps"] = self.seconds - self._phases["set_up"]  # those of before it was stopped
-        loop = Loop(self, title, total, save, weights, update, dict(parts or {}), dict(inputs or {}), best)
-        handled = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, loop.note_signal) for number in handled}
-        try:
-            if self._state is not None:
-                loop.restore(self._state)
-            if self._finished and loop.done >= total:
-                raise ConfigError(
-                    f"{self.folder} holds a finished run of {loop.done} steps, and no more are asked for; raise "
-                    "max_steps, or choose another --output_dir"
-                )
-            self._loop = loop
-            if processes.is_main():
-                self.open_record()
-            with loop.progress:
-                yield loop
-            loop.stop_if_asked()  # by a signal that came behind the last step
-        except AtOnce:
-            self.close()
-            raise loop.stopped() from None
-        except BaseException as error:
-            if isinstance(error, Exception) and not isinstance(error, Interrupted | Stopped | NonFiniteError):
-                loop.save_after_failure()  # the others have saved already, or it is not worth it
-            self.close()
-            raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def check_writable(folder: Path, config_text: str) -> None:
-    """Looks whether a run of this configuration can write to `folder`, and changes nothing.
+def check_writable(folder: Path, config_text: str, group: Group = ALONE) -> None:
+    """Checks that a run with this configuration can write to `folder`, without changing anything.
 
     Raises:
-        ConfigError, CheckpointError: as `check_folder`; or the folder, or where it would be made, cannot be written, or
-            another process writes to it.
+        ConfigError, CheckpointError: as `check_folder`; or the folder (or its parent) cannot be written, or another
+            process is writing to it.
     """
     check_folder(folder, config_text)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{folder}: cannot be written (Permission denied); choose another --output_dir")
-    if folder.is_dir() and processes.is_main():
+        raise ConfigError(f"{folder}: cannot be written (Permission denied)", remedy="another-folder")
+    if folder.is_dir() and group.is_main:
         os.close(_locked(folder))
 
 
 def _locked(folder: Path) -> int:
-    """Holds the folder for this process, until it ends however it ends.
+    """Locks the folder for this process until it ends, however it ends.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds the lock.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -313,7 +259,7 @@ def _locked(folder: Path) -> int:
 def _without_nan(value: Any) -> Any:
     # JSON has no NaN, and other programs read the summary.
     if isinstance(value, Mapping):
-        return {key: _without_nan(part) for key, part in value.items()}
+        return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
+        return [_without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

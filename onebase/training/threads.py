@@ -1,8 +1,8 @@
-"""The CPU threads of a run, and whether they may spin while they wait for each other.
+"""Sets a run's CPU threads, and lets them spin while they wait only if the machine is otherwise idle.
 
-Between two parallel loops OpenMP's threads spin for some milliseconds before they sleep. On an idle machine that makes
-small steps faster. Where another program wants the cores, each spins away the time the other needs, and both take many
-times as long. Only spinning changes here, never the number of threads, so results keep their bytes.
+Between two parallel loops, OpenMP threads spin for some milliseconds before they sleep. On an idle machine this makes
+small steps faster. If another program wants the cores, each spins away time the other needs, and both take many times
+as long. Only spinning is switched, never the number of threads, so results keep their bytes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from onebase.runs.progress import say
 
 SECONDS_BETWEEN_LOOKS = 0.5
 BUSY_SHARE = 0.08
-"""Other programs want the cores if our threads spend more than this share of their runnable time waiting for one."""
+"""Above this share of runnable time spent waiting for a core, other programs are taken to want the cores."""
 QUIET_SHARE = 0.03
 QUIET_LOOKS = 6
-"""Looks in a row below `QUIET_SHARE` after which the threads spin again."""
+"""Threads may spin again after this many looks in a row below `QUIET_SHARE`."""
 
 
 def use_threads(count: int | None) -> None:
-    """Sets how many CPU threads torch uses (None: its own choice) and watches whether other programs want the cores."""
+    """Sets the number of CPU threads (None: torch's choice) and starts watching for other programs."""
     if count is not None:
         torch.set_num_threads(count)
     if torch.get_num_threads() > 1:
@@ -35,17 +35,17 @@ def use_threads(count: int | None) -> None:
 
 
 class Waiting:
-    """How long this process's threads wait for a core, by the scheduler's own count.
+    """Measures how long this process's threads wait for a core, from the scheduler's statistics.
 
     Raises:
-        OSError: the system does not count it.
+        OSError: the system keeps no such statistics.
     """
 
     def __init__(self) -> None:
         self._before = self._now()
 
     def share(self) -> float:
-        """Share of the runnable time since the last call that was spent waiting for a core."""
+        """Returns the share of runnable time since the last call that was spent waiting for a core."""
         before, self._before = self._before, self._now()
         known = [(now, before[thread]) for thread, now in self._before.items() if thread in before]
         ran = sum(now[0] - then[0] for now, then in known)
@@ -54,12 +54,12 @@ class Waiting:
 
     @staticmethod
     def _now() -> dict[str, tuple[int, int]]:
-        """Nanoseconds each thread has run, and has waited to run."""
+        """Returns the nanoseconds each thread has run, and has waited to run."""
         times = {}
         for thread in os.listdir("/proc/self/task"):
             try:
                 ran, waited, _ = Path(f"/proc/self/task/{thread}/schedstat").read_text().split()
-            except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            except (FileNotFoundError, ProcessLookupError):  # the thread has ended
                 continue
             times[thread] = int(ran), int(waited)
         if not times:
@@ -68,11 +68,11 @@ class Waiting:
 
 
 class Spinning:
-    """Lets the threads of libgomp, torch's OpenMP on Linux, spin while they wait, or not.
+    """Switches spinning on and off for the threads of libgomp, torch's OpenMP on Linux.
 
-    libgomp reads how long to spin from the environment when it is loaded. While it manages more threads than there are
-    cores it hardly spins, and that can be brought about at any time: a thread of ours opens a parallel region one
-    thread wider than the machine and holds on to its team, which sleeps.
+    libgomp reads its spin time from the environment when it is loaded, but hardly spins while it manages more threads
+    than there are cores. That can be arranged at any time: a thread of ours opens a parallel region one thread wider
+    than the machine and keeps its team, which sleeps.
 
     Raises:
         OSError: this process runs without libgomp.
@@ -88,15 +88,15 @@ class Spinning:
         self._release: threading.Event | None = None
 
     def stop(self) -> None:
-        """From here on a thread that waits goes to sleep."""
+        """From now on, waiting threads go to sleep."""
         if self._release is None:
             self._release = threading.Event()
             threading.Thread(target=self._hold_team, args=(self._release,), daemon=True, name="openmp-team").start()
 
     def allow(self) -> None:
-        """From here on a thread that waits spins first, as libgomp does by itself."""
+        """From now on, waiting threads spin first, as libgomp does by default."""
         if self._release is not None:
-            self._release.set()  # libgomp ends a thread's team with the thread
+            self._release.set()  # libgomp ends a team with its thread
             self._release = None
 
     def _hold_team(self, release: threading.Event) -> None:
@@ -107,12 +107,12 @@ class Spinning:
 
 @cache
 def _watch() -> None:
-    """Starts the thread that watches, once per process, unless the environment says how to wait."""
+    """Starts the watching thread, once per process, unless the environment sets the wait policy."""
     if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         return
     try:
         spinning, waiting = Spinning(), Waiting()
-    except (OSError, AttributeError, ValueError):  # another system or another OpenMP: it waits in its own way
+    except (OSError, AttributeError, ValueError):  # another system or OpenMP: it keeps its own policy
         return
     threading.Thread(target=_follow_the_load, args=(spinning, waiting), daemon=True, name="load").start()
 

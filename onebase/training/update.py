@@ -1,10 +1,10 @@
-"""One optimizer step: microbatches, one normaliser, clipping, a check that all is finite, the schedule."""
+"""One optimizer step: microbatches, one normaliser, clipping, a check for NaN and infinity, the schedule."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebase import processes
-from onebase.errors import DoesNotFitError, NonFiniteError
+from onebase.engines.budget import TokenBudget
+from onebase.engines.passes import lay_out
+from onebase.errors import NonFiniteError
 from onebase.files import write_atomically
-from onebase.models.one_base import OneBase
-from onebase.models.passes import lay_out, split_to_fit
+from onebase.models.base import OneBase
 from onebase.records import Example, TreeBatch
 from onebase.runs.progress import say
 from onebase.training.averages import Averages
 
 MAX_REFUSED_IN_A_ROW = 5
-"""Optimizer steps refused one after the other for NaN or infinity before the run stops."""
+"""Optimizer steps refused in a row for NaN or infinity before the run stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class ParameterGroup:
     """Parameters that share a learning rate.
 
     Args:
-        role: whose they are. The gradient is clipped role by role, so that no role's steps depend on another's scale.
+        role: the role they belong to. Gradients are clipped role by role, so no role's steps depend on another's scale.
     """
 
     parameters: list[nn.Parameter]
@@ -39,11 +39,12 @@ class ParameterGroup:
     role: str = "policy"
 
 
-LossFunction = Callable[[TreeBatch, list[int], Averages], Iterable[Tensor]]
-"""`(batch, indices of its examples, where to note metrics) -> scalars`, each run backward before the next is asked for.
+LossFunction = Callable[[TreeBatch, list[int], Averages], Tensor]
+"""`(batch, indices of its examples, where to note metrics) -> scalar`, which is run backward at once.
 
-A scalar is the microbatch's share of the step's loss: divide sums by the count of the *whole* minibatch, so that the
-sum over microbatches does not depend on the split. Yield a loss per role, and only one role's activations are held.
+The scalar is the microbatch's share of the step's loss: divide sums by the count of the *whole* minibatch, so that the
+sum over microbatches does not depend on the split. Give each role its own part, so that only one role's activations are
+held.
 """
 
 Part = tuple[Sequence[Example], LossFunction]
@@ -54,10 +55,10 @@ class Update:
     """AdamW over the roles that train.
 
     Args:
-        dropout: whether adapter dropout is on in the passes that train. Not for PPO: its ratios would be noise.
-        total_steps: optimizer steps of the run, for a schedule that ends at 0.
-        token_budget: padded tokens of a microbatch; halved when the device runs out of memory.
-        repro_folder: where a step that was refused leaves its examples, to be looked into.
+        dropout: whether training passes use adapter dropout. PPO must not: its ratios would be noise.
+        total_steps: the run's optimizer steps, for a schedule that ends at 0.
+        budget: how many tokens a microbatch may hold.
+        repro_folder: where a refused step writes its examples, for inspection.
     """
 
     def __init__(
@@ -71,13 +72,12 @@ class Update:
         warmup_steps: int,
         total_steps: int,
         max_grad_norm: float,
-        token_budget: int,
+        budget: TokenBudget,
         repro_folder: Path | None = None,
     ) -> None:
-        self._base = base
+        self._base, self._group, self.budget = base, base.group, budget
         self._repro_folder = repro_folder
         self._dropout = dropout
-        self.token_budget = token_budget
         self._max_grad_norm = max_grad_norm
         self._parameters = [p for group in groups for p in group.parameters]
         self._of_role: dict[str, list[nn.Parameter]] = {}
@@ -100,7 +100,7 @@ class Update:
         self._refused_in_a_row = 0
         self.steps_refused = 0
         self.steps_done = 0
-        """The refused ones too."""
+        """Optimizer steps so far, including refused ones."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -111,13 +111,13 @@ class Update:
             "refused_in_a_row": self._refused_in_a_row,
             "steps_refused": self.steps_refused,
             "steps_done": self.steps_done,
-            "token_budget": self.token_budget,
+            "token_budget": self.budget.tokens,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resumes from `state_dict()`; the token budget stays as it is configured now, as it changes no result.
+        """Resumes from `state_dict()`; the token budget stays as configured now, as it changes no result.
 
-        Where the run has become longer since, the learning rates that are left are those of the longer schedule.
+        If the run has been extended, the remaining learning rates follow the longer schedule.
         """
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -128,29 +128,46 @@ class Update:
             self._stretch(state["total_steps"])
 
     def _stretch(self, before: int) -> None:
-        # The rate of the next step was set by the schedule that ended earlier.
-        parts = zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
-        for group, peak, rate in parts:
+        # The next step's rate was set by the schedule that ended earlier.
+        rates = zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        for group, peak, rate in rates:
             group["lr"] = peak * rate(self.schedule.last_epoch)
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         if self._shape != "constant":
             say(
-                f"optimizer.schedule: {self._shape} now ends at step {self._total_steps} and not {before}: the first "
+                f"the {self._shape} schedule now ends at step {self._total_steps} and not {before}: the first "
                 f"{self.steps_done} steps keep the learning rates they had, the rest is recomputed"
             )
 
     def step(self, *parts: Part) -> dict[str, float]:
-        """One optimizer step on all examples of all parts; returns the metrics noted, the gradient norm (of each role
-        too, where there are several) and the learning rate. A part is examples and their loss: most steps have one,
-        PPO with PTX has two.
+        """Takes one optimizer step on all examples of all parts.
+
+        A part is examples and their loss: most steps have one, PPO with PTX has two. Returns the metrics noted, the
+        gradient norm (also per role, if there are several) and the learning rate.
 
         A step whose loss or gradient is not finite changes nothing and is counted as `train/refused_steps`.
 
         Raises:
-            NonFiniteError: too many refused in a row.
+            NonFiniteError: too many steps in a row were refused.
             DoesNotFitError: a single example does not fit the device's memory.
         """
-        metrics, loss = self._accumulate(parts)
+        longest = max(example.num_tokens for examples, _ in parts for example in examples)
+        for attempt in self.budget.attempts(longest, forget=lambda: self.optimizer.zero_grad(set_to_none=True)):
+            metrics, loss = Averages(), 0.0
+            with attempt:
+                for examples, loss_of in parts:
+                    mine = self._group.share([example.num_tokens for example in examples])
+                    for microbatch in self.budget.split(self._base, [examples[i] for i in mine]):
+                        indices = [mine[i] for i in microbatch]
+                        batch = lay_out(self._base, [examples[i] for i in indices])
+                        with self._base.dropout() if self._dropout else nullcontext():
+                            held = [loss_of(batch, indices, metrics)]
+                            held[0].backward()
+                        loss += float(held.pop().detach())
+            held = []  # free the graph of a microbatch that did not fit before the next attempt
+        self._group.sum_gradients(self._parameters)
+        found = self._group.gather((metrics, loss))
+        metrics, loss = Averages.merged([noted for noted, _ in found]), sum(share for _, share in found)
         norms = {
             role: float(nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
             for role, parameters in self._of_role.items()
@@ -160,6 +177,8 @@ class Update:
         if math.isfinite(norm) and math.isfinite(loss):
             self.optimizer.step()
             self._refused_in_a_row = 0
+            for role in self._base.roles.values():
+                role.version += role.trains
         else:
             self._refused_in_a_row += 1
             self.steps_refused += 1
@@ -167,8 +186,8 @@ class Update:
             if self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
                 raise NonFiniteError(
                     f"{MAX_REFUSED_IN_A_ROW} optimizer steps in a row had a loss or gradient that is not finite (loss "
-                    f"{loss}, gradient norm {norm}); the roles are as before them. "
-                    f"{self._advice(never_taken=self.steps_refused > self.steps_done)}"
+                    f"{loss}, gradient norm {norm}); the roles are as before them",
+                    remedy="never-finite" if self.steps_refused > self.steps_done else "not-finite",
                 )
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -185,23 +204,19 @@ class Update:
         }
 
     def require_a_step(self) -> None:
-        """
+        """Checks that at least one step was taken.
+
         Raises:
-            NonFiniteError: every step was refused, so that nothing was trained.
+            NonFiniteError: every step was refused, so nothing was trained.
         """
         if self.steps_done and self.steps_refused == self.steps_done:
             raise NonFiniteError(
-                f"nothing was trained: all {self.steps_done} optimizer steps had a loss or gradient that is not "
-                f"finite. {self._advice(never_taken=True)}"
+                f"nothing was trained: all {self.steps_done} optimizer steps had a loss or gradient that is not finite",
+                remedy="never-finite",
             )
 
-    def _advice(self, *, never_taken: bool) -> str:
-        if never_taken:  # then no learning rate has had a part in it
-            return "No step was taken yet: look at the base's weights, the data and the reward for extreme values"
-        return "Lower optimizer.learning_rate, or look at the data and the reward for extreme values"
-
     def _keep_for_repro(self, parts: Sequence[Part], loss: float, norm: float) -> None:
-        """Writes the tokens of a refused step, and where they came from; the roles are as before it."""
+        """Writes a refused step's tokens and where they came from; the roles are as before the step."""
         if self._repro_folder is None:
             return
         examples = [
@@ -210,14 +225,14 @@ class Update:
                 "prompt_ids": list(example.prompt_ids),
                 "completions": [list(ids) for ids in example.completions],
             }
-            for part, _ in parts
-            for example in part
+            for of_part, _ in parts
+            for example in of_part
         ]
         said = {
             "optimizer_step": self.steps_done + 1,
             "loss": str(loss),
             "grad_norm": str(norm),
-            "token_budget": self.token_budget,
+            "token_budget": self.budget.tokens,
             "seed": torch.initial_seed(),
             "examples": examples,
         }
@@ -228,40 +243,9 @@ class Update:
             f"are in {path}"
         )
 
-    def _accumulate(self, parts: Sequence[Part]) -> tuple[Averages, float]:
-        loss: Tensor | None = None
-        while True:
-            metrics, total = Averages(), 0.0
-            try:
-                for examples, loss_function in parts:
-                    mine = processes.share([example.num_tokens for example in examples])
-                    split = split_to_fit(self._base, [examples[i] for i in mine], self.token_budget)
-                    for indices in ([mine[i] for i in part] for part in split):
-                        batch = lay_out(self._base, [examples[i] for i in indices])
-                        with self._base.dropout() if self._dropout else nullcontext():
-                            for loss in loss_function(batch, indices, metrics):
-                                loss.backward()
-                                total += float(loss.detach())
-                processes.sum_gradients(self._parameters)
-                found = processes.gather((metrics, total))
-                return Averages.merged([part for part, _ in found]), sum(loss for _, loss in found)
-            except torch.OutOfMemoryError as error:
-                # From the start of the step: part of a gradient may have been added already.
-                self.optimizer.zero_grad(set_to_none=True)
-                loss = None  # else its graph would be held while the smaller microbatch runs
-                torch.cuda.empty_cache()
-                longest = max(example.num_tokens for examples, _ in parts for example in examples)
-                if self.token_budget <= longest:
-                    raise DoesNotFitError(
-                        f"an example of {longest} tokens alone does not fit the device's memory; lower "
-                        "data.max_prompt_tokens or data.max_completion_tokens, or set model.quantization: nf4"
-                    ) from error
-                self.token_budget = max(longest, self.token_budget // 2)
-                say(f"out of memory: microbatches of {self.token_budget} tokens from here on; the result is the same")
-
 
 def _rate(step: int, schedule: str, warmup_steps: int, total_steps: int) -> float:
-    """The learning rate as a share of its peak."""
+    """The learning rate as a fraction of its peak."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, total_steps - warmup_steps)

@@ -148,7 +148,7 @@ def _tree(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def command(words: Sequence[str]) -> int:
-    from onebase.cli.commands import main
+    from onebase.cli.main import main
     from onebase.tools import runs
 
     runs.leave_pictures = lambda folder: None  # type: ignore[assignment]  # drawing takes longer than training here

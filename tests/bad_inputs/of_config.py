@@ -223,7 +223,7 @@ TRUE = [
 
 ZERO = {
     "seed", "lora.r", "lora.dropout", "data.eval_fraction", "data.max_dropped_share", "optimizer.weight_decay",
-    "optimizer.warmup_steps", "reward.centering_coefficient", "preference.label_smoothing", "preference.gamma",
+    "optimizer.warmup_steps", "ranking.centering_coefficient", "preference.label_smoothing", "preference.gamma",
     "generation.top_k", "ppo.gamma", "ppo.lam", "ppo.clip_low", "ppo.value_coefficient", "ppo.kl_coefficient",
     "ppo.critic_warmup_rollouts", "ppo.score_baseline", "ppo.missing_end_penalty", "ppo.length_penalty",
     "ppo.entropy_coefficient", "ppo.ptx_coefficient", "threads",

@@ -68,13 +68,13 @@ CASES: list[Case] = [
     Case("role_run_folder", f"{SFT} --start_from fix/run_sft", files_for("sft"), says="fix/run_sft"),
     Case("role_base_folder", f"{SFT} --start_from fix/base", files_for("sft"), says="fix/base"),
     Case("role_reference_missing", f"{DPO} --reference_role nope", files_for("dpo"), says="nope"),
-    Case("role_ppo_policy_missing", f"{PPO} --policy nope", files_for("ppo"), says="nope"),
-    Case("role_best_of_policy_missing", f"{BEST_OF} --policy nope", files_for("ppo"), says="nope"),
+    Case("role_ppo_start_from_missing", f"{PPO} --start_from nope", files_for("ppo"), says="nope"),
+    Case("role_best_of_start_from_missing", f"{BEST_OF} --start_from nope", files_for("ppo"), says="nope"),
 ]  # fmt: skip
 
 USES = {
     "start": (policy, START), "dry": (policy, f"{START} --dry-run"), "reference": (policy, f"{DPO} --reference_role p"),
-    "ppo": (policy, f"{PPO} --policy p"), "bestof": (policy, f"{BEST_OF} --policy p"), "chat": (policy, CHAT),
+    "ppo": (policy, f"{PPO} --start_from p"), "bestof": (policy, f"{BEST_OF} --start_from p"), "chat": (policy, CHAT),
     "rewardstart": (policy, f"{REWARD} --start_from p"), "pporeward": (reward, WITH_REWARD_ROLE),
     "ppodry": (reward, f"{WITH_REWARD_ROLE} --dry-run"), "score": (reward, SCORE),
     "chatreward": (reward, "chat fix/base --reward p --once hi --max-new-tokens 4"),

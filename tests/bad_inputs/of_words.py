@@ -24,15 +24,15 @@ PATHS: dict[str, tuple[str, dict[str, Any]]] = {
     "url": ("https://example.com/x", {}), "newline": ("a\nerror: fake", {}), "dash": ("-", {}),
 }  # fmt: skip
 PATH_KEYS = {
-    "data.train": "sft", "data.eval": "sft", "start_from": "sft", "model.model_name_or_path": "sft",
-    "model.chat_template": "sft",
-    "reference_role": "dpo", "policy": "ppo", "reward.role": "ppo", "reward.model": "ppo", "ppo.ptx_data": "ppo",
-    "tiny.tokenizer": "pretrain", "output_dir": "sft",
-}  # fmt: skip
+    "sft": ("data.train", "data.eval", "start_from", "model.model_name_or_path", "model.chat_template", "output_dir"),
+    "dpo": ("reference_role",),
+    "ppo": ("start_from", "reward.role", "reward.model", "ppo.ptx_data"),
+    "pretrain": ("tiny.tokenizer",),
+}
 
 
 def _paths() -> Iterator[Case]:
-    for key, verb in PATH_KEYS.items():
+    for verb, key in [(verb, key) for verb, keys in PATH_KEYS.items() for key in keys]:
         for name, (value, files) in PATHS.items():
             words = COMMANDS[verb].split()
             for gone in (
@@ -52,7 +52,7 @@ def _paths() -> Iterator[Case]:
             if key == "output_dir" and name in ("missing", "deep_missing", "folder", "dots", "tilde", "dash", "url"):
                 fine = "a folder may be called so"
             yield Case(
-                f"path_{key}_{name}",
+                f"path_{verb}_{key}_{name}",
                 [*words, *more, f"--{key}={quoted}"],
                 {**files_for(verb), **files},
                 {2, 3},

@@ -1,4 +1,4 @@
-"""Operations counted by the formula and by hand."""
+"""Operations counted by formula agree with counts by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two sides that ran in turn."""
+"""Ratios of two sides that ran in turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def test_the_ratio_is_that_of_the_medians() -> None:
 
 
 def test_the_spread_is_over_runs_that_stood_side_by_side() -> None:
-    # In the order 6 2 8 4: beside each other stood 6/2, 8/2 and 8/4, but not 6/4.
+    # In the order 6 2 8 4 the neighbours are 6/2, 8/2 and 8/4, but not 6/4.
     found = ratio_in_turn([6.0, 8.0], [2.0, 4.0])
     assert (found.low, found.high) == (2.0, 4.0)
     assert str(found) == "2.33 [2.00, 4.00]"

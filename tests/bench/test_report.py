@@ -50,7 +50,7 @@ def test_the_prose_around_the_marks_stays() -> None:
 
 @pytest.mark.parametrize("page", ["", report.BEGIN, f"{report.END} {report.BEGIN}", f"{report.BEGIN}{report.END}" * 2])
 def test_a_page_without_its_marks_is_refused(page: str) -> None:
-    with pytest.raises(ValueError, match="page.md: .* have to stand in it once each"):
+    with pytest.raises(ValueError, match="page.md: expected .* once each"):
         report.between_marks(page, "new", "page.md")
 
 
@@ -58,10 +58,10 @@ def test_a_missed_target_is_said() -> None:
     results = {"rows": {"dpo bf16": a_row(5.0, 600)}}
     assert ">= 6 **missed**" in tables.comparison(results, "bf16")
     assert tables.missed(results) == [
-        "dpo beside Peer: 5.00 times its samples/s, not 6",
-        "dpo beside Peer: 0.60 times its memory, not 0.5",
+        "dpo beside Peer: 5.00 times its samples/s, target 6",
+        "dpo beside Peer: 0.60 times its memory, target 0.5",
     ]
-    assert "Every target of what was measured is met." in tables.targets({"rows": {"dpo bf16": a_row(7.0, 400)}})
+    assert "All measured targets are met." in tables.targets({"rows": {"dpo bf16": a_row(7.0, 400)}})
 
 
 def test_the_page_is_written_from_any_part_of_the_results(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_page_is_written_from_any_part_of_the_results(tmp_path: Path) -> Non
     keep("rows", curve | MACHINE, results, within="growth")
     report.write(results, page)
     assert "| dpo | Peer | 7.00 | 1.00 | 7.00 [7.00, 7.00] | >= 6 |" in page.read_text()
-    assert "From 1 to 2 rows (2.00 times), seconds: 2.00 times." in page.read_text()
+    assert "From 1 to 2 rows (2.00x): seconds 2.00x." in page.read_text()
     assert (tmp_path / "performance" / "rows.png").is_file()
 
 
@@ -116,7 +116,7 @@ def test_missing_peers_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     workload = Workload(peers=tmp_path, data=tmp_path)
     assert measured_by([Measurement("rows", lambda *_: [])], workload, tmp_path / "results.json") == MISSING
     said = capsys.readouterr().err
-    assert said == f"error: {tmp_path / 'prepare.py'}: no such file; say where it is: make bench PEERS=folder\n"
+    assert said == f"error: {tmp_path / 'prepare.py'}: no such file; set its folder: make bench PEERS=FOLDER\n"
 
 
 def test_over_15_percent_more_than_last_is_slower() -> None:
@@ -131,4 +131,4 @@ def test_over_15_percent_more_than_last_is_slower() -> None:
     assert [line.endswith("SLOWER") for line in lines[1:]] == [True, False]
     lines, slower = quick.compared(now, {**last, "threads": 4})
     assert not slower
-    assert "of this precision and number of threads" in lines[-1]
+    assert "at this precision and number of threads" in lines[-1]

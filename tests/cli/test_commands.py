@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 import onebase
-from onebase.cli import commands as cli
+from onebase.cli import commands, modules, preflight
+from onebase.cli.main import main
 from onebase.config.files import config_keys
 from onebase.config.verbs import VERB_CONFIGS
 from onebase.errors import DataError, DoesNotFitError, Interrupted, Stopped
@@ -34,11 +35,11 @@ def onebase_command(*words: str, folder: Path | None = None) -> subprocess.Compl
 
 
 def fake_recipe(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
-    monkeypatch.setattr(cli, "_module", lambda verb: SimpleNamespace(**functions))
-    monkeypatch.setattr(cli.preflight, "check", lambda config: None)  # there is nothing to read
-    monkeypatch.setattr(cli, "check_file", lambda path: None)
-    monkeypatch.setattr(cli.preflight, "check_models", lambda config: None)
-    monkeypatch.setattr(cli.preflight, "check_roles", lambda roles, model: None)
+    monkeypatch.setattr(modules, "load", lambda verb: SimpleNamespace(**functions))
+    monkeypatch.setattr(preflight, "check", lambda config: None)  # there is nothing to read
+    monkeypatch.setattr(commands, "check_file", lambda path: None)
+    monkeypatch.setattr(preflight, "check_models", lambda config: None)
+    monkeypatch.setattr(preflight, "check_roles", lambda roles, model: None)
 
 
 def failing_with(error: BaseException) -> object:
@@ -50,7 +51,7 @@ def failing_with(error: BaseException) -> object:
 
 def test_help_does_not_import_torch() -> None:
     program = (
-        "import sys; from onebase.cli.commands import main\n"
+        "import sys; from onebase.cli.main import main\n"
         "for line in ('--help', '--version', 'ppo --help', 'chat --help', 'sft seed=1'): main(line.split())\n"
         "heavy = {'torch', 'transformers', 'peft', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
@@ -84,7 +85,7 @@ def test_no_verb_shows_the_help_and_is_a_usage_error() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_training_verb_lists_every_key(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([verb, "--help"]) == 0
+    assert main([verb, "--help"]) == 0
     out = capsys.readouterr().out
     assert all(f"--{key} " in out for key, _ in config_keys(VERB_CONFIGS[verb]))
     assert VERBS[verb].about == VERB_CONFIGS[verb].__doc__
@@ -109,7 +110,7 @@ def test_the_help_of_a_training_verb_lists_every_key(verb: str, capsys: pytest.C
 )
 def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "ppo.yaml").write_text(
-        "output_dir: a\npolicy: b\nmodel: {model_name_or_path: c}\ndata: {train: d}\nreward: {role: e}\n"
+        "output_dir: a\nstart_from: b\nmodel: {model_name_or_path: c}\ndata: {train: d}\nreward: {role: e}\n"
         "ppo: {kl_coef: 0.1}\n"
     )
     done = onebase_command(*words, folder=tmp_path)
@@ -131,7 +132,7 @@ def test_dry_run_prints_the_config_to_stdout_and_the_plan_to_stderr(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_recipe(monkeypatch, plan=lambda config: f"would train on {config.data.train}")
-    assert cli.main(["sft", "--dry-run", *SFT, "--lora.r=4"]) == 0
+    assert main(["sft", "--dry-run", *SFT, "--lora.r=4"]) == 0
     printed = capsys.readouterr()
     assert yaml.safe_load(printed.out)["lora"]["r"] == 4
     assert printed.err == "would train on ['a.jsonl']\n"
@@ -144,7 +145,7 @@ def test_a_verb_hands_its_config_to_its_recipe(monkeypatch: pytest.MonkeyPatch, 
     path = tmp_path / "a=b.yaml"
     path.write_text("output_dir: a\nmodel: {model_name_or_path: c}\ndata: {train: d}\n")
     for words in (["sft", str(path), "seed=3"], ["sft", "--seed", "3", "--config", str(path)]):
-        assert cli.main(words) == 0
+        assert main(words) == 0
     assert [config.seed for config in seen] == [3, 3] and seen[0] == seen[1]
     assert drawn == [Path("a"), Path("a")]
 
@@ -163,7 +164,7 @@ def test_options_reach_the_recipe(
 ) -> None:
     seen: dict[str, object] = {}
     fake_recipe(monkeypatch, run=lambda **options: seen.update(options))
-    assert cli.main(words) == 0
+    assert main(words) == 0
     assert {key: seen[key] for key in expected} == expected
 
 
@@ -195,7 +196,7 @@ def test_an_expected_failure_is_one_line_with_its_exit_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake_recipe(monkeypatch, run=failing_with(error))
-    assert cli.main(["sft", *SFT]) == code
+    assert main(["sft", *SFT]) == code
     assert capsys.readouterr().err == "sft: starting; the run goes to runs/x\n" + message
 
 
@@ -237,7 +238,7 @@ def test_an_unexpected_failure_is_one_line_and_its_traceback_a_file(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     fake_recipe(monkeypatch, run=failing_with(error))
-    assert cli.main(["demo"]) == code
+    assert main(["demo"]) == code
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1 and len(err) < 600, err
     kept = tmp_path / "onebase-traceback.txt"
@@ -253,7 +254,7 @@ def test_the_traceback_of_a_run_goes_to_its_folder_behind_older_ones(
     folder.mkdir()
     for what in ("first", "second"):
         fake_recipe(monkeypatch, run=failing_with(RuntimeError(what)))
-        assert cli.main(["sft", *SFT[1:], f"output_dir={folder}"]) == 1
+        assert main(["sft", *SFT[1:], f"output_dir={folder}"]) == 1
         assert f"RuntimeError: {what}; the traceback is in {folder}/traceback.txt; please" in capsys.readouterr().err
     kept = (folder / "traceback.txt").read_text()
     assert kept.index("RuntimeError: first") < kept.index("RuntimeError: second")
@@ -264,7 +265,7 @@ def test_a_failure_names_the_function_of_ours_that_it_happened_in(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     fake_recipe(monkeypatch, run=lambda **options: write_atomically(Path("/proc/x/y"), "text"))
-    assert cli.main(["demo"]) == 1
+    assert main(["demo"]) == 1
     expected = r"error: demo failed in write_atomically \(files.py, line \d+\): FileNotFoundError: /proc/"
     assert re.match(expected, capsys.readouterr().err)
 
@@ -287,9 +288,10 @@ def test_an_ascii_terminal_shows_other_letters_as_escapes(tmp_path: Path) -> Non
 
 def test_a_recipe_that_closed_stdout_fails_without_a_complaint_at_exit(tmp_path: Path) -> None:
     program = (
-        "import sys; from types import SimpleNamespace; from onebase.cli import commands as cli\n"
-        "cli._module = lambda verb: SimpleNamespace(run=lambda **options: (sys.stdout.close(), print('x')))\n"
-        "sys.exit(cli.main(['demo']))"
+        "import sys; from types import SimpleNamespace; from onebase.cli import modules\n"
+        "from onebase.cli.main import main\n"
+        "modules.load = lambda verb: SimpleNamespace(run=lambda **options: (sys.stdout.close(), print('x')))\n"
+        "sys.exit(main(['demo']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
@@ -328,7 +330,7 @@ def test_doctor_finds_what_works_here(tmp_path: Path) -> None:
 
 
 def test_doctor_prints_words_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--json", "--output-dir", str(tmp_path)]) == 0
+    assert main(["doctor", "--json", "--output-dir", str(tmp_path)]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert findings["onebase"] == onebase.__version__ and findings["cores"] >= 1
     doctor.run(output_dir=tmp_path)
@@ -338,7 +340,7 @@ def test_doctor_prints_words_or_json(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that no one can write to: /proc")
 def test_doctor_says_when_runs_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--output-dir", "/proc/self"]) == 1
+    assert main(["doctor", "--output-dir", "/proc/self"]) == 1
     assert "error: cannot write to '/proc/self': " in capsys.readouterr().err
 
 
@@ -353,23 +355,31 @@ def test_doctor_says_when_runs_cannot_be_written(capsys: pytest.CaptureFixture[s
         (["sft", *SFT[:2], "--data.train", "there.jsonl", "gone.jsonl"], 3, "gone.jsonl does not exist"),
         (["sft", *SFT[:2], "data.train=there.jsonl", "data.eval=gone.jsonl"], 3, "gone.jsonl does not exist"),
         (["sft", *SFT[:2], "data.train=."], 3, ". is a folder; name a file in it, such as "),
-        (["sft", *SFT[:2], "data.train=a.docx"], 3, "a.docx: this kind of file is not read"),
+        (["sft", *SFT[:2], "data.train=a.docx"], 3, "a.docx: unsupported file type"),
         (["sft", *SFT[:2], "data.train=pipe.jsonl"], 3, "pipe.jsonl is a pipe, socket or device"),
         (["sft", *SFT[:2], "data.train=" + "y/" * 150 + "z.jsonl"], 3, "does not exist"),
         (["sft", *SFT[1:2], "data.train=there.jsonl", "output_dir=there.jsonl/x"], 2, "/x: cannot be written (Not a"),
         (["sft", *SFT[1:2], "data.train=there.jsonl", "output_dir=/proc/x", "--dry-run"], 2, "/proc/x: cannot be"),
         (["demo", "--output-dir", "x" * 300], 2, "cannot be written (File name too long); choose another --output-dir"),
         (["score", "role", "gone.jsonl"], 3, "gone.jsonl does not exist"),
-        (["score", "role", "there.jsonl", "--microbatch-tokens", "0"], 2, "--microbatch-tokens is 0; at least 1"),
-        (["score", "role", "there.jsonl", "--microbatch_tokens=-5"], 2, "--microbatch-tokens is -5; at least 1"),
+        (
+            ["score", "role", "there.jsonl", "--microbatch-tokens", "0"],
+            2,
+            "--microbatch-tokens is 0; it should be at least 1",
+        ),
+        (
+            ["score", "role", "there.jsonl", "--microbatch_tokens=-5"],
+            2,
+            "--microbatch-tokens is -5; it should be at least 1",
+        ),
         (["score", "role", "there.jsonl", "--dtype", "fp16"], 2, "--dtype"),
         (["chat", "role", "--device", "meta"], 2, "--device is meta; it should be auto, cpu, cuda or cuda:1"),
-        (["chat", "role", "--top-p", "0"], 2, "--top-p is 0.0; a number above 0 and up to 1 is needed"),
+        (["chat", "role", "--top-p", "0"], 2, "--top-p is 0.0; it should be above 0 and at most 1"),
         (["chat", "role", "--temperature", "nan"], 2, "--temperature: nan is not a number"),
-        (["chat", "role", "--seed", "-1"], 2, "--seed is -1; a number from 0 on is needed"),
+        (["chat", "role", "--seed", "-1"], 2, "--seed is -1; it should be between 0 and 9223372036854775807"),
         (["chat", "role", "--once", "hi \udcff"], 2, r"--once is not UTF-8 text: hi \udcff"),
         (["chat", "role", "--system", "\udcff"], 2, "--system is not UTF-8 text"),
-        (["demo", "--seed", "-1"], 2, "--seed is -1; a number from 0 up to 4294967295 is needed"),
+        (["demo", "--seed", "-1"], 2, "--seed is -1; it should be between 0 and 4294967295"),
     ],
 )
 def test_what_is_wrong_in_the_words_is_told_before_torch_is_imported(
@@ -383,13 +393,13 @@ def test_what_is_wrong_in_the_words_is_told_before_torch_is_imported(
     def importing(verb: str) -> None:
         raise AssertionError("torch would be imported")
 
-    monkeypatch.setattr(cli, "_module", importing)
+    monkeypatch.setattr(modules, "load", importing)
     monkeypatch.chdir(tmp_path)
     Path("there.jsonl").write_text("{}\n")
     Path("base").mkdir()
     Path("base/config.json").write_text("{}")
     os.mkfifo("pipe.jsonl")
-    assert cli.main(words) == code
+    assert main(words) == code
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
 
@@ -400,7 +410,7 @@ def test_a_wrong_path_is_answered_within_a_second_and_without_torch(tmp_path: Pa
         file.parent.mkdir()
         file.write_text("{}")
     program = (
-        "import sys, time; from onebase.cli.commands import main\n"
+        "import sys, time; from onebase.cli.main import main\n"
         f"words = {SFT[:2]!r}\n"
         "assert main(['sft', *words, 'data.train=gone.jsonl']) == 3 and main(['score', 'role', 'gone.jsonl']) == 3\n"
         "assert main(['sft', *words[1:], 'output_dir=done', 'data.train=there.jsonl']) == 2\n"
@@ -416,5 +426,5 @@ def test_a_wrong_path_is_answered_within_a_second_and_without_torch(tmp_path: Pa
 def test_the_help_fits_the_terminal(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     for verb in VERBS:
-        assert cli.main([verb, "--help"]) == 0
+        assert main([verb, "--help"]) == 0
         assert not [line for line in capsys.readouterr().out.splitlines() if len(line) > columns]

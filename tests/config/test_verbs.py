@@ -21,7 +21,7 @@ from onebase.config.verbs import VERB_CONFIGS
 from onebase.errors import ConfigError
 
 SFT = ["output_dir=runs/x", "model.model_name_or_path=base", "data.train=a.jsonl"]
-PPO = [*SFT, "policy=runs/sft/policy", "reward.role=runs/reward/reward"]
+PPO = [*SFT, "start_from=runs/sft/policy", "reward.role=runs/reward/reward"]
 BEST_OF = [*SFT, "reward.callable=m:f"]
 REQUIRED = {
     "pretrain": [SFT[0], SFT[2]],
@@ -137,14 +137,23 @@ def test_dotted_and_dashed_keys_of_a_file_are_read(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
-    path = written(tmp_path, "ppo:\n  kl_coef: 0.1\nlearning_rate: 1e-5\npolcy: a\n")
+    path = written(tmp_path, "ppo:\n  kl_coef: 0.1\nlearning_rate: 1e-5\nstrat_from: a\n")
     found = messages(PPOConfig, *PPO, "--ppo.kl_horizn", "3", path=path)
     assert found == [
         "run.yaml: 'ppo.kl_coef' is unknown; did you mean 'ppo.kl_coefficient'?",
         "run.yaml: 'learning_rate' is unknown; did you mean 'optimizer.learning_rate'?",
-        "run.yaml: 'polcy' is unknown; did you mean 'policy'?",
+        "run.yaml: 'strat_from' is unknown; did you mean 'start_from'?",
         "command line: 'ppo.kl_horizn' is unknown; did you mean 'ppo.kl_horizon'?",
     ]
+
+
+def test_a_key_by_its_former_name_names_the_key_it_is_now() -> None:
+    (line,) = messages(PPOConfig, *SFT, "policy=a", "reward.role=b")
+    assert line == "command line: 'policy' is unknown; did you mean 'start_from'?"
+    (line,) = messages(RewardConfig, *SFT, "--reward.max_pairs", "3")
+    assert line == "command line: 'reward.max_pairs' is unknown; did you mean 'ranking.max_pairs'?"
+    (line,) = messages(RewardConfig, *SFT, "reward={}")
+    assert line == "command line: 'reward' is unknown; did you mean 'ranking'?"
 
 
 def test_an_unknown_key_near_nothing_lists_what_there_is() -> None:
@@ -215,14 +224,14 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
         f"no config file '{tmp_path}/rum.yaml'; did you mean '{tmp_path}/run.yaml'?"
     ]
     assert messages(SFTConfig, path=tmp_path / "qqqqqqqqqqq") == [
-        f"no config file '{tmp_path}/qqqqqqqqqqq'; there are run.yaml"
+        f"no config file '{tmp_path}/qqqqqqqqqqq'; the folder has run.yaml"
     ]
-    assert messages(SFTConfig, path=tmp_path) == [f"'{tmp_path}' is a folder; give the YAML file in it"]
+    assert messages(SFTConfig, path=tmp_path) == [f"'{tmp_path}' is a folder; name the YAML file in it"]
     assert messages(SFTConfig, path=tmp_path / "no" / "run.yaml") == [
         f"no config file '{tmp_path}/no/run.yaml': there is no folder '{tmp_path}/no'"
     ]
     (tmp_path / "run.yaml").unlink()
-    assert messages(SFTConfig, path=tmp_path / "a.yaml")[0].endswith("; no YAML file is there")
+    assert messages(SFTConfig, path=tmp_path / "a.yaml")[0].endswith("; the folder has no YAML file")
 
 
 def test_files_that_are_not_yaml_mappings_are_told_in_one_line(tmp_path: Path) -> None:
@@ -278,7 +287,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             ["reward.role=null", "reward.model=m", "ppo.critic_start=reward"],
             "'ppo.critic_start' = reward needs 'reward.role'",
         ),
-        (["lora.dropout=0.1"], "'lora.dropout' above 0 would make noise of PPO's probability ratios; leave it at 0"),
+        (["lora.dropout=0.1"], "'lora.dropout' above 0 would add noise to PPO's probability ratios; leave it at 0"),
         (["lora.layers=9-2"], "'lora.layers' = 9-2: it should be all, upper-half, upper-quarter, a range like 8-15"),
         (["data.train=[]"], "'data.train' = []: it should have at least 1 item"),
     ],
@@ -353,12 +362,12 @@ def test_whole_numbers_may_be_written_as_exact_floats() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["output_dir=''"], "'output_dir' = : it should be a path, and it is blank"),
-        (["output_dir='  '"], "it should be a path, and it is blank"),
-        (['output_dir="a\\0b"'], r"'output_dir' = a\x00b: it should be a path, and it holds control characters"),
-        (["output_dir=" + "x" * 300], "it should be a path, and it is longer than a file system takes"),
-        (["data.train=['']"], "'data.train' = ['']: item 0: it should be a path, and it is blank"),
-        (["start_from=' '"], "'start_from' =  : it should be a path, and it is blank"),
+        (["output_dir=''"], "'output_dir' = : it should be a path, but it is blank"),
+        (["output_dir='  '"], "it should be a path, but it is blank"),
+        (['output_dir="a\\0b"'], r"'output_dir' = a\x00b: it should be a path, but it contains control characters"),
+        (["output_dir=" + "x" * 300], "it should be a path, but it is longer than a file system allows"),
+        (["data.train=['']"], "'data.train' = ['']: item 0: it should be a path, but it is blank"),
+        (["start_from=' '"], "'start_from' =  : it should be a path, but it is blank"),
         (["data.eval_fraction=0.999999999"], "'data.eval_fraction' = 0.999999999: it should be less than or equal"),
         (["model.device=meta"], "'model.device' = meta: it should be auto, cpu, cuda or cuda:1"),
         (["lora.target_modules=[]"], "it should have at least 1 item"),
@@ -403,7 +412,7 @@ def test_a_loss_that_says_nothing_or_a_key_it_does_not_read_is_refused(words: li
 def test_keys_of_a_new_model_are_refused_beside_a_model_that_is_there() -> None:
     words = [*REQUIRED["pretrain"], "model.model_name_or_path=base", "tiny.hidden_size=64", "tiny.tokenizer=t"]
     assert messages(PretrainConfig, *words) == [
-        f"command line: 'tiny.{key}' is for a new model, and 'model.model_name_or_path' names one that is there; "
+        f"command line: 'tiny.{key}' is for a new model, but 'model.model_name_or_path' names an existing one; "
         "leave one out".replace("' is", f"' = {value} is")
         for key, value in (("tokenizer", "t"), ("hidden_size", 64))
     ]
@@ -419,7 +428,7 @@ def test_keys_of_a_new_model_are_refused_beside_a_model_that_is_there() -> None:
         (DPOConfig, ["loss=simpo", "reference_role=r"], "'reference_role' = r would change nothing: 'loss' = simpo"),
         (SFTConfig, ["lora.r=0", "lora.alpha=3"], "'lora.alpha' = 3.0 would change nothing: 'lora.r' = 0"),
         (RewardConfig, ["lora.r=0", "lora.target_modules=[q]"], "'lora.target_modules' = ['q'] would change nothing"),
-        (PPOConfig, ["ppo.kl_horizon=5000"], "'ppo.kl_horizon' = 5000 does nothing without 'ppo.kl_target'; set it"),
+        (PPOConfig, ["ppo.kl_horizon=5000"], "'ppo.kl_horizon' = 5000 has no effect without 'ppo.kl_target'; set it"),
         (PretrainConfig, ["model.chat_template=hh"], "'model.chat_template' = hh would change nothing: pretraining"),
         (IterateConfig, ["learn=sft", "reference=kept"], "'reference' would change nothing: it is for 'learn' = dpo"),
     ],
@@ -444,11 +453,11 @@ def test_a_key_without_effect_is_refused(model_class: type[BaseModel], words: li
         (SFTConfig, "num_train_epochs", "did you mean 'optimizer.num_epochs'?"),
         (SFTConfig, "per_device_train_batch_size", "did you mean 'batch.minibatch'?"),
         (PPOConfig, "per_device_train_batch_size", "did you mean 'ppo.minibatch_prompts'?"),
-        (SFTConfig, "gradient_accumulation_steps", "a minibatch is split to fit memory by itself"),
+        (SFTConfig, "gradient_accumulation_steps", "a minibatch is split to fit memory automatically"),
         (SFTConfig, "max_seq_length", "did you mean 'data.max_completion_tokens'?"),
         (PretrainConfig, "max_seq_length", "did you mean 'block_length'?"),
         (SFTConfig, "lora_rank", "did you mean 'lora.r'?"),
-        (SFTConfig, "warmup_ratio", "a warm-up is given in steps, by optimizer.warmup_steps"),
+        (SFTConfig, "warmup_ratio", "the warm-up is set in steps, by optimizer.warmup_steps"),
         (SFTConfig, "output", "did you mean 'output_dir'?"),
         (PPOConfig, "max_new_tokens", "did you mean 'generation.max_new_tokens'?"),
         (PPOConfig, "lora.lora_alpha", "did you mean 'lora.alpha'?"),
@@ -461,6 +470,7 @@ def test_the_usual_names_of_the_field_are_known(model_class: type[BaseModel], ke
 
 def test_every_usual_name_leads_to_a_key_of_some_verb() -> None:
     every = {key for model_class in VERB_CONFIGS.values() for key, _ in config_keys(model_class)}
+    every |= {key.partition(".")[0] for key in every}
     for name, meant in USUAL_NAMES.items():
         assert isinstance(meant, str) or set(meant) <= every, name
 
@@ -499,16 +509,16 @@ LAUGHS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'lol'}]
     [
         (LAUGHS, "line 2, column 10: not valid YAML: *a0 stands for a list or a mapping; write it out"),
         ("lora: &a {b: *a}\n", "*a stands for a list or a mapping; write it out"),
-        ("a: " + "[" * 5000, "more than 12 lists and mappings within each other"),
-        ("a: " + "{a: " * 5000, "more than 12 lists and mappings within each other"),
+        ("a: " + "[" * 5000, "more than 12 nested lists and mappings"),
+        ("a: " + "{a: " * 5000, "more than 12 nested lists and mappings"),
         ("seed: !!int abc\n", "line 1, column 7: not valid YAML: abc cannot be read as int"),
         ("seed: !!float abc\n", "abc cannot be read as float"),
         ("seed: !!bool maybe\n", "maybe cannot be read as bool"),
         ("seed: !!timestamp x\n", "x cannot be read as timestamp"),
         ("seed: " + "1" * 5000, "11... cannot be read as int"),
         ("? [a, b]\n: 1\n" * 3, "is unknown"),
-        ("\n".join(f"k{i}: 1" for i in range(9000)), "are unknown too"),
-        ("# " + "x" * 200_000, "it has 200,002 bytes, which is no configuration"),
+        ("\n".join(f"k{i}: 1" for i in range(9000)), "is unknown too, and there may be more"),
+        ("# " + "x" * 200_000, "it has 200,002 bytes, too many for a config"),
         ('"\\e[31mred": 1\n', r"'\x1b[31mred' is unknown"),
     ],
 )
@@ -535,8 +545,8 @@ def test_what_is_no_regular_file_is_refused_without_reading_it(tmp_path: Path) -
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
     (tmp_path / "gone.yaml").symlink_to("nowhere.yaml")
     for name, message in (
-        ("pipe.yaml", "it is no regular file"),
-        ("/dev/zero", "it is no regular file"),
+        ("pipe.yaml", "it is not a regular file"),
+        ("/dev/zero", "it is not a regular file"),
         ("loop.yaml", "too many levels of symbolic links"),
         ("gone.yaml", "no such file or directory"),
         ("x" * 300, "no config file"),

@@ -5,10 +5,12 @@ import random
 import pytest
 import torch
 
-from onebase.data.batches import microbatch_indices, minibatch_indices, mixed_seed, num_minibatches, row_shape
+from onebase.data.batches import microbatch_indices, minibatch_indices, num_minibatches, row_shape
+from onebase.data.rows import lay_in_rows
 from onebase.data.tree import build_tree_batch
-from onebase.models.forward import token_logprobs
+from onebase.engines.forward import token_logprobs
 from onebase.records import Example
+from onebase.seeds import mixed_seed
 from tests.tiny_models import add_adapter_role, random_ids, tiny_base
 
 
@@ -73,7 +75,7 @@ def test_a_microbatch_keeps_to_its_token_budget_and_no_example_is_lost() -> None
         for batch in batches:
             padded = len(batch) * max(examples[i].num_tokens for i in batch)
             assert padded <= budget or len(batch) == 1
-            assert build_tree_batch([examples[i] for i in batch]).input_ids.numel() == padded
+            assert lay_in_rows(build_tree_batch([examples[i] for i in batch]), "tree").input_ids.numel() == padded
     assert microbatch_indices([], 10) == []
 
 
@@ -86,8 +88,7 @@ def test_a_packed_microbatch_holds_as_many_trees_as_fit_its_budget_end_to_end() 
         for batch, size, following in zip(batches, sizes, [*batches[1:], None], strict=True):
             assert size <= budget or len(batch) == 1
             assert following is None or size + examples[following[0]].num_tokens > budget
-            row = build_tree_batch([examples[i] for i in batch], max_row_tokens=size)
-            assert row.input_ids.shape == (1, size) and not (row.tree < 0).any()
+            assert build_tree_batch([examples[i] for i in batch]).input_ids.shape == (size,)
         assert len(batches) <= len(microbatch_indices(examples, budget))
     assert microbatch_indices([], 10, layout="packed") == []
 
@@ -103,24 +104,24 @@ def test_microbatches_hold_neighbours_in_length_so_that_little_is_padding() -> N
 
 
 def test_a_microbatch_split_changes_neither_the_loss_nor_the_gradients() -> None:
-    one = tiny_base("llama")
-    add_adapter_role(one, "policy")
+    base = tiny_base("llama")
+    add_adapter_role(base, "policy")
     examples = examples_of_many_lengths(9, seed=2)
 
     def loss_and_gradients(batches: list[list[int]]) -> tuple[float, list[torch.Tensor]]:
         total = 0.0
         for batch in batches:
             tree = build_tree_batch([examples[i] for i in batch])
-            loss = -token_logprobs(one, tree, role="policy").sum() / 100
+            loss = -token_logprobs(base, tree, role="policy").sum() / 100
             loss.backward()
             total += loss.item()
-        gradients = [parameter.grad.clone() for parameter in one.parameters("policy") if parameter.grad is not None]
-        for parameter in one.parameters("policy"):
+        gradients = [parameter.grad.clone() for parameter in base.parameters("policy") if parameter.grad is not None]
+        for parameter in base.parameters("policy"):
             parameter.grad = None
         return total, gradients
 
     expected_loss, expected = loss_and_gradients([list(range(9))])
-    assert len(expected) == len(one.parameters("policy")) and max(g.abs().max().item() for g in expected) > 0.01
+    assert len(expected) == len(base.parameters("policy")) and max(g.abs().max().item() for g in expected) > 0.01
     for budget in (1, 30, 70):
         loss, gradients = loss_and_gradients(microbatch_indices(examples, budget))
         assert loss == pytest.approx(expected_loss, abs=1e-5)
@@ -137,3 +138,7 @@ def test_rows_of_the_separate_layout_are_counted_with_a_prompt_each() -> None:
     for layout, needed in (("separate", 5 * 15), ("tree", 2 * 18), ("packed", 18 + 7)):
         assert microbatch_indices(examples, needed, layout=layout) == [[0, 1]]
         assert microbatch_indices(examples, needed - 1, layout=layout) == [[0], [1]]
+    batch = build_tree_batch(examples)
+    assert lay_in_rows(batch, "separate").input_ids.shape == (5, 15)
+    assert lay_in_rows(batch, "tree").input_ids.shape == (2, 18)
+    assert batch.input_ids.shape == (18 + 7,)

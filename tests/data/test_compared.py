@@ -106,10 +106,10 @@ def test_too_many_cut_to_the_same_tokens_are_an_error(chat: ChatFormat) -> None:
     with pytest.raises(DataError) as caught:
         drop_equal_completions(examples, max_share=0.39)
     assert str(caught.value) == (
-        "the answers of 4 of 10 rows became the same tokens when they were cut, more than the share 0.39 allowed "
-        "(first lists:0, lists:1, lists:2); raise data.max_completion_tokens, lower data.max_prompt_tokens, "
-        "or allow a larger share (data.max_dropped_share)"
+        "the answers of 4 of 10 rows were cut to the same tokens, more than the allowed share of 0.39 "
+        "(first lists:0, lists:1, lists:2)"
     )
+    assert caught.value.remedy == "answers-cut-to-equal"
     # A list that loses some of its answers is no lost row.
     assert len(drop_equal_completions(examples[4:], max_share=0)[0]) == 6
     assert drop_equal_completions([], max_share=0) == ([], {})

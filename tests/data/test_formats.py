@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from onebase.data.formats import detect, drop_unusable, read_files, read_rows, split_by_prompt
+from onebase.data.formats import detect, read_files, read_rows
 from onebase.data.remarks import remarks
+from onebase.data.selection import drop_unusable, split_by_prompt
 from onebase.errors import DataError
 from onebase.records import Message, Row
 
@@ -101,9 +102,9 @@ def test_bad_transcripts_are_named(tmp_path: Path) -> None:
     assert message == "'rejected' ends in a user turn; end it in an assistant turn"
     message = refusal(tmp_path, {"chosen": good, "rejected": "\n\nHuman: z\n\nAssistant: b"})
     assert message == "'chosen' and 'rejected' share no user turn; give two answers to one prompt"
-    assert refusal(tmp_path, {"chosen": good}) == "the key 'rejected' is missing among chosen; add it"
+    assert refusal(tmp_path, {"chosen": good}) == "the key 'rejected' is missing; found chosen"
     message = refusal(tmp_path, {"chosen": 3, "rejected": good})
-    assert message == "'chosen' is the number 3; a transcript or a list of messages is needed"
+    assert message == "'chosen' is the number 3; expected a transcript or a list of messages"
 
 
 # pairs
@@ -145,26 +146,26 @@ def test_an_instruction_may_carry_a_pair(tmp_path: Path) -> None:
 
 def test_bad_pairs_are_named(tmp_path: Path) -> None:
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    needed = "a string or a list of messages is needed"
+    needed = "expected a string or a list of messages"
     assert refusal(tmp_path, {**pair, "chosen": None}) == f"'chosen' is null; {needed}"
     assert refusal(tmp_path, {**pair, "prompt": {"a": 1}}) == f"'prompt' is an object; {needed}"
-    assert refusal(tmp_path, {**pair, "rejected": []}) == "'rejected' is an empty list; a list of messages is needed"
-    needed = "a number from 0 to 1000, how much better 'chosen' is, is needed"
+    assert refusal(tmp_path, {**pair, "rejected": []}) == "'rejected' is an empty list; expected a list of messages"
+    needed = "expected a number from 0 to 1000, how much better 'chosen' is"
     assert refusal(tmp_path, {**pair, "margin": "big"}) == f"'margin' is the string \"big\"; {needed}"
     for wrong in (-0.5, 1e300, 10**300, True):
         assert refusal(tmp_path, {**pair, "margin": wrong}).endswith(needed)
-    assert refusal(tmp_path, {**pair, "margin": float("nan")}) == "NaN is no JSON number; write a finite one, or null"
-    assert refusal(tmp_path, {**pair, "tie": 1}) == "'tie' is the number 1; true or false is needed"
-    assert refusal(tmp_path, {"prompt": "q", "chosen": "a"}) == (
-        "the key 'rejected' is missing among prompt, chosen; add it"
+    assert (
+        refusal(tmp_path, {**pair, "margin": float("nan")}) == "NaN is not a JSON number; use a finite number, or null"
     )
+    assert refusal(tmp_path, {**pair, "tie": 1}) == "'tie' is the number 1; expected true or false"
+    assert refusal(tmp_path, {"prompt": "q", "chosen": "a"}) == ("the key 'rejected' is missing; found prompt, chosen")
     turns = [{"role": "user", "content": "other"}, {"role": "assistant", "content": "a"}]
     assert refusal(tmp_path, {**pair, "chosen": turns}) == (
-        "'chosen' holds the turns user, assistant; one assistant turn is needed, alone or behind the prompt's own turns"
+        "'chosen' holds the turns user, assistant; expected one assistant turn, alone or after the prompt's own turns"
     )
     assert refusal(tmp_path, {**pair, "prompt": turns}) == (
-        "'prompt' ends in an assistant turn; leave that turn to the answer, or write it as 'initial_reason_steps' "
-        "where the answers are steps that follow it"
+        "'prompt' ends in an assistant turn; move that turn to the answer, or to 'initial_reason_steps' if the answers "
+        "are steps that follow it"
     )
 
 
@@ -202,23 +203,23 @@ def test_votes_are_read_for_any_number_of_predictions_and_any_prompt(tmp_path: P
 def test_bad_votes_are_named(tmp_path: Path) -> None:
     good = {"question": "q", **PREDICTIONS, "preference": [0, 1, 2, 1, 0, 2]}
     assert refusal(tmp_path, {**good, "preference": [0, 1, 2]}) == (
-        "'preference' holds 3 votes, and 4 predictions make 6 pairs, (1, 2), (1, 3) and so on; give one vote for each"
+        "'preference' holds 3 votes, and 4 predictions make 6 pairs, (1, 2), (1, 3) and so on; give one vote per pair"
     )
-    needed = "1 (the first is better), 2 (the second) or 0 (a tie) is needed"
+    needed = "expected 1 (the first is better), 2 (the second) or 0 (a tie)"
     for vote, found in ((3, "number 3"), (-1, "number -1"), (1.0, "number 1.0"), (True, "boolean true")):
         message = refusal(tmp_path, {**good, "preference": [0, 1, vote, 1, 0, 2]})
         assert message == f"'preference[2]' is the {found}; {needed}"
-    assert refusal(tmp_path, {**good, "preference": 1}) == "'preference' is the number 1; a list of votes is needed"
-    assert refusal(tmp_path, {**good, "prediction 3": None}) == "'prediction 3' is null; a string is needed"
+    assert refusal(tmp_path, {**good, "preference": 1}) == "'preference' is the number 1; expected a list of votes"
+    assert refusal(tmp_path, {**good, "prediction 3": None}) == "'prediction 3' is null; expected a string"
     for number in (1, 3):
         missing = {key: value for key, value in good.items() if key != f"prediction {number}"}
-        assert refusal(tmp_path, missing).startswith(f"the key 'prediction {number}' is missing among question, ")
+        assert refusal(tmp_path, missing).startswith(f"the key 'prediction {number}' is missing; found question, ")
     missing = {key: value for key, value in good.items() if key != "prediction 4"}
     assert refusal(tmp_path, missing).startswith("'preference' holds 6 votes, and 3 predictions make 3 pairs")
     alone = {"question": "q", "prediction 1": "a", "preference": [1]}
-    assert refusal(tmp_path, alone).startswith("the key 'prediction 2' is missing among question, prediction 1")
+    assert refusal(tmp_path, alone).startswith("the key 'prediction 2' is missing; found question, prediction 1")
     missing = {key: value for key, value in good.items() if key != "preference"}
-    assert "do not have the layout of the file's first row, which is {prompt" in refusal(tmp_path, good, missing)
+    assert "do not match the layout of the file's first row, {prompt" in refusal(tmp_path, good, missing)
 
 
 # next steps
@@ -243,7 +244,7 @@ def test_steps_have_their_beginning_as_a_prefix(tmp_path: Path) -> None:
     assert only(tmp_path, {**step, "initial_reason_steps": ""}).prefix == ""
     assert only(tmp_path, {**step, "initial_reason_steps": None}).prefix is None
     assert refusal(tmp_path, {**step, "initial_reason_steps": ["Add."]}) == (
-        "'initial_reason_steps' is a list; a string is needed"
+        "'initial_reason_steps' is a list; expected a string"
     )
 
 
@@ -263,12 +264,6 @@ def test_every_prompt_may_have_a_prefix(tmp_path: Path) -> None:
     # A plain text has no prompt to stand behind.
     text = only(tmp_path, {"text": "t", **prefix})
     assert text.prefix is None and text.columns == prefix
-
-
-def test_steps_of_one_question_stay_on_one_side() -> None:
-    rows = [replace(row, prefix=f"step {index}") for index, row in enumerate(rows_of([f"p{i % 9}" for i in range(90)]))]
-    train, held_out = split_by_prompt(rows, 0.3, seed=0)
-    assert len(held_out) == 30 and not {row.messages for row in train} & {row.messages for row in held_out}
 
 
 # instructions
@@ -296,17 +291,24 @@ def test_a_list_of_outputs_is_ranked_best_first(tmp_path: Path) -> None:
 
 def test_bad_instructions_are_named(tmp_path: Path) -> None:
     good = {"instruction": "do", "output": "done"}
-    pairs = "a list of [user, assistant] pairs is needed"
+    pairs = "expected a list of [user, assistant] pairs"
     assert refusal(tmp_path, {**good, "history": "x"}) == f"'history' is the string \"x\"; {pairs}"
     message = refusal(tmp_path, {**good, "history": [["a", "b"], ["a"]]})
-    assert message == "'history[1]' is a list; a pair [user, assistant] is needed"
-    assert refusal(tmp_path, {**good, "history": [["a", 1]]}) == "'history[0][1]' is the number 1; a string is needed"
+    assert message == "'history[1]' is a list; expected a pair [user, assistant]"
+    assert refusal(tmp_path, {**good, "history": [["a", 1]]}) == "'history[0][1]' is the number 1; expected a string"
     assert refusal(tmp_path, {**good, "output": []}) == (
-        "'output' is an empty list; a string or a list of strings, best first is needed"
+        "'output' is an empty list; expected a string or a list of strings, best first"
     )
-    assert refusal(tmp_path, {**good, "output": ["a", None]}) == "'output[1]' is null; a string is needed"
-    assert refusal(tmp_path, {**good, "instruction": True}) == "'instruction' is the boolean true; a string is needed"
-    assert refusal(tmp_path, {**good, "system": 4}) == "'system' is the number 4; a string is needed"
+    assert refusal(tmp_path, {**good, "output": ["a", None]}) == "'output[1]' is null; expected a string"
+    assert refusal(tmp_path, {**good, "instruction": True}) == "'instruction' is the boolean true; expected a string"
+    assert refusal(tmp_path, {**good, "system": 4}) == "'system' is the number 4; expected a string"
+
+
+@pytest.mark.parametrize("grade", [1e16, 10**300, True, "2", None])
+def test_grades_are_numbers_that_can_be_told_apart(tmp_path: Path, grade: object) -> None:
+    ranked = {"instruction": "q", "output": ["a", "b"], "grades": [grade, 1.0]}
+    message = refusal(tmp_path, ranked)
+    assert message.startswith("'grades' is ") and "a list of 2 numbers, one per answer" in message
 
 
 # conversations
@@ -343,20 +345,20 @@ def test_bad_conversations_are_named(tmp_path: Path) -> None:
     def message_of(turns: Any) -> str:
         return refusal(tmp_path, {"messages": turns})
 
-    assert message_of([]) == "'messages' is an empty list; a list of messages is needed"
-    assert message_of("hi") == "'messages' is the string \"hi\"; a list of messages is needed"
-    needed = "a message {role, content} or {from, value} is needed"
+    assert message_of([]) == "'messages' is an empty list; expected a list of messages"
+    assert message_of("hi") == "'messages' is the string \"hi\"; expected a list of messages"
+    needed = "expected a message {role, content} or {from, value}"
     assert message_of([{"role": "user"}]) == f"'messages[0]' is an object; {needed}"
     assert message_of(["hi"]) == f"'messages[0]' is the string \"hi\"; {needed}"
     message = message_of([{"role": "robot", "content": "x"}])
-    assert message.startswith("'messages[0].role' is the string \"robot\"; one of system, user")
+    assert message.startswith("'messages[0].role' is the string \"robot\"; expected one of system, user")
     message = message_of([{"role": "user", "content": None}])
-    assert message == "'messages[0].content' is null; a string is needed"
+    assert message == "'messages[0].content' is null; expected a string"
     message = message_of([{"role": "assistant", "content": "x"}])
-    assert message == "'messages' holds the answer alone; put the turn it answers before it"
+    assert message == "'messages' holds only an answer; add the turn that it answers before it"
     turns = [{"role": "user", "content": "x"}]
     message = refusal(tmp_path, {"messages": turns, "label": "good"})
-    assert message == "'label' is the string \"good\"; 0, 1, true or false is needed"
+    assert message == "'label' is the string \"good\"; expected 0, 1, true or false"
     half = refusal(tmp_path, {"messages": [{"role": "user", "content": "ab\ud83d"}]})
     assert half == "'messages[0].content' holds half of a surrogate pair, U+D83D at character 2; remove it"
 
@@ -376,7 +378,7 @@ def test_labelled_text_is_graded(tmp_path: Path, label: int, grade: float) -> No
 
 
 def test_a_label_that_is_not_binary_is_named(tmp_path: Path) -> None:
-    assert refusal(tmp_path, {"text": "x", "label": 2}) == "'label' is the number 2; 0, 1, true or false is needed"
+    assert refusal(tmp_path, {"text": "x", "label": 2}) == "'label' is the number 2; expected 0, 1, true or false"
 
 
 def test_paragraphs_of_a_text_file_are_rows(tmp_path: Path) -> None:
@@ -421,16 +423,16 @@ def test_bad_squad_files_are_named_down_to_the_question(tmp_path: Path) -> None:
         return str(caught.value).removeprefix(str(path))
 
     where = ":1: data[0].paragraphs[0].qas[0]"
-    assert message_of(squad(question=None)) == f"{where}: 'question' is null; a string is needed"
+    assert message_of(squad(question=None)) == f"{where}: 'question' is null; expected a string"
     assert message_of(squad(answers={})) == (
-        f"{where}: 'answers' is an empty object; a list of objects with the key 'text' is needed"
+        f"{where}: 'answers' is an empty object; expected a list of objects with the key 'text'"
     )
-    assert message_of(squad(answers=[{"text": 5}])) == f"{where}: 'answers' is the number 5; a string is needed"
+    assert message_of(squad(answers=[{"text": 5}])) == f"{where}: 'answers' is the number 5; expected a string"
     broken = squad()
     broken["data"].append({"title": "no paragraphs"})
-    assert message_of(broken).startswith(": data[1]: the key 'paragraphs' is missing among title")
+    assert message_of(broken).startswith(": data[1]: the key 'paragraphs' is missing; found title")
     broken["data"][1] = "x"
-    assert message_of(broken) == ': data[1] is the string "x"; an object is needed'
+    assert message_of(broken) == ': data[1] is the string "x"; expected an object'
 
 
 # telling the layout
@@ -461,10 +463,12 @@ def test_unknown_keys_are_listed_beside_the_known_layouts(tmp_path: Path) -> Non
 
 def test_a_row_of_another_layout_names_the_keys_expected(tmp_path: Path) -> None:
     assert refusal(tmp_path, {"prompt": "q"}, {"messages": []}) == (
-        "the keys messages do not have the layout of the file's first row, which is {prompt | query | question}; "
+        "the keys messages do not match the layout of the file's first row, {prompt | query | question}; "
         "complete this row, or move rows of another layout to their own file"
     )
-    assert "do not have the layout" in refusal(tmp_path, {"prompt": "q"}, {"prompt": "q", "chosen": "", "rejected": ""})
+    assert "do not match the layout" in refusal(
+        tmp_path, {"prompt": "q"}, {"prompt": "q", "chosen": "", "rejected": ""}
+    )
 
 
 # files
@@ -523,17 +527,19 @@ def test_every_fault_of_a_file_is_one_line(tmp_path: Path) -> None:
         assert message.startswith(str(path)) and "\n" not in message
         return message.removeprefix(str(path))
 
-    assert message_of("train.json", b"[]") == " holds an empty list; give a file that holds at least one row"
+    assert message_of("train.json", b"[]") == " holds an empty list; at least one row is needed"
     assert message_of("trian.json") == " does not exist; did you mean train.json?"
-    assert message_of("zzzz.txt") == f" does not exist; check the path (nothing in {tmp_path} has a name like it)"
+    assert message_of("zzzz.txt") == f" does not exist; check the path (nothing in {tmp_path} has a similar name)"
     assert message_of("none/a.json") == f" does not exist, nor does its folder {tmp_path / 'none'}; check the path"
     assert message_of("x" * 300 + ".txt").startswith(" does not exist; check the path")
     assert message_of("") == " is a folder; name a file in it, such as train.json"
-    assert message_of("a.csv", b"a,b").startswith(": this kind of file is not read; give one ending in .json, .jsonl")
-    assert message_of("empty.jsonl", b"\n \n") == " is empty; give a file that holds at least one row"
+    assert message_of("a.csv", b"a,b").startswith(": unsupported file type; use .json, .jsonl or .txt")
+    assert message_of("empty.jsonl", b"\n \n") == " is empty; at least one row is needed"
     message = message_of("bad.jsonl.gz", b'{"text": "a"}')
-    assert message.startswith(" is not a whole gzip file (Not a gzipped file") and message.endswith("pack it again")
-    assert "is not a whole gzip file" in message_of("cut.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:-9])
+    assert message.startswith(" is not a complete gzip file (Not a gzipped file") and message.endswith(
+        "compress it again"
+    )
+    assert "is not a complete gzip file" in message_of("cut.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:-9])
     assert message_of("latin.txt", "caf\u00e9".encode("latin-1")) == " is not UTF-8: byte 3 is 0xe9; save it as UTF-8"
     message = message_of("bad.jsonl", b'{"text": "a"}\n{"text": }\n')
     assert message == ":2: invalid JSON at column 10: Expecting value; correct the file there"
@@ -543,16 +549,13 @@ def test_every_fault_of_a_file_is_one_line(tmp_path: Path) -> None:
     assert (
         message == ": invalid JSON at line 2, column 1: Extra data; one object per line belongs in a file named .jsonl"
     )
-    assert message_of("deep.json", b"[" * 200_000) == ":1: JSON nested too deeply; flatten it"
+    assert message_of("deep.json", b"[" * 200_000) == ":1: JSON is nested too deeply; flatten it"
     message = message_of("list.jsonl", b'[{"text": "a"}]\n')
-    assert message == (
-        ":1: the row is a list, an object with keys is needed; one JSON list for the whole file belongs in a file "
-        "named .json"
-    )
-    assert message_of("number.json", b"[1]") == ":1: the row is the number 1, an object with keys is needed"
-    assert message_of("text.json", b'"%s"' % (b"x" * 99)).endswith("...; a list of objects is needed")
+    assert message == (":1: the row is a list; expected an object; a file that is one JSON list has to be named .json")
+    assert message_of("number.json", b"[1]") == ":1: the row is the number 1; expected an object"
+    assert message_of("text.json", b'"%s"' % (b"x" * 99)).endswith("...; expected a list of objects")
     message = message_of("two.json", b'{"a": [], "b": [], "c": 1}')
-    assert message.startswith(" holds one object with the keys a, b, c, and 2 of them are lists; give a list")
+    assert message.startswith(" holds one object with the keys a, b, c, and 2 of them hold lists; expected a list")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
@@ -575,89 +578,6 @@ def test_a_path_below_a_file_is_one_line(tmp_path: Path) -> None:
     path = written(tmp_path, [{"text": "a"}]) / "a.txt"
     with pytest.raises(DataError, match="nor does its folder"):
         read_rows(path)
-
-
-# holding out and leaving out
-
-
-def rows_of(prompts: list[str]) -> list[Row]:
-    return [Row((user(prompt),), (f"a{index}",), place=f"f:{index}") for index, prompt in enumerate(prompts)]
-
-
-def test_rows_with_one_prompt_land_on_one_side() -> None:
-    rows = rows_of([f"p{index % 40}" for index in range(200)])
-    train, held_out = split_by_prompt(rows, 0.25, seed=1)
-    assert len(train) == 150 and len(held_out) == 50
-    assert not {row.messages for row in train} & {row.messages for row in held_out}
-    assert sorted(train + held_out, key=rows.index) == rows
-
-
-def test_the_split_depends_on_the_seed_and_not_on_the_order() -> None:
-    rows = rows_of([f"p{index}" for index in range(100)])
-    sides = [
-        {row.place for row in split_by_prompt(given, 0.2, seed)[1]}
-        for given, seed in ((rows, 0), (rows[::-1], 0), (rows, 1))
-    ]
-    assert sides[0] == sides[1] != sides[2] and len(sides[0]) == len(sides[2]) == 20
-    assert [row.place for row in split_by_prompt(rows, 0.2, 0)[0]] == [
-        row.place for row in rows if row.place not in sides[0]
-    ]
-
-
-def test_plain_texts_are_their_own_prompts() -> None:
-    rows = [Row((), (f"text {index}",)) for index in range(10)]
-    assert [len(side) for side in split_by_prompt(rows, 0.3, 0)] == [7, 3]
-
-
-def test_both_sides_hold_a_prompt() -> None:
-    assert [len(side) for side in split_by_prompt(rows_of(["a", "b"]), 0.01, 0)] == [1, 1]
-    assert [len(side) for side in split_by_prompt(rows_of(["a", "b"]), 0.99, 0)] == [1, 1]
-    assert [len(side) for side in split_by_prompt(rows_of(["a", "b"]), 0, 0)] == [2, 0]
-
-
-@pytest.mark.parametrize("grade", [1e16, 10**300, True, "2", None])
-def test_grades_are_numbers_that_can_be_told_apart(tmp_path: Path, grade: object) -> None:
-    ranked = {"instruction": "q", "output": ["a", "b"], "grades": [grade, 1.0]}
-    message = refusal(tmp_path, ranked)
-    assert message.startswith("'grades' is ") and "a list of 2 numbers, one per answer" in message
-
-
-def test_one_prompt_cannot_be_split() -> None:
-    with pytest.raises(DataError) as caught:
-        split_by_prompt(rows_of(["a", "a", "a"]), 0.5, 0)
-    assert str(caught.value) == (
-        "f:0: nothing can be held out, the 3 rows have 1 different prompts (texts of a .txt file are separated by "
-        "blank lines); give more data, or data.eval"
-    )
-    with pytest.raises(DataError, match="no rows: nothing can be held out"):
-        split_by_prompt([], 0.5, 0)
-    with pytest.raises(AssertionError, match=r"fraction is 1\.5"):
-        split_by_prompt(rows_of(["a", "b"]), 1.5, 0)
-
-
-def test_unusable_rows_are_left_out_by_reason() -> None:
-    good = Row((user("q"),), ("a", "b"), grades=(1.0, 0.0), place="f:1")
-    bad = [
-        Row((user("q"),), ("a", " "), place="f:2"),
-        Row((user("q"),), ("a", "a "), place="f:3"),
-        Row((user(" "),), ("a",), place="f:4"),
-        Row((), ("",), place="f:5"),
-    ]
-    kept, dropped = drop_unusable([good, *bad], max_share=1)
-    assert kept == [good]
-    assert dropped == {"empty answer": ["f:2", "f:5"], "equal answers": ["f:3"], "empty prompt": ["f:4"]}
-    assert drop_unusable([good, Row((user("q"),))]) == ([good, Row((user("q"),))], {})
-
-
-def test_too_many_unusable_rows_are_an_error() -> None:
-    rows = [Row((), ("" if index < 6 else "a",), place=f"f:{index}") for index in range(100)]
-    with pytest.raises(DataError) as caught:
-        drop_unusable(rows)
-    assert str(caught.value) == (
-        "6 of 100 rows cannot be used, more than the share 0.05 allowed: empty answer: 6 (first f:0, f:1, f:2); "
-        "correct these rows, or allow a larger share (data.max_dropped_share)"
-    )
-    assert len(drop_unusable(rows[1:] + rows[-1:])[0]) == 95
 
 
 # real files
@@ -777,17 +697,17 @@ def test_a_row_says_that_its_answer_did_not_end(tmp_path: Path, row: dict[str, A
     assert only(tmp_path, row).ended is None and only(tmp_path, {**row, "ended": True}).ended is None
     cut = only(tmp_path, {**row, "ended": False})
     assert cut.ended == (False,) and "ended" not in cut.columns
-    assert refusal(tmp_path, {**row, "ended": "no"}) == "'ended' is the string \"no\"; true or false is needed"
+    assert refusal(tmp_path, {**row, "ended": "no"}) == "'ended' is the string \"no\"; expected true or false"
 
 
 def test_pairs_and_lists_say_it_for_each_answer(tmp_path: Path) -> None:
     pair = {"prompt": "q", "chosen": "a", "rejected": "b", "rejected_ended": False}
     assert only(tmp_path, pair).ended == (True, False)
-    assert refusal(tmp_path, {**pair, "chosen_ended": 1}) == "'chosen_ended' is the number 1; true or false is needed"
+    assert refusal(tmp_path, {**pair, "chosen_ended": 1}) == "'chosen_ended' is the number 1; expected true or false"
     ranked = {"instruction": "q", "output": ["a", "b", "c"], "ended": [True, False, True]}
     assert only(tmp_path, ranked).ended == (True, False, True)
     assert only(tmp_path, ranked).only([1, 0]).ended == (False, True)
-    needed = "'ended' is a list; a list of 3 times true or false, one per answer, is needed"
+    needed = "'ended' is a list; expected a list of 3 times true or false, one per answer"
     assert refusal(tmp_path, {**ranked, "ended": [True, False]}) == needed
 
 
@@ -805,8 +725,8 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
 def test_tools_that_no_template_is_given_are_refused(tmp_path: Path, tools: Any) -> None:
     row = {"messages": [said("user", "q"), said("assistant", "a")]}
     assert refusal(tmp_path, {**row, "tools": tools}) == (
-        "'tools' defines tools, which no chat template is given yet; write them into the system turn and remove "
-        "'tools', or drop the row"
+        "'tools' defines tools, which are not passed to the chat template yet; write them into the system turn and "
+        "remove 'tools', or drop the row"
     )
     for none in ([], "[]", "", None):
         assert only(tmp_path, {**row, "tools": none}).answers == ("a",)
@@ -815,20 +735,19 @@ def test_tools_that_no_template_is_given_are_refused(tmp_path: Path, tools: Any)
 def test_what_stands_beside_the_content_of_a_message_is_refused(tmp_path: Path) -> None:
     row = {"messages": [said("user", "q"), said("assistant", None, tool_calls=[CALL])]}
     assert refusal(tmp_path, row) == (
-        "'messages[1].tool_calls' would be left out, as only 'content' is read; write it into 'content', or drop the "
-        "row"
+        "'messages[1].tool_calls' would be lost, as only 'content' is read; move it into 'content', or drop the row"
     )
     thought = {"messages": [said("user", "q"), said("assistant", "a", reasoning_content="so")]}
-    assert "'messages[1].reasoning_content' would be left out" in refusal(tmp_path, thought)
+    assert "'messages[1].reasoning_content' would be lost" in refusal(tmp_path, thought)
     weighted = {"messages": [said("user", "q"), said("assistant", "a", weight=0)]}
-    assert refusal(tmp_path, weighted).startswith("'messages[1].weight' is the number 0; no weight")
+    assert refusal(tmp_path, weighted).startswith("'messages[1].weight' is the number 0; expected no weight")
     assert only(tmp_path, {"messages": [said("user", "q"), said("assistant", "a", tool_calls=None, weight=1)]}).answers
 
 
 def test_what_a_tool_returned_needs_a_call_before_it(tmp_path: Path) -> None:
     for turns in (["tool", "assistant"], ["user", "tool", "assistant"]):
         message = refusal(tmp_path, {"messages": [said(role, "x") for role in turns]})
-        assert message.startswith(f"'messages[{len(turns) - 2}]' is what a tool returned, and no assistant turn before")
+        assert message.startswith(f"'messages[{len(turns) - 2}]' is a tool's result, but no assistant turn before")
     called = {
         "conversations": [{"from": who, "value": "x"} for who in ("human", "function_call", "observation", "gpt")]
     }
@@ -846,15 +765,15 @@ def test_what_a_tool_returned_needs_a_call_before_it(tmp_path: Path) -> None:
 def test_options_that_are_not_in_the_question_are_refused(tmp_path: Path, options: Any) -> None:
     row = {"question": "2 + 2 is?", "choices": options, "answer": "4"}
     assert refusal(tmp_path, row) == (
-        "'choices' stands beside the prompt and would be left out of it; write it into the prompt, or rename 'choices' "
-        "if the model is not to see it"
+        "'choices' is beside the prompt and would not be part of it; move it into the prompt, or rename 'choices' if "
+        "the model should not see it"
     )
     assert only(tmp_path, {**row, "question": "2 + 2 is?\nA. 4\nB. five"}).columns["choices"] == options
 
 
 def test_a_second_prompt_beside_the_prompt_is_refused(tmp_path: Path) -> None:
     for key in ("question", "context", "input"):
-        assert f"'{key}' stands beside the prompt" in refusal(tmp_path, {"prompt": "p", key: "q", "completion": "a"})
+        assert f"'{key}' is beside the prompt" in refusal(tmp_path, {"prompt": "p", key: "q", "completion": "a"})
     assert only(tmp_path, {"prompt": "c\n\nq", "context": "c", "question": "q"}).columns["context"] == "c"
 
 
@@ -873,7 +792,7 @@ def test_a_text_that_something_else_answers_is_refused(tmp_path: Path) -> None:
     [
         (["user", "assistant", "assistant"], "two assistant turns in a row"),
         (["user", "assistant", "assistant", "user", "assistant"], "two assistant turns in a row"),
-        (["user", "system", "assistant"], "a system turn behind others"),
+        (["user", "system", "assistant"], "a system turn after others"),
     ],
 )
 def test_turns_out_of_order_are_counted_and_said(tmp_path: Path, roles: list[str], reason: str) -> None:
@@ -890,7 +809,7 @@ def test_a_pipe_or_a_device_is_refused_and_never_waited_for(tmp_path: Path) -> N
     os.mkfifo(tmp_path / "rows.jsonl")
     (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
     for name in ("rows.jsonl", "zero.jsonl"):
-        with pytest.raises(DataError, match=f"{name} is a pipe, socket or device; write its content to a file"):
+        with pytest.raises(DataError, match=f"{name} is a pipe, socket or device; save its content to a file"):
             read_rows(tmp_path / name)
 
 
@@ -898,8 +817,9 @@ def test_a_file_named_twice_is_refused_by_whatever_name(tmp_path: Path) -> None:
     path = written(tmp_path, [{"prompt": "q", "completion": "a"}])
     (tmp_path / "link.jsonl").symlink_to(path)
     for second in (path, tmp_path / "." / "rows.jsonl", tmp_path / "link.jsonl"):
-        with pytest.raises(DataError, match="are the same file; name it once"):
+        with pytest.raises(DataError, match="are the same file$") as caught:
             read_files([path, str(second)])
+        assert caught.value.remedy == "file-named-twice"
 
 
 def test_a_missing_file_is_named_though_the_limit_never_comes_to_it(tmp_path: Path) -> None:

@@ -15,10 +15,9 @@ from onebase.data.prepare import (
     encode_prompts,
     encode_rows,
     read_split,
-    with_completions,
 )
 from onebase.errors import DataError, ModelError, PromptTooLongError
-from onebase.records import Example, Message, Row
+from onebase.records import Example, Message, Prompt, Row
 from tests.tiny_models import BOS, EOS, tiny_tokenizer
 
 
@@ -94,7 +93,7 @@ def test_too_many_unusable_rows_are_an_error_in_either_file(tmp_path: Path) -> N
     good = write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "x"}] * 4)
     bad = write(tmp_path / "b.jsonl", [{"prompt": "p", "completion": c} for c in ("", "", "x")])
     for train, held in ((bad, good), (good, bad)):
-        with pytest.raises(DataError, match="2 of 3 rows cannot be used, more than the share 0.5 allowed"):
+        with pytest.raises(DataError, match="2 of 3 rows cannot be used, more than the allowed share of 0.5"):
             split_of([train], [held])
 
 
@@ -130,7 +129,7 @@ def test_the_prompt_gives_way_to_the_completions_down_to_half_of_the_context(
         assert encode_rows([row], chat, stops) == [example]
     else:
         with pytest.raises(
-            PromptTooLongError, match=f"the prompt has {1 + prompt} tokens, and {kept[0]} fit: {kept[1]} "
+            PromptTooLongError, match=f"the prompt has {1 + prompt} tokens, and only {kept[0]} fit: {kept[1]} "
         ):
             encode_rows([row], chat, stops)
 
@@ -138,11 +137,11 @@ def test_the_prompt_gives_way_to_the_completions_down_to_half_of_the_context(
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
-        ({"context": 64, "max_prompt": 4}, "data.max_prompt_tokens is 4"),
-        ({"context": 6}, "2 of the model's 6 positions are the answer's"),
+        ({"context": 64, "max_prompt": 4}, "prompts are limited to 4 tokens"),
+        ({"context": 6}, "2 of the model's 6 positions are kept for the answer"),
         (
             {"context": 6, "max_prompt": 5},
-            "2 of the model's 6 positions are the answer's, so data.max_prompt_tokens = 5 cannot be reached",
+            "2 of the model's 6 positions are kept for the answer, which leaves less than the 5 tokens allowed",
         ),
     ],
 )
@@ -152,18 +151,18 @@ def test_a_prompt_that_is_too_long_is_named_with_what_limits_it(
     rows = [asked("abc", "x"), asked("abcde", "x")]
     with pytest.raises(PromptTooLongError) as caught:
         encode_rows(rows, chat, Limits(**limits, truncate_prompt="error"))
-    assert caught.value.exit_code == 3 and str(caught.value) == (
-        f"asked.jsonl:5: the prompt has 6 tokens, and 4 fit: {reason}; set data.truncate_prompt to left (leaves out "
-        "the oldest turns) or drop (leaves out the row), or shorten it"
-    )
+    assert str(caught.value) == f"asked.jsonl:5: the prompt has 6 tokens, and only 4 fit: {reason}"
+    assert caught.value.exit_code == 3 and caught.value.remedy == "prompt-too-long"
     told: list[str] = []
     assert len(encode_rows(rows, chat, Limits(**limits, tell=told.append))) == 2
     assert told == [f"of 2 rows, 1 prompts lost their oldest tokens (asked.jsonl:5); {reason}"]
     dropping = Limits(**limits, truncate_prompt="drop", max_dropped_share=0.5, tell=told.append)
     assert [example.row for example in encode_rows(rows, chat, dropping)] == rows[:1]
     assert told[1] == f"of 2 rows, 1 rows with longer prompts were left out (asked.jsonl:5); {reason}"
-    with pytest.raises(DataError, match="1 of 2 rows have prompts that are too long, more than the share 0.05 allowed"):
+    left_out = "1 of 2 rows have prompts that are too long, more than the allowed share of 0.05"
+    with pytest.raises(DataError, match=left_out) as too_many:
         encode_rows(rows, chat, Limits(**limits, truncate_prompt="drop"))
+    assert too_many.value.remedy == "prompts-dropped"
 
 
 def conversation(*turns: str, system: str = "") -> Row:
@@ -184,12 +183,10 @@ def test_the_oldest_turns_go_first_and_the_system_and_last_user_turns_stay(syste
         limits = Limits(256, max_prompt=most, tell=told.append)
         (example,) = encode_rows([row], chat, limits)
         assert chat.decode(example.prompt_ids) == expected and example.row is row
-        assert (
-            encode_prompts([row], chat, limits, max_new_tokens=8, opening_tokens=4)[0].prompt_ids == example.prompt_ids
-        )
+        assert encode_prompts([row], chat, limits, max_new_tokens=8, opening_tokens=4)[0].ids == example.prompt_ids
     limit = 1 + len(kept[0])
     assert told[0] == (
-        f"of 1 rows, 1 prompts lost their oldest turns (turns.jsonl:1); data.max_prompt_tokens is {limit}"
+        f"of 1 rows, 1 prompts lost their oldest turns (turns.jsonl:1); prompts are limited to {limit} tokens"
     )
     (example,) = encode_rows([row], chat, Limits(256, max_prompt=10, tell=told.append))
     assert chat.decode(example.prompt_ids) == kept[1][-9:] and len(example.prompt_ids) == 10
@@ -207,7 +204,9 @@ def test_answers_that_were_cut_are_counted(chat: ChatFormat) -> None:
 
 def test_a_context_that_holds_nothing_is_refused() -> None:
     for context in (0, 1):
-        with pytest.raises(ModelError, match=f"the model's context of {context} tokens .* holds no prompt and answer"):
+        with pytest.raises(
+            ModelError, match=f"the model's context of {context} tokens .* has no room for a prompt and an answer"
+        ):
             Limits(context)
 
 
@@ -231,8 +230,9 @@ def test_of_answers_that_are_compared_the_first_of_the_best_is_taken() -> None:
 
 
 def test_rows_that_teach_nothing_are_errors(chat: ChatFormat) -> None:
-    with pytest.raises(DataError, match="no rows are left to train on; look at data.train"):
+    with pytest.raises(DataError, match="no rows are left to train on$") as caught:
         encode_rows([], chat, Limits(context=64))
+    assert caught.value.remedy == "no-rows-left"
     with pytest.raises(DataError, match="asked.jsonl:3: the row has no answer to learn from"):
         encode_rows([asked("abc")], chat, Limits(context=64))
 
@@ -250,7 +250,7 @@ def test_a_conversation_is_cut_together_with_its_mask() -> None:
 # --------------------------------------------------------------------------------------------------- prompts
 
 
-def prompts_of(rows: list[Row], chat: ChatFormat, limits: Limits | None = None, **overrides: int) -> list[Example]:
+def prompts_of(rows: list[Row], chat: ChatFormat, limits: Limits | None = None, **overrides: int) -> list[Prompt]:
     options = {"max_new_tokens": 8, "opening_tokens": 4} | overrides
     return encode_prompts(rows, chat, limits or Limits(context=64), **options)
 
@@ -258,60 +258,60 @@ def prompts_of(rows: list[Row], chat: ChatFormat, limits: Limits | None = None, 
 def test_a_question_is_a_prompt_without_its_answers(chat: ChatFormat) -> None:
     row = asked("abc", "the answer", columns={"gold": 1})
     (prompt,) = prompts_of([row], chat)
-    assert list(prompt.prompt_ids) == [BOS, *ids("abc")] and list(prompt.completions) == [] and prompt.row is row
+    assert isinstance(prompt, Prompt) and list(prompt.ids) == [BOS, *ids("abc")] and prompt.row is row
 
 
 def test_a_prompt_with_a_prefix_is_gone_on_from(chat: ChatFormat) -> None:
     (prompt,) = prompts_of([asked("abc", "the step", prefix="Step 1\n")], chat)
-    assert list(prompt.prompt_ids) == [BOS, *ids("abcStep 1\n")] and list(prompt.completions) == []
+    assert list(prompt.ids) == [BOS, *ids("abcStep 1\n")]
     (cut,) = prompts_of([asked("a" * 40, prefix="bcd")], chat, Limits(context=14))
-    assert list(cut.prompt_ids) == [BOS, *ids("aabcd")]
+    assert list(cut.ids) == [BOS, *ids("aabcd")]
 
 
 def test_a_text_gives_its_first_tokens_and_never_an_end(chat: ChatFormat) -> None:
     (opening,) = prompts_of([Row((), ("abcdefgh",))], chat)
-    assert list(opening.prompt_ids) == [BOS, *ids("abc")]
+    assert list(opening.ids) == [BOS, *ids("abc")]
     for text in ("abc", "ab", "a"):  # shorter than the opening, or just as long
         (short,) = prompts_of([Row((), (text,))], chat)
-        assert list(short.prompt_ids) == [BOS, *ids(text)]
+        assert list(short.ids) == [BOS, *ids(text)]
     (long,) = prompts_of([Row((), ("a" * 90,))], chat, opening_tokens=80)
-    assert len(long.prompt_ids) == 64 - 8  # what the context leaves
+    assert len(long.ids) == 64 - 8  # what the context leaves
 
 
 def test_prompts_leave_room_for_what_is_generated(chat: ChatFormat) -> None:
     row = asked("a" * 20, "x")
-    assert len(prompts_of([row], chat, Limits(context=29))[0].prompt_ids) == 21
+    assert len(prompts_of([row], chat, Limits(context=29))[0].ids) == 21
     with pytest.raises(PromptTooLongError) as caught:
         prompts_of([row], chat, Limits(context=28, truncate_prompt="error"))
-    assert str(caught.value).startswith(
-        "asked.jsonl:20: the prompt has 21 tokens, and 20 fit: generation.max_new_tokens takes 8 of the model's 28 "
-        "positions; "
+    assert str(caught.value) == (
+        "asked.jsonl:20: the prompt has 21 tokens, and only 20 fit: new tokens take 8 of the model's 28 positions"
     )
-    with pytest.raises(PromptTooLongError, match="the prompt has 21 tokens, and 10 fit: data.max_prompt_tokens is 10;"):
+    with pytest.raises(
+        PromptTooLongError, match="the prompt has 21 tokens, and only 10 fit: prompts are limited to 10 tokens"
+    ):
         prompts_of([row], chat, Limits(context=64, max_prompt=10, truncate_prompt="error"))
     (cut,) = prompts_of([row], chat, Limits(context=18))
-    assert list(cut.prompt_ids) == [BOS, *ids("a" * 9)]
+    assert list(cut.ids) == [BOS, *ids("a" * 9)]
 
 
 @pytest.mark.parametrize("max_new_tokens", [64, 65, 1000])
 def test_a_generation_that_fills_the_context_is_refused(chat: ChatFormat, max_new_tokens: int) -> None:
     with pytest.raises(DataError) as caught:
         prompts_of([asked("a")], chat, max_new_tokens=max_new_tokens)
-    message = str(caught.value)
-    assert message == (
-        f"generation.max_new_tokens = {max_new_tokens} leaves no room for a prompt in the model's context of 64; "
-        "lower it"
-    )
+    assert str(caught.value) == f"{max_new_tokens} new tokens leave no room for a prompt in the model's context of 64"
+    assert caught.value.remedy == "no-room-for-prompts"
 
 
 def test_no_prompts_are_an_error(chat: ChatFormat) -> None:
-    with pytest.raises(DataError, match="no prompts are left to sample from; look at data.train"):
+    with pytest.raises(DataError, match="no prompts are left to sample from$") as caught:
         prompts_of([], chat)
+    assert caught.value.remedy == "no-rows-left"
 
 
-def test_completions_replace_those_of_the_prompt_and_what_was_known_of_them() -> None:
-    row = asked("abc", "x")
-    prompt = Example([1, 2], [[3, 4]], [[True, False]], grades=[1.0], row=row)
-    tree = with_completions(prompt, ([5], [6, 7]))
-    assert tree == Example([1, 2], [[5], [6, 7]], None, None, None, row)
-    assert prompt.completions == [[3, 4]] and tree.num_tokens == 5
+def test_completions_make_an_example_of_a_prompt_of_which_nothing_else_is_known() -> None:
+    row = asked("abc", "x", grades=(1.0,), margin=0.5)
+    prompt = Prompt([1, 2], row)
+    example = prompt.with_completions(([5], [6, 7]))
+    assert example == Example([1, 2], [[5], [6, 7]], None, None, None, row)
+    assert example.tree is None and example.num_tokens == 5 and example.num_counted == 3
+    assert prompt == Prompt([1, 2], row)

@@ -32,20 +32,24 @@ def test_an_evaluation_file_that_is_a_training_file_is_refused(tmp_path: Path) -
     train = written(tmp_path / "a.jsonl", range(4))
     (tmp_path / "link.jsonl").symlink_to(train)
     for name in ("a.jsonl", "link.jsonl"):
-        with pytest.raises(DataError, match=f"{name} is in data.eval, and in data.train as .*a.jsonl: what is"):
+        with pytest.raises(DataError, match=f"{name} is evaluation data, and training data as .*a.jsonl: ") as caught:
             split_of([train], [str(tmp_path / name)])
+        assert caught.value.remedy == "evaluated-on-training-data"
 
 
 def test_an_evaluation_file_with_the_rows_of_the_training_file_is_refused(tmp_path: Path) -> None:
     train, copy = written(tmp_path / "a.jsonl", range(4)), written(tmp_path / "b.jsonl", range(4))
-    with pytest.raises(DataError, match=r"the 4 rows of data.eval \(.*b.jsonl:1 and on\) are those of data.train"):
+    with pytest.raises(
+        DataError, match=r"the 4 evaluation rows \(from .*b.jsonl:1 on\) are the training rows"
+    ) as caught:
         remarks(*split_of([train], [copy]))
+    assert caught.value.remedy == "evaluated-on-training-data"
 
 
 def test_rows_on_both_sides_are_counted(tmp_path: Path) -> None:
     train, held = written(tmp_path / "a.jsonl", range(6)), written(tmp_path / "b.jsonl", range(4, 9))
     assert remarks(*split_of([train], [held])) == [
-        f"warning: held-out rows that are trained on too, so that held-out figures flatter: 2 rows ({held}:1, "
+        f"warning: held-out rows are also trained on, which makes held-out results look too good: 2 rows ({held}:1, "
         f"{held}:2) of 5"
     ]
     assert remarks(*split_of([train], [])) == []
@@ -53,7 +57,7 @@ def test_rows_on_both_sides_are_counted(tmp_path: Path) -> None:
 
 def test_rows_that_stand_more_than_once_are_counted() -> None:
     rows = [asked(1, "a"), asked(2, "a"), asked(1, "a", file="g"), asked(1, "b")]
-    assert remarks(rows, []) == ["data.train repeats rows: 1 row (g:1)"]
+    assert remarks(rows, []) == ["the training data repeats rows: 1 row (g:1)"]
 
 
 def test_a_file_whose_rows_are_of_several_kinds_says_so() -> None:

@@ -1,4 +1,4 @@
-"""The demo's world: the gold score of every kind of answer, and the rows that are made from it."""
+"""The demo's world: the gold score of every kind of answer, and the rows made from it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUESTION = "What does the cat eat?"
 
 
 def parts(asked: Question) -> tuple[str, str, str]:
-    """The best answer's opening, fact and closing, blanks kept."""
+    """Returns the best answer's opening, fact and closing, spaces included."""
     best, opening, closing = best_answer(asked.text), OPENINGS[asked.language][0], CLOSINGS[asked.language][0]
     return opening, best.removeprefix(opening).removesuffix(closing), closing
 
@@ -168,7 +168,7 @@ def test_questions_are_two_phrasings_a_language_of_each_fact() -> None:
 
 def test_a_question_outside_the_world_is_refused() -> None:
     for ask in (best_answer, lambda question: gold_score(question, "Sure!")):
-        with pytest.raises(DataError, match=r"the question 'Why\?' is not one of the demo world; give one of"):
+        with pytest.raises(DataError, match=r"the question 'Why\?' is not one of the demo's; give one of"):
             ask("Why?")
 
 
@@ -191,7 +191,7 @@ def test_the_reward_takes_the_column_question_where_it_is_given() -> None:
 
 
 def test_the_reward_refuses_a_prompt_without_a_known_question() -> None:
-    with pytest.raises(DataError, match=r"the prompt 'Hello' contains no question of the demo world; use the demo's"):
+    with pytest.raises(DataError, match=r"the prompt 'Hello' contains no question of the demo; use the demo's"):
         gold_reward(["Hello"], ["Sure!"])
 
 
@@ -265,7 +265,7 @@ def test_pretraining_is_mostly_true() -> None:
     dialogues = [re.fullmatch(r"\n\nHuman: (.*)\n\nAssistant: (.*)", text) for text in texts]
     stated = [(found[1], found[2]) for found in dialogues if found]
     assert len(stated) > 800 and all(question in QUESTIONS for question, _ in stated)
-    # A quarter says nothing on the matter; of the rest nine in ten are right.
+    # A quarter of the answers are evasive; nine in ten of the rest are right.
     assert 0.5 < mean(gold_score(question, answer) >= 0.3 for question, answer in stated) < 0.8
 
 
@@ -293,7 +293,7 @@ def test_rows_say_what_was_asked_and_where_they_stand() -> None:
 
 
 def graded_pairs(rows: list[Row]) -> list[tuple[float, float]]:
-    """(difference in gold score, difference in grade) of all pairs of answers."""
+    """Returns (difference in gold score, difference in grade) for all pairs of answers."""
     pairs = []
     for row in rows:
         gold = [gold_score(row.columns["question"], answer) for answer in row.answers]

@@ -23,12 +23,14 @@ from transformers import (
 )
 
 from onebase.data.tree import build_tree_batch
+from onebase.engines import padded
+from onebase.engines.decoder import Decoder
+from onebase.engines.exactness import detect_layout
+from onebase.engines.forward import token_logprobs
+from onebase.engines.opening import load_base, wrap_model
 from onebase.errors import ModelError
-from onebase.models import forward
-from onebase.models.exactness import detect_layout
 from onebase.models.fingerprints import base_fingerprint, tensors_fingerprint, tokenizer_fingerprint
-from onebase.models.forward import token_logprobs
-from onebase.models.loading import hardware_dtype, load_base, load_tokenizer, wrap_model
+from onebase.models.loading import hardware_dtype, load_tokenizer
 from onebase.models.role_card import check_model_name
 from onebase.records import Example
 from onebase.training.plan import describe_base
@@ -87,8 +89,8 @@ def mask_that_leaks(model: PreTrainedModel, allowed: Tensor) -> Tensor:
 def test_a_tree_whose_branches_see_each_other_is_not_used(
     architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = forward.attention_mask
-    monkeypatch.setattr(forward, "attention_mask", lambda batch, **named: mask_that_leaks(model, original(batch)))
+    original = padded.attention_mask
+    monkeypatch.setattr(padded, "attention_mask", lambda rows, **named: mask_that_leaks(model, original(rows)))
     model = tiny_model(architecture, seed=1).to(dtype)
     found = detect_layout(model)
     assert found.layout == "separate"
@@ -138,8 +140,8 @@ def test_llama_4_is_refused_or_used_and_never_an_attribute_error() -> None:
 
 
 def test_the_small_real_model_is_run_in_trees_in_bfloat16(shared: Path) -> None:
-    one = load_base(str(shared / "models" / "stories260K" / "hf"), dtype="bfloat16", device="cpu")
-    assert one.layout == "tree" and one.packs and one.notes == []
+    base = load_base(str(shared / "models" / "stories260K" / "hf"), dtype="bfloat16", device="cpu")
+    assert base.layout == "tree" and base.packs and base.notes == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -189,24 +191,24 @@ def test_checking_the_layout_leaves_the_random_state_alone() -> None:
 
 
 def test_a_loaded_base_is_frozen_and_gives_the_models_own_logprobs(llama: Path) -> None:
-    one = load_base(str(llama), dtype="float32", device="cpu")
-    assert one.layout == "tree" and one.name_or_path == str(llama)
-    assert not one.model.training and not any(parameter.requires_grad for parameter in one.model.parameters())
-    one.add_role("policy")
+    base = load_base(str(llama), dtype="float32", device="cpu")
+    assert base.layout == "tree" and base.name_or_path == str(llama)
+    assert not base.model.training and not any(parameter.requires_grad for parameter in base.model.parameters())
+    base.add_role("policy")
     prompt, completion = random_ids(5, seed=1), random_ids(4, seed=2)
     logits = AutoModelForCausalLM.from_pretrained(llama)(torch.tensor([prompt + completion])).logits[0, 4:-1]
     expected = logits.log_softmax(-1)[torch.arange(4), torch.tensor(completion)]
-    found = token_logprobs(one, build_tree_batch([Example(prompt, [completion])]), role="policy")
+    found = token_logprobs(base, build_tree_batch([Example(prompt, [completion])]), role="policy")
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_the_dtype_is_the_one_asked_for(llama: Path, dtype: str, expected: torch.dtype) -> None:
-    one = load_base(str(llama), dtype=dtype, device="cpu")
-    assert {parameter.dtype for parameter in one.model.parameters()} == {expected}
-    one.add_role("policy")
+    base = load_base(str(llama), dtype=dtype, device="cpu")
+    assert {parameter.dtype for parameter in base.model.parameters()} == {expected}
+    base.add_role("policy")
     batch = build_tree_batch([Example([5], [[6, 7]])])
-    assert token_logprobs(one, batch, role="policy").dtype == torch.float32
+    assert token_logprobs(base, batch, role="policy").dtype == torch.float32
 
 
 def test_auto_dtype_is_bfloat16_only_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,8 +347,9 @@ def test_a_base_with_nan_in_it_is_refused_with_the_place(llama: Path, tmp_path: 
 
 
 def test_a_device_that_holds_no_numbers_is_refused(llama: Path) -> None:
-    with pytest.raises(ModelError, match="model.device: 'meta' is not available here: .*; try auto or cpu"):
+    with pytest.raises(ModelError, match="the device 'meta' is not available here: ") as caught:
         load_base(str(llama), device="meta")
+    assert caught.value.remedy == "no-device"
 
 
 def test_a_tokenizer_with_more_ids_is_refused_before_weights_are_read(llama: Path, tmp_path: Path) -> None:
@@ -380,8 +383,8 @@ def test_the_fingerprint_of_a_base_is_the_same_however_it_is_loaded_or_sharded(l
         (sharded, "float32", "nf4"),
         (llama, "bfloat16", "nf4"),
     ]:
-        one = load_base(str(folder), dtype=dtype, quantization=quantization, device="cpu")
-        assert one.fingerprint == expected, (folder, dtype, quantization)
+        base = load_base(str(folder), dtype=dtype, quantization=quantization, device="cpu")
+        assert base.fingerprint == expected, (folder, dtype, quantization)
 
 
 def test_another_seed_layer_or_architecture_is_another_fingerprint(llama: Path, tmp_path: Path) -> None:
@@ -468,15 +471,17 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch: pytest.Monkey
 
 
 def test_the_small_real_model_loads_with_its_tokenizer(shared: Path) -> None:
-    one = load_base(str(shared / "models" / "stories260K" / "hf"), dtype="float32", device="cpu")
-    assert one.layout == "tree" and one.hidden_size == 64 and one.context_length == 512
-    assert sum(parameter.numel() for parameter in one.model.parameters()) == 260_032
+    base = load_base(str(shared / "models" / "stories260K" / "hf"), dtype="float32", device="cpu")
+    assert base.layout == "tree" and base.hidden_size == 64 and base.context_length == 512
+    assert sum(parameter.numel() for parameter in base.model.parameters()) == 260_032
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="the system does not say what is mapped from a file")
 def test_weights_of_layers_with_one_input_lie_together_unless_they_are_pages_of_a_file(llama: Path) -> None:
     def num_products(dtype: str) -> list[int]:
-        layer = load_base(str(llama), dtype=dtype).decoder.layers()[0]  # type: ignore[union-attr]
+        base = load_base(str(llama), dtype=dtype)
+        assert base.packs
+        layer = Decoder(base.model).layers()[0]
         return [len(part.weights) for part in (layer.query_key_value, layer.gate_up)]
 
     assert num_products("bfloat16") == [1, 1]  # converted, so in memory of their own
@@ -484,8 +489,8 @@ def test_weights_of_layers_with_one_input_lie_together_unless_they_are_pages_of_
 
 
 def test_a_base_whose_weights_lie_together_is_saved_as_it_was(llama: Path, tmp_path: Path) -> None:
-    one = load_base(str(llama), dtype="bfloat16")
-    one.model.save_pretrained(tmp_path)
+    base = load_base(str(llama), dtype="bfloat16")
+    base.model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     original = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16)
     assert list(again.state_dict()) == list(original.state_dict())

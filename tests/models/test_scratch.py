@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from onebase.engines.opening import wrap_model
 from onebase.errors import DoesNotFitError
-from onebase.models.loading import wrap_model
 from onebase.models.scratch import SPECIAL_TOKENS, make_llama, num_weights, train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "猫坐在垫子上", "der Hund sitzt"] * 5
@@ -70,13 +70,13 @@ def test_the_model_is_a_small_llama_in_float32_that_fits_its_tokenizer(tokenizer
     assert (config.vocab_size, config.num_hidden_layers, config.max_position_embeddings) == (len(tokenizer), 3, 64)
     assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (0, 1, 2)
     assert num_weights(config) == sum(parameter.numel() for parameter in model.parameters())
-    one = wrap_model(model, tokenizer)
-    assert one.layout == "tree" and one.context_length == 64
+    base = wrap_model(model, tokenizer)
+    assert base.layout == "tree" and base.context_length == 64
 
 
 @pytest.mark.parametrize("sizes", [{"hidden_size": 10**9, "num_layers": 2}, {"hidden_size": 64, "num_layers": 10**9}])
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(
     tokenizer: PreTrainedTokenizerFast, sizes: dict[str, int]
 ) -> None:
-    with pytest.raises(DoesNotFitError, match=r"the new model's weights take .* GiB, and .* GiB are free; lower tiny"):
+    with pytest.raises(DoesNotFitError, match=r"the new model's weights take .* GiB, and .* GiB are free"):
         make_llama(tokenizer, **sizes, num_heads=4, max_length=64, seed=0)

@@ -3,59 +3,61 @@
 from tests.mutants.mutant import Mutant
 
 TREE = "onebase/data/tree.py"
+ROWS = "onebase/data/rows.py"
 BATCHES = "onebase/data/batches.py"
 CHAT = "onebase/data/chat.py"
 FIT = "onebase/data/fit.py"
 PREPARE = "onebase/data/prepare.py"
-FORMATS = "onebase/data/formats.py"
+SELECTION = "onebase/data/selection.py"
 COMPARED = "onebase/data/compared.py"
 
 TEST_TREE = "tests/data/test_tree.py"
+TEST_ROWS = "tests/data/test_rows.py"
 TEST_BATCHES = "tests/data/test_batches.py"
 TEST_CHAT = "tests/data/test_chat.py"
 TEST_PREPARE = "tests/data/test_prepare.py"
-TEST_FORMATS = "tests/data/test_formats.py"
+TEST_SELECTION = "tests/data/test_selection.py"
 TEST_COMPARED = "tests/data/test_compared.py"
 
 MUTANTS = [
     # ------------------------------------------------------------------------------------------------------- tree
-    Mutant(TREE, "[start + prompt_length - 1, *range(", "[first - 1, *range(",
+    Mutant(TREE, "[prompt_length - 1, *range(", "[first - 1, *range(",
            "a branch begins behind the last token of the branch before", TEST_TREE),
-    Mutant(TREE, "source_column.append(sources[c])", "source_column.append(first + c)",
+    Mutant(TREE, "source.append(sources[c])", "source.append(first + c)",
            "a token is predicted from itself", TEST_TREE),
     Mutant(TREE, "range(prompt_length, prompt_length + len(completion))",
            "range(len(positions), len(positions) + len(completion))",
            "positions go on from the branch before", TEST_TREE),
     Mutant(TREE, "if counted is None or counted[c]:", "if True:",
            "tokens that do not count are targets", TEST_TREE),
-    Mutant(TREE, "last_column.append(start + len(ids) - 1)", "last_column.append(start + len(ids) - 2)",
-           "the last column is the one before it", TEST_TREE),
-    Mutant(TREE, "source_row.append(r)", "source_row.append(0)",
-           "every token is predicted from the first row", TEST_TREE),
-    Mutant(TREE, "completion_index.append(len(last_row))", "completion_index.append(k)",
+    Mutant(TREE, "lasts.append(len(ids) - 1)", "lasts.append(len(ids) - 2)",
+           "the last place is the one before it", TEST_TREE),
+    Mutant(TREE, 'source=end_to_end("source", start)', 'source=end_to_end("source")',
+           "every token is predicted from the first tree", TEST_TREE),
+    Mutant(TREE, 'end_to_end("completion_index", first_completion)', 'end_to_end("completion_index")',
            "completions are numbered within their prompt", TEST_TREE),
-    Mutant(TREE, "token_column.append(first + c)", "token_column.append(sources[c])",
-           "a token's own column is its predecessor's", TEST_TREE),
-    Mutant(TREE, "causal & same_tree & visible", "causal & visible",
-           "trees of one row see each other", TEST_TREE),
-    Mutant(TREE, "(batch.branch[:, None, :] == 0) | (batch.branch[:, None, :] == batch.branch[:, :, None])",
-           "batch.branch[:, None, :] <= batch.branch[:, :, None]",
-           "a branch sees the branches before it", TEST_TREE),
-    Mutant(TREE, "batch.position_ids[:, None, :] < window", "batch.position_ids[:, None, :] <= window",
-           "the window is one position too wide", TEST_TREE),
-    Mutant(TREE, "batch.position_ids[:, :, None] - batch.position_ids[:, None, :] < window",
-           "order[:, None] - order[None, :] < window",
-           "the window counts columns", TEST_TREE),
+    Mutant(TREE, "token.append(first + c)", "token.append(sources[c])",
+           "a token's own place is its predecessor's", TEST_TREE),
     Mutant(TREE, "bool((batch.branch <= 1).all())", "bool((batch.branch <= 2).all())",
            "two completions pass for a plain causal row", TEST_TREE),
-    Mutant(TREE, "bool((batch.tree <= 0).all())", "True",
-           "two prompts in a row pass for a plain causal row", TEST_TREE),
-    Mutant(TREE, "position_ids = torch.where(tree >= 0, position_ids, columns)", "pass",
-           "padding stands at position zero", TEST_TREE),
-    Mutant(TREE, "used + example.num_tokens <= max_row_tokens", "used + example.num_tokens < max_row_tokens",
-           "a row is never filled to its last token", TEST_TREE),
-    Mutant(TREE, "used += example.num_tokens", "used = example.num_tokens",
-           "a row takes in more trees than fit", TEST_TREE),
+    # ------------------------------------------------------------------------------------------------------- rows
+    Mutant(ROWS, "causal & visible & rows.is_token[:, :, None]", "causal & rows.is_token[:, :, None]",
+           "a branch sees all earlier branches", TEST_ROWS),
+    Mutant(ROWS, "(rows.branch[:, None, :] == 0) | (rows.branch[:, None, :] == rows.branch[:, :, None])",
+           "rows.branch[:, None, :] <= rows.branch[:, :, None]",
+           "a branch sees the branches before it", TEST_ROWS),
+    Mutant(ROWS, "rows.position_ids[:, None, :] < window", "rows.position_ids[:, None, :] <= window",
+           "the window is one position too wide", TEST_ROWS),
+    Mutant(ROWS, "rows.position_ids[:, :, None] - rows.position_ids[:, None, :] < window",
+           "order[:, None] - order[None, :] < window",
+           "the window counts columns", TEST_ROWS),
+    Mutant(ROWS, "torch.where(is_token, batch.position_ids[place], past_the_end)",
+           "torch.where(is_token, batch.position_ids[place], 0)",
+           "padding stands at position zero", TEST_ROWS),
+    Mutant(ROWS, "torch.where(columns >= prompt[:, None], jump, 0)", "0",
+           "every row of a tree holds its first completion", TEST_ROWS),
+    Mutant(ROWS, "torch.where(behind_prompt, self.skipped[completion], 0)", "self.skipped[completion]",
+           "a prompt's places are moved as if they were a completion's", TEST_ROWS),
     Mutant(TREE, "[example.counted[k]]", "[example.counted[0]]",
            "separate rows count by the first completion's mask", TEST_TREE),
     Mutant(TREE, "len({lower.num_layers for lower in found}) > 1", "False",
@@ -128,9 +130,9 @@ MUTANTS = [
            "SFT learns the worst answer", TEST_PREPARE),
     Mutant(FIT, "text = chat.encode_example(row, add_end=False)", "text = chat.encode_example(row)",
            "a text to go on from ends with the end token", TEST_PREPARE),
-    Mutant(FORMATS, "row for row, key in zip(rows, keys, strict=True) if key not in held_out",
+    Mutant(SELECTION, "row for row, key in zip(rows, keys, strict=True) if key not in held_out",
            "row for row in rows",
-           "held-out rows are trained on", f"{TEST_FORMATS} {TEST_PREPARE}"),
+           "held-out rows are trained on", f"{TEST_SELECTION} {TEST_PREPARE}"),
     Mutant(COMPARED, "grades[k] > grades[best[ids]]", "grades[k] < grades[best[ids]]",
            "of equal answers the worst grade is kept", TEST_COMPARED),
     Mutant(COMPARED, "answers=(b.answers[0], w.answers[0])", "answers=(w.answers[0], b.answers[0])",

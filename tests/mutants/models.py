@@ -2,25 +2,30 @@
 
 from tests.mutants.mutant import Mutant
 
-FORWARD = "onebase/models/forward.py"
-DECODER = "onebase/models/decoder.py"
-STEPS = "onebase/models/decoder_steps.py"
-PROJECTION = "onebase/models/projection.py"
-ATTENTION = "onebase/models/tree_attention.py"
-CACHE = "onebase/models/decode_cache.py"
+FORWARD = "onebase/engines/forward.py"
+OUTPUT = "onebase/engines/output_layer.py"
+PADDED = "onebase/engines/padded.py"
+PACKED_ENGINE = "onebase/engines/packed.py"
+SEEDS = "onebase/seeds.py"
+RECORDS = "onebase/records.py"
+DECODER = "onebase/engines/decoder.py"
+STEPS = "onebase/engines/decoder_steps.py"
+PROJECTION = "onebase/engines/projection.py"
+ATTENTION = "onebase/engines/tree_attention.py"
+CACHE = "onebase/engines/slots.py"
 GENERATION = "onebase/sampling/local.py"
-ONE_BASE = "onebase/models/one_base.py"
-PASSES = "onebase/models/passes.py"
+ONE_BASE = "onebase/models/base.py"
+PASSES = "onebase/engines/passes.py"
 ROLE_FILES = "onebase/models/role_files.py"
 
-TEST_FORWARD = "tests/models/test_forward.py"
-TEST_DECODER = "tests/models/test_decoder.py"
-TEST_STEPS = "tests/models/test_decoder_steps.py"
-TEST_PROJECTION = "tests/models/test_projection.py"
-TEST_ATTENTION = "tests/models/test_tree_attention.py"
+TEST_FORWARD = "tests/engines/test_forward.py"
+TEST_DECODER = "tests/engines/test_decoder.py"
+TEST_STEPS = "tests/engines/test_decoder_steps.py"
+TEST_PROJECTION = "tests/engines/test_projection.py"
+TEST_ATTENTION = "tests/engines/test_tree_attention.py"
 TEST_GENERATION = "tests/sampling/test_local.py"
 TEST_ONE_BASE = "tests/models/test_one_base.py"
-TEST_PASSES = "tests/models/test_passes.py"
+TEST_PASSES = "tests/engines/test_passes.py"
 TEST_ROLE_FILES = "tests/models/test_role_files.py"
 
 SELECTED = f"{TEST_FORWARD}::test_selected_logprobs_and_their_slope_are_those_of_log_softmax"
@@ -40,51 +45,51 @@ LIKE_THE_SAVED = f"{TEST_ROLE_FILES}::test_a_loaded_role_computes_what_the_saved
 
 MUTANTS = [
     # ---------------------------------------------------------------------------------------------------- forward
-    Mutant(FORWARD, "scale = final[0] / temperature", "scale = final[0]",
+    Mutant(OUTPUT, "scale = final[0] / temperature", "scale = final[0]",
            "the temperature is ignored where the output layer is frozen", TEMPERATURE),
-    Mutant(FORWARD, "adjust_logits(head(states).float(), final) / temperature",
+    Mutant(OUTPUT, "adjust_logits(head(states).float(), final) / temperature",
            "adjust_logits(head(states).float(), final)",
            "the temperature is ignored where the output layer is not plain", TEMPERATURE),
-    Mutant(FORWARD, "@ weight)[: len(chosen)].mul_(scale)", "@ weight)[: len(chosen)]",
+    Mutant(OUTPUT, "@ weight)[: len(chosen)].mul_(scale)", "@ weight)[: len(chosen)]",
            "the slope of a selected log-prob leaves the temperature out", SELECTED),
-    Mutant(FORWARD, "return (slope * gradient[:, None]).to(slope.dtype)", "return slope",
+    Mutant(OUTPUT, "return (slope * gradient[:, None]).to(slope.dtype)", "return slope",
            "the slope of a selected log-prob ignores what comes from above", SELECTED),
-    Mutant(FORWARD, "difference = all_logprobs.exp_().neg_()", "difference = all_logprobs.exp_()",
+    Mutant(OUTPUT, "difference = all_logprobs.exp_().neg_()", "difference = all_logprobs.exp_()",
            "the slope of a selected log-prob has the wrong sign on all other tokens", SELECTED),
-    Mutant(FORWARD, "entropy[part] = -(all_logprobs.exp() * all_logprobs)",
+    Mutant(OUTPUT, "entropy[part] = -(all_logprobs.exp() * all_logprobs)",
            "entropy[part] = (all_logprobs.exp() * all_logprobs)",
            "entropy is negative where the output layer is frozen", TEMPERATURE),
-    Mutant(FORWARD, "entropy = log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)",
+    Mutant(OUTPUT, "entropy = log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)",
            "entropy = log_normaliser + (torch.softmax(logits, -1) * logits).sum(-1)",
            "entropy adds the mean logit", TEMPERATURE),
-    Mutant(FORWARD, "gather(-1, targets[:, None]).squeeze(-1) - log_normaliser",
+    Mutant(OUTPUT, "gather(-1, targets[:, None]).squeeze(-1) - log_normaliser",
            "gather(-1, targets[:, None]).squeeze(-1)",
            "log-probs are not normalised where gradients go through the entropy", TEMPERATURE),
-    Mutant(FORWARD, "torch.tanh(logits / cap) * cap", "torch.tanh(logits / cap)",
+    Mutant(OUTPUT, "torch.tanh(logits / cap) * cap", "torch.tanh(logits / cap)",
            "capped logits are not scaled back", f"{TEST_FORWARD}::test_soft_caps_on_the_logits_are_the_models_own"),
-    Mutant(FORWARD, "scale = 1.0 / float(config.logits_scaling)", "scale = float(config.logits_scaling)",
+    Mutant(OUTPUT, "scale = 1.0 / float(config.logits_scaling)", "scale = float(config.logits_scaling)",
            "Granite's logits are multiplied instead of divided",
            f"{TEST_FORWARD}::test_the_scale_of_the_logits_is_the_models_own"),
-    Mutant(FORWARD, "scale = float(config.logit_scale)", "scale = 1.0 / float(config.logit_scale)",
+    Mutant(OUTPUT, "scale = float(config.logit_scale)", "scale = 1.0 / float(config.logit_scale)",
            "Cohere's logits are divided instead of multiplied",
            f"{TEST_FORWARD}::test_the_scale_of_the_logits_is_the_models_own"),
-    Mutant(FORWARD, "weight, bias).float()", "weight, bias)",
+    Mutant(OUTPUT, "weight, bias).float()", "weight, bias)",
            "the softmax of selected log-probs runs in bfloat16",
            f"{TEST_FORWARD}::test_selected_logprobs_in_bfloat16_are_no_further_off_than_those_of_pytorch"),
-    Mutant(FORWARD, "batch.last_row, batch.last_column, role=role", "batch.last_row, batch.last_column - 1, role=role",
+    Mutant(FORWARD, "engine.states(batch, batch.last, every)", "engine.states(batch, batch.last - 1, every)",
            "a score is read before the last token", SCORES),
-    Mutant(FORWARD, "batch.source_row, batch.token_column, role=role",
-           "batch.source_row, batch.source_column, role=role",
+    Mutant(FORWARD, "engine.states(batch, batch.token, batch.completion_index)",
+           "engine.states(batch, batch.source, batch.completion_index)",
            "a mean score is read from the tokens before",
            f"{SCORES} tests/recipes/test_reward.py::test_mean_pooling_scores_the_mean_of_the_answers_states"),
-    Mutant(FORWARD, 'if pooling == "last":', "if True:",
+    Mutant(FORWARD, 'if scalar.pooling == "last":', "if True:",
            "the pooling of a reward role is ignored",
            "tests/recipes/test_reward.py::test_mean_pooling_scores_the_mean_of_the_answers_states"),
-    Mutant(FORWARD, 'arguments["position_ids"] = batch.position_ids', "pass",
+    Mutant(PADDED, 'arguments["position_ids"] = rows.position_ids', "pass",
            "transformers counts columns as positions", TREES),
-    Mutant(FORWARD, "if window is None and is_plain_causal(batch):", "if window is None:",
+    Mutant(PADDED, "if window is None and plain:", "if window is None:",
            "trees of several completions go without a mask", TREES),
-    Mutant(FORWARD, "None if window is None else attention_mask(batch, window=window)", "None",
+    Mutant(PADDED, "None if window is None else attention_mask(rows, window=window)", "None",
            "sliding windows are ignored", TREES),
     Mutant("onebase/models/heads.py", "linear(hidden.float(), self.weight).squeeze(-1)",
            "linear(hidden, self.weight.to(hidden.dtype)).float().squeeze(-1)",
@@ -104,7 +109,7 @@ MUTANTS = [
     Mutant(DECODER, "layers = layers[lower.num_layers :]", "layers = layers[lower.num_layers - 1 :]",
            "the last of the lower layers is run twice",
            f"{TEST_DECODER}::test_lower_states_change_neither_logprobs_nor_gradients"),
-    Mutant(DECODER, "adapted.index(True) if True in adapted", "adapted.index(True) + 1 if True in adapted",
+    Mutant(PACKED_ENGINE, "adapted.index(True) if True in adapted", "adapted.index(True) + 1 if True in adapted",
            "an adapted layer is taken for a plain one",
            f"{TEST_DECODER}::test_lower_states_change_neither_logprobs_nor_gradients"),
     Mutant(DECODER, "return project(gated_silu(gate_up), layer.down).add_(x)",
@@ -156,10 +161,10 @@ MUTANTS = [
            "rows that move up leave their values behind", ALONE),
     Mutant(CACHE, "int(self.lengths.max())\n", "int(self.lengths.max()) - 1\n",
            "rows that move up leave their last key and value behind", ALONE),
-    Mutant(GENERATION, '{seed}/{stream}/{p}/{k}"', '{seed}/{stream}/{p}"',
+    Mutant(SEEDS, '{seed}/{stream}/{p}/{k}"', '{seed}/{stream}/{p}"',
            "all samples of a prompt are alike",
            f"{TEST_GENERATION}::test_seeds_are_a_pure_function_of_seed_stream_prompt_and_sample"),
-    Mutant(GENERATION, '{seed}/{stream}/{p}/{k}"', '{seed}/{p}/{k}"',
+    Mutant(SEEDS, '{seed}/{stream}/{p}/{k}"', '{seed}/{p}/{k}"',
            "every stream has the same random numbers",
            f"{TEST_GENERATION}::test_seeds_are_a_pure_function_of_seed_stream_prompt_and_sample"),
     Mutant(GENERATION, "generator.manual_seed(seed)) for seed in seeds", "generator.manual_seed(0)) for seed in seeds",
@@ -180,33 +185,32 @@ MUTANTS = [
            "top-p leaves out the token that reaches it", TRUNCATED),
     Mutant(GENERATION, "logprobs.log_softmax(-1).sort(", "logprobs.sort(",
            "top-p behind top-k reads the mass of the whole distribution", TRUNCATED),
-    Mutant(GENERATION, "[torch.tensor(rows, device=randoms.device), taken]",
-           "[torch.tensor(rows, device=randoms.device), (taken - 1).clamp_min(0)]",
+    Mutant(GENERATION, "[torch.tensor(rows, device=taken.device), taken]",
+           "[torch.tensor(rows, device=taken.device), (taken - 1).clamp_min(0)]",
            "the second token is drawn by the first random number", NEXT_NUMBER),
-    Mutant(GENERATION, "[torch.tensor(rows, device=randoms.device), taken]",
-           "[torch.arange(len(rows), device=randoms.device), taken]",
+    Mutant(GENERATION, "[torch.tensor(rows, device=taken.device), taken]",
+           "[torch.arange(len(rows), device=taken.device), taken]",
            "random numbers go by the slot and not by the sample", ALONE),
-    Mutant(GENERATION, "over = ended | (taken >= sampling.max_new_tokens)",
-           "over = ended | (taken > sampling.max_new_tokens)",
+    Mutant(GENERATION, "over = ended | (taken >= self._sampling.max_new_tokens)",
+           "over = ended | (taken > self._sampling.max_new_tokens)",
            "a completion has a token more than allowed",
            f"{TEST_GENERATION}::test_a_stop_token_stays_as_the_last_one_and_the_length_limit_is_no_end"),
-    Mutant(GENERATION, "over = ended | (taken + 1 >= sampling.max_new_tokens)",
-           "over = ended | (taken >= sampling.max_new_tokens)",
-           "a completion is over a token late where prompts are decoded one by one", NEXT_NUMBER),
+    Mutant(PADDED, "mine = slots[(slots >= begin) & (slots < begin + len(rows))] - begin", "mine = slots[: len(rows)]",
+           "rows that are read again are those of the first prompt", TEST_GENERATION),
     Mutant(GENERATION, "samples[row].ended = has_ended", "samples[row].ended = True",
            "a completion cut by the limit has ended",
            f"{TEST_GENERATION}::test_a_stop_token_stays_as_the_last_one_and_the_length_limit_is_no_end"),
     Mutant(GENERATION, "[*ids, base.tokenizer.eos_token_id, *extra]", "[*ids, base.tokenizer.eos_token_id]",
            "further stop tokens are ignored",
            f"{TEST_GENERATION}::test_stop_ids_are_those_of_the_tokenizer_the_model_and_the_caller"),
-    Mutant(GENERATION, "return last.repeat_interleave(num_samples, dim=0), cache\n    input_ids",
-           "return last.repeat(num_samples, 1), cache\n    input_ids",
+    Mutant(PACKED_ENGINE, "return last.repeat_interleave(copies, dim=0)",
+           "return last.repeat(copies, 1)",
            "first tokens are dealt to the samples of other prompts", OF_THE_TREE),
     # ------------------------------------------------------------------------------------------------------ roles
-    Mutant(ONE_BASE, "self.lora_config(source.name), self.adapter_weights(source.name)",
-           "self.lora_config(source.name), None",
+    Mutant(ONE_BASE, "self.adapter_config(source.name), self.adapter_weights(source.name)",
+           "self.adapter_config(source.name), None",
            "a copied role starts from fresh weights", TEST_ONE_BASE),
-    Mutant(ONE_BASE, "new_head.load_state_dict(source.head.state_dict())", "pass",
+    Mutant(ONE_BASE, "scalar.head.load_state_dict(source.head.state_dict())", "pass",
            "a copied role has a head of zeros", TEST_ONE_BASE),
     Mutant(ONE_BASE, "            self._apply(before)", "            self._apply(None)",
            "a role within a role leaves the bare base behind", TEST_ONE_BASE),
@@ -219,17 +223,17 @@ MUTANTS = [
            "heads do not train", TEST_ONE_BASE),
     Mutant("onebase/models/adapters.py", "everything[num_layers // 2 :]", "everything[: num_layers // 2]",
            "the lower half is adapted instead of the upper", "tests/models/test_adapters.py"),
-    Mutant(PASSES, "else sum(map(sum, example.counted))", "else sum(map(len, example.counted))",
+    Mutant(RECORDS, "else sum(map(sum, self.counted))", "else sum(map(len, self.counted))",
            "tokens that do not count are in the normaliser", TEST_PASSES),
-    Mutant(PASSES, "for i, part in zip(indices, flat.split(sizes), strict=True):",
-           "for i, part in zip(sorted(indices), flat.split(sizes), strict=True):",
+    Mutant(PASSES, "for n, i in enumerate(indices):",
+           "for n, i in enumerate(sorted(indices)):",
            "results come back in the order of lengths", TEST_PASSES),
-    Mutant(PASSES, "for i, part in zip(indices, parts, strict=True):",
-           "for i, part in zip(sorted(indices), parts, strict=True):",
+    Mutant(PASSES, "for i, example, states in zip(indices, chosen, of_trees, strict=True):",
+           "for i, example, states in zip(sorted(indices), chosen, of_trees, strict=True):",
            "lower states go to other examples",
            f"{TEST_DECODER}::test_lower_states_change_neither_logprobs_nor_gradients"),
-    Mutant(ROLE_FILES, "role.pooling, role.score_mean, role.score_std = card.pooling, card.score_mean, card.score_std",
-           "role.score_mean, role.score_std = card.score_mean, card.score_std",
+    Mutant(ROLE_FILES, "        role.pooling = card.pooling\n",
+           "",
            "a loaded role forgets its pooling", LIKE_THE_SAVED),
     Mutant(ROLE_FILES, "role.head.weight.copy_(score)", "role.head.weight.copy_(score.abs())",
            "a loaded head has another sign", LIKE_THE_SAVED),

@@ -9,7 +9,7 @@ RUN = "onebase/training/run.py"
 ROLLOUT = "onebase/rollouts/collect.py"
 AVERAGES = "onebase/training/averages.py"
 METRICS = "onebase/runs/metrics.py"
-MEMORY = "onebase/training/memory.py"
+MEMORY = "onebase/engines/budget.py"
 COMPARISONS = "onebase/training/comparisons.py"
 LANGUAGE = "onebase/training/language.py"
 INTERVALS = "onebase/reporting/intervals.py"
@@ -20,7 +20,7 @@ TEST_CHECKPOINT = "tests/training/test_checkpoint.py"
 TEST_RUN = "tests/training/test_run.py"
 TEST_ROLLOUT = "tests/rollouts/test_collect.py"
 TEST_METRICS = "tests/runs/test_metrics.py"
-TEST_MEMORY = "tests/training/test_memory.py"
+TEST_MEMORY = "tests/engines/test_budget.py"
 TEST_INTERVALS = "tests/reporting/test_intervals.py"
 TEST_HELD_OUT = "tests/evaluation/test_held_out.py"
 
@@ -67,13 +67,12 @@ MUTANTS = [
            "the schedule begins anew on resume", FROM_ITS_STATE),
     Mutant(UPDATE, 'self.optimizer.load_state_dict(state["optimizer"])', "pass",
            "the optimizer forgets its moments on resume", FROM_ITS_STATE),
-    Mutant(UPDATE, "total += float(loss.detach())", "total = float(loss.detach())",
+    Mutant(UPDATE, "loss += float(held.pop().detach())", "loss = float(held.pop().detach())",
            "the loss of a step is that of its last microbatch", SPLIT),
-    Mutant(UPDATE, "for indices in ([mine[i] for i in part] for part in split):",
-           "for indices in (list(range(len(part))) for part in split):",
+    Mutant(UPDATE, "indices = [mine[i] for i in microbatch]",
+           "indices = list(range(len(microbatch)))",
            "every microbatch holds the first examples", SPLIT),
-    Mutant(UPDATE, "                self.optimizer.zero_grad(set_to_none=True)\n                loss = None",
-           "                loss = None",
+    Mutant(UPDATE, "forget=lambda: self.optimizer.zero_grad(set_to_none=True)", "forget=lambda: None",
            "gradients of what ran out of memory stay", OUT_OF_MEMORY),
     Mutant(UPDATE, "with self._base.dropout() if self._dropout else nullcontext():", "with nullcontext():",
            "adapters train without their dropout",
@@ -90,7 +89,7 @@ MUTANTS = [
     Mutant(CHECKPOINT, "there[first + keep :]", "there[first + keep + 1 :]",
            "one checkpoint too many stays",
            f"{TEST_CHECKPOINT}::test_no_more_checkpoints_stay_than_asked_for"),
-    Mutant(CHECKPOINT, "e.counted, e.grades, e.margin, row", "e.grades, e.margin, row",
+    Mutant(CHECKPOINT, "item.counted, item.grades, item.margin, row", "item.grades, item.margin, row",
            "data that counts other tokens passes for the same",
            f"{TEST_CHECKPOINT}::test_the_data_is_known_by_all_that_is_learnt_from"),
     Mutant(CHECKPOINT, "if not role.trains:", "if role.trains:",
@@ -115,15 +114,15 @@ MUTANTS = [
     Mutant(RUN, "torch.manual_seed(seed)", "pass",
            "the seed does not reach torch", f"{TEST_RUN}::test_the_seed_fixes_every_source_of_random_numbers"),
     # ---------------------------------------------------------------------------------------- rollout and metrics
-    Mutant(ROLLOUT, 'role="reference", temperature=temperature', 'role="reference"',
+    Mutant(ROLLOUT, 'role=roles.reference, temperature=temperature', 'role=roles.reference',
            "the reference is measured at temperature one", MEASURED),
-    Mutant(ROLLOUT, 'role="reference", temperature=temperature', 'role="policy", temperature=temperature',
+    Mutant(ROLLOUT, 'role=roles.reference, temperature=temperature', 'role=roles.policy, temperature=temperature',
            "the reference is the policy", MEASURED),
-    Mutant(ROLLOUT, "source_states(base, batch, role=\"policy\")", "source_states(base, batch, role=\"reference\")",
+    Mutant(ROLLOUT, "source_states(base, batch, role=roles.policy)", "source_states(base, batch, role=roles.reference)",
            "the policy's log-probs are the reference's", MEASURED),
     Mutant(ROLLOUT, "token_values(base, batch, role=critic)", "token_values(base, batch, role=critic).detach() * 0",
            "values are zero with a critic of its own", MEASURED),
-    Mutant(ROLLOUT, "[part.view(-1, 3)[:, i] for part in policy]", "[part.view(3, -1)[i] for part in policy]",
+    Mutant(ROLLOUT, '{"logprobs": logprobs, "entropy": entropy}', '{"logprobs": entropy, "entropy": logprobs}',
            "log-probs, entropies and values are mixed up", MEASURED),
     Mutant(ROLLOUT, "completions[sample.prompt].append(sample.ids)", "completions[0].append(sample.ids)",
            "all samples go to the first prompt", f"{TEST_ROLLOUT}::test_samples_go_to_their_own_prompts"),
@@ -142,7 +141,7 @@ MUTANTS = [
     Mutant(COMPARISONS, "offset += len(example.completions)", "offset += len(pairs)",
            "comparisons of later lists point at other answers",
            "tests/recipes/test_reward.py::test_the_first_loss_is_the_papers"),
-    Mutant(COMPARISONS, '{seed}/{visit[0]}/{visit[1]}', '{seed}/{visit[1]}',
+    Mutant(COMPARISONS, 'comparison_seed(seed, *visit)', 'comparison_seed(seed, 0, visit[1])',
            "every visit of a list draws the same comparisons",
            "tests/recipes/test_reward.py::test_no_more_than_max_pairs_of_a_list_are_compared"),
     Mutant(COMPARISONS, "0.0 if example.margin is None else example.margin", "0.0",
@@ -159,12 +158,12 @@ MUTANTS = [
     Mutant(INTERVALS, "[b - a for a, b in zip(before, after, strict=True)]",
            "[a - b for a, b in zip(before, after, strict=True)]",
            "a rise is a fall", TEST_INTERVALS),
-    Mutant(HELD_OUT, "(own[:, 0] - ref).sum()) / samples_per_prompt", "(own[:, 0] - ref).sum())",
+    Mutant(HELD_OUT, "(own - ref).sum()) / samples_per_prompt", "(own - ref).sum())",
            "the held-out KL is a sum over samples", FIGURES),
-    Mutant(HELD_OUT, "scores=scores.mean(1).tolist()", "scores=scores[:, 0].tolist()",
+    Mutant(HELD_OUT, "scores=per_prompt.mean(1).tolist()", "scores=per_prompt[:, 0].tolist()",
            "the held-out score is that of the first sample", FIGURES),
-    Mutant(HELD_OUT, "role=reference, temperature=temperature", "role=reference",
-           "the held-out reference is measured at temperature one", FIGURES),
+    Mutant(HELD_OUT, "Roles(policy=role, reference=reference)", "Roles(policy=reference, reference=reference)",
+           "the held-out KL is of the reference to itself", FIGURES),
     Mutant(HELD_OUT, 'stream="held-out")', 'stream=f"held-out-{role}")',
            "two roles are compared on different random numbers",
            f"{TEST_HELD_OUT}::test_two_roles_that_are_the_same_draw_the_same_samples"),

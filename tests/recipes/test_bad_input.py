@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from onebase.cli import commands as cli
+from onebase.cli.main import main
 from onebase.config.language import SFTConfig
+from onebase.engines import budget
+from onebase.engines.opening import load_base
 from onebase.errors import CheckpointError, ConfigError, Stopped
-from onebase.models.loading import load_base
 from onebase.models.role_files import load_role
 from onebase.recipes import sft
-from onebase.training import memory
 from tests.recipes.conftest import (
     SMALL_PPO,
     Options,
@@ -43,7 +43,7 @@ Capture = pytest.CaptureFixture[str]
 def error_of(capsys: Capture, code: int, verb: str, *options: Options) -> str:
     """Runs the verb, which has to fail with this code and one error line; returns that line."""
     capsys.readouterr()
-    found = cli.main([verb, *words(*options)])
+    found = main([verb, *words(*options)])
     err = capsys.readouterr().err
     assert found == code, err
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -61,12 +61,16 @@ def answered(tmp_path: Path) -> Path:
 
 UNUSABLE: list[tuple[str | None, str, str]] = [
     (None, "sft reward ppo", r"a.jsonl does not exist; check the path"),
-    ("", "sft reward ppo", r"a.jsonl is empty; give a file that holds at least one row"),
-    ("\n\n", "sft reward ppo", r"a.jsonl is empty; give a file that holds at least one row"),
+    ("", "sft reward ppo", r"a.jsonl is empty; at least one row is needed"),
+    ("\n\n", "sft reward ppo", r"a.jsonl is empty; at least one row is needed"),
     ("{\n", "sft reward ppo", r"a.jsonl:1: "),
     ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n', "sft reward ppo", r"a.jsonl:2: "),
     ('{"question_text": "a"}\n', "sft reward ppo", r"a.jsonl:1: no known layout has the keys question_text;"),
-    ('{"prompt": "a", "completion": 3}\n', "sft reward ppo", r"a.jsonl:1: 'completion' is the number 3; a string"),
+    (
+        '{"prompt": "a", "completion": 3}\n',
+        "sft reward ppo",
+        r"a.jsonl:1: 'completion' is the number 3; expected a string",
+    ),
     ('{"prompt": "a", "completion": "b"}\n', "sft reward ppo", r"a.jsonl:1: nothing can be held out"),
     (
         '{"prompt": "a", "completion": ""}\n{"prompt": "b", "completion": "c"}\n',
@@ -109,16 +113,18 @@ def test_a_prompt_over_the_context_is_named_by_its_row(verb: str, base: Path, tm
     more: Options = SMALL_PPO if verb == "ppo" else {}
     stops: Options = {"data.truncate_prompt": "error"}
     line = error_of(capsys, 3, verb, common(base, tmp_path / "run", rows), more, stops)
-    assert re.match(rf"{re.escape(str(rows))}:\d: the prompt has \d+ tokens, and \d+ fit: ", line), line
+    assert re.match(rf"{re.escape(str(rows))}:\d: the prompt has \d+ tokens, and only \d+ fit: ", line), line
     # By default its oldest tokens are cut, and the same rows train.
-    assert cli.main([verb, *words(common(base, tmp_path / "run", rows), more, {"max_steps": 1})]) == 0
+    assert main([verb, *words(common(base, tmp_path / "run", rows), more, {"max_steps": 1})]) == 0
     assert "prompts lost their oldest tokens" in capsys.readouterr().err
 
 
 def test_no_room_for_a_prompt_is_said(base: Path, prompts: Path, tmp_path: Path, capsys: Capture) -> None:
     more: Options = {"generation.max_new_tokens": 96}
     line = error_of(capsys, 3, "ppo", common(base, tmp_path / "run", prompts), SMALL_PPO, more)
-    assert line.startswith("generation.max_new_tokens = 96 leaves no room for a prompt")
+    assert line.startswith(
+        "96 new tokens leave no room for a prompt in the model's context of 96; lower generation.max"
+    )
 
 
 def test_a_row_of_which_nothing_counts_is_refused(base: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -147,7 +153,7 @@ def test_a_limit_that_reaches_one_label_alone_is_said(base: Path, tmp_path: Path
 def test_a_reward_that_is_no_number_is_refused(base: Path, prompts: Path, tmp_path: Path, capsys: Capture) -> None:
     more: Options = {"reward.callable": "tests.recipes.test_bad_input:not_a_number"}
     line = error_of(capsys, 1, "ppo", common(base, tmp_path / "run", prompts), SMALL_PPO, more)
-    assert "gave nan for the completion" in line and "a finite number is needed" in line
+    assert "returned nan for the completion" in line and "expected a finite number" in line
     assert not (tmp_path / "run" / "policy").exists() and not leftovers(tmp_path)
 
 
@@ -196,7 +202,7 @@ def test_a_short_run_that_ends_broken_does_not_pass_for_a_finished_one(
     more: Options = SMALL_PPO if verb == "ppo" else {}
     runaway: Options = {"optimizer.learning_rate": 1e30, "max_steps": 1 if verb == "ppo" else 3}
     line = error_of(capsys, 1, verb, common(base, tmp_path / "run", answered), more, runaway)
-    assert "is not finite (nan), nothing was saved. Lower optimizer.learning_rate" in line
+    assert "is not finite (nan), nothing was saved; lower optimizer.learning_rate" in line
     assert not (tmp_path / "run" / "summary.json").exists() and not (tmp_path / "run" / "policy").exists()
 
 
@@ -235,7 +241,7 @@ def test_a_policy_is_no_reward_and_a_reward_no_policy(
     options = common(base, tmp_path / "run", prompts) | SMALL_PPO
     line = error_of(capsys, 2, "ppo", options, {"reward.callable": None, "reward.role": str(sft_role)})
     assert "this is a policy role, and a reward role is needed here" in line
-    line = error_of(capsys, 2, "ppo", options, {"policy": str(reward_role)})
+    line = error_of(capsys, 2, "ppo", options, {"start_from": str(reward_role)})
     assert "this is a reward role, and a policy role is needed here" in line
 
 
@@ -255,7 +261,7 @@ def test_a_stop_string_of_several_tokens_is_refused(base: Path, prompts: Path, t
 
 @pytest.mark.parametrize("command", [["sfft"], ["rewardd", "a.yaml"], ["--verb"]])
 def test_an_unknown_verb_is_exit_2(command: list[str], capsys: Capture) -> None:
-    assert cli.main(command) == 2
+    assert main(command) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1
 
@@ -267,7 +273,7 @@ def test_an_unknown_verb_is_exit_2(command: list[str], capsys: Capture) -> None:
 def test_what_cannot_fit_is_exit_4(
     verb: str, base: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda device: 1 << 16)
+    monkeypatch.setattr(budget, "free_memory", lambda device: 1 << 16)
     rows = write_rows(tmp_path / "rows.jsonl", pair_rows() if verb == "reward" else answered_rows())
     more: Options = SMALL_PPO if verb == "ppo" else {}
     auto: Options = {"batch.microbatch_tokens": "auto"}
@@ -277,7 +283,7 @@ def test_what_cannot_fit_is_exit_4(
 
 def test_a_finished_run_is_not_written_over(base: Path, answered: Path, tmp_path: Path, capsys: Capture) -> None:
     options = common(base, tmp_path / "run", answered) | {"max_steps": 1}
-    assert cli.main(["sft", *words(options)]) == 0
+    assert main(["sft", *words(options)]) == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     line = error_of(capsys, 2, "sft", options)
     assert line == (
@@ -359,8 +365,8 @@ def test_ctrl_c_saves_first(base: Path, answered: Path, tmp_path: Path) -> None:
     assert found, errors
     checkpoint = Path(found[2])
     assert checkpoint == tmp_path / "run" / f"checkpoint-{found[1]}"
-    one = load_base(str(base), dtype="float32")
-    load_role(one, "policy", checkpoint / "policy", kinds=("policy",))
+    loaded = load_base(str(base), dtype="float32")
+    load_role(loaded, "policy", checkpoint / "policy", kinds=("policy",))
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, int(found[1]) + 1))
     assert not leftovers(tmp_path) and not (tmp_path / "run" / "summary.json").exists()
@@ -392,10 +398,11 @@ def test_what_was_saved_at_sigterm_goes_on(
     sft.run(load(SFTConfig, common(base, tmp_path / "on", answered), more))
     # What the stopped run saved is not written over by another one.
     before = file_bytes(tmp_path / "run")
-    with pytest.raises(CheckpointError, match="checkpoint-2 was written with another configuration: seed differ;"):
+    with pytest.raises(CheckpointError, match="checkpoint-2 was written with another configuration: seed differ$"):
         sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), {"max_steps": 5, "seed": 1}))
-    with pytest.raises(ConfigError, match="run: 2 steps are done and 1 are asked for; raise max_steps"):
+    with pytest.raises(ConfigError, match="run: 2 steps are done and 1 are asked for") as caught:
         sft.run(load(SFTConfig, common(base, tmp_path / "run", answered), {"max_steps": 1}))
+    assert caught.value.remedy == "more-steps-done"
     assert file_bytes(tmp_path / "run") == before
 
 
@@ -406,9 +413,9 @@ def test_a_reward_that_fails_on_the_way_leaves_the_roles_of_the_last_rollout(
     more: Options = {"reward.callable": "tests.recipes.test_bad_input:failing_later", "max_steps": 3}
     line = error_of(capsys, 1, "ppo", common(base, tmp_path / "run", prompts), SMALL_PPO, more)
     assert line.endswith("ValueError: no more")
-    one = load_base(str(base), dtype="float32")
+    loaded = load_base(str(base), dtype="float32")
     for role in ("policy", "critic"):
-        load_role(one, role, tmp_path / "run" / "checkpoint-1" / role, kinds=(role,))
+        load_role(loaded, role, tmp_path / "run" / "checkpoint-1" / role, kinds=(role,))
     assert not (tmp_path / "run" / "policy").exists() and not (tmp_path / "run" / "summary.json").exists()
 
 
@@ -445,9 +452,9 @@ def test_ppo_that_is_stopped_saves_the_policy_and_the_critic(
     line = error_of(capsys, 75, "ppo", common(base, tmp_path / "run", prompts), SMALL_PPO, more)
     checkpoint = tmp_path / "run" / "checkpoint-1"
     assert line == f"stopped after step 1 and saved {checkpoint}; run the same command to resume"
-    one = load_base(str(base), dtype="float32")
+    loaded = load_base(str(base), dtype="float32")
     for role in ("policy", "critic"):
-        load_role(one, role, tmp_path / "run" / "checkpoint-1" / role, kinds=(role,))
+        load_role(loaded, role, tmp_path / "run" / "checkpoint-1" / role, kinds=(role,))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file that is always full")

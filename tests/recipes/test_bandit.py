@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from onebase.models.loading import load_base
+from onebase.engines.opening import load_base
 from onebase.models.role_files import load_role
 from onebase.recipes import ppo
 from tests.recipes.conftest import Options, load, metric_rows, write_rows
@@ -99,13 +99,13 @@ def options(bandit: Path, output: Path, reward: str) -> Options:
 
 def distributions(bandit: Path, run: Path) -> tuple[Tensor, Tensor]:
     """Reference and policy over the first token, as probabilities, from what was saved."""
-    one = load_base(str(bandit), dtype="float32")
-    one.add_role("reference")
-    load_role(one, "policy", run / "policy", kinds=("policy",))
+    base = load_base(str(bandit), dtype="float32")
+    base.add_role("reference")
+    load_role(base, "policy", run / "policy", kinds=("policy",))
     found = []
     for role in ("reference", "policy"):
-        with one.role(role), torch.no_grad():
-            found.append(one.model(torch.tensor([[1]])).logits[0, -1].double().softmax(-1))
+        with base.role(role), torch.no_grad():
+            found.append(base.model(torch.tensor([[1]])).logits[0, -1].double().softmax(-1))
     return found[0], found[1]
 
 

@@ -17,8 +17,10 @@ from onebase.data.chat import chat_format
 from onebase.data.formats import read_rows
 from onebase.errors import ConfigError, DataError, PromptTooLongError
 from onebase.recipes import best_of, dpo, sft
-from onebase.records import Example, Message, Row
-from onebase.sampling.local import Sample, generate
+from onebase.records import Message, Prompt, Row
+from onebase.sampling import local
+from onebase.sampling.local import generate
+from onebase.sampling.sampler import Sample
 from tests.recipes.conftest import Options, common, load, write_rows
 
 
@@ -63,7 +65,7 @@ def test_no_end_token_is_read_back_where_none_was_sampled(
     base: Path, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Sample] = []
-    monkeypatch.setattr(best_of, "generate", lambda *a, **k: drawn.extend(found := generate(*a, **k)) or found)
+    monkeypatch.setattr(local, "generate", lambda *a, **k: drawn.extend(found := generate(*a, **k)) or found)
     best_of.run(best_of_config(base, tmp_path / "run", asked, {"generation.max_new_tokens": 5}))
     chat = chat_format(AutoTokenizer.from_pretrained(base), "hh")
     assert 0 < sum(sample.ended for sample in drawn) < len(drawn)
@@ -99,7 +101,7 @@ def test_what_is_written_is_read_back_as_the_sampled_tokens(
 ) -> None:
     chat = chat_format(AutoTokenizer.from_pretrained(base), template)
     question = Row((Message("user", "Is the cat good?"),), prefix=prefix, place="f:1")
-    prompt = Example(chat.encode_prompt(question.messages, prefix=prefix), [], row=question)
+    prompt = Prompt(chat.encode_prompt(question.messages, prefix=prefix), question)
     before = chat.render_prompt(question.messages) + (prefix or "")
     for text in SAMPLED:
         if template == "hh" and prefix is None and not text.startswith(" "):
@@ -112,7 +114,7 @@ def test_what_is_written_is_read_back_as_the_sampled_tokens(
                 continue
             line = best_of.best_row(prompt, best_of.asked_of(chat, prompt), [answer], [1.0])
             (row,) = read_rows(write_rows(tmp_path / "best.jsonl", line))
-            assert chat.encode_example(row).tokens(0) == [*prompt.prompt_ids, *sample.ids], (text, answer)
+            assert chat.encode_example(row).tokens(0) == [*prompt.ids, *sample.ids], (text, answer)
 
 
 def test_spin_keeps_where_its_own_answers_and_the_datas_ended(base: Path, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_spin_keeps_where_its_own_answers_and_the_datas_ended(base: Path, tmp_pa
 def test_a_stop_string_is_text_and_no_end_token(base: Path) -> None:
     chat = chat_format(AutoTokenizer.from_pretrained(base), "hh")
     question = Row((Message("user", "Is the cat good?"),), place="f:1")
-    prompt = Example(chat.encode_prompt(question.messages), [], row=question)
+    prompt = Prompt(chat.encode_prompt(question.messages), question)
     (stop,) = chat.single_tokens(["\n"])
     sample = Sample(0, [*chat._ids(" good"), stop], [], True)
     assert best_of.own_answer(chat, prompt, sample, {stop}) == best_of.Answer("good\n", False)
@@ -153,7 +155,7 @@ def test_every_prompt_draws_its_own_numbers_also_beyond_the_first_sampled_togeth
 
 
 def test_the_datas_own_answer_is_never_its_own_rejected_one() -> None:
-    prompt = Example([1], [], row=Row((Message("user", "Well?"),), ("yes",)))
+    prompt = Prompt([1], Row((Message("user", "Well?"),), ("yes",)))
     answers = [best_of.Answer(text, True) for text in ("yes", "no", "", "no")]
     pairs = best_of.pairs_with_data(prompt, {"prompt": "Well?"}, answers)
     assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [("yes", "no")]
@@ -166,7 +168,7 @@ def test_sft_on_the_best_and_dpo_on_the_pairs_shorten_the_answers(base: Path, as
     sft.run(load(SFTConfig, common(base, tmp_path / "raft", tmp_path / "run" / "best.jsonl"), more))
     dpo.run(load(DPOConfig, common(base, tmp_path / "dpo", tmp_path / "run" / "pairs.jsonl"), more))
     for name in ("raft", "dpo"):
-        policy = {"policy": str(tmp_path / name / "policy"), "seed": 7}
+        policy = {"start_from": str(tmp_path / name / "policy"), "seed": 7}
         after = best_of.run(best_of_config(base, tmp_path / f"after-{name}", asked, policy))
         assert after["mean_score"] > start["mean_score"]
 
@@ -215,7 +217,9 @@ def test_empty_prompts_are_left_out_and_counted(base: Path, tmp_path: Path, caps
     assert summary["prompts"] == 38
     assert f"left out: 2 with empty prompt ({data}:1, {data}:40)" in capsys.readouterr().err
     write_rows(data, [{"prompt": " ", "gold": ""}, *rows[:3]])
-    with pytest.raises(DataError, match="1 of 4 rows cannot be used, more than the share 0.05 allowed: empty prompt"):
+    with pytest.raises(
+        DataError, match="1 of 4 rows cannot be used, more than the allowed share of 0.05: empty prompt"
+    ):
         best_of.plan(best_of_config(base, tmp_path / "other", data, {}))
 
 
@@ -227,5 +231,5 @@ def test_prompts_longer_than_the_context_are_cut_and_counted(
     )
     best_of.plan(best_of_config(base, tmp_path / "run", data, {}))
     assert "of 2 rows, 1 prompts lost their oldest tokens" in capsys.readouterr().err
-    with pytest.raises(PromptTooLongError, match="generation.max_new_tokens takes 6 of the model's 96 positions; set"):
+    with pytest.raises(PromptTooLongError, match="fit: new tokens take 6 of the model's 96 positions"):
         best_of.plan(best_of_config(base, tmp_path / "run", data, {"data.truncate_prompt": "error"}))

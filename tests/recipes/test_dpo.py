@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebase.config.groups import LOSSES, READ_BY
+from onebase.config.losses import LOSSES, readers_of
 from onebase.config.preferences import DPOConfig
 from onebase.data.chat import chat_format
+from onebase.engines.budget import TokenBudget
 from onebase.errors import ConfigError, DataError
 from onebase.objectives.reward import ranking_pairs
+from onebase.processes import ALONE
 from onebase.recipes import dpo
 from onebase.recipes.setup.shared import open_base
 from onebase.records import Example
@@ -49,7 +51,7 @@ def test_every_loss_over_pairs_learns_the_order(
 ) -> None:
     before = file_bytes(base)
     more: Options = {"loss": loss, "start_from": str(sft_role), "max_steps": 12}
-    if loss in READ_BY["label_smoothing"]:
+    if loss in readers_of("label_smoothing"):
         more["preference.label_smoothing"] = 0.1
     summary = dpo.run(small_dpo(base, tmp_path / "run", pairs, more))
     assert summary["steps"] == 12 and file_bytes(base) == before
@@ -96,20 +98,20 @@ def test_the_first_step_is_the_paper_s_loss_on_separate_rows(
     losses = [row["loss"] for row in metric_rows(tmp_path / "run")]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-5), "policy and reference start alike"
 
-    one = open_base(config.model)
-    chat = chat_format(one.tokenizer, config.model.chat_template)
-    train, _ = dpo.read_examples(config, chat, one.context_length)
+    loaded = open_base(config.model, ALONE)
+    chat = chat_format(loaded.tokenizer, config.model.chat_template)
+    train, _ = dpo.read_examples(config, chat, loaded.context_length)
     # The policy after the first step: one step again, from the same seed.
     again = small_dpo(base, tmp_path / "again", pairs, {**more, "max_steps": 1})
     dpo.run(again)
-    dpo.add_policy_and_reference(one, config)
+    dpo.add_policy_and_reference(loaded, config)
     from safetensors.torch import load_file
 
-    one.set_adapter_weights("policy", load_file(tmp_path / "again" / "policy" / "adapter_model.safetensors"))
+    loaded.set_adapter_weights("policy", load_file(tmp_path / "again" / "policy" / "adapter_model.safetensors"))
 
     def summed(role: str, prompt: list[int], completion: list[int]) -> Tensor:
-        with one.role(role), torch.no_grad():
-            logits = one.model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+        with loaded.role(role), torch.no_grad():
+            logits = loaded.model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
         places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
         return torch.stack([logits[i, token] for i, token in zip(places, completion, strict=True)]).sum()
 
@@ -185,9 +187,9 @@ def test_an_epoch_reads_every_row_once(
     read: list[str] = []
     step = dpo.preference_step
 
-    def watched(one: Any, examples: Any, *rest: Any, **named: Any) -> dict[str, float]:
+    def watched(loaded: Any, examples: Any, *rest: Any, **named: Any) -> dict[str, float]:
         read.extend(example.row.place for example in examples)
-        return step(one, examples, *rest, **named)
+        return step(loaded, examples, *rest, **named)
 
     monkeypatch.setattr(dpo, "preference_step", watched)
     dpo.run(small_dpo(base, tmp_path / "run", pairs, {"max_steps": 3, "batch.minibatch": 8}))
@@ -196,7 +198,7 @@ def test_an_epoch_reads_every_row_once(
 
 @pytest.mark.parametrize(
     ("loss", "message"),
-    [("sigmod", "did you mean sigmoid"), ("sigmoid + kto", "is not mixed"), ("sigmoid + x nll", "'loss' = x nll")],
+    [("sigmod", "did you mean sigmoid"), ("sigmoid + kto", "cannot be mixed"), ("sigmoid + x nll", "'loss' = x nll")],
 )
 def test_a_loss_that_is_not_there_is_one_line(loss: str, message: str, base: Path, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -228,9 +230,9 @@ def test_the_references_log_probs_are_kept_and_read_again_where_nothing_changed(
     computed: list[int] = []
     compute = dpo.completion_logprobs
 
-    def counting(one: Any, examples: Any, *, role: str, token_budget: int) -> list[Tensor]:
+    def counting(loaded: Any, examples: Any, *, role: str, budget: TokenBudget) -> list[Tensor]:
         computed.append(len(examples))
-        return compute(one, examples, role=role, token_budget=token_budget)
+        return compute(loaded, examples, role=role, budget=budget)
 
     monkeypatch.setattr(dpo, "completion_logprobs", counting)
     more: Options = {"start_from": str(sft_role), "data.eval_fraction": 0}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from onebase.cli import commands as cli
+from onebase.cli.main import main
 from onebase.config.language import SFTConfig
 from onebase.config.preferences import DPOConfig
 from onebase.config.rollouts import BestOfConfig
@@ -56,7 +56,7 @@ def test_both_steps_stand_behind_one_beginning_and_end_nothing(base: Path, steps
 
 def test_dpo_learns_the_next_step(base: Path, sft_role: Path, steps: Path, tmp_path: Path) -> None:
     more: Options = {"start_from": str(sft_role), "optimizer.learning_rate": 5e-3, "max_steps": 12}
-    assert cli.main(["dpo", *words(common(base, tmp_path / "run", steps), more)]) == 0
+    assert main(["dpo", *words(common(base, tmp_path / "run", steps), more)]) == 0
     rows = metric_rows(tmp_path / "run")
     assert rows[-1]["rewards/margins"] > rows[0]["rewards/margins"]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["eval_accuracy"] > 0.9

@@ -29,14 +29,6 @@ VERBS: dict[str, tuple[Any, Any, Options]] = {
     "best-of": (best_of, BestOfConfig, {**SAMPLED, "data.eval_fraction": None}),
     "iterate": (iterate, IterateConfig, {**SAMPLED, "data.eval_fraction": None}),
 }
-ROLE_KEYS = {
-    "sft": "start_from",
-    "reward": "start_from",
-    "dpo": "start_from",
-    "ppo": "policy",
-    "best-of": "policy",
-    "iterate": "policy",
-}
 
 
 def planned(verb: str, base: Path, folder: Path, *more: Options) -> str:
@@ -48,7 +40,7 @@ def planned(verb: str, base: Path, folder: Path, *more: Options) -> str:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_fits_is_planned_and_leaves_nothing(verb: str, base: Path, sft_role: Path, tmp_path: Path) -> None:
-    assert "base   " in planned(verb, base, tmp_path, {ROLE_KEYS[verb]: str(sft_role)})
+    assert "base   " in planned(verb, base, tmp_path, {"start_from": str(sft_role)})
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
@@ -56,14 +48,14 @@ def test_what_fits_is_planned_and_leaves_nothing(verb: str, base: Path, sft_role
 def test_a_role_of_another_base_is_refused(verb: str, sft_role: Path, tmp_path: Path) -> None:
     other = make_base(tmp_path / "other", seed=1)
     with pytest.raises(RoleMismatchError, match="made on another base"):
-        planned(verb, other, tmp_path, {ROLE_KEYS[verb]: str(sft_role)})
+        planned(verb, other, tmp_path, {"start_from": str(sft_role)})
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - {"best-of"}))
 def test_another_adapter_than_the_one_a_role_brings_is_refused(
     verb: str, base: Path, sft_role: Path, tmp_path: Path
 ) -> None:
-    start: Options = {ROLE_KEYS[verb]: str(sft_role)}
+    start: Options = {"start_from": str(sft_role)}
     own = json.loads((sft_role / "adapter_config.json").read_text(encoding="utf-8"))
     planned(verb, base, tmp_path, start, {"lora.r": own["r"], "lora.target_modules": own["target_modules"]})
     others: list[Options] = [{"lora.r": own["r"] + 1}, {"lora.target_modules": ["q_proj"]}, {"lora.layers": "0"}]
@@ -93,10 +85,10 @@ def test_a_role_that_is_not_there_or_of_another_kind_is_refused(
     verb: str, base: Path, sft_role: Path, reward_role: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match="no such folder"):
-        planned(verb, base, tmp_path, {ROLE_KEYS[verb]: str(tmp_path / "nowhere")})
+        planned(verb, base, tmp_path, {"start_from": str(tmp_path / "nowhere")})
     if verb != "reward":  # which goes on from either
         with pytest.raises(RoleMismatchError, match="this is a reward role, and a policy role is needed here"):
-            planned(verb, base, tmp_path, {ROLE_KEYS[verb]: str(reward_role)})
+            planned(verb, base, tmp_path, {"start_from": str(reward_role)})
     if verb in ("ppo", "best-of", "iterate"):
         with pytest.raises(RoleMismatchError, match="this is a policy role, and a reward role is needed here"):
             planned(verb, base, tmp_path, {"reward.callable": None, "reward.role": str(sft_role)})
@@ -113,7 +105,7 @@ def test_a_reference_of_another_kind_is_refused(base: Path, reward_role: Path, t
     ("more", "message"),
     [
         ({"lora.target_modules": ["q_prog"]}, "no linear layer is named 'q_prog'"),
-        ({"lora.layers": "1-7"}, "reaches outside the model's layers, 0-1"),
+        ({"lora.layers": "1-7"}, "the layers '?1-7'? reach outside the model's, 0-1"),
     ],
 )
 def test_an_adapter_where_the_base_has_no_layer_is_refused(
@@ -132,7 +124,7 @@ def test_a_reward_role_without_moments_is_refused_where_they_are_needed(
     (role / "role.json").write_text(json.dumps(card | {"score_std": None}))
     more: Options = {"reward.callable": None, "reward.role": str(role)}
     assert planned("ppo", base, tmp_path, more)
-    with pytest.raises(ModelError, match="reward.normalize: held_out needs the moments"):
+    with pytest.raises(ModelError, match="normalising needs the moments"):
         planned("ppo", base, tmp_path, more, {"reward.normalize": "held_out"})
 
 
@@ -152,7 +144,7 @@ def test_a_finished_run_and_a_tracker_that_is_not_installed_are_refused(
 
     with monkeypatch.context() as patched:
         patched.setattr(trackers, "find_spec", no_spec)
-        with pytest.raises(MissingExtraError, match="report_to: wandb is not installed"):
+        with pytest.raises(MissingExtraError, match="the tracker wandb is not installed"):
             plan({"report_to": ["wandb"]})
     (tmp_path / "run").mkdir(exist_ok=True)
     (tmp_path / "run" / "summary.json").write_text("{}")
@@ -210,11 +202,11 @@ def test_a_damaged_base_is_refused_without_its_weights(change: Any, message: str
         (lambda role: _config(role, name="adapter_config.json", target_modules=["nosuch"]), "cannot be put on this"),
     ],
 )
-@pytest.mark.parametrize("key", ["policy", "reward.role"])
+@pytest.mark.parametrize("key", ["start_from", "reward.role"])
 def test_a_damaged_role_is_refused_without_the_weights_of_the_base(
     key: str, change: Any, message: str, base: Path, sft_role: Path, reward_role: Path, tmp_path: Path
 ) -> None:
-    damaged = Path(shutil.copytree(sft_role if key == "policy" else reward_role, tmp_path / "damaged"))
+    damaged = Path(shutil.copytree(sft_role if key == "start_from" else reward_role, tmp_path / "damaged"))
     change(damaged)
     more: Options = {key: str(damaged), **({"reward.callable": None} if key == "reward.role" else {})}
     with pytest.raises(ModelError, match=f"{damaged}.*: .*{message}"):
@@ -223,11 +215,11 @@ def test_a_damaged_role_is_refused_without_the_weights_of_the_base(
 
 def test_a_model_that_is_no_classifier_is_refused(base: Path, tmp_path: Path) -> None:
     more: Options = {"reward.callable": None, "reward.model": str(base)}
-    with pytest.raises(ModelError, match="reward.model needs a classifier with 1 label; this has 2"):
+    with pytest.raises(ModelError, match="a reward model is a classifier with 1 label; this has 2"):
         planned("ppo", base, tmp_path, more)
     one_label = Path(shutil.copytree(base, tmp_path / "model"))
     _config(one_label, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
-    with pytest.raises(ModelError, match="no trained reward model: 'score.weight' is not in its weights"):
+    with pytest.raises(ModelError, match="not a trained reward model: its weights lack 'score.weight'"):
         planned("ppo", base, tmp_path, {**more, "reward.model": str(one_label)})
 
 

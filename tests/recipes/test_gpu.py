@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from onebase.recipes import ppo
-from onebase.recipes.setup.ppo import set_up
-from tests.recipes.conftest import Options, metric_rows, small_ppo, with_run
+from tests.recipes.conftest import Options, metric_rows, small_ppo
+from tests.recipes.ppo_parts import Trained
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,7 +31,7 @@ def test_a_gpu_and_a_cpu_see_the_same_rollout(base: Path, prompts: Path, tmp_pat
     rollouts = []
     for device in ("cpu", "cuda"):
         more: Options = {"model.device": device, "model.dtype": "float32"}
-        trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / device, prompts, more)))
-        rollouts.append(ppo.train_rollout(trainer, 0))
+        trainer = Trained(small_ppo(base, tmp_path / device, prompts, more))
+        rollouts.append(trainer.train_rollout(0))
     for name in ("objective/scores", "objective/entropy", "completions/mean_length", "loss/value"):
         assert rollouts[1][name] == pytest.approx(rollouts[0][name], abs=1e-3)

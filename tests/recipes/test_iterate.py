@@ -80,7 +80,7 @@ def test_a_kept_reference_is_the_first_policy_and_a_renewed_one_the_last(
     before = str(tmp_path / "kept" / "round-1" / "learn" / "policy")
     assert seen == [(None, "base"), (before, "base")]
     seen.clear()
-    started = {"policy": before, "rounds": 2}
+    started = {"start_from": before, "rounds": 2}
     iterate.run(config_of(base, tmp_path / "kept2", asked, {**started, "reference": "kept"}))
     assert seen == [(before, before), (str(tmp_path / "kept2" / "round-1" / "learn" / "policy"), before)]
     seen.clear()

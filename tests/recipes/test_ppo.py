@@ -17,24 +17,22 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from onebase.config.rollouts import PPOConfig
 from onebase.errors import ConfigError, DataError, OnebaseError
-from onebase.models.one_base import OneBase
+from onebase.models.base import OneBase
 from onebase.models.scratch import train_tokenizer
 from onebase.objectives.moments import RunningMoments
 from onebase.recipes import ppo
-from onebase.recipes.setup.ppo import num_updates, set_up
-from onebase.recipes.setup.shared import open_run
-from onebase.records import Example
-from onebase.rollouts.collect import Rollout, collect_rollout, score_request
-from onebase.sampling.local import sample_seeds
+from onebase.recipes.setup.ppo import num_updates
+from onebase.records import Prompt
+from onebase.rollouts.collect import Rollout, score_request
 from tests.recipes.conftest import (
     ANIMALS,
     SENTENCES,
     Options,
     metric_rows,
     small_ppo,
-    with_run,
     write_rows,
 )
+from tests.recipes.ppo_parts import Trained, measured, rescored, scores_of
 
 
 def test_a_reward_of_length_gives_what_the_penalties_take(base: Path, prompts: Path, tmp_path: Path) -> None:
@@ -45,37 +43,39 @@ def test_a_reward_of_length_gives_what_the_penalties_take(base: Path, prompts: P
         "ppo.length_penalty": 0.1,
         "generation.stop": list("abcdefghijklmnopqrstuvwxyz"),
     }
-    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, more)))
-    rollout = collected(trainer)
+    trainer = Trained(small_ppo(base, tmp_path / "run", prompts, more))
+    rollout = trainer.rollout()
     assert len({len(sample.ids) for sample in rollout.samples}) > 1
-    shaped = ppo.shape_scores(rollout, trainer)
+    shaped = trainer.shape_scores(rollout)
     for i, sample in enumerate(rollout.samples):
-        score = max(-0.3, min(0.3, float(rollout.scores[i]) - 0.5)) - 0.7 * (not sample.ended) - 0.1 * len(sample.ids)
+        score = (
+            max(-0.3, min(0.3, float(scores_of(rollout)[i]) - 0.5)) - 0.7 * (not sample.ended) - 0.1 * len(sample.ids)
+        )
         assert float(shaped[i]) == pytest.approx(score, abs=1e-6)
 
 
 def test_running_scaling_divides_by_the_deviation_of_all_scores_so_far(
     base: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, {"ppo.score_scaling": "running"})))
-    first, second = collected(trainer, 0), collected(trainer, 1)
-    ppo.shape_scores(first, trainer)
-    expected = second.scores / torch.cat([first.scores, second.scores]).std(unbiased=False)
-    torch.testing.assert_close(ppo.shape_scores(second, trainer), expected)
+    trainer = Trained(small_ppo(base, tmp_path / "run", prompts, {"ppo.score_scaling": "running"}))
+    first, second = trainer.rollout(0), trainer.rollout(1)
+    trainer.shape_scores(first)
+    expected = scores_of(second) / torch.cat([scores_of(first), scores_of(second)]).std(unbiased=False)
+    torch.testing.assert_close(trainer.shape_scores(second), expected)
 
 
 def test_a_rollout_whose_scores_are_all_equal_is_not_scaled_also_after_a_resume(
     base: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, {"ppo.score_scaling": "running"})))
-    equal, differing = collected(trainer, 0), collected(trainer, 1)
-    equal.scores = torch.full_like(equal.scores, 0.1)
-    assert torch.equal(ppo.shape_scores(equal, trainer), equal.scores)
+    trainer = Trained(small_ppo(base, tmp_path / "run", prompts, {"ppo.score_scaling": "running"}))
+    equal, differing = trainer.rollout(0), trainer.rollout(1)
+    equal = rescored(equal, torch.full_like(scores_of(equal), 0.1))
+    assert torch.equal(trainer.shape_scores(equal), scores_of(equal))
     resumed = RunningMoments()
-    resumed.load_state_dict(trainer.moments.state_dict())
-    trainer.moments = resumed
-    expected = differing.scores / torch.cat([equal.scores, differing.scores]).std(unbiased=False)
-    torch.testing.assert_close(ppo.shape_scores(differing, trainer), expected)
+    resumed.load_state_dict(trainer.state.moments.state_dict())
+    trainer.state.moments = resumed
+    expected = scores_of(differing) / torch.cat([scores_of(equal), scores_of(differing)]).std(unbiased=False)
+    torch.testing.assert_close(trainer.shape_scores(differing), expected)
 
 
 def test_adaptive_kl_moves_the_coefficient(base: Path, prompts: Path, tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_adaptive_kl_moves_the_coefficient(base: Path, prompts: Path, tmp_path: 
         ({"ppo.kl_target": 1.0, "ppo.kl_coefficient": 0}, "'ppo.kl_target' .*'ppo.kl_coefficient' above 0"),
         ({"ppo.kl_target": 1.0, "ppo.kl_horizon": 1}, "'ppo.kl_horizon' = 1 .*8 completions"),
         ({"reward.normalize": "held_out"}, "'reward.normalize' = held_out needs 'reward.role'"),
-        ({"generation.top_k": 20}, "'generation.top_k' = 20 .*another distribution.*leave them at 0 and 1"),
-        ({"generation.top_p": 0.9}, "'generation.top_p' = 0.9 would sample from another distribution"),
+        ({"generation.top_k": 20}, "'generation.top_k' = 20 .*different distribution.*leave them at 0 and 1"),
+        ({"generation.top_p": 0.9}, "'generation.top_p' = 0.9 would sample from a different distribution"),
     ],
 )
 def test_settings_that_could_not_work_are_refused_before_the_run(
@@ -114,17 +114,17 @@ def test_in_the_warm_up_the_critic_alone_trains(critic: str, base: Path, prompts
         "ppo.ptx_data": [str(texts)],
         "ppo.ptx_coefficient": 0.5,
     }
-    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, more)))
+    trainer = Trained(small_ppo(base, tmp_path / "run", prompts, more))
 
     def state(role: str) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in trainer.base.parameters(role)]
 
     policy, head = state("policy"), state("critic")
     for index in range(2):
-        ppo.train_rollout(trainer, index)
+        trainer.train_rollout(index)
     assert all(torch.equal(a, b) for a, b in zip(policy, state("policy"), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(head, state("critic"), strict=True))
-    ppo.train_rollout(trainer, 2)
+    trainer.train_rollout(2)
     assert not all(torch.equal(a, b) for a, b in zip(policy, state("policy"), strict=True))
 
 
@@ -148,15 +148,15 @@ def test_the_policy_that_is_saved_is_within_the_kl_budget(base: Path, prompts: P
 def test_a_kl_that_is_no_number_is_over_the_budget(
     base: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, {"ppo.kl_budget": 5.0})))
-    estimate = ppo.estimate_advantages
+    trainer = Trained(small_ppo(base, tmp_path / "run", prompts, {"ppo.kl_budget": 5.0}))
+    estimate = ppo.estimate
 
     def without_a_kl(*args: Any) -> tuple[ppo.Targets, dict[str, float]]:
         targets, metrics = estimate(*args)
         return targets, metrics | {"objective/kl": math.nan}
 
-    monkeypatch.setattr(ppo, "estimate_advantages", without_a_kl)
-    metrics = ppo.train_rollout(trainer, 0)
+    monkeypatch.setattr(ppo, "estimate", without_a_kl)
+    metrics = trainer.train_rollout(0)
     assert metrics["train/over_kl_budget"] == 1.0 and "loss" not in metrics
 
 
@@ -178,21 +178,23 @@ def test_the_critic_starts_from_the_reward_role_where_there_is_one(
 ) -> None:
     scored: Options = {"reward.callable": None, "reward.role": str(reward_role)}
     for more, start in ((scored, "reward"), ({}, "policy")):
-        options: Options = {"policy": str(sft_role), "ppo.critic_start": None} | more
-        one = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, options)))[0].base
-        critic, source = one.adapter_weights("critic"), one.adapter_weights(start)
+        options: Options = {"start_from": str(sft_role), "ppo.critic_start": None} | more
+        loaded = Trained(small_ppo(base, tmp_path / "run", prompts, options)).base
+        critic, source = loaded.adapter_weights("critic"), loaded.adapter_weights(start)
         assert critic.keys() == source.keys() and all(torch.equal(critic[name], source[name]) for name in critic)
         if start == "reward":
-            assert not all(torch.equal(critic[k], v) for k, v in one.adapter_weights("policy").items() if k in critic)
+            assert not all(
+                torch.equal(critic[k], v) for k, v in loaded.adapter_weights("policy").items() if k in critic
+            )
 
 
 def test_random_lengths_stay_between_their_ends_and_differ(base: Path, prompts: Path, tmp_path: Path) -> None:
     more: Options = {"generation.random_min_new_tokens": 2, "generation.max_new_tokens": 9, "max_steps": 6}
     config = small_ppo(base, tmp_path / "run", prompts, more)
-    trainer, _ = set_up(config, open_run(config))
-    limits = [ppo.rollout_sampling(trainer, index).max_new_tokens for index in range(40)]
+    trainer = Trained(config)
+    limits = [ppo.rollout_sampling(trainer.setup, index).max_new_tokens for index in range(40)]
     assert set(limits) == set(range(2, 10))
-    assert limits == [ppo.rollout_sampling(trainer, index).max_new_tokens for index in range(40)]
+    assert limits == [ppo.rollout_sampling(trainer.setup, index).max_new_tokens for index in range(40)]
 
 
 def test_the_upper_half_alone_gets_adapters(base: Path, prompts: Path, tmp_path: Path) -> None:
@@ -215,15 +217,17 @@ def test_the_schedule_counts_every_step_of_every_epoch(base: Path, prompts: Path
     more: Options = {"max_steps": 5, "ppo.num_ppo_epochs": 3, "ppo.rollout_prompts": 4, "ppo.minibatch_prompts": 2}
     # 13 prompts in rollouts of 4, 4, 4, 1 and again 4.
     config = small_ppo(base, tmp_path / "run", prompts, more)
-    assert num_updates(config, [Example([1], [])] * 13) == 3 * (2 + 2 + 2 + 1 + 2)
+    assert num_updates(config, [Prompt([1])] * 13) == 3 * (2 + 2 + 2 + 1 + 2)
 
 
 def test_the_reference_is_what_the_policy_started_from(
     base: Path, sft_role: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, {"policy": str(sft_role)})))
-    rollout = collected(trainer)
-    for own, other in zip(rollout.logprobs, rollout.reference_logprobs, strict=True):
+    trainer = Trained(small_ppo(base, tmp_path / "run", prompts, {"start_from": str(sft_role)}))
+    rollout = trainer.rollout()
+    reference = measured(rollout).reference_logprobs
+    assert reference is not None
+    for own, other in zip(measured(rollout).logprobs, reference, strict=True):
         torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
 
 
@@ -265,7 +269,7 @@ def reward_that_removes_the_run(prompts: list[str], completions: list[str], fold
 def test_a_run_whose_folder_is_removed_says_so(base: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"Is it {a}?", "folder": str(tmp_path / "run")} for a in ANIMALS]
     more: Options = {"reward.callable": "tests.recipes.test_ppo:reward_that_removes_the_run"}
-    with pytest.raises(OnebaseError, match=r"run/metrics.jsonl: cannot be written .*has to stay where it is"):
+    with pytest.raises(OnebaseError, match=r"run/metrics.jsonl: cannot be written .*keep the run.s folder in place"):
         ppo.run(small_ppo(base, tmp_path / "run", write_rows(tmp_path / "p.jsonl", rows), more))
 
 
@@ -298,18 +302,18 @@ def test_a_classifier_scores_with_its_own_tokenizer(base: Path, prompts: Path, t
     classifier.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     more: Options = {"reward.callable": None, "reward.model": str(folder)}
-    trainer, _ = set_up(*with_run(small_ppo(base, tmp_path / "run", prompts, more)))
-    rollout = collected(trainer)
+    trainer = Trained(small_ppo(base, tmp_path / "run", prompts, more))
+    rollout = trainer.rollout()
     request = ppo_request(trainer, rollout)
     for i, (prompt, completion) in enumerate(zip(request.prompts, request.completions, strict=True)):
         with torch.no_grad():
             expected = float(classifier(**tokenizer(prompt + completion, return_tensors="pt")).logits[0, 0])
-        assert float(rollout.scores[i]) == pytest.approx(expected, abs=1e-4)
+        assert float(scores_of(rollout)[i]) == pytest.approx(expected, abs=1e-4)
     assert ppo.run(small_ppo(base, tmp_path / "run", prompts, more))["rollouts"] == 2
 
 
-def ppo_request(trainer: Any, rollout: Rollout) -> Any:
-    return score_request(trainer.chat, rollout.examples)
+def ppo_request(trainer: Trained, rollout: Rollout) -> Any:
+    return score_request(trainer.setup.chat, rollout.examples)
 
 
 # ------------------------------------------------------------------------------------------------- layouts
@@ -320,7 +324,7 @@ def test_both_layouts_give_the_same_first_rollout(base: Path, sft_role: Path, pr
     for layout in ("tree", "separate"):
         more: Options = {
             "model.layout": layout,
-            "policy": str(sft_role),
+            "start_from": str(sft_role),
             "max_steps": 1,
             "ppo.entropy_coefficient": 0.01,
         }
@@ -334,7 +338,7 @@ def test_both_layouts_give_the_same_first_rollout(base: Path, sft_role: Path, pr
 def test_microbatches_change_nothing(base: Path, sft_role: Path, prompts: Path, tmp_path: Path) -> None:
     rows = []
     for tokens in (48, 4096):
-        more: Options = {"batch.microbatch_tokens": tokens, "policy": str(sft_role), "max_steps": 1}
+        more: Options = {"batch.microbatch_tokens": tokens, "start_from": str(sft_role), "max_steps": 1}
         ppo.run(small_ppo(base, tmp_path / str(tokens), prompts, more))
         rows += metric_rows(tmp_path / str(tokens))
     for name in (name for name in rows[0] if not name.startswith("perf/")):
@@ -388,7 +392,7 @@ def test_a_whole_update_is_what_plain_loops_give(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     more: Options = {
-        "policy": str(sft_role),
+        "start_from": str(sft_role),
         "reward.role": str(reward_role),
         "reward.callable": None,
         "ppo.critic_start": "reward",
@@ -397,46 +401,65 @@ def test_a_whole_update_is_what_plain_loops_give(
         "optimizer.max_grad_norm": 100.0,
     } | REFERENCE_CASES[name]
     config = small_ppo(base, tmp_path / "run", prompts, more)
-    trainer, _ = set_up(config, open_run(config))
-    literal, _ = set_up(config, open_run(config))
+    trainer = Trained(config)
+    literal = Trained(config)
     disturb_policy(trainer.base)
     disturb_policy(literal.base)
 
-    seen: list[tuple[Rollout, Sequence[int], dict[str, float]]] = []
-    train_minibatch = ppo.train_minibatch
-
-    def watched(rollout: Rollout, targets: Any, chosen: Sequence[int], *rest: Any, **named: Any) -> dict[str, float]:
-        metrics = train_minibatch(rollout, targets, chosen, *rest, **named)
-        seen.append((rollout, chosen, metrics))
-        return metrics
-
-    monkeypatch.setattr(ppo, "train_minibatch", watched)
-    metrics = ppo.train_rollout(trainer, 0)
-    assert len(seen) == 4
+    rollouts, chosen, found = watch_steps(trainer, monkeypatch)
+    metrics = trainer.train_rollout(0)
+    assert len(found) == 4
     if name == "kl in the loss":
         assert metrics["policy/clipfrac"] > 0 and metrics["val/clipfrac"] > 0, "the clips are not put to the test"
-    update = LiteralUpdate(literal.base, config, seen[0][0])
+    update = LiteralUpdate(literal.base, config, rollouts[0])
     assert metrics["objective/kl"] == pytest.approx(update.mean_kl(), abs=1e-4)
-    for step, (_, chosen, found) in enumerate(seen):
-        loss, norm = update.step(list(chosen))
-        assert found["loss"] == pytest.approx(loss, abs=1e-4), f"loss of step {step}"
+    for step, (prompts_of_step, noted) in enumerate(zip(chosen, found, strict=True)):
+        loss, norm = update.step(list(prompts_of_step))
+        assert noted["loss"] == pytest.approx(loss, abs=1e-4), f"loss of step {step}"
         # Adam's first steps have the size of the learning rate whatever the gradient: rounding grows from there on.
-        assert found["grad_norm"] == pytest.approx(norm, rel=1e-4 if step == 0 else 1e-2), f"gradient of step {step}"
+        assert noted["grad_norm"] == pytest.approx(norm, rel=1e-4 if step == 0 else 1e-2), f"gradient of step {step}"
 
 
-def disturb_policy(one: OneBase) -> None:
+def watch_steps(
+    trainer: Trained, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Rollout], list[Sequence[int]], list[dict[str, float]]]:
+    """Filled as the trainer works: its rollouts, the prompts of every optimizer step, and what each step gave."""
+    rollouts: list[Rollout] = []
+    chosen: list[Sequence[int]] = []
+    found: list[dict[str, float]] = []
+    collect, losses, step = ppo.collect, ppo.minibatch_losses, trainer.update.step
+
+    def watched_collect(*args: Any, **named: Any) -> Rollout:
+        rollouts.append(collect(*args, **named))
+        return rollouts[-1]
+
+    def watched_losses(targets: Any, prompts: Sequence[int], *rest: Any, **named: Any) -> Any:
+        chosen.append(prompts)
+        return losses(targets, prompts, *rest, **named)
+
+    def watched_step(*parts: Any) -> dict[str, float]:
+        found.append(step(*parts))
+        return found[-1]
+
+    monkeypatch.setattr(ppo, "collect", watched_collect)
+    monkeypatch.setattr(ppo, "minibatch_losses", watched_losses)
+    monkeypatch.setattr(trainer.update, "step", watched_step)
+    return rollouts, chosen, found
+
+
+def disturb_policy(loaded: OneBase) -> None:
     """Moves the policy away from its reference, so that there is a KL."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in one.parameters("policy"):
+        for parameter in loaded.parameters("policy"):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
 class LiteralUpdate:
     """PPO on a rollout with a loop over completions, a loop over tokens, and separate rows."""
 
-    def __init__(self, one: OneBase, config: PPOConfig, rollout: Rollout) -> None:
-        self.base, self.config = one, config
+    def __init__(self, loaded: OneBase, config: PPOConfig, rollout: Rollout) -> None:
+        self.base, self.config = loaded, config
         self.rows = [
             (i, list(example.prompt_ids), list(ids))
             for i, example in enumerate(rollout.examples)
@@ -475,10 +498,10 @@ class LiteralUpdate:
             every = [a for row in self.advantages for a in row]
             mean, spread = sum(every) / len(every), deviation_of(every)
             self.advantages = [[(a - mean) / spread for a in row] for row in self.advantages]
-        self.parameters: list[nn.Parameter] = [*one.parameters("policy"), *one.parameters("critic")]
+        self.parameters: list[nn.Parameter] = [*loaded.parameters("policy"), *loaded.parameters("critic")]
         rate = config.optimizer.learning_rate
         self.rates = [rate, ppo.critic_learning_rate or rate]
-        groups = [{"params": list(one.parameters(role))} for role in ("policy", "critic")]
+        groups = [{"params": list(loaded.parameters(role))} for role in ("policy", "critic")]
         self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0, foreach=False)
         self.steps_done = 0
 
@@ -502,13 +525,11 @@ class LiteralUpdate:
             return self.base.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
 
     def values(self, prompt: list[int], completion: list[int]) -> Tensor:
-        head = self.base.roles["critic"].head
-        assert head is not None
+        head = self.base.scalar_role("critic").head
         return self.states("critic", prompt + completion)[len(prompt) - 1 : -1] @ head.weight[0]
 
     def score(self, prompt: list[int], completion: list[int]) -> float:
-        head = self.base.roles["reward"].head
-        assert head is not None
+        head = self.base.scalar_role("reward").head
         return float(self.states("reward", prompt + completion)[-1] @ head.weight[0])
 
     def share_of_the_rate(self) -> float:
@@ -567,22 +588,6 @@ def gae_as_a_double_sum(rewards: list[float], values: list[float], gamma: float,
     later = [*values[1:], 0.0]
     deltas = [r + gamma * after - now for r, now, after in zip(rewards, values, later, strict=True)]
     return [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))]
-
-
-def collected(trainer: Any, index: int = 0) -> Rollout:
-    """A rollout of the trainer's first prompts, as `train_rollout` collects it."""
-    samples = trainer.config.generation.samples_per_prompt
-    return collect_rollout(
-        trainer.base,
-        trainer.chat,
-        trainer.prompts[:4],
-        trainer.reward_source,
-        sampling=trainer.sampling,
-        seeds=sample_seeds(0, num_prompts=4, samples_per_prompt=samples, stream=str(index)),
-        samples_per_prompt=samples,
-        token_budget=2048,
-        critic="critic",
-    )
 
 
 def test_the_plan_trains_nothing(base: Path, prompts: Path, tmp_path: Path) -> None:

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebase.models.passes import lay_out
+from onebase.engines.passes import lay_out
 from onebase.recipes import ppo
-from onebase.recipes.setup.ppo import Trainer, set_up
-from onebase.rollouts.collect import Rollout, collect_rollout
+from onebase.rollouts.collect import Rollout
 from onebase.training.averages import Averages
 from tests.recipes.conftest import (
     SENTENCES,
@@ -23,10 +22,9 @@ from tests.recipes.conftest import (
     metric_rows,
     prompt_rows,
     small_ppo,
-    with_run,
     write_rows,
 )
-from tests.recipes.test_ppo import collected
+from tests.recipes.ppo_parts import Trained, measured, rescored, scores_of
 
 OPTIONS: dict[str, Options] = {
     "critic head": {"ppo.critic": "head"},
@@ -115,20 +113,20 @@ def test_one_sample_of_one_token_trains(base: Path, prompts: Path, tmp_path: Pat
 # -------------------------------------------------------------------------------------------------------- the scores
 
 
-def trainer_of(base: Path, prompts: Path, folder: Path, more: Options) -> Trainer:
-    return set_up(*with_run(small_ppo(base, folder, prompts, more)))[0]
+def trainer_of(base: Path, prompts: Path, folder: Path, more: Options) -> Trained:
+    return Trained(small_ppo(base, folder, prompts, more))
 
 
 def test_scores_are_clipped_once_after_they_are_scaled(base: Path, prompts: Path, tmp_path: Path) -> None:
     more: Options = {"ppo.score_scaling": "running", "ppo.score_clip": 1.5, "ppo.score_baseline": 1.0}
     trainer = trainer_of(base, prompts, tmp_path / "run", more)
-    rollout = collected(trainer)
-    rollout.scores = torch.tensor([1.0, 3.0, 11.0, -9.0, 1.0, 1.0, 5.0, 1.0])
+    rollout = trainer.rollout()
+    rollout = rescored(rollout, torch.tensor([1.0, 3.0, 11.0, -9.0, 1.0, 1.0, 5.0, 1.0]))
     less = [0.0, 2.0, 10.0, -10.0, 0.0, 0.0, 4.0, 0.0]
     mean = sum(less) / 8
     deviation = math.sqrt(sum((score - mean) ** 2 for score in less) / 8)
     expected = [max(-1.5, min(1.5, score / deviation)) for score in less]
-    assert ppo.shape_scores(rollout, trainer).tolist() == pytest.approx(expected, abs=1e-6)
+    assert trainer.shape_scores(rollout).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_whitened_rewards_keep_their_mean(base: Path, prompts: Path, tmp_path: Path) -> None:
@@ -140,18 +138,18 @@ def test_whitened_rewards_keep_their_mean(base: Path, prompts: Path, tmp_path: P
         "ppo.lam": 1,
     }
     trainer = trainer_of(base, prompts, tmp_path / "run", more)
-    rollout = collected(trainer)
-    rollout.scores = rollout.scores + 3
+    rollout = trainer.rollout()
+    rollout = rescored(rollout, scores_of(rollout) + 3)
     rewards = [
         [0.0] * (len(sample.ids) - 1) + [float(score)]
-        for sample, score in zip(rollout.samples, rollout.scores, strict=True)
+        for sample, score in zip(rollout.samples, scores_of(rollout), strict=True)
     ]
     every = [reward for row in rewards for reward in row]
     mean = sum(every) / len(every)
     deviation = math.sqrt(sum((reward - mean) ** 2 for reward in every) / len(every))
     scaled = [[(reward - mean) / deviation + mean for reward in row] for row in rewards]
     expected = [sum(row[t:]) for row in scaled for t in range(len(row))]
-    targets, _ = ppo.estimate_advantages(rollout, trainer)
+    targets = trainer.estimate(rollout)
     assert torch.cat(targets.returns).tolist() == pytest.approx(expected, abs=1e-4)
 
 
@@ -161,32 +159,33 @@ def test_a_reward_role_scores_and_starts_the_critic(
     critic_start: str, normalize: str, base: Path, sft_role: Path, reward_role: Path, prompts: Path, tmp_path: Path
 ) -> None:
     more: Options = {
-        "policy": str(sft_role),
+        "start_from": str(sft_role),
         "reward.role": str(reward_role),
         "reward.callable": None,
         "ppo.critic_start": critic_start,
         "reward.normalize": normalize,
     }
     trainer = trainer_of(base, prompts, tmp_path / "run", more)
-    one, rollout = trainer.base, collected(trainer)
-    reward, critic = one.roles["reward"], one.roles["critic"]
-    assert reward.head is not None and critic.head is not None
-    assert reward.score_mean is not None and reward.score_std is not None and abs(reward.score_std - 1) > 0.1
-    mean, std = (reward.score_mean, reward.score_std) if normalize == "held_out" else (0.0, 1.0)
+    loaded, rollout = trainer.base, trainer.rollout()
+    reward = loaded.scalar_role("reward")
+    assert reward.moments.measured and abs(reward.moments.std - 1) > 0.1
+    mean, std = (reward.moments.mean, reward.moments.std) if normalize == "held_out" else (0.0, 1.0)
     rows = [(list(e.prompt_ids), list(ids)) for e in rollout.examples for ids in e.completions]
     scores, values = [], []
     for prompt, completion in rows:
         states = hidden_states(trainer, "reward", prompt + completion)
         scores.append((float(states[-1] @ reward.head.weight[0]) - mean) / std)
         values += (states[len(prompt) - 1 : -1] @ reward.head.weight[0] / std).tolist()
-    assert rollout.scores.tolist() == pytest.approx(scores, abs=1e-4)
+    assert scores_of(rollout).tolist() == pytest.approx(scores, abs=1e-4)
     if critic_start == "policy":  # without a head of its own the role begins with values of zero
         values = [0.0] * len(values)
-    assert torch.cat(rollout.values).tolist() == pytest.approx(values, abs=1e-4)
+    found = measured(rollout).values
+    assert found is not None
+    assert torch.cat(found).tolist() == pytest.approx(values, abs=1e-4)
     assert ppo.run(small_ppo(base, tmp_path / "whole", prompts, more))["rollouts"] == 2
 
 
-def hidden_states(trainer: Trainer, role: str, ids: list[int]) -> Tensor:
+def hidden_states(trainer: Trained, role: str, ids: list[int]) -> Tensor:
     with torch.no_grad(), trainer.base.role(role):
         return trainer.base.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
 
@@ -206,18 +205,18 @@ def test_ptx_adds_its_coefficient_times_the_loss_on_texts(
 ) -> None:
     with_texts = trainer_of(base, prompts, tmp_path / "run", {**texts, "ppo.ptx_coefficient": coefficient})
     without = trainer_of(base, prompts, tmp_path / "other", {})
-    examples, _ = ppo.ptx_part(with_texts)
+    examples, _ = ppo.ptx_part(with_texts.setup, with_texts.state)
     nll = torch.cat([negative_logprobs(with_texts, list(e.prompt_ids), list(e.completions[0])) for e in examples])
     found = []
     for trainer in (with_texts, without):
-        rollout = collected(trainer)
-        targets, _ = ppo.estimate_advantages(rollout, trainer)
-        found.append(ppo.train_minibatch(rollout, targets, [0, 1], trainer, only_critic=False))
+        rollout = trainer.rollout()
+        targets = trainer.estimate(rollout)
+        found.append(trainer.minibatch(rollout, targets, [0, 1]))
     assert found[0]["loss/ptx"] == pytest.approx(float(nll.mean()), abs=1e-4)
     assert found[0]["loss"] - found[1]["loss"] == pytest.approx(coefficient * float(nll.mean()), abs=1e-4)
 
 
-def negative_logprobs(trainer: Trainer, prompt: list[int], completion: list[int]) -> Tensor:
+def negative_logprobs(trainer: Trained, prompt: list[int], completion: list[int]) -> Tensor:
     with torch.no_grad(), trainer.base.role("policy"):
         table = trainer.base.model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
     return torch.stack([-table[len(prompt) - 1 + t, token] for t, token in enumerate(completion)])
@@ -231,14 +230,14 @@ def test_ptx_reads_all_texts_before_it_reads_one_again(
     read: list[list[int]] = []
     part = ppo.ptx_part
 
-    def watched(trainer: Trainer) -> Any:
-        examples, loss = part(trainer)
+    def watched(*args: Any) -> Any:
+        examples, loss = part(*args)
         read.extend(list(example.completions[0]) for example in examples)
         return examples, loss
 
     monkeypatch.setattr(ppo, "ptx_part", watched)
     for index in range(len(trainer.ptx) // 4):
-        ppo.train_rollout(trainer, index)
+        trainer.train_rollout(index)
     assert len(trainer.ptx) == 36 and sorted(read) == sorted(list(e.completions[0]) for e in trainer.ptx)
 
 
@@ -246,9 +245,9 @@ def test_ptx_of_a_microbatch_is_divided_by_the_tokens_of_all(
     texts: Options, base: Path, prompts: Path, tmp_path: Path
 ) -> None:
     trainer = trainer_of(base, prompts, tmp_path / "run", {**texts, "ppo.ptx_coefficient": 0.5})
-    examples, loss = ppo.ptx_part(trainer)
-    whole = sum(loss(lay_out(trainer.base, examples), [0, 1], Averages()))
-    parts = sum(sum(loss(lay_out(trainer.base, [examples[i]]), [i], Averages())) for i in (0, 1))
+    examples, loss = ppo.ptx_part(trainer.setup, trainer.state)
+    whole = loss(lay_out(trainer.base, examples), [0, 1], Averages())
+    parts = sum(loss(lay_out(trainer.base, [examples[i]]), [i], Averages()) for i in (0, 1))
     assert float(whole.detach()) == pytest.approx(float(parts.detach()), abs=1e-6)
 
 
@@ -259,9 +258,9 @@ def test_policy_and_critic_learn_at_their_own_rates(base: Path, prompts: Path, t
     more: Options = {"ppo.critic_learning_rate": 1e-2, "optimizer.learning_rate": 1e-4}
     trainer = trainer_of(base, prompts, tmp_path / "run", more)
     before = {role: [p.detach().clone() for p in trainer.base.parameters(role)] for role in ("policy", "critic")}
-    rollout = collected(trainer)
-    targets, _ = ppo.estimate_advantages(rollout, trainer)
-    ppo.train_minibatch(rollout, targets, [0, 1], trainer, only_critic=False)
+    rollout = trainer.rollout()
+    targets = trainer.estimate(rollout)
+    trainer.minibatch(rollout, targets, [0, 1])
     # The first step of Adam moves an entry by its learning rate, whatever the gradient.
     for role, rate in (("policy", 1e-4), ("critic", 1e-2)):
         moved = max(
@@ -276,11 +275,11 @@ def test_the_epochs_end_behind_the_step_that_passes_max_kl(
     max_kl: float | None, steps: int, base: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_of(base, prompts, tmp_path / "run", {"ppo.max_kl": max_kl})
-    rollout = collected(trainer)
-    targets, _ = ppo.estimate_advantages(rollout, trainer)
+    rollout = trainer.rollout()
+    targets = trainer.estimate(rollout)
     distances = iter([0.01, 0.03, 0.06, 0.09])
-    monkeypatch.setattr(ppo, "train_minibatch", lambda *args, **named: {"policy/approxkl": next(distances)})
-    assert ppo.update_on(rollout, targets, trainer, 0)["train/optimizer_steps"] == steps
+    monkeypatch.setattr(trainer.update, "step", lambda *parts: {"policy/approxkl": next(distances)})
+    assert trainer.update_on(rollout, targets)["train/optimizer_steps"] == steps
 
 
 def test_every_rollout_draws_its_own_numbers_and_its_own_order(
@@ -290,19 +289,22 @@ def test_every_rollout_draws_its_own_numbers_and_its_own_order(
     seeds: list[list[int]] = []
     orders: list[list[int]] = []
 
+    collect, losses = ppo.collect, ppo.minibatch_losses
+
     def collected_with(*args: Any, **named: Any) -> Rollout:
         seeds.append(list(named["seeds"]))
         orders.append([])
-        return collect_rollout(*args, **named)
+        return collect(*args, **named)
 
-    def order_of(rollout: Rollout, targets: Any, chosen: Sequence[int], *rest: Any, **named: Any) -> dict[str, float]:
+    def order_of(targets: Any, chosen: Sequence[int], *rest: Any, **named: Any) -> Any:
         orders[-1].extend(chosen)
-        return {"loss": 0.0}
+        return losses(targets, chosen, *rest, **named)
 
-    monkeypatch.setattr(ppo, "collect_rollout", collected_with)
-    monkeypatch.setattr(ppo, "train_minibatch", order_of)
+    monkeypatch.setattr(ppo, "collect", collected_with)
+    monkeypatch.setattr(ppo, "minibatch_losses", order_of)
+    monkeypatch.setattr(trainer.update, "step", lambda *parts: {"loss": 0.0})
     for index in range(3):
-        ppo.train_rollout(trainer, index)
+        trainer.train_rollout(index)
     drawn = [seed for part in seeds for seed in part]
     assert len(drawn) == 24 and len(set(drawn)) == 24
     for order in orders:
@@ -314,9 +316,9 @@ def test_every_rollout_draws_its_own_numbers_and_its_own_order(
 def test_rollouts_of_a_policy_that_stands_still_differ(base: Path, prompts: Path, tmp_path: Path) -> None:
     more: Options = {"ppo.critic_warmup_rollouts": 2, "ppo.rollout_prompts": 4, "data.limit": 6}
     trainer = trainer_of(base, prompts, tmp_path / "run", more)
-    assert len(trainer.prompts) >= 4
-    trainer.prompts = trainer.prompts[:4]
+    assert len(trainer.setup.prompts) >= 4
+    trainer.with_prompts(4)
     scores = []
     for index in range(2):
-        scores.append(ppo.train_rollout(trainer, index)["objective/entropy"])
+        scores.append(trainer.train_rollout(index)["objective/entropy"])
     assert scores[0] != pytest.approx(scores[1], abs=1e-6)

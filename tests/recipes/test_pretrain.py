@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from onebase.config.language import PretrainConfig
 from onebase.data.chat import chat_format
+from onebase.engines.opening import load_base
 from onebase.errors import ConfigError, DataError, ModelError
-from onebase.models.loading import load_base
 from onebase.models.scratch import make_llama, read_tokenizer, train_tokenizer
 from onebase.recipes import pretrain
 from onebase.records import Message, Row
@@ -119,13 +119,13 @@ def test_a_given_model_is_trained_further_and_stays_as_it_was(
 def test_every_token_but_the_first_of_a_block_counts_once(texts: tuple[Path, Path], tmp_path: Path) -> None:
     config = load(PretrainConfig, options(texts, tmp_path / "run", max_steps=1, block_length=16))
     rows, _ = pretrain.read_rows(config.data, config.seed)
-    one = pretrain.open_or_make(config, rows)
-    blocks = pretrain.to_blocks(one, rows, config)
+    loaded = pretrain.open_or_make(config, rows)
+    blocks = pretrain.to_blocks(loaded, rows, config)
     ids = [token for block in blocks for token in [*block.prompt_ids, *block.completions[0]]]
     whole = []
     for row in rows:
-        text = one.tokenizer(row.answers[0], add_special_tokens=False)["input_ids"]
-        whole += [one.tokenizer.bos_token_id, *text, one.tokenizer.eos_token_id]
+        text = loaded.tokenizer(row.answers[0], add_special_tokens=False)["input_ids"]
+        whole += [loaded.tokenizer.bos_token_id, *text, loaded.tokenizer.eos_token_id]
     assert ids == whole[: len(ids)] and len(whole) - len(ids) <= 1
     assert {block.num_tokens for block in blocks[:-1]} == {16}
 
@@ -133,13 +133,13 @@ def test_every_token_but_the_first_of_a_block_counts_once(texts: tuple[Path, Pat
 def test_without_a_beginning_token_one_end_token_stands_between_texts(texts: tuple[Path, Path], tmp_path: Path) -> None:
     config = load(PretrainConfig, options(texts, tmp_path / "run", max_steps=1, block_length=16))
     rows, _ = pretrain.read_rows(config.data, config.seed)
-    one = pretrain.open_or_make(config, rows)
-    one.tokenizer.bos_token = None
-    ids = [t for block in pretrain.to_blocks(one, rows, config) for t in [*block.prompt_ids, *block.completions[0]]]
-    end = one.tokenizer.eos_token_id
+    loaded = pretrain.open_or_make(config, rows)
+    loaded.tokenizer.bos_token = None
+    ids = [t for block in pretrain.to_blocks(loaded, rows, config) for t in [*block.prompt_ids, *block.completions[0]]]
+    end = loaded.tokenizer.eos_token_id
     whole = [end]
     for row in rows:
-        whole += [*one.tokenizer(row.answers[0], add_special_tokens=False)["input_ids"], end]
+        whole += [*loaded.tokenizer(row.answers[0], add_special_tokens=False)["input_ids"], end]
     assert ids == whole[: len(ids)] and len(whole) - len(ids) <= 1
 
 
@@ -208,14 +208,14 @@ def test_a_real_chat_tokenizer_is_used_by_later_verbs(shared: Path, tmp_path: Pa
     stories = shared / "data" / "text_en" / "tinystories_sample.txt.gz"
     more = {"data.eval": None, "data.limit": 40, "tiny.tokenizer": str(folder), "max_steps": 2}
     pretrain.run(load(PretrainConfig, options((stories, stories), tmp_path / "run"), GIVEN, more))
-    one = load_base(str(tmp_path / "run" / "model"), dtype="float32", device="cpu")
-    assert [one.tokenizer(text)["input_ids"] for text in SPOKEN] == [plain.encode(text).ids for text in SPOKEN]
-    assert one.model.get_input_embeddings().weight.shape[0] == len(one.tokenizer) == 6400  # type: ignore[index]
+    loaded = load_base(str(tmp_path / "run" / "model"), dtype="float32", device="cpu")
+    assert [loaded.tokenizer(text)["input_ids"] for text in SPOKEN] == [plain.encode(text).ids for text in SPOKEN]
+    assert loaded.model.get_input_embeddings().weight.shape[0] == len(loaded.tokenizer) == 6400  # type: ignore[index]
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    assert one.tokenizer.chat_template == config["chat_template"]
+    assert loaded.tokenizer.chat_template == config["chat_template"]
 
     turns = (Message("user", "你好"), Message("assistant", "Hi"), Message("user", "2+2?"))
-    example = chat_format(one.tokenizer).encode_example(Row(turns, ("四 🙂",), None), train_on="assistant")
+    example = chat_format(loaded.tokenizer).encode_example(Row(turns, ("四 🙂",), None), train_on="assistant")
     no_thought = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
     first = f"<|im_start|>user\n你好<|im_end|>\n{no_thought}"
     between = f"\n<|im_start|>user\n2+2?<|im_end|>\n{no_thought}"
@@ -253,9 +253,9 @@ def test_a_tokenizer_that_cannot_be_used_is_named(
     (tokenizer_folder / "tokenizer.json.gz").unlink()
     settings = json.loads((tokenizer_folder / "tokenizer_config.json").read_text())
     (tokenizer_folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
-    assert "has no end token, so that no answer could end; set eos_token in its tokenizer_config.json" in refused()
+    assert "has no end token, so no answer could end; set eos_token in its tokenizer_config.json" in refused()
     tokenizer_folder.rename(tmp_path / "elsewhere")
-    assert "no such folder; tiny.tokenizer is a folder with a tokenizer.json" in refused()
+    assert f"{tokenizer_folder}: no such folder" in refused()
 
 
 def test_a_given_tokenizer_leaves_no_vocabulary_to_choose(base: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
@@ -263,12 +263,12 @@ def test_a_given_tokenizer_leaves_no_vocabulary_to_choose(base: Path, texts: tup
     with pytest.raises(ConfigError) as caught:
         load(PretrainConfig, options(texts, tmp_path / "run"), given)
     assert str(caught.value) == (
-        "command line: 'tiny.vocab_size' is for a new tokenizer, 'tiny.tokenizer' has its own; leave one out"
+        "command line: 'tiny.vocab_size' is for a new tokenizer, but 'tiny.tokenizer' has its own; leave one out"
     )
     with pytest.raises(ConfigError) as caught:
         load(PretrainConfig, options(texts, tmp_path / "run"), GIVEN, given, {"model.model_name_or_path": str(base)})
     assert "command line: 'tiny.tokenizer' = " in str(caught.value)
-    assert "is for a new model, and 'model.model_name_or_path' names one that is there" in str(caught.value)
+    assert "is for a new model, but 'model.model_name_or_path' names an existing one" in str(caught.value)
 
 
 def test_ids_with_gaps_have_a_row_each(tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ import onebase
 from onebase.config.language import PretrainConfig, SFTConfig
 from onebase.config.preferences import RewardConfig
 from onebase.config.rollouts import PPOConfig
-from onebase.models.one_base import OneBase
+from onebase.models.base import OneBase
+from onebase.models.roles import ScalarRole
 from onebase.recipes import ppo, pretrain, reward, sft
-from onebase.recipes.setup.ppo import set_up
-from onebase.recipes.setup.shared import open_run
 from tests.recipes.conftest import (
     SENTENCES,
     Options,
@@ -32,24 +31,26 @@ from tests.recipes.conftest import (
     small_ppo,
     write_rows,
 )
+from tests.recipes.ppo_parts import Trained
 
 
 def four_roles(sft_role: Path, reward_role: Path) -> Options:
     return {
-        "policy": str(sft_role),
+        "start_from": str(sft_role),
         "reward.role": str(reward_role),
         "reward.callable": None,
         "ppo.critic_start": "reward",
     }
 
 
-def state_of(one: OneBase, role: str) -> dict[str, Tensor]:
-    head = one.roles[role].head
-    return one.adapter_weights(role) | ({"head": head.weight.detach().clone()} if head is not None else {})
+def state_of(loaded: OneBase, role: str) -> dict[str, Tensor]:
+    found = loaded.roles[role]
+    head = {"head": found.head.weight.detach().clone()} if isinstance(found, ScalarRole) else {}
+    return loaded.adapter_weights(role) | head
 
 
-def base_state(one: OneBase) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in one.model.named_parameters() if "lora_" not in name}
+def base_state(loaded: OneBase) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in loaded.model.named_parameters() if "lora_" not in name}
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -61,17 +62,19 @@ def test_ppo_changes_the_policy_and_the_critic_and_nothing_else(
     critic: str, base: Path, sft_role: Path, reward_role: Path, prompts: Path, tmp_path: Path
 ) -> None:
     config = small_ppo(base, tmp_path / "run", prompts, four_roles(sft_role, reward_role), {"ppo.critic": critic})
-    trainer, _ = set_up(config, open_run(config))
-    one = trainer.base
-    frozen, before = base_state(one), {role: state_of(one, role) for role in one.roles}
+    trainer = Trained(config)
+    loaded = trainer.base
+    frozen, before = base_state(loaded), {role: state_of(loaded, role) for role in loaded.roles}
     assert frozen and set(before) == {"policy", "reference", "reward", "critic"}
     for index in range(2):
-        ppo.train_rollout(trainer, index)
-    assert equal(base_state(one), frozen)
-    assert equal(state_of(one, "reference"), before["reference"]) and equal(state_of(one, "reward"), before["reward"])
-    assert not equal(state_of(one, "policy"), before["policy"])
-    assert not equal(state_of(one, "critic"), before["critic"])
-    assert one.active is None
+        trainer.train_rollout(index)
+    assert equal(base_state(loaded), frozen)
+    assert equal(state_of(loaded, "reference"), before["reference"]) and equal(
+        state_of(loaded, "reward"), before["reward"]
+    )
+    assert not equal(state_of(loaded, "policy"), before["policy"])
+    assert not equal(state_of(loaded, "critic"), before["critic"])
+    assert loaded.active is None
 
 
 def test_a_run_leaves_the_files_of_what_it_started_from(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from onebase.cli import commands as cli
+from onebase.cli.main import main
 from onebase.models.scratch import make_llama
 from tests.recipes.conftest import Options, metric_rows, words, write_rows
 
@@ -31,12 +31,12 @@ def stories(shared: Path, output: Path, *data: str) -> Options:
 
 
 def ran(verb: str, *options: Options) -> None:
-    assert cli.main([verb, *words(*options)]) == 0
+    assert main([verb, *words(*options)]) == 0
 
 
 def said(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     capsys.readouterr()
-    assert cli.main(command) == 0
+    assert main(command) == 0
     return capsys.readouterr().out
 
 
@@ -55,7 +55,7 @@ def test_the_stages_follow_each_other_on_real_data(
         "ppo",
         xquad,
         {
-            "policy": policy,
+            "start_from": policy,
             "reward.role": role,
             "data.limit": 30,
             "data.max_prompt_tokens": 128,
@@ -116,7 +116,7 @@ def test_ranked_lists_in_chinese_with_a_chat_tokenizer(shared: Path, tmp_path: P
         "model.model_name_or_path": str(tmp_path / "base"),
         "model.chat_template": None,
         "data.limit": 20,
-        "reward.max_pairs": 3,
+        "ranking.max_pairs": 3,
         "batch.minibatch": 4,
     }
     ran("reward", options, more)
@@ -156,5 +156,5 @@ def test_a_new_model_is_made_from_real_texts(file: str, shared: Path, tmp_path: 
 
 def test_real_configs_can_be_planned(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = stories(shared, tmp_path / "run", "text_en", "tinystories_sample.txt.gz")
-    assert cli.main(["sft", "--dry-run", *words(options)]) == 0
+    assert main(["sft", "--dry-run", *words(options)]) == 0
     assert "optimizer steps" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -16,9 +16,11 @@ from transformers import AutoModelForSequenceClassification
 from onebase.config.preferences import RewardConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import chat_format
+from onebase.engines.budget import TokenBudget
 from onebase.errors import ConfigError, DataError
 from onebase.models.loading import load_tokenizer
 from onebase.models.role_card import read_card
+from onebase.processes import ALONE
 from onebase.recipes import reward
 from onebase.recipes.setup.shared import open_base
 from onebase.records import Example
@@ -107,7 +109,7 @@ def test_the_first_loss_is_the_papers(
     more: Options = {
         "start_from": str(reward_role),
         "max_steps": 1,
-        "reward.centering_coefficient": centering,
+        "ranking.centering_coefficient": centering,
         "batch.minibatch": 4,
     }
     config = load(RewardConfig, common(base, tmp_path / "run", rows), more)
@@ -129,7 +131,7 @@ def test_the_split_into_microbatches_changes_nothing(base: Path, reward_role: Pa
         more: Options = {
             "start_from": str(reward_role),
             "max_steps": 2,
-            "reward.centering_coefficient": 0.1,
+            "ranking.centering_coefficient": 0.1,
             "batch.microbatch_tokens": tokens,
         }
         reward.run(load(RewardConfig, common(base, tmp_path / str(tokens), data), more))
@@ -143,9 +145,9 @@ def test_an_epoch_reads_every_row_once(base: Path, tmp_path: Path, monkeypatch: 
     read: list[str] = []
     step = reward.train_step
 
-    def watched(one: Any, examples: Any, *rest: Any) -> dict[str, float]:
+    def watched(loaded: Any, examples: Any, *rest: Any) -> dict[str, float]:
         read.extend(example.row.place for example in examples)
-        return step(one, examples, *rest)
+        return step(loaded, examples, *rest)
 
     monkeypatch.setattr(reward, "train_step", watched)
     data = write_rows(tmp_path / "pairs.jsonl", pair_rows())
@@ -156,15 +158,15 @@ def test_an_epoch_reads_every_row_once(base: Path, tmp_path: Path, monkeypatch: 
 def test_a_role_that_cannot_tell_answers_apart_is_right_about_none(base: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "pairs.jsonl", pair_rows(6))
     config = load(RewardConfig, common(base, tmp_path / "run", rows))
-    one = open_base(config.model)
-    reward.add_reward(one, config)  # with a head of zeros
+    loaded = open_base(config.model, ALONE)
+    reward.add_reward(loaded, config)  # with a head of zeros
     train, _ = examples_of(config, base)
-    assert reward.evaluate(one, train, 2048)["accuracy"] == 0
+    assert reward.evaluate(loaded, train, TokenBudget(2048))["accuracy"] == 0
 
 
 def test_no_more_than_max_pairs_of_a_list_are_compared(base: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "lists.jsonl", LISTS)
-    config = load(RewardConfig, common(base, tmp_path / "run", rows), {"reward.max_pairs": 3, "max_steps": 3})
+    config = load(RewardConfig, common(base, tmp_path / "run", rows), {"ranking.max_pairs": 3, "max_steps": 3})
     train, _ = examples_of(config, base)
     drawn = [
         [draw_comparisons(train[0], max_pairs=3, seed=config.seed, visit=(n, 0)) for n in range(6)] for _ in range(2)
@@ -186,7 +188,7 @@ def test_only_ties_have_no_accuracy(base: Path, tmp_path: Path) -> None:
 
 def test_mean_pooling_scores_the_mean_of_the_answers_states(base: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "pairs.jsonl", pair_rows())
-    more: Options = {"reward.pooling": "mean", "max_steps": 5, "optimizer.learning_rate": 5e-3}
+    more: Options = {"ranking.pooling": "mean", "max_steps": 5, "optimizer.learning_rate": 5e-3}
     config = load(RewardConfig, common(base, tmp_path / "run", rows), more)
     summary = reward.run(config)
     folder = tmp_path / "run" / "reward"
@@ -226,7 +228,7 @@ def test_full_parameters_leave_a_classifier_with_the_same_scores(pad_is_end: boo
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"lora.r": 0, "reward.pooling": "mean"}, "'reward.pooling' = mean .*'lora.r' = 0"),
+        ({"lora.r": 0, "ranking.pooling": "mean"}, "'ranking.pooling' = mean .*'lora.r' = 0"),
         ({"lora.r": 0, "start_from": "a"}, "'lora.r' = 0 .*'start_from'"),
     ],
 )
@@ -274,7 +276,7 @@ def test_lists_that_were_cut_to_equal_answers_are_left_out(
     assert len(train) == 7
     assert f"left out: 1 with answers cut to the same tokens ({rows}:1)" in capsys.readouterr().err
     write_rows(rows, [same, same | {"prompt": "Which one?"}])
-    with pytest.raises(DataError, match=f"the answers of 2 of 2 rows .* share 0.2 allowed .first {rows}:1, {rows}:2"):
+    with pytest.raises(DataError, match=f"the answers of 2 of 2 rows .* share of 0.2 .first {rows}:1, {rows}:2"):
         examples_of(config, base)
 
 
@@ -286,6 +288,6 @@ def test_a_row_that_compares_nothing_is_refused(base: Path, tmp_path: Path) -> N
 
 def test_the_plan_counts_the_comparisons(base: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "lists.jsonl", LISTS)
-    more: Options = {"reward.max_pairs": 2, "data.eval_fraction": 0}
+    more: Options = {"ranking.max_pairs": 2, "data.eval_fraction": 0}
     text = reward.plan(load(RewardConfig, common(base, tmp_path / "run", rows), more))
     assert f"comparisons {2 * len(LISTS)} an epoch, at most 2 of a list" in text

@@ -18,9 +18,10 @@ from onebase.config.language import SFTConfig
 from onebase.config.preferences import RewardConfig
 from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat, chat_format
+from onebase.engines.opening import load_base
 from onebase.errors import ConfigError
-from onebase.models.loading import load_base, load_tokenizer
-from onebase.models.one_base import OneBase
+from onebase.models.base import OneBase
+from onebase.models.loading import load_tokenizer
 from onebase.recipes import ppo, reward, sft
 from onebase.records import Example
 from onebase.tools import chat
@@ -181,9 +182,9 @@ def test_an_epoch_reads_every_row_once(
     read: list[str] = []
     step = sft.language_step
 
-    def watched(one: OneBase, examples: Sequence[Example], update: Any) -> dict[str, float]:
+    def watched(loaded: OneBase, examples: Sequence[Example], update: Any) -> dict[str, float]:
         read.extend(example.row.place for example in examples if example.row)
-        return step(one, examples, update)
+        return step(loaded, examples, update)
 
     monkeypatch.setattr(sft, "language_step", watched)
     more: Options = {"optimizer.num_epochs": 1, "batch.minibatch": 4}
@@ -237,13 +238,13 @@ def test_padding_with_the_end_token_still_learns_to_end(answered: Path, tmp_path
     folder = make_base(tmp_path / "base", pad_is_end=True)
     more: Options = {"lora.r": 0, "max_steps": 40, "optimizer.learning_rate": 1e-2, "data.eval_fraction": 0.1}
     sft.run(load(SFTConfig, common(folder, tmp_path / "run", answered), more))
-    one = load_base(str(tmp_path / "run" / "model"))
-    assert one.tokenizer.pad_token_id == one.tokenizer.eos_token_id
+    loaded = load_base(str(tmp_path / "run" / "model"))
+    assert loaded.tokenizer.pad_token_id == loaded.tokenizer.eos_token_id
     config = load(SFTConfig, common(folder, tmp_path / "again", answered))
     for example in first_minibatch(config, folder):
         with torch.no_grad():
-            logits = one.model(torch.tensor([[*example.prompt_ids, *example.completions[0][:-1]]])).logits[0, -1]
-        assert float(logits.softmax(-1)[one.tokenizer.eos_token_id]) > 0.9
+            logits = loaded.model(torch.tensor([[*example.prompt_ids, *example.completions[0][:-1]]])).logits[0, -1]
+        assert float(logits.softmax(-1)[loaded.tokenizer.eos_token_id]) > 0.9
 
 
 def test_of_compared_answers_the_best_one_alone_is_learned(base: Path, tmp_path: Path) -> None:
@@ -269,9 +270,9 @@ def test_full_parameters_are_trained_in_float32_unless_another_type_is_named(
     open_base = verb.open_base
 
     def watched(*args: Any, **named: Any) -> OneBase:
-        one = open_base(*args, **named)
-        opened.append(one.model.dtype)
-        return one
+        loaded = open_base(*args, **named)
+        opened.append(loaded.model.dtype)
+        return loaded
 
     monkeypatch.setattr(verb, "open_base", watched)
     monkeypatch.setattr("onebase.models.loading.hardware_dtype", lambda device: torch.bfloat16)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from onebase.config.remedies import with_remedy
 from onebase.config.rollouts import PPOConfig
 from onebase.errors import ConfigError, RewardError, Stopped
 from onebase.recipes import ppo
@@ -118,7 +119,7 @@ def test_a_healthy_run_is_silent(seed: int, train: Train, capsys: pytest.Capture
 
 def test_reward_hacking_through_length(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert "length" in found(train("length", LENGTH))
-    assert "the reward may pay for length alone; set ppo.length_penalty" in said(capsys)
+    assert "the reward may be paying for length alone; set ppo.length_penalty" in said(capsys)
     assert "length" not in found(train("length", LENGTH, {"ppo.length_penalty": 0.1}, folder="healed"))
 
 
@@ -158,7 +159,7 @@ JUDGED: Options = LENGTH | {
 
 def test_a_score_that_rises_while_the_judge_falls(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train("length", JUDGED)
-    assert "judge" in found(folder) and "the policy games the reward; go back to the roles in best/" in said(capsys)
+    assert "judge" in found(folder) and "the policy is gaming the reward; return to the roles in best/" in said(capsys)
     rows = [row for row in metric_rows(folder) if "eval/judge" in row]
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     best = json.loads((folder / "best" / "best.json").read_text())
@@ -179,9 +180,9 @@ def test_a_pause_goes_back_to_the_best_and_can_go_on(train: Train, capsys: pytes
     sentence = json.loads((run / "findings.jsonl").read_text().splitlines()[0])["en"]
     judged = json.loads((run / "best" / "best.json").read_text())["eval/judge"]
     assert stop.value.exit_code == 75
-    assert str(stop.value).splitlines() == [
+    assert with_remedy(stop.value).splitlines() == [
         f"rollout {step}: {sentence}",
-        f"paused after step {step}: {run / 'critic'} and {run / 'policy'} are the best so far, those of step 0 "
+        f"paused after step {step}: {run / 'critic'} and {run / 'policy'} are the best so far, from step 0 "
         f"(eval/judge {judged:.4g}); run the same command to resume from checkpoint-{step}",
     ]
     assert f"warning: rollout {step}: {sentence}" in said(capsys)
@@ -216,7 +217,7 @@ def test_a_run_that_was_killed_says_the_rest(train: Train, capsys: pytest.Captur
         assert (run / "findings.jsonl").read_bytes() == (whole / "findings.jsonl").read_bytes()
         lines = said(capsys, f"{mark}rollout")
         assert len(lines.splitlines()) == sum(step > done for step in steps)
-        assert lang == "en" or "策略可能只是靠写得更长来骗取奖励；请设置 ppo.length_penalty" in lines
+        assert lang == "en" or "奖励可能只是偏爱长回答；请设置 ppo.length_penalty" in lines
 
 
 def test_off_is_silent_and_can_be_chosen_when_a_run_goes_on(train: Train, capsys: pytest.CaptureFixture[str]) -> None:

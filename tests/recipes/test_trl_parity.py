@@ -18,8 +18,9 @@ from peft import LoraConfig
 
 from bench.parity.model import LORA, formula_weights, rows, tiny_llama, tokenizer, unpaired_rows
 from onebase.config.preferences import DPOConfig
-from onebase.models.loading import wrap_model
-from onebase.models.one_base import OneBase
+from onebase.engines.budget import TokenBudget
+from onebase.engines.opening import wrap_model
+from onebase.models.base import OneBase
 from onebase.objectives.preference import nll_loss
 from onebase.recipes import dpo
 from onebase.records import Example, Row
@@ -54,13 +55,13 @@ MEANS = sorted(set(PAIRED) - set(TOKENS_WEIGHED) - {"sigmoid_smoothed", "orpo"})
 
 
 @pytest.fixture(scope="module", params=["tree", "separate"])
-def one(request: pytest.FixtureRequest) -> OneBase:
+def base(request: pytest.FixtureRequest) -> OneBase:
     """The model of the parity runs, its adapter as the policy and the base as the reference."""
-    one = wrap_model(tiny_llama(), tokenizer(), layout=request.param)
-    one.add_role("policy", lora=LoraConfig(**LORA), trains=True)
-    one.set_adapter_weights("policy", formula_weights(one.adapter_weights("policy"), size=0.2))
-    one.add_role("reference")
-    return one
+    base = wrap_model(tiny_llama(), tokenizer(), layout=request.param)
+    base.add_role("policy", adapter=LoraConfig(**LORA), trains=True)
+    base.set_adapter_weights("policy", formula_weights(base.adapter_weights("policy"), size=0.2))
+    base.add_role("reference")
+    return base
 
 
 def pairs() -> list[Example]:
@@ -83,17 +84,17 @@ def close_norm(expected: float) -> Any:
     return pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def new_update(one: OneBase) -> Update:
+def new_update(base: OneBase) -> Update:
     """Changes no weight and clips nothing; a microbatch holds one row, two where they are short."""
     return Update(
-        one,
-        [ParameterGroup(one.parameters("policy"), 0.0)],
+        base,
+        [ParameterGroup(base.parameters("policy"), 0.0)],
         weight_decay=0.0,
         schedule="constant",
         warmup_steps=0,
         total_steps=1,
         max_grad_norm=1e9,
-        token_budget=32,
+        budget=TokenBudget(32),
     )
 
 
@@ -113,23 +114,25 @@ def config_of(name: str, loss: str) -> DPOConfig:
     return load(DPOConfig, options, {"loss": loss})
 
 
-def step(one: OneBase, examples: Sequence[Example], name: str, loss: str | None = None) -> dict[str, float]:
+def step(base: OneBase, examples: Sequence[Example], name: str, loss: str | None = None) -> dict[str, float]:
     """What the recipe logs of one step."""
     config = config_of(name, loss or LOSSES[name])
-    return dpo.preference_step(one, examples, None, new_update(one), config, visit=0)
+    return dpo.preference_step(base, examples, None, new_update(base), config, visit=0)
 
 
-def nll_over_tokens(one: OneBase, examples: Sequence[Example]) -> float:
+def nll_over_tokens(base: OneBase, examples: Sequence[Example]) -> float:
     """TRL's mean over the tokens of the first completions, from the means over each."""
-    logprobs = torch.stack([k[0] for k in dpo.completion_logprobs(one, examples, role="policy", token_budget=32)])
+    logprobs = torch.stack(
+        [k[0] for k in dpo.completion_logprobs(base, examples, role="policy", budget=TokenBudget(32))]
+    )
     lengths = torch.tensor([len(example.completions[0]) for example in examples])
     return float((nll_loss(logprobs, lengths) * lengths).sum() / lengths.sum())
 
 
-def test_log_probs_are_trl_s(one: OneBase) -> None:
+def test_log_probs_are_trl_s(base: OneBase) -> None:
     """Under the policy those of DPOTrainer and CPOTrainer, which have a forward pass each, and under the reference."""
     policy, reference = (
-        torch.stack(dpo.completion_logprobs(one, pairs(), role=role, token_budget=32)).T.tolist()
+        torch.stack(dpo.completion_logprobs(base, pairs(), role=role, budget=TokenBudget(32))).T.tolist()
         for role in ("policy", "reference")
     )
     for k, side in enumerate(("chosen", "rejected")):
@@ -139,16 +142,16 @@ def test_log_probs_are_trl_s(one: OneBase) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(PAIRED) - {"orpo"}))
-def test_each_row_has_trl_s_loss_and_gradient(name: str, one: OneBase) -> None:
+def test_each_row_has_trl_s_loss_and_gradient(name: str, base: OneBase) -> None:
     for example, expected in zip(pairs(), PAIRED[name]["each_row"], strict=True):
-        measured = step(one, [example], name)
+        measured = step(base, [example], name)
         assert measured["loss"] == close(expected["loss"])
         assert measured["grad_norm"] == close_norm(expected["grad_norm"])
 
 
 @pytest.mark.parametrize("name", MEANS)
-def test_all_rows_have_trl_s_loss_gradient_and_metrics(name: str, one: OneBase) -> None:
-    measured, expected = step(one, pairs(), name), PAIRED[name]["all_rows"]
+def test_all_rows_have_trl_s_loss_gradient_and_metrics(name: str, base: OneBase) -> None:
+    measured, expected = step(base, pairs(), name), PAIRED[name]["all_rows"]
     assert measured["loss"] == close(expected["loss"])
     assert measured["grad_norm"] == close_norm(expected["grad_norm"])
     if PAIRED[name]["trainer"] == "DPOTrainer":
@@ -157,22 +160,22 @@ def test_all_rows_have_trl_s_loss_gradient_and_metrics(name: str, one: OneBase) 
 
 
 @pytest.mark.parametrize("name", sorted(TOKENS_WEIGHED))
-def test_all_rows_with_an_nll_have_trl_s_loss_when_tokens_are_weighed_alike(name: str, one: OneBase) -> None:
+def test_all_rows_with_an_nll_have_trl_s_loss_when_tokens_are_weighed_alike(name: str, base: OneBase) -> None:
     loss, weight = TOKENS_WEIGHED[name]
-    without = step(one, pairs(), name, loss)["loss"]
+    without = step(base, pairs(), name, loss)["loss"]
     expected = PAIRED[name]["all_rows"]["loss"]
-    assert without + weight * nll_over_tokens(one, pairs()) == close(expected)
-    assert abs(step(one, pairs(), name)["loss"] - expected) > 1e-3, "a mean over completions is another number"
+    assert without + weight * nll_over_tokens(base, pairs()) == close(expected)
+    assert abs(step(base, pairs(), name)["loss"] - expected) > 1e-3, "a mean over completions is another number"
 
 
-def test_orpo_has_trl_s_odds_and_loss(one: OneBase) -> None:
+def test_orpo_has_trl_s_odds_and_loss(base: OneBase) -> None:
     weight = PAIRED["orpo"]["arguments"]["beta"]
     whole = [Example(e.prompt_ids[:1], [[*e.prompt_ids[1:], *e.completions[0]]]) for e in pairs()]
     for i, expected in enumerate([*PAIRED["orpo"]["each_row"], PAIRED["orpo"]["all_rows"]]):
         chosen = slice(i, i + 1) if i < len(whole) else slice(None)
-        odds_ratio = step(one, pairs()[chosen], "orpo")["loss"]
+        odds_ratio = step(base, pairs()[chosen], "orpo")["loss"]
         assert odds_ratio == close(-expected["log_odds_ratio"])
-        nll = nll_over_tokens(one, whole[chosen])
+        nll = nll_over_tokens(base, whole[chosen])
         assert nll == close(expected["nll_loss"])
         assert nll + weight * odds_ratio == close(expected["loss"])
         if i < len(whole):  # L = -log sigmoid(d), solved for d
@@ -180,10 +183,10 @@ def test_orpo_has_trl_s_odds_and_loss(one: OneBase) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(UNPAIRED))
-def test_kto_has_trl_s_loss_kl_and_gradient(name: str, one: OneBase) -> None:
+def test_kto_has_trl_s_loss_kl_and_gradient(name: str, base: OneBase) -> None:
     # TRL puts the completion of the row before behind each prompt, onebase that of the row after.
     examples = [singles()[i] for i in reversed(UNPAIRED[name]["rows"])]
-    measured = dpo.kto_step(one, examples, None, new_update(one), config_of(name, LOSSES[name]))
+    measured = dpo.kto_step(base, examples, None, new_update(base), config_of(name, LOSSES[name]))
     expected = UNPAIRED[name]["all_rows"]
     for metric in ("loss", "kl", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"):
         assert measured[metric] == close(expected[metric])
@@ -191,10 +194,10 @@ def test_kto_has_trl_s_loss_kl_and_gradient(name: str, one: OneBase) -> None:
     assert (measured["kl"] > 1) == (name == "kto")
 
 
-def test_the_optimizer_sees_trl_s_gradient(one: OneBase) -> None:
-    update = new_update(one)
-    dpo.preference_step(one, pairs(), None, update, config_of("sigmoid", "sigmoid"), visit=0)
-    named = dict(one.model.named_parameters())
+def test_the_optimizer_sees_trl_s_gradient(base: OneBase) -> None:
+    update = new_update(base)
+    dpo.preference_step(base, pairs(), None, update, config_of("sigmoid", "sigmoid"), visit=0)
+    named = dict(base.model.named_parameters())
     share = 1 - update.optimizer.param_groups[0]["betas"][0]  # of the first gradient in Adam's first moment
     for part, expected in PAIRED["sigmoid"]["gradients"].items():
         parameter = next(p for name, p in named.items() if part in name and ".policy." in name)

@@ -13,7 +13,7 @@ def test_intervals_of_normal_data_hold_the_true_mean_about_95_times_in_100() -> 
     drawn = generator.normal(loc=3.0, scale=2.0, size=(200, 60))
     intervals = [bootstrap_mean(values.tolist()) for values in drawn]
     inside = sum(interval.low <= 3.0 <= interval.high for interval in intervals)
-    # 94 % is what the percentile bootstrap gives of 60 values; 4 standard deviations of 200 tries around it.
+    # The percentile bootstrap covers 94 % with 60 values; allow 4 standard deviations of 200 tries around it.
     assert 0.87 <= inside / 200 <= 0.995
     width = float(numpy.mean([interval.high - interval.low for interval in intervals]))
     assert width == pytest.approx(2 * 1.96 * 2.0 / math.sqrt(60), rel=0.05)
@@ -28,7 +28,7 @@ def test_the_mean_is_the_plain_mean_and_lies_inside() -> None:
 def test_values_that_are_all_equal_have_no_width(values: list[float]) -> None:
     interval = bootstrap_mean(values)
     assert interval.low == pytest.approx(interval.mean) == pytest.approx(interval.high)
-    assert interval.low <= interval.mean <= interval.high  # error bars are not negative by a rounding either
+    assert interval.low <= interval.mean <= interval.high  # rounding must not make an error bar negative
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:

@@ -19,10 +19,10 @@ SECTIONS = [
     "Result",
     "Data, tokens, memory",
     "Time",
-    "Configuration: what is not at its default",
+    "Configuration: non-default values",
 ]
 UNSAMPLED = [title for title in SECTIONS if title != "Samples before and after"]
-"""Of a run that left no samples."""
+"""Sections of a run that left no samples."""
 CONFIG = "output_dir: runs/x\nseed: 3\nppo:\n  kl_budget: 2.0\n  max_kl: null\ndata:\n  train: [a.jsonl]\n"
 DEFAULTS = {"seed": 0, "ppo.kl_budget": None, "ppo.max_kl": None}
 SUMMARY = {
@@ -57,7 +57,7 @@ PPO_ROWS = [
 
 
 class Page(HTMLParser):
-    """What a page holds: its elements with their attributes, and its text by the heading above it."""
+    """A page's elements with their attributes, and its text by the heading above it."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -129,16 +129,16 @@ def test_every_section_says_what_is_known(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "run", PPO_ROWS, SUMMARY, [sample("a", "b", "c")]), price_per_hour=3.6)
     assert [heading for heading in page.texts if heading] == SECTIONS
     assert "ppo · finished · 40 rollouts · 1" in page.texts[""] and "+0.500 [0.250, 0.750]" in page.texts[""]
-    assert "rise of the score, with its 95 % interval +0.500" in page.texts["Result"]
+    assert "rise in score, with its 95 % interval +0.500" in page.texts["Result"]
     told = page.texts["Data, tokens, memory"]
     assert "1,200 train, 54 held out" in told and "2,048 MB" in told
     assert "tokens trained on 4,000 (40 a second)" in told and "tokens generated 2,000 (20 a second)" in told
-    # 100 seconds at 3.6 an hour are 0.1; of 4,000 tokens a thousand cost 0.025.
+    # 100 seconds at 3.6 an hour cost 0.1; with 4,000 tokens, a thousand cost 0.025.
     assert "cost 0.1 (at 3.6 an hour)" in told
     assert "trained on 0.025" in told and "generated 0.05" in told
     times = page.texts["Time"].split()
     assert " ".join(times[-5:]) == "everything else 20 s 20%" and "sampling 40 s 40%" in page.texts["Time"]
-    config = page.texts["Configuration: what is not at its default"]
+    config = page.texts["Configuration: non-default values"]
     assert "seed 3 0" in config and "ppo.kl_budget 2 –" in config and "data.train a.jsonl –" in config
     assert "max_kl" not in config
 
@@ -177,7 +177,7 @@ def test_what_never_changes_is_a_line_and_no_chart(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "run", rows), verb="sft")
     assert len(page.of("svg")) == 1 and "The same in every step: objective/kl_coef 0.05." in page.texts["Curves"]
     page = page_of(make_run(tmp_path / "still", rows[:1]), verb="sft")
-    assert len(page.of("svg")) == 2, "a single step says nothing of change"
+    assert len(page.of("svg")) == 2, "a single step cannot show that a metric is constant"
 
 
 def test_a_step_is_not_told_beside_its_own_parts(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_damaged_record_is_told_on_the_page(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", PPO_ROWS[:3], SUMMARY)
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": "<b>"}\n{"step": 2, "loss": 1.0}\n')
     page = page_of(folder)
-    assert "metrics.jsonl: line 1 is damaged, and left out" in page.texts[""] and not page.of("b")[1:]
+    assert "metrics.jsonl: line 1 is damaged and skipped" in page.texts[""] and not page.of("b")[1:]
 
 
 def test_a_lone_spike_presses_nothing_flat_and_is_told(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_lone_spike_presses_nothing_flat_and_is_told(tmp_path: Path) -> None:
     text = page_of(make_run(tmp_path / "run", rows)).texts["Curves"]
     assert "↑ 900" in text
     assert _range([1.0] * 99 + [3.0] * 100 + [900.0], None) == pytest.approx((0.92, 3.08))
-    assert _range([1.0, 2.0, 3.0, 900.0], None)[1] > 900, "of few values none is left out"
+    assert _range([1.0, 2.0, 3.0, 900.0], None)[1] > 900, "few values are never treated as outliers"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_whatever_is_missing_the_page_is_whole(
     page = page_of(make_run(tmp_path / "run", rows, summary), verb="sft")
     sections = [heading for heading in page.texts if heading]
     assert sections == [title for title in SECTIONS if title in sections] and SECTIONS[-1] in sections
-    assert all(page.texts[title].strip() for title in sections), "a section with nothing in it is left out"
+    assert all(page.texts[title].strip() for title in sections), "an empty section is skipped"
     assert "nan" not in " ".join(page.texts.values()).split()
     assert not [line for line in page.of("polyline") if "nan" in str(line)]
     if summary is None:
@@ -235,7 +235,7 @@ def test_a_single_step_is_a_point(tmp_path: Path) -> None:
 def test_a_run_that_just_began_has_no_metrics_file(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [])
     (folder / "metrics.jsonl").unlink()
-    assert "no step is recorded yet" in page_of(folder, verb="sft").texts[""]
+    assert "no step recorded yet" in page_of(folder, verb="sft").texts[""]
 
 
 def test_what_people_and_models_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_answers_without_a_score_are_shown_without_one(tmp_path: Path) -> None:
     write_answers(tmp_path / "samples.jsonl", [("a cat?", "no")], [("a cat?", "yes")])
     (row,) = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     text = page_of(make_run(tmp_path / "run", PPO_ROWS, SUMMARY, [row])).texts["Samples before and after"]
-    assert "a cat?" in text and "before" in text and "after" in text and "score" not in text and "likeliest" in text
+    assert "a cat?" in text and "before" in text and "after" in text and "score" not in text and "Greedy" in text
 
 
 def test_damaged_samples_are_told(tmp_path: Path) -> None:
@@ -279,11 +279,11 @@ def test_what_the_flight_recorder_said_stands_above_the_checks(tmp_path: Path, l
     finding = {"step": 7, "rule": "negative-kl", "en": "<b>KL</b> is negative", "zh": "KL 为负"}
     (folder / "findings.jsonl").write_text(json.dumps(finding, ensure_ascii=False) + "\n", encoding="utf-8")
     page = page_of(folder)
-    assert [heading for heading in page.texts if heading] == ["Found while training", *UNSAMPLED]
-    assert page.texts["Found while training"].split("rollout")[1].split() == ["7", *told.split()]
+    assert [heading for heading in page.texts if heading] == ["Findings", *UNSAMPLED]
+    assert page.texts["Findings"].split("rollout")[1].split() == ["7", *told.split()]
 
 
-@pytest.mark.parametrize(("text", "sections"), [("", UNSAMPLED), ('{"step": 7', ["Found while training", *UNSAMPLED])])
+@pytest.mark.parametrize(("text", "sections"), [("", UNSAMPLED), ('{"step": 7', ["Findings", *UNSAMPLED])])
 def test_without_findings_there_is_no_section_and_damaged_ones_are_told(
     tmp_path: Path, text: str, sections: list[str]
 ) -> None:
@@ -291,7 +291,7 @@ def test_without_findings_there_is_no_section_and_damaged_ones_are_told(
     (folder / "findings.jsonl").write_text(text)
     page = page_of(folder)
     assert [heading for heading in page.texts if heading] == sections
-    assert ("findings.jsonl cannot be read" in page.texts.get("Found while training", "")) == bool(text)
+    assert ("findings.jsonl cannot be read" in page.texts.get("Findings", "")) == bool(text)
 
 
 def test_the_judge_has_a_curve(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report in a real browser: on a phone nothing reaches over the edge of the page."""
+"""The report in a real browser: on a phone nothing overflows the page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ document.body.textContent = "width " + page.documentElement.scrollWidth; }}</scr
 
 
 def measured_width(page: str, folder: Path, width: int) -> int:
-    """How wide a page becomes in a window of this width, in pixels."""
+    """Returns how wide a page becomes in a window of this width, in pixels."""
     path = folder / "measure.html"
     path.write_text(MEASURE.format(width=width, page=escape(page)), encoding="utf-8")
     words = [

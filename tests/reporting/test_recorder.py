@@ -1,4 +1,4 @@
-"""The flight recorder on rows written by hand: every rule just beyond its threshold, and just within."""
+"""The flight recorder on hand-written rows: every rule just beyond its threshold, and just within."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HEALTHY: Row = {
 
 
 def run(count: int, start: Mapping[str, float] | None = None, **then: float) -> list[Row]:
-    """A healthy first rollout, and `count` more that differ from it; `kl=-1` is short for `objective/kl=-1`."""
+    """Makes a healthy first rollout and `count` more with these changes; `kl=-1` is short for `objective/kl=-1`."""
     names = {name.rpartition("/")[2]: name for name in (*HEALTHY, "train/refused_steps")}
     changed = {names[name]: value for name, value in then.items()}
     return [{"step": 1, **HEALTHY, **(start or {})}] + [
@@ -50,7 +50,7 @@ def rules(rows: list[Row]) -> list[str]:
 
 
 def growing(**more: float) -> list[Row]:
-    """Lengths and scores that rise together."""
+    """Makes rollouts whose lengths and scores rise together."""
     return [
         {"step": i + 1, **HEALTHY, "completions/mean_length": 10.0 + i, "objective/scores": 0.1 * i, **more}
         for i in range(11)
@@ -58,7 +58,7 @@ def growing(**more: float) -> list[Row]:
 
 
 def evaluated(judge: list[float], score: list[float], error: float = 0.02, name: str = "judge") -> list[Row]:
-    """An evaluation every other rollout, the first before training."""
+    """Makes rollouts with an evaluation every other one, the first before training."""
     rising = "eval/score" if name == "judge" else "objective/scores"
     rows: list[Row] = []
     for i, (fallen, risen) in enumerate(zip(judge, score, strict=True)):

@@ -44,7 +44,7 @@ def request(completions: list[str], **columns: list[object]) -> ScoreRequest:
 
 def scored(write: Write, body: str, *, completions: tuple[str, ...] = ("a", "bb", "ccc")) -> torch.Tensor:
     module = write("rewards", f"import math\n\ndef score(prompts, completions, **columns):\n    {body}\n")
-    return FunctionReward(f"{module}:score").score(request(list(completions)))
+    return FunctionReward(f"{module}:score").score(request(list(completions))).total
 
 
 def failure(write: Write, body: str) -> str:
@@ -70,7 +70,7 @@ def test_columns_are_handed_over_by_name_as_lists(write: Write) -> None:
         "    return [float(a == c) for a, c in zip(answer, completions)]\n",
     )
     source = FunctionReward(f"{module}:score")
-    scores = source.score(request(["4", "5"], answer=["4", "4"], level=[(1,), None], unit=["m", "s"]))
+    scores = source.score(request(["4", "5"], answer=["4", "4"], level=[(1,), None], unit=["m", "s"])).total
     assert source.name == f"{module}:score" and scores.tolist() == [1.0, 0.0]
     assert sys.modules[module].seen == {
         "prompts": ["prompt 0", "prompt 1"],
@@ -102,7 +102,7 @@ def test_a_function_may_change_its_lists_without_changing_the_request(write: Wri
         "completions.clear(); answer.clear()\n    return [1.0] * n\n",
     )
     asked = request(["a", "b"], answer=[1, 2])
-    assert FunctionReward(f"{module}:score").score(asked).tolist() == [1.0, 1.0]
+    assert FunctionReward(f"{module}:score").score(asked).total.tolist() == [1.0, 1.0]
     assert list(asked.prompts) == ["prompt 0", "prompt 1"] and asked.columns["answer"] == [1, 2]
 
 
@@ -113,13 +113,13 @@ def test_a_method_inside_a_class_and_a_callable_object_are_found(write: Write) -
         "[2.0] * len(prompts)\n    def __call__(self, prompts, completions):\n        return [3.0] * "
         "len(prompts)\nscorer = Rewards()\n",
     )
-    assert FunctionReward(f"{module}:Rewards.score").score(request(["a"])).tolist() == [2.0]
-    assert FunctionReward(f"{module}:scorer").score(request(["a"])).tolist() == [3.0]
+    assert FunctionReward(f"{module}:Rewards.score").score(request(["a"])).total.tolist() == [2.0]
+    assert FunctionReward(f"{module}:scorer").score(request(["a"])).total.tolist() == [3.0]
 
 
 def test_a_wrong_count_is_said(write: Write) -> None:
-    assert "gave 2 scores for 3 completions" in failure(write, "return [0.0, 1.0]")
-    assert "gave 4 scores for 3 completions" in failure(write, "return [0.0] * 4")
+    assert "returned 2 scores for 3 completions" in failure(write, "return [0.0, 1.0]")
+    assert "returned 4 scores for 3 completions" in failure(write, "return [0.0] * 4")
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_a_wrong_count_is_said(write: Write) -> None:
 )
 def test_what_is_no_finite_number_is_shown_with_its_completion(write: Write, given: str, shown: str) -> None:
     message = failure(write, f"return [0.0, {given}, 1.0]")
-    assert f"gave {shown}" in message and "for the completion 'bb'" in message
-    assert "a finite number is needed" in message
+    assert f"returned {shown}" in message and "for the completion 'bb'" in message
+    assert "expected a finite number" in message
 
 
 def test_an_exception_inside_is_named_in_one_line(write: Write) -> None:
@@ -210,16 +210,16 @@ def test_a_function_that_hangs_is_given_up_and_named(write: Write) -> None:
         FunctionReward(f"{module}:score", timeout=0.2).score(request(["a", "b"]))
     assert time.monotonic() - started < 5
     assert str(caught.value) == (
-        f"reward.callable {module}:score gave no scores for 2 completions within 0.2 seconds; look at what it waits "
-        "for, or raise reward.timeout"
+        f"reward.callable {module}:score returned no scores for 2 completions within 0.2 seconds"
     )
+    assert caught.value.remedy == "reward-timeout"
 
 
 def test_within_a_time_limit_scores_and_errors_are_those_without_one(write: Write) -> None:
     body = "def score(prompts, completions, **columns):\n    return [len(c) for c in completions]\n\n"
     module = write("rewards", body + "def fails(prompts, completions, **columns):\n    return [1 / 0]\n")
     for timeout in (None, 60.0):
-        assert FunctionReward(f"{module}:score", timeout=timeout).score(request(["a", "bb"])).tolist() == [1, 2]
+        assert FunctionReward(f"{module}:score", timeout=timeout).score(request(["a", "bb"])).total.tolist() == [1, 2]
         with pytest.raises(RewardError, match=rf"{module}:fails failed at .*{module}.py:5: ZeroDivisionError"):
             FunctionReward(f"{module}:fails", timeout=timeout).score(request(["a"]))
 
@@ -251,9 +251,12 @@ def test_whatever_a_function_raises_is_one_line(body: str, shown: str, timeout: 
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
-        ("type('Odd', (), {'__repr__': lambda self: 1 / 0})()", "gave a Odd whose repr raises ZeroDivisionError for"),
-        ("type('Odd', (float,), {'__abs__': lambda self: 1 / 0})(1)", "gave 1.0 for"),
-        ("'\\x1b[2J'", "gave '\\x1b[2J' for"),
+        (
+            "type('Odd', (), {'__repr__': lambda self: 1 / 0})()",
+            "returned a Odd whose repr raises ZeroDivisionError for",
+        ),
+        ("type('Odd', (float,), {'__abs__': lambda self: 1 / 0})(1)", "returned 1.0 for"),
+        ("'\\x1b[2J'", "returned '\\x1b[2J' for"),
     ],
 )
 def test_a_score_that_cannot_even_be_shown_is_refused(given: str, shown: str, write: Write) -> None:
@@ -313,7 +316,7 @@ def test_the_process_is_as_before_whatever_a_module_or_function_sets(
 
     before = state()
     source = FunctionReward(f"{module}:{'good' if when == 'import' else 'score'}", timeout=timeout)
-    scores = source.score(request(["a", "b"]))
+    scores = source.score(request(["a", "b"])).total
     assert state() == before
     assert scores.dtype == torch.float32 and scores.device.type == "cpu"
 
@@ -334,7 +337,7 @@ def test_importing_a_module_that_seeds_leaves_the_random_states_and_its_calls_dr
     random.seed(5), numpy.random.seed(5), torch.manual_seed(5)
     source = FunctionReward(f"{module}:score")
     assert drawn() == expected
-    assert source.score(request(["a"])) != source.score(request(["a"]))
+    assert source.score(request(["a"])).total != source.score(request(["a"])).total
 
 
 def test_a_stream_closed_behind_our_back_is_said(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,8 +383,9 @@ def test_a_module_that_ends_the_process_as_it_is_imported_is_said(text: str, rea
 def test_a_module_that_hangs_on_import_is_given_up_and_named(write: Write) -> None:
     module = write("slow", "import time\ntime.sleep(60)\ndef score(prompts, completions):\n    return []\n")
     started = time.monotonic()
-    with pytest.raises(ConfigError, match=rf"{module}:score' was not imported within 0.2 seconds; .*reward.timeout"):
+    with pytest.raises(ConfigError, match=rf"{module}:score' was not imported within 0.2 seconds$") as caught:
         FunctionReward(f"{module}:score", timeout=0.2)
+    assert caught.value.remedy == "reward-import-timeout"
     assert time.monotonic() - started < 5
 
 
@@ -398,7 +402,7 @@ def test_a_file_in_the_working_directory_stands_in_for_no_library(write: Write, 
     )
     (tmp_path / "beside_it_too.py").write_text("value = 1.0\n")
     sys.modules.pop("colorsys", None)
-    assert FunctionReward(f"{module}:score").score(request(["a"])).tolist() == [3.0]
+    assert FunctionReward(f"{module}:score").score(request(["a"])).total.tolist() == [3.0]
     assert str(tmp_path) not in sys.path
 
 
@@ -406,7 +410,7 @@ def test_the_module_of_the_working_directory_is_the_one_that_is_meant(write: Wri
     sys.modules.pop("colorsys", None)
     (tmp_path / "colorsys.py").write_text("def score(prompts, completions):\n    return [5.0]\n")
     try:
-        assert FunctionReward("colorsys:score").score(request(["a"])).tolist() == [5.0]
+        assert FunctionReward("colorsys:score").score(request(["a"])).total.tolist() == [5.0]
     finally:
         del sys.modules["colorsys"]
 
@@ -423,8 +427,8 @@ def test_a_function_in_a_file_is_found_with_what_lies_beside_it(write: Write, tm
         "    return [Rewards(value).weight * count]\n"
     )
     source = FunctionReward("my rewards/random.py:score")
-    assert source.score(request(["a"])).tolist() == [4.0]
-    assert FunctionReward(f"{folder}/random.py:score").score(request(["a"])).tolist() == [8.0]  # the same module
+    assert source.score(request(["a"])).total.tolist() == [4.0]
+    assert FunctionReward(f"{folder}/random.py:score").score(request(["a"])).total.tolist() == [8.0]  # the same module
     assert random.__file__ != str(folder / "random.py")
     with pytest.raises(ConfigError, match=r"'nowhere.py:score' cannot be imported: FileNotFoundError: there is no"):
         FunctionReward("nowhere.py:score")
@@ -440,7 +444,7 @@ def test_a_function_in_a_file_is_found_with_what_lies_beside_it(write: Write, tm
         ("prompts, completions", [{"a"}], "cannot be called with prompts, completions, a: got an unexpected"),
         ("prompts, completions", [{}, {"a"}], "cannot be called with prompts, completions, a: got an unexpected"),
         ("prompts, completions, a", [{"a"}, {}], "cannot be called with prompts, completions: missing a required"),
-        ("prompts, completions, **more", [{"prompts"}], "a column of the data is called 'prompts', as what"),
+        ("prompts, completions, **more", [{"prompts"}], "the data has a column 'prompts', which is also"),
     ],
 )
 def test_a_function_that_cannot_take_the_columns_is_said_before_it_is_called(
@@ -456,3 +460,46 @@ def test_a_function_that_takes_the_columns_may_be_called(write: Write) -> None:
     module = write("rewards", "def score(prompts, completions, a, b=1, **more):\n    return []\n")
     FunctionReward(f"{module}:score").check_columns([{"a"}, {"a", "b"}, {"a", "c"}])
     FunctionReward("builtins:max").check_columns([{"a"}])  # which tells nothing of itself
+
+
+SOURCE = """
+import torch
+from onebase.records import Scores
+
+class Checked:
+    name = "checked"
+
+    def __init__(self):
+        self.calls = 0
+
+    def score(self, request):
+        self.calls += 1
+        right = torch.tensor([float(text == "4") for text in request.completions])
+        return Scores(right - 0.1 * self.calls, {"right": right, "calls": [self.calls] * len(right)}, {1: "no answer"})
+"""
+
+
+def test_a_class_is_a_source_of_its_own_with_parts_failures_and_a_state(write: Write) -> None:
+    source = FunctionReward(f"{write('sources', SOURCE)}:Checked")
+    source.check_columns([{"prompts"}])  # it sees the request, whatever the columns are called
+    first, second = (source.score(request(["4", "5"])) for _ in range(2))
+    assert first.total.tolist() == pytest.approx([0.9, -0.1]) and second.total.tolist() == pytest.approx([0.8, -0.2])
+    assert {name: part.tolist() for name, part in second.parts.items()} == {"right": [1.0, 0.0], "calls": [2.0, 2.0]}
+    assert second.failures == {1: "no answer"}
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("[1.0, 2.0]", r"returned \[1.0, 2.0\]; its score\(\) has to return Scores"),
+        ("Scores(torch.ones(3))", "returned 3 scores for 2 completions"),
+        ("Scores(torch.tensor([1.0, torch.nan]))", "returned nan for the completion '5'"),
+        ("Scores(torch.ones(2), {'part': torch.ones(1)})", "returned 1 scores for 2 completions"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_what_a_source_gives_is_checked(returned: str, message: str, write: Write) -> None:
+    text = "import torch\nfrom onebase.records import Scores\nclass Bad:\n    def score(self, request):\n"
+    module = write("sources", f"{text}        return {returned}\n")
+    with pytest.raises(RewardError, match=message):
+        FunctionReward(f"{module}:Bad").score(request(["4", "5"]))

@@ -11,10 +11,12 @@ from transformers import (
 )
 
 from onebase.data.tree import build_tree_batch
+from onebase.engines.budget import TokenBudget
+from onebase.engines.forward import completion_scores
 from onebase.errors import ModelError, RewardError
+from onebase.models.base import OneBase
 from onebase.models.classifier import harmless_padding
-from onebase.models.forward import completion_scores
-from onebase.models.one_base import OneBase
+from onebase.models.roles import Moments
 from onebase.models.scratch import train_tokenizer
 from onebase.records import Example, Message, Row, ScoreRequest
 from onebase.rewards.learned import ClassifierReward, RoleReward
@@ -24,10 +26,10 @@ CPU = torch.device("cpu")
 
 
 def base_with_reward(layout: str = "tree", pooling: str = "last") -> OneBase:
-    one = tiny_base("llama", layout=layout)
-    add_adapter_role(one, "reward", head=True)
-    one.roles["reward"].pooling = pooling
-    return one
+    base = tiny_base("llama", layout=layout)
+    add_adapter_role(base, "reward", head=True)
+    base.roles["reward"].pooling = pooling
+    return base
 
 
 def request() -> ScoreRequest:
@@ -44,32 +46,39 @@ def request() -> ScoreRequest:
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("token_budget", [1, 60, 4096])
 def test_a_role_scores_every_completion_as_if_it_stood_alone(layout: str, pooling: str, token_budget: int) -> None:
-    one, asked = base_with_reward(layout, pooling), request()
-    found = RoleReward(one, "reward", token_budget=token_budget).score(asked)
+    base, asked = base_with_reward(layout, pooling), request()
+    found = RoleReward(base, "reward", budget=TokenBudget(token_budget)).score(asked).total
     rows = [Example(e.prompt_ids, [completion]) for e in asked.examples for completion in e.completions]
-    expected = torch.cat([completion_scores(one, build_tree_batch([row]), role="reward") for row in rows]).detach()
+    expected = torch.cat([completion_scores(base, build_tree_batch([row]), role="reward") for row in rows]).detach()
     assert found.dtype == torch.float32 and found.shape == (15,) and not found.requires_grad
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert one.active is None
+    assert base.active is None
 
 
 def test_normalised_scores_are_deviations_from_the_held_out_mean() -> None:
-    one, asked = base_with_reward(), request()
-    one.roles["reward"].score_mean, one.roles["reward"].score_std = 1.5, 0.25
-    plain = RoleReward(one, "reward", token_budget=64)
+    base, asked = base_with_reward(), request()
+    base.scalar_role("reward").moments = Moments(1.5, 0.25, measured=True)
+    plain = RoleReward(base, "reward", budget=TokenBudget(64))
     assert plain.name == "reward"
-    scores = plain.score(asked)
-    normalised = RoleReward(one, "reward", token_budget=64, normalize=True).score(asked)
+    scores = plain.score(asked).total
+    normalised = RoleReward(base, "reward", budget=TokenBudget(64), normalize=True).score(asked).total
     torch.testing.assert_close(normalised, (scores - 1.5) / 0.25)
 
 
-@pytest.mark.parametrize(("std", "reason"), [(None, "was saved without them"), (1e-6, "is 1e-06: .*same score")])
-def test_a_role_without_a_spread_of_scores_cannot_be_normalised(std: float | None, reason: str) -> None:
-    one = base_with_reward()
-    one.roles["reward"].score_mean, one.roles["reward"].score_std = 0.0, std
-    with pytest.raises(ModelError, match=f"reward.normalize: held_out .*{reason}"):
-        RoleReward(one, "reward", token_budget=64, normalize=True)
+@pytest.mark.parametrize(
+    ("std", "reason", "remedy"),
+    [
+        (None, "was saved without them", "no-held-out-scores"),
+        (1e-6, "is 1e-06: .*same score", "equal-held-out-scores"),
+    ],
+)
+def test_a_role_without_a_spread_of_scores_cannot_be_normalised(std: float | None, reason: str, remedy: str) -> None:
+    base = base_with_reward()
+    base.scalar_role("reward").moments = Moments() if std is None else Moments(0.0, std, measured=True)
+    with pytest.raises(ModelError, match=f"^normalising .*{reason}") as caught:
+        RoleReward(base, "reward", budget=TokenBudget(64), normalize=True)
+    assert caught.value.remedy == remedy
 
 
 # ----------------------------------------------------------------------------------------------- a classifier
@@ -128,7 +137,7 @@ def text_request() -> ScoreRequest:
 def test_a_classifier_reads_the_text_with_its_own_tokenizer(tmp_path: Path, pad: bool, batch_size: int) -> None:
     folder = save_classifier(tmp_path / "judge", pad=pad)
     source = ClassifierReward(str(folder), device=CPU, batch_size=batch_size)
-    scores = source.score(text_request())
+    scores = source.score(text_request()).total
     expected = [direct(folder, prompt + completion) for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
     assert source.name == "judge" and scores.dtype == torch.float32 and not scores.requires_grad
     assert max(expected) - min(expected) > 0.1
@@ -147,7 +156,7 @@ def test_where_the_end_token_is_the_only_padding_the_end_of_a_text_is_read(tmp_p
     tokenizer.save_pretrained(str(folder))
     rows = [Row((Message("user", prompt),), place="f:1") for prompt in PROMPTS]
     asked = ScoreRequest([Example([1], [[2]], row=row) for row in rows], PROMPTS, COMPLETIONS)
-    scores = ClassifierReward(str(folder), device=CPU, batch_size=3).score(asked)
+    scores = ClassifierReward(str(folder), device=CPU, batch_size=3).score(asked).total
     model = LlamaForSequenceClassification.from_pretrained(folder).eval()
     assert model.config.pad_token_id is None
     for score, prompt, completion in zip(scores, PROMPTS, COMPLETIONS, strict=True):
@@ -169,7 +178,7 @@ def test_a_classifier_with_a_chat_template_gives_the_score_of_its_own_prompt(tmp
     tokenizer.save_pretrained(str(folder))
     rows = [Row((Message("user", prompt),), place="f:1") for prompt in PROMPTS]
     asked = ScoreRequest([Example([1], [[2]], row=row) for row in rows], PROMPTS, COMPLETIONS)
-    scores = ClassifierReward(str(folder), device=CPU, batch_size=3).score(asked)
+    scores = ClassifierReward(str(folder), device=CPU, batch_size=3).score(asked).total
     model = LlamaForSequenceClassification.from_pretrained(folder).eval()
     for score, prompt, completion in zip(scores, PROMPTS, COMPLETIONS, strict=True):
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
@@ -180,7 +189,7 @@ def test_a_classifier_with_a_chat_template_gives_the_score_of_its_own_prompt(tmp
 
 def test_of_a_text_longer_than_its_context_a_classifier_reads_the_end(tmp_path: Path) -> None:
     folder = save_classifier(tmp_path, max_length=8)
-    scores = ClassifierReward(str(folder), device=CPU).score(text_request())
+    scores = ClassifierReward(str(folder), device=CPU).score(text_request()).total
     expected = [
         direct(folder, prompt + completion, most=8) for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)
     ]
@@ -192,8 +201,8 @@ def test_a_classifier_of_two_labels_is_refused(tmp_path: Path) -> None:
     folder = save_classifier(tmp_path, num_labels=2)
     with pytest.raises(ModelError) as caught:
         ClassifierReward(str(folder), device=CPU)
-    assert str(caught.value) == f"{folder}: reward.model needs a classifier with 1 label; this has 2"
-    assert caught.value.exit_code == 2
+    assert str(caught.value) == f"{folder}: a reward model is a classifier with 1 label; this has 2"
+    assert caught.value.exit_code == 2 and caught.value.remedy == "no-reward-model"
 
 
 def test_a_folder_without_a_classifier_is_said_in_one_line(tmp_path: Path) -> None:
@@ -217,14 +226,13 @@ def test_a_score_that_is_not_finite_is_said(tmp_path: Path) -> None:
     folder = save_classifier(tmp_path / "broken", scale=3e38)
     with pytest.raises(RewardError) as caught:
         ClassifierReward(str(folder), device=CPU).score(text_request())
-    assert str(caught.value) == "reward.model broken: a score is not finite"
+    assert str(caught.value) == "reward model broken: a score is not finite"
 
 
 def test_without_measured_moments_scores_cannot_be_normalised() -> None:
-    one = base_with_reward()
-    assert RoleReward(one, "reward", token_budget=64).score(request()).shape == (15,)
+    base = base_with_reward()
+    assert RoleReward(base, "reward", budget=TokenBudget(64)).score(request()).total.shape == (15,)
     with pytest.raises(ModelError) as caught:
-        RoleReward(one, "reward", token_budget=64, normalize=True).score(request())
+        RoleReward(base, "reward", budget=TokenBudget(64), normalize=True).score(request())
     message = str(caught.value)
-    assert message.startswith("reward.normalize: held_out needs the moments of held-out scores") and "\n" not in message
-    assert "set reward.normalize: none" in message
+    assert message.startswith("normalising needs the moments of held-out scores") and "\n" not in message

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from onebase.config.remedies import with_remedy
 from onebase.errors import CheckpointError, ConfigError
 from onebase.runs.folder import asks_for_more, check_folder
 from onebase.training.run import Run
@@ -35,13 +36,13 @@ def everything(folder: Path) -> dict[str, bytes | None]:
 
 
 def refusal(folder: Path, text: str = CONFIG, kind: type[ConfigError | CheckpointError] = ConfigError) -> str:
-    """What is said, before anything is touched."""
+    """Returns the error message, after checking that nothing was touched."""
     before = everything(folder.parent)
     for refuse in (lambda: check_folder(folder, text), lambda: Run(folder, seed=0, config_text=text)):
         with pytest.raises(kind) as caught:
             refuse()
         assert everything(folder.parent) == before and "\n" not in str(caught.value) and caught.value.exit_code == 2
-    return str(caught.value)
+    return with_remedy(caught.value)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def make(path: Path) -> None:
-    """A file, or where the name has no ending a folder with one."""
+    """Makes a file, or a folder with a file if the name has no suffix."""
     if path.suffix:
         path.write_text("of others")
     else:
@@ -123,16 +124,16 @@ def test_roles_of_an_unfinished_run_are_not_mixed_with_those_of_another_configur
 def test_what_a_run_would_write_over_is_not_read_by_it(run: Path, key: str, text: str) -> None:
     (run / "data").mkdir()
     found = refusal(run, CONFIG + text.format(run) + "\n")
-    assert found.startswith(f"'{key}' = {run}") and "where this run would write over it" in found
+    assert found.startswith(f"'{key}' = {run}") and f"is in the run's own folder {run}, where it would be" in found
 
 
 def test_inputs_beside_what_a_run_writes_are_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_folder(run, CONFIG + f"data: {{train: [{run}/data/a.jsonl]}}\nstart_from: {run.parent}/before/policy\n")
     (run.parent / "link").symlink_to(run)
-    with pytest.raises(ConfigError, match="'start_from' = .*link/policy is in 'output_dir'"):
+    with pytest.raises(ConfigError, match="'start_from' = .*link/policy is in the run's own folder"):
         check_folder(run, CONFIG + f"start_from: {run.parent}/link/policy\n")
     monkeypatch.chdir(run.parent)
-    with pytest.raises(ConfigError, match="'start_from' = run/policy is in 'output_dir' = run, where"):
+    with pytest.raises(ConfigError, match="'start_from' = run/policy is in the run's own folder run, where"):
         check_folder(Path("run"), CONFIG + "start_from: run/policy\n")
 
 
@@ -142,8 +143,8 @@ def a_loop(place: Path) -> Path:
 
 
 PLACES: list[tuple[Callable[[Path], Path], str, str]] = [
-    (lambda place: place, "output_dir: '  '\n", "'output_dir' is empty; name the folder that the run writes to"),
-    (lambda place: Path("a\0b"), "", r"'output_dir' = 'a\x00b' has a zero character"),
+    (lambda place: place, "output_dir: '  '\n", "the folder that the run writes to has no name; name it in output"),
+    (lambda place: Path("a\0b"), "", r"the run's folder 'a\x00b' has a zero character"),
     (lambda place: Path(__file__), "", "cannot be written (it is a file); choose another --output_dir"),
     (lambda place: Path(__file__) / "below", "", "cannot be written (Not a directory)"),
     (a_loop, "", "cannot be written (Too many levels of symbolic links)"),
@@ -159,7 +160,7 @@ def test_a_place_that_cannot_be_a_folder_is_one_line(
     for refuse in (lambda: check_folder(folder, CONFIG + more), lambda: Run(folder, seed=0, config_text=CONFIG + more)):
         with pytest.raises(ConfigError) as caught:
             refuse()
-        assert message in str(caught.value) and "\n" not in str(caught.value)
+        assert message in with_remedy(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_a_run_without_its_last_checkpoint_cannot_be_made_longer(run: Path) -> N
     done = Run(run, seed=0, config_text=CONFIG)
     done.log(1, {"loss": 1.0})
     done.finish({})
-    with pytest.raises(ConfigError, match="holds a finished run without its last checkpoint, so that it cannot be"):
+    with pytest.raises(ConfigError, match="holds a finished run without its last checkpoint, so it cannot be"):
         Run(run, seed=0, config_text=changed(max_steps=8))
     assert (run / "summary.json").exists()
 

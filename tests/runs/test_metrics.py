@@ -13,7 +13,7 @@ from onebase.training.averages import Averages
 
 
 def strictly(text: str) -> dict[str, float | None]:
-    """As a program reads it that knows no NaN."""
+    """Reads it like a program that does not accept NaN."""
 
     def refuse(name: str) -> float:
         raise AssertionError(f"{name} is no JSON")
@@ -43,7 +43,7 @@ def test_only_masked_values_count_and_none_give_no_mean() -> None:
 def test_a_long_sum_in_half_precision_keeps_its_digits() -> None:
     averages = Averages()
     for _ in range(100):
-        averages.add("x", torch.ones(999, dtype=torch.bfloat16))  # whose sum in bfloat16 is 1000
+        averages.add("x", torch.ones(999, dtype=torch.bfloat16))  # their sum in bfloat16 is 1000
     assert averages.means() == {"x": 1.0}
 
 

@@ -64,4 +64,4 @@ def test_an_error_inside_is_not_swallowed_and_ends_the_bar(monkeypatch: pytest.M
     monkeypatch.setenv("TERM", "xterm")
     with pytest.raises(ValueError, match="the step failed"), StepProgress("ppo", 4):
         raise ValueError("the step failed")
-    assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h")  # the cursor is back
+    assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h")  # the cursor shows again

@@ -8,14 +8,18 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from onebase.data.tree import build_tree_batch, separate
-from onebase.errors import PromptTooLongError
-from onebase.models.decoder import Decoder
-from onebase.models.forward import token_logprobs
-from onebase.models.loading import load_base
-from onebase.models.one_base import OneBase
+from onebase.data.tree import build_tree_batch
+from onebase.engines.decoder import Decoder
+from onebase.engines.engine import engine_of, packs
+from onebase.engines.forward import token_logprobs
+from onebase.engines.opening import load_base
+from onebase.errors import DoesNotFitError, PromptTooLongError
+from onebase.models.base import OneBase
 from onebase.records import Example
-from onebase.sampling.local import Sample, Sampling, draw, generate, sample_seeds, stop_ids
+from onebase.sampling import local
+from onebase.sampling.local import LocalSampler, draw, generate, random_numbers, slots_that_fit, stop_ids
+from onebase.sampling.sampler import Sample, Sampler, Sampling
+from onebase.seeds import sample_seeds
 from tests.tiny_models import (
     EOS,
     PAD,
@@ -38,25 +42,25 @@ HF = "llama through transformers"
 
 
 def base_with_policy(architecture: str, **options: Any) -> OneBase:
-    one = tiny_base(architecture, **options)
-    add_adapter_role(one, "policy")
-    return one
+    base = tiny_base(architecture, **options)
+    add_adapter_role(base, "policy")
+    return base
 
 
 def draw_samples(
-    one: OneBase, prompts: list[list[int]] = PROMPTS, *, k: int = 3, seeds: list[int] | None = None, **options: Any
+    base: OneBase, prompts: list[list[int]] = PROMPTS, *, k: int = 3, seeds: list[int] | None = None, **options: Any
 ) -> list[Sample]:
     sampling = options.pop("sampling", Sampling(max_new_tokens=12, stop_ids=MANY_STOPS))
     seeds = sample_seeds(1, num_prompts=len(prompts), samples_per_prompt=k) if seeds is None else seeds
-    return generate(one, prompts, role="policy", sampling=sampling, seeds=seeds, samples_per_prompt=k, **options)
+    return generate(base, prompts, role="policy", sampling=sampling, seeds=seeds, samples_per_prompt=k, **options)
 
 
-def greedy_by_recomputing(one: OneBase, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
+def greedy_by_recomputing(base: OneBase, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
     """The model's own logits over the whole sequence for every token: no cache, no batch, no padding."""
     ids, logprobs = list(prompt), []
-    with torch.no_grad(), one.role("policy"):
+    with torch.no_grad(), base.role("policy"):
         for _ in range(count):
-            distribution = one.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].log_softmax(-1)
+            distribution = base.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].log_softmax(-1)
             ids.append(int(distribution.argmax()))
             logprobs.append(distribution.max().item())
     return ids[len(prompt) :], logprobs
@@ -67,34 +71,34 @@ def greedy_by_recomputing(one: OneBase, prompt: list[int], count: int) -> tuple[
 
 @pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "qwen3", "neox", "bloom"])
 def test_greedy_decoding_is_that_of_transformers(architecture: str) -> None:
-    one = base_with_policy(architecture)
-    found = draw_samples(one, k=1, sampling=Sampling(max_new_tokens=20, temperature=0, stop_ids=(EOS,)), max_rows=4)
-    with one.role("policy"):
+    base = base_with_policy(architecture)
+    found = draw_samples(base, k=1, sampling=Sampling(max_new_tokens=20, temperature=0, stop_ids=(EOS,)), max_rows=4)
+    with base.role("policy"):
         for prompt, sample in zip(PROMPTS, found, strict=True):
             ids = torch.tensor([prompt])
             greedy = GenerationConfig(do_sample=False, max_new_tokens=20, eos_token_id=EOS, pad_token_id=PAD)
-            plain: Any = one.model
+            plain: Any = base.model
             expected = plain.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
             assert sample.ids == expected[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "qwen3", "gemma2", "gemma3", "mistral", "bloom"])
 def test_greedy_decoding_is_that_of_computing_everything_again(architecture: str) -> None:
-    one = base_with_policy(architecture)
+    base = base_with_policy(architecture)
     assert min(len(prompt) for prompt in PROMPTS) < WINDOW < max(len(prompt) for prompt in PROMPTS)
-    found = draw_samples(one, k=1, sampling=Sampling(max_new_tokens=12, temperature=0), max_rows=3)
+    found = draw_samples(base, k=1, sampling=Sampling(max_new_tokens=12, temperature=0), max_rows=3)
     for prompt, sample in zip(PROMPTS, found, strict=True):
-        ids, logprobs = greedy_by_recomputing(one, prompt, 12)
+        ids, logprobs = greedy_by_recomputing(base, prompt, 12)
         assert sample.ids == ids
         assert sample.logprobs == pytest.approx(logprobs, abs=1e-4)
 
 
 def test_the_small_real_model_tells_its_story(shared: Path) -> None:
-    one = load_base(str(shared / "models" / "stories260K" / "hf"), dtype="float32", device="cpu")
-    one.add_role("policy")
-    sampling = Sampling(max_new_tokens=80, temperature=0, stop_ids=stop_ids(one))
-    sample = generate(one, [[1]], role="policy", sampling=sampling, seeds=[0])[0]
-    text = one.tokenizer.decode(sample.ids, skip_special_tokens=True)
+    base = load_base(str(shared / "models" / "stories260K" / "hf"), dtype="float32", device="cpu")
+    base.add_role("policy")
+    sampling = Sampling(max_new_tokens=80, temperature=0, stop_ids=stop_ids(base))
+    sample = generate(base, [[1]], role="policy", sampling=sampling, seeds=[0])[0]
+    text = base.tokenizer.decode(sample.ids, skip_special_tokens=True)
     assert isinstance(text, str) and text.strip().startswith(STORY)
 
 
@@ -103,13 +107,13 @@ def test_the_small_real_model_tells_its_story(shared: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "gemma3", "bloom"])
 def test_samples_do_not_depend_on_what_stands_beside_them(architecture: str) -> None:
-    one = base_with_policy(architecture)
-    expected = draw_samples(one)
+    base = base_with_policy(architecture)
+    expected = draw_samples(base)
     assert len({tuple(sample.ids) for sample in expected}) > 15
     assert len({len(sample.ids) for sample in expected}) > 3
     assert [sample.prompt for sample in expected] == [p for p in range(len(PROMPTS)) for _ in range(3)]
     for max_rows in (1, 3, 4, 6, 10, 1000):
-        found = draw_samples(one, max_rows=max_rows)
+        found = draw_samples(base, max_rows=max_rows)
         assert [s.ids for s in found] == [s.ids for s in expected], max_rows
         assert [s.ended for s in found] == [s.ended for s in expected]
         for sample, wanted in zip(found, expected, strict=True):
@@ -117,25 +121,25 @@ def test_samples_do_not_depend_on_what_stands_beside_them(architecture: str) -> 
     seeds = sample_seeds(1, num_prompts=len(PROMPTS), samples_per_prompt=3)
     for chosen in ([4, 1], [6, 5, 4, 3, 2, 1, 0], [2]):
         own = [seed for p in chosen for seed in seeds[3 * p : 3 * p + 3]]
-        found = draw_samples(one, [PROMPTS[p] for p in chosen], seeds=own, max_rows=6)
+        found = draw_samples(base, [PROMPTS[p] for p in chosen], seeds=own, max_rows=6)
         assert [s.ids for s in found] == [expected[3 * p + k].ids for p in chosen for k in range(3)]
 
 
 def test_samples_do_not_depend_on_the_number_of_samples_or_the_global_random_state() -> None:
-    one = base_with_policy("llama")
-    expected = draw_samples(one, k=4)
+    base = base_with_policy("llama")
+    expected = draw_samples(base, k=4)
     seeds = sample_seeds(1, num_prompts=len(PROMPTS), samples_per_prompt=4)
     torch.manual_seed(123)
     state = torch.get_rng_state()
-    single = draw_samples(one, k=1, seeds=seeds[::4])
+    single = draw_samples(base, k=1, seeds=seeds[::4])
     assert [s.ids for s in single] == [s.ids for s in expected[::4]]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_lower_limit_only_cuts_a_sample_short() -> None:
-    one = base_with_policy("llama")
-    long = draw_samples(one, sampling=Sampling(max_new_tokens=12, stop_ids=MANY_STOPS))
-    short = draw_samples(one, sampling=Sampling(max_new_tokens=5, stop_ids=MANY_STOPS))
+    base = base_with_policy("llama")
+    long = draw_samples(base, sampling=Sampling(max_new_tokens=12, stop_ids=MANY_STOPS))
+    short = draw_samples(base, sampling=Sampling(max_new_tokens=5, stop_ids=MANY_STOPS))
     assert [s.ids for s in short] == [s.ids[:5] for s in long]
 
 
@@ -153,15 +157,83 @@ def test_seeds_are_a_pure_function_of_seed_stream_prompt_and_sample() -> None:
 @pytest.mark.parametrize("architecture", ["llama", HF, "bloom"])
 def test_every_token_is_drawn_by_the_next_random_number_of_its_samples_seed(architecture: str) -> None:
     """Two tokens drawn by one number would each be distributed as they should be, and together not."""
-    one, seeds, count = base_with_policy(architecture), [5, 6, 7, 8], 6
-    samples = draw_samples(one, PROMPTS[:2], k=2, seeds=seeds, sampling=Sampling(max_new_tokens=count))
+    base, seeds, count = base_with_policy(architecture), [5, 6, 7, 8], 6
+    samples = draw_samples(base, PROMPTS[:2], k=2, seeds=seeds, sampling=Sampling(max_new_tokens=count))
     for sample, seed in zip(samples, seeds, strict=True):
         ids = list(PROMPTS[sample.prompt])
         for number in torch.rand(count, generator=torch.Generator().manual_seed(seed)).tolist():
-            with torch.no_grad(), one.role("policy"):
-                logits = one.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            with torch.no_grad(), base.role("policy"):
+                logits = base.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
             ids.append(int((logits.double().softmax(-1).cumsum(-1) <= number).sum()))
         assert sample.ids == ids[len(PROMPTS[sample.prompt]) :]
+
+
+def test_random_numbers_are_a_row_for_each_seed_whatever_the_others_are() -> None:
+    numbers = random_numbers([7, 5, 7], 9)
+    assert numbers.shape == (3, 9) and numbers.min() >= 0 and numbers.max() < 1
+    assert torch.equal(numbers[0], numbers[2]) and torch.equal(numbers[1], random_numbers([5], 9)[0])
+    assert torch.equal(random_numbers([5], 4)[0], numbers[1, :4])
+    assert random_numbers([], 9).shape == (0, 9)
+
+
+# ---------------------------------------------------------------------------------------------------- samplers, slots
+
+
+@pytest.mark.parametrize("architecture", ["llama", HF, "bloom"])
+def test_a_sampler_here_draws_what_generate_does_as_its_role(architecture: str) -> None:
+    base = base_with_policy(architecture)
+    base.add_role("base")
+    seeds, sampling = [3, 4, 5, 6], Sampling(max_new_tokens=8, stop_ids=MANY_STOPS)
+    found = {}
+    for role in base.roles:
+        sampler: Sampler = LocalSampler(base, role)
+        found[role] = sampler.sample(PROMPTS[:2], sampling, seeds=seeds, samples_per_prompt=2)
+        expected = generate(base, PROMPTS[:2], role=role, sampling=sampling, seeds=seeds, samples_per_prompt=2)
+        assert found[role] == expected
+    assert found["policy"] != found["base"]
+
+
+def test_a_sample_says_which_version_of_the_weights_drew_it() -> None:
+    base = base_with_policy("llama")
+    base.add_role("base")
+    assert [sample.version for sample in draw_samples(base, PROMPTS[:2], k=2)] == [0] * 4
+    weights = {name: 2 * tensor for name, tensor in base.adapter_weights("policy").items()}
+    for version in (1, 2):
+        base.set_adapter_weights("policy", weights)
+        assert base.roles["policy"].version == version
+        assert [sample.version for sample in draw_samples(base, PROMPTS[:2], k=2)] == [version] * 4
+    sampling = Sampling(max_new_tokens=3)
+    assert generate(base, [[5]], role="base", sampling=sampling, seeds=[0])[0].version == 0
+
+
+@pytest.mark.parametrize("architecture", ["llama", HF])
+def test_fewer_are_decoded_at_once_where_memory_is_short_and_one_prompts_samples_must_fit(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, sampling = base_with_policy(architecture), Sampling(max_new_tokens=12)
+    row = engine_of(base, "policy").slot_bytes(14 + 12) + 32 * VOCABULARY
+    assert row > 32 * VOCABULARY
+    expected = draw_samples(base)
+
+    def slots(free: float, k: int, prompts: list[list[int]] = PROMPTS) -> int:
+        monkeypatch.setattr(local, "free_memory", lambda device: int(free))
+        return slots_that_fit(base, "policy", prompts, sampling, k)
+
+    assert slots(1e12, 3) == 3 * len(PROMPTS) and slots(1e12, 3, PROMPTS * 100) == local.MOST_ROWS
+    assert slots(1e12, 500) == 500  # never less than one prompt's
+    assert slots(row * 10 / local.SHARE_OF_FREE_MEMORY + 1, 3) == 10
+    assert slots(row * 3, 3) == 3
+    with pytest.raises(DoesNotFitError, match="the keys and values of 3 completions of 26 tokens need") as caught:
+        slots(row * 3 - 1, 3)
+    assert caught.value.remedy == "completions-do-not-fit" and caught.value.exit_code == 4
+    monkeypatch.setattr(local, "free_memory", lambda device: row * 4)
+    assert [sample.ids for sample in draw_samples(base)] == [sample.ids for sample in expected]
+
+
+def test_what_keeps_nothing_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = base_with_policy("bloom")
+    monkeypatch.setattr(local, "free_memory", lambda device: 0)
+    assert slots_that_fit(base, "policy", PROMPTS, Sampling(max_new_tokens=12), 3) == 3 * len(PROMPTS)
 
 
 def test_no_prompts_give_no_samples() -> None:
@@ -174,12 +246,11 @@ def test_no_prompts_give_no_samples() -> None:
 @pytest.mark.parametrize("architecture", ["llama", HF, "gpt2", "qwen3", "gemma2", "gemma3", "mistral", "neox", "bloom"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_logprobs_of_samples_are_those_of_the_tree_built_from_them(architecture: str, temperature: float) -> None:
-    one = base_with_policy(architecture)
+    base = base_with_policy(architecture)
     sampling = Sampling(max_new_tokens=12, temperature=temperature, top_k=50, top_p=0.9, stop_ids=MANY_STOPS)
-    samples = draw_samples(one, sampling=sampling, max_rows=7)
+    samples = draw_samples(base, sampling=sampling, max_rows=7)
     examples = [Example(prompt, [s.ids for s in samples[3 * p : 3 * p + 3]]) for p, prompt in enumerate(PROMPTS)]
-    batch = build_tree_batch(examples if one.layout == "tree" else separate(examples))
-    expected = token_logprobs(one, batch, role="policy", temperature=temperature)
+    expected = token_logprobs(base, build_tree_batch(examples), role="policy", temperature=temperature)
     found = torch.tensor([logprob for sample in samples for logprob in sample.logprobs])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
@@ -195,10 +266,10 @@ def test_a_stop_token_stays_as_the_last_one_and_the_length_limit_is_no_end(archi
 
 
 def test_a_stop_token_at_the_length_limit_is_an_end() -> None:
-    one = base_with_policy("llama")
-    free = draw_samples(one, sampling=Sampling(max_new_tokens=6), k=1)[0]
+    base = base_with_policy("llama")
+    free = draw_samples(base, sampling=Sampling(max_new_tokens=6), k=1)[0]
     first = free.ids.index(free.ids[-1]) + 1
-    stopped = draw_samples(one, sampling=Sampling(max_new_tokens=first, stop_ids=(free.ids[-1],)), k=1)[0]
+    stopped = draw_samples(base, sampling=Sampling(max_new_tokens=first, stop_ids=(free.ids[-1],)), k=1)[0]
     assert stopped.ids == free.ids[:first] and stopped.ended and not free.ended
 
 
@@ -213,15 +284,15 @@ def test_a_sample_can_be_read_after_each_of_its_tokens(architecture: str) -> Non
 
 @pytest.mark.parametrize("architecture", [HF, "gpt2"])
 def test_a_prompt_is_read_once_and_finished_rows_are_dropped(architecture: str) -> None:
-    one = base_with_policy(architecture)
-    assert one.decoder is None
+    base = base_with_policy(architecture)
+    assert not packs(base, "policy")
     shapes: list[tuple[int, int]] = []
 
     def record(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         shapes.append(tuple(kwargs["input_ids"].shape))
 
-    handle = one.model.base_model.register_forward_pre_hook(record, with_kwargs=True)
-    samples = draw_samples(one, k=2, max_rows=6)
+    handle = base.model.base_model.register_forward_pre_hook(record, with_kwargs=True)
+    samples = draw_samples(base, k=2, max_rows=6)
     handle.remove()
     decoded = [rows for rows, columns in shapes if columns == 1 and rows > 0]
     # One prompt has a single token: its prefill has the shape of a decoding step or stands in a wider one.
@@ -236,8 +307,8 @@ def test_a_prompt_is_read_once_and_finished_rows_are_dropped(architecture: str) 
 def test_the_decoder_reads_a_prompt_once_without_padding_and_drops_finished_rows(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = base_with_policy(architecture)
-    assert one.decoder is not None
+    base = base_with_policy(architecture)
+    assert packs(base, "policy")
     prefilled: list[tuple[list[int], list[int]]] = []
     decoded: list[int] = []
     prefill, step = Decoder.prefill, Decoder.step
@@ -253,8 +324,8 @@ def test_the_decoder_reads_a_prompt_once_without_padding_and_drops_finished_rows
     monkeypatch.setattr(Decoder, "prefill", record_prefill)
     monkeypatch.setattr(Decoder, "step", record_step)
     calls: list[Any] = []
-    handle = one.model.base_model.register_forward_pre_hook(lambda *args: calls.append(args))
-    samples = draw_samples(one, k=2, max_rows=6)
+    handle = base.model.base_model.register_forward_pre_hook(lambda *args: calls.append(args))
+    samples = draw_samples(base, k=2, max_rows=6)
     handle.remove()
     assert not calls, "it went through transformers"
     assert all(len(ids) == sum(lengths) for ids, lengths in prefilled)
@@ -290,57 +361,59 @@ def test_the_decoder_draws_the_samples_that_transformers_would_give(
 
 
 def test_generation_is_done_as_the_role_named_and_leaves_nothing_behind() -> None:
-    one = base_with_policy("llama")
-    one.add_role("base")
+    base = base_with_policy("llama")
+    base.add_role("base")
     sampling = Sampling(max_new_tokens=10, temperature=0)
-    policy, base = (
-        [s.ids for s in generate(one, PROMPTS, role=role, sampling=sampling, seeds=[0] * len(PROMPTS))]
+    policy, adapters_off = (
+        [s.ids for s in generate(base, PROMPTS, role=role, sampling=sampling, seeds=[0] * len(PROMPTS))]
         for role in ("policy", "base")
     )
-    assert policy != base and one.active is None
-    assert all(parameter.requires_grad for parameter in one.parameters("policy"))
+    assert policy != adapters_off and base.active is None
+    assert all(parameter.requires_grad for parameter in base.parameters("policy"))
     bare = tiny_base("llama")
     bare.add_role("base")
-    assert [s.ids for s in generate(bare, PROMPTS, role="base", sampling=sampling, seeds=[0] * len(PROMPTS))] == base
+    assert [
+        s.ids for s in generate(bare, PROMPTS, role="base", sampling=sampling, seeds=[0] * len(PROMPTS))
+    ] == adapters_off
 
     def fail(_sample: Sample) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        draw_samples(one, on_token=fail)
-    assert one.active is None and all(parameter.requires_grad for parameter in one.parameters("policy"))
+        draw_samples(base, on_token=fail)
+    assert base.active is None and all(parameter.requires_grad for parameter in base.parameters("policy"))
 
 
 def test_a_prompt_that_leaves_no_room_is_named() -> None:
-    one = base_with_policy("llama")
-    assert one.context_length == 128
-    fits = draw_samples(one, [random_ids(120, seed=1)], k=1, sampling=Sampling(max_new_tokens=8))
+    base = base_with_policy("llama")
+    assert base.context_length == 128
+    fits = draw_samples(base, [random_ids(120, seed=1)], k=1, sampling=Sampling(max_new_tokens=8))
     assert len(fits[0].ids) == 8
     with pytest.raises(
         PromptTooLongError, match="prompt 1: 121 tokens and 8 new ones exceed the model's context of 128"
     ) as caught:
-        draw_samples(one, [[5], random_ids(121, seed=1)], k=1, sampling=Sampling(max_new_tokens=8))
-    assert "lower generation.max_new_tokens" in str(caught.value) and caught.value.exit_code == 3
-    assert one.active is None
+        draw_samples(base, [[5], random_ids(121, seed=1)], k=1, sampling=Sampling(max_new_tokens=8))
+    assert caught.value.remedy == "context-exceeded" and caught.value.exit_code == 3
+    assert base.active is None
 
 
 def test_stop_ids_are_those_of_the_tokenizer_the_model_and_the_caller() -> None:
-    one = tiny_base("llama")
-    assert stop_ids(one) == (EOS,)
-    one.model.generation_config.eos_token_id = [EOS, 9]
-    assert stop_ids(one, [7, 9]) == (EOS, 7, 9)
-    one.model.generation_config.eos_token_id = None
-    one.tokenizer.eos_token = None
-    assert stop_ids(one) == () and stop_ids(one, [7]) == (7,)
+    base = tiny_base("llama")
+    assert stop_ids(base) == (EOS,)
+    base.model.generation_config.eos_token_id = [EOS, 9]
+    assert stop_ids(base, [7, 9]) == (EOS, 7, 9)
+    base.model.generation_config.eos_token_id = None
+    base.tokenizer.eos_token = None
+    assert stop_ids(base) == () and stop_ids(base, [7]) == (7,)
 
 
 @pytest.mark.parametrize("layout", ["tree", "separate"])
 def test_two_tokens_in_a_row_are_drawn_as_often_as_the_model_says(layout: str) -> None:
     """Their joint distribution: two tokens that each follow the model's may still depend on one random number."""
-    one, prompt, count = tiny_base("llama", layout=layout), random_ids(5, seed=3), 6000
-    one.add_role("policy")
+    base, prompt, count = tiny_base("llama", layout=layout), random_ids(5, seed=3), 6000
+    base.add_role("policy")
     samples = generate(
-        one,
+        base,
         [prompt] * 20,
         role="policy",
         sampling=Sampling(max_new_tokens=2),
@@ -348,9 +421,9 @@ def test_two_tokens_in_a_row_are_drawn_as_often_as_the_model_says(layout: str) -
         samples_per_prompt=count // 20,
     )
     with torch.no_grad():
-        first = one.model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+        first = base.model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
         rows = torch.tensor([[*prompt, token] for token in range(VOCABULARY)])
-        joint = first[:, None] * one.model(rows).logits[:, -1].double().softmax(-1)  # [V, V]
+        joint = first[:, None] * base.model(rows).logits[:, -1].double().softmax(-1)  # [V, V]
     # Thirds of the vocabulary, as tokens of low numbers are drawn for low random numbers.
     third = torch.arange(VOCABULARY) * 3 // VOCABULARY
     cell = third[:, None] * 3 + third

@@ -1,4 +1,4 @@
-"""The fixtures of the recipes: a base, and roles that runs left."""
+"""The recipes' fixtures: a base, and roles left by runs."""
 
 from tests.recipes.conftest import (  # noqa: F401
     base,

@@ -1,4 +1,4 @@
-"""`onebase runs`: what it tells of runs that are finished, stopped, broken or going on; what runs record for it."""
+"""`onebase runs` on finished, stopped, damaged and running runs; and what runs record for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from onebase.cli import commands as cli
+from onebase.cli.main import main
 from onebase.config.files import dump_config
 from onebase.config.language import SFTConfig
 from onebase.config.preferences import DPOConfig, RewardConfig
@@ -26,6 +26,7 @@ from onebase.recipes import dpo, ppo, reward, sft
 from onebase.reporting import plots
 from onebase.runs.record import read_rows
 from onebase.tools import runs
+from onebase.training.loop import Loop
 from onebase.training.run import Run, Schedule
 from tests.recipes.conftest import (
     answered_rows,
@@ -44,7 +45,7 @@ def sft_text(**more: Any) -> str:
 
 
 def started(folder: Path, *, text: str | None = None, steps: int = 4, **metrics: float) -> Run:
-    """A run after a few steps, whose folder is still held."""
+    """Makes a run with a few steps, whose folder is still locked."""
     run = Run(folder, seed=0, config_text=text or sft_text())
     for step in range(1, steps + 1):
         run.log(step, {"loss": 2.0 / step, **metrics})
@@ -59,7 +60,7 @@ def finished(folder: Path, *, text: str | None = None, **summary: Any) -> Path:
 
 def with_checkpoint(folder: Path) -> Path:
     run = Run(folder, seed=0, config_text=sft_text(), schedule=Schedule(every_steps=2))
-    with run.loop("sft", 10, save=lambda path: (path / "policy").mkdir()) as loop:
+    with Loop(run, "sft", 10, save=lambda path: (path / "policy").mkdir()) as loop:
         for step in loop:
             if step == 3:
                 break
@@ -69,13 +70,13 @@ def with_checkpoint(folder: Path) -> Path:
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    assert cli.main(["runs", *map(str, words)]) == 0
+    assert main(["runs", *map(str, words)]) == 0
     out = capsys.readouterr().out
     return json.loads(out) if "--json" in words else out
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    assert cli.main(["runs", *map(str, words)]) == 2
+    assert main(["runs", *map(str, words)]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     return captured.err
@@ -97,7 +98,7 @@ def test_every_run_is_listed_with_its_state_the_newest_last(tmp_path: Path, caps
     assert [(run["run"], run["verb"], run["state"], run["steps"]) for run in found] == [
         ("stopped", "sft", "stopped without a checkpoint", 4),
         ("best-of-going", "sft", "running", 4),
-        ("can-go-on", "sft", "checkpoint-2, can go on", 3),
+        ("can-go-on", "sft", "checkpoint-2, can resume", 3),
         ("b/done", "sft", "finished", 4),
     ]
     assert found[-1]["result"] == "held-out loss 2 → 0.5 nats per token" and found[0]["result"] == "loss 0.5 in step 4"
@@ -130,10 +131,10 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, caps
         (tmp_path / name / "config.yaml").write_text(text)
     finished(tmp_path / "cut-summary")
     (tmp_path / "cut-summary" / "summary.json").write_text('{"verb": "s')
-    assert cli.main(["runs", "ls", str(tmp_path)]) == 0
+    assert main(["runs", "ls", str(tmp_path)]) == 0
     captured = capsys.readouterr()
     assert "fine" in captured.out and "cut-summary" in captured.out and captured.out.count("\n") == 3
-    assert captured.err.count("left out: ") == 3 and captured.err.count("warning: ") == 1
+    assert captured.err.count("skipped: ") == 3 and captured.err.count("warning: ") == 1
     assert "not valid YAML" in captured.err and "not valid JSON" in captured.err
 
 
@@ -241,15 +242,15 @@ def test_a_damaged_run_is_named_and_hides_no_other(
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text(text, encoding="utf-8")
         capsys.readouterr()
-        assert cli.main(["runs", "ls", str(tmp_path)]) == 0, (name, text[:80])
+        assert main(["runs", "ls", str(tmp_path)]) == 0, (name, text[:80])
         listed = capsys.readouterr()
         assert "fine" in listed.out and "\x1b" not in listed.out
         whole = name in ("best/best.json", "samples.jsonl", "findings.jsonl")
         told_of = f"bad{number}" in listed.err
         for words in (["show", run], ["show", run, "--json"], ["compare", run, tmp_path / "fine"], ["report", run]):
-            code = cli.main(["runs", *map(str, words)])
+            code = main(["runs", *map(str, words)])
             shown = capsys.readouterr()
-            assert code == (2 if "left out: " in listed.err and told_of else 0), (words, name, text[:80], shown.err)
+            assert code == (2 if "skipped: " in listed.err and told_of else 0), (words, name, text[:80], shown.err)
             assert "\x1b" not in shown.out and all(len(line) < 600 for line in shown.err.splitlines())
         harmless = text.strip() in ("", "{}") or name == "config.yaml" or whole or not told_of
         assert harmless or str(run / name) in listed.err, (name, text[:80], listed.err)
@@ -265,7 +266,7 @@ def test_what_is_no_file_is_named_and_read_never(
         (run / name).unlink()
         make(run / name)
     shutil.copytree(whole_run, tmp_path / "fine")
-    assert cli.main(["runs", "ls", str(tmp_path)]) == 0
+    assert main(["runs", "ls", str(tmp_path)]) == 0
     listed = capsys.readouterr()
     assert "fine" in listed.out
     assert [f"run{number}" in listed.err for number in range(3)] == [name != "config.yaml", True, True]
@@ -276,7 +277,7 @@ def test_lines_behind_a_damaged_one_are_kept(tmp_path: Path) -> None:
     path.write_bytes(b'{"step": 1, "loss": NaN}\n\xff\xfe\n{"step": 3}\n[]\n{"step": 4, "loss": 2}\n{"step": 5, "lo')
     assert read_rows(path) == (
         [{"step": 1, "loss": None}, {"step": 3}, {"step": 4, "loss": 2}],
-        f"{path}: 2 lines (the first is line 2) are damaged, and left out",
+        f"{path}: 2 lines (the first is line 2) are damaged and skipped",
     )
     assert read_rows(tmp_path / "gone") == ([], f"{tmp_path / 'gone'}: cannot be read: No such file or directory")
 
@@ -393,31 +394,31 @@ def test_a_report_can_be_written_at_any_time_and_again_with_a_price(
     going.finish({"verb": "sft"})
     told(capsys, "report", going.folder, "--price-per-hour", "1.2")
     text = path.read_text(encoding="utf-8")
-    assert "sft · finished · 4 steps" in text and "cost of a thousand tokens trained on" in text and "2,000" in text
+    assert "sft · finished · 4 steps" in text and "cost per thousand tokens trained on" in text and "2,000" in text
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ls", "nowhere"], "no folder 'nowhere'; give the one that runs were written to"),
-        (["show", "nowhere"], "nowhere: there is no run (no config.yaml that can be read: No such file or directory)"),
+        (["ls", "nowhere"], "no folder 'nowhere'; give the folder that runs were written to"),
+        (["show", "nowhere"], "nowhere: no run here (config.yaml cannot be read: No such file or directory)"),
         (["ls", "x" * 300], "no folder 'xxx"),
-        (["show", "x" * 300], "there is no run (no config.yaml that can be read: File name too long)"),
+        (["show", "x" * 300], "no run here (config.yaml cannot be read: File name too long)"),
         (["plot", "done", "--output", "x" * 300 + ".png"], "cannot be written (File name too long)"),
-        (["plot", "done", "--output", "a\0.png"], "a word of the command line has a zero character in it"),
-        (["show", "."], ".: no run, but there are runs below it: done"),
+        (["plot", "done", "--output", "a\0.png"], "an argument of the command line contains a NUL character"),
+        (["show", "."], ".: no run here, but there are runs below: done"),
         (["show", "cut"], "cut/config.yaml: not valid YAML: "),
         (["plot"], "give the folders of 1 run or more"),
         (["plot", "done", "done"], "give the folders of 1 run or more"),
-        (["plot", "short"], "short: there is nothing to draw yet; curves need two steps"),
+        (["plot", "short"], "short: nothing to draw yet; curves need two steps"),
         (["plot", "done", "--output", "x.jpg"], "--output x.jpg: give the name of a .png file"),
         (["compare", "done"], "give the folders of 2 different runs or more"),
         (["compare", "done", "./done/"], "give the folders of 2 different runs or more"),
-        (["report", "done", "--price-per-hour", "-1"], "--price-per-hour -1: a price is a number from 0 on"),
+        (["report", "done", "--price-per-hour", "-1"], "--price-per-hour -1: a price is 0 or more"),
         (["report", "done", "--price-per-hour", "nan"], "--price-per-hour: nan is not a number"),
         (["report", "full"], "full/report.html: cannot be written (Is a directory)"),
         (["plot", "done", "--output", "short/config.yaml/x.png"], "x.png: cannot be written (File exists)"),
-        (["report", "nowhere"], "nowhere: there is no run"),
+        (["report", "nowhere"], "nowhere: no run here"),
         (["shw", "done"], 'Unknown command "shw". Did you mean "show"?'),
         (["show"], "parameter RUN requires an argument. See 'onebase runs --help'"),
     ],
@@ -443,7 +444,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def test_nothing_imports_torch_and_the_answer_is_there_within_a_second(tmp_path: Path) -> None:
     first, second = finished(tmp_path / "a"), finished(tmp_path / "b")
     program = (
-        "import sys; from onebase.cli.commands import main\n"
+        "import sys; from onebase.cli.main import main\n"
         f"a, b = {str(first)!r}, {str(second)!r}\n"
         f"for line in (['ls', {str(tmp_path)!r}], ['show', a], ['compare', a, b], ['report', a]):\n"
         "    assert main(['runs', *line]) == 0\n"
@@ -460,14 +461,14 @@ def test_nothing_imports_torch_and_the_answer_is_there_within_a_second(tmp_path:
         subprocess.run([sys.executable, "-m", "onebase", "runs", "ls", tmp_path], capture_output=True, check=True)
         return time.perf_counter() - start
 
-    assert min(seconds() for _ in range(3)) < 1  # the quickest: other programs can only slow it down
+    assert min(seconds() for _ in range(3)) < 1  # the fastest, as other programs can only slow it down
 
 
 # -------------------------------------------------------------------------------------------------- what runs record
 
 
 def record_of(folder: Path) -> tuple[dict[str, Any], str]:
-    """The summary of a finished run and its report; its phases are all of its time."""
+    """Returns a finished run's summary and report, after checking that its phases add up to its time."""
     summary = json.loads((folder / "summary.json").read_text())
     phases = summary["phase_seconds"]
     assert list(phases) == ["set_up", "steps", "end"]
@@ -486,8 +487,8 @@ def test_a_run_stands_where_its_curves_cannot_be_drawn(
     folder = finished(tmp_path / "run")
     runs.leave_pictures(folder)
     assert capsys.readouterr().err == (
-        "warning: sft: no curves or no report: backend 'nosuch' is\\nunknown; the run is complete, and 'onebase runs "
-        f"report {folder}' writes the report later\n"
+        "warning: sft: no curves or no report: backend 'nosuch' is\\nunknown; the run is complete; run 'onebase runs "
+        f"report {folder}' to write the report\n"
     )
 
 
@@ -499,7 +500,7 @@ def test_the_time_of_a_run_that_goes_on_is_that_of_its_steps(tmp_path: Path) -> 
     sums["state.pt"] = hashlib.sha256((folder / "checkpoint-2" / "state.pt").read_bytes()).hexdigest()
     (folder / "checkpoint-2" / "checksums.json").write_text(json.dumps(sums))
     run = Run(folder, seed=0, config_text=sft_text())
-    with run.loop("sft", 2, save=lambda path: None) as loop:
+    with Loop(run, "sft", 2, save=lambda path: None) as loop:
         assert list(loop) == []
     run.finish({"verb": "sft"})
     summary = json.loads((folder / "summary.json").read_text())
@@ -513,7 +514,7 @@ def test_sft_records_its_data_its_tokens_and_its_time(base: Path, tmp_path: Path
     train, held_out = summary["data"]["train"], summary["data"]["held_out"]
     assert train + held_out == 24 and train > held_out > 0
     assert f"{train} train, {held_out} held out" in text and "tokens trained on" in text
-    assert "lora.r<td>" not in text and "max_steps<td>3<td>–" in text  # what is at its default is left out
+    assert "lora.r<td>" not in text and "max_steps<td>3<td>–" in text  # defaults are not listed
 
 
 def test_reward_and_dpo_record_the_tokens_they_learn_from(base: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Calling what was trained: scores as JSON lines, answers in the terminal."""
+"""`onebase score` and `onebase chat`: scores as JSON lines, answers in the terminal."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from onebase.cli import commands as cli
+from onebase.cli.main import main
 from onebase.config.language import SFTConfig
 from onebase.config.preferences import RewardConfig
 from onebase.data.chat import chat_format
-from onebase.models.loading import load_base, load_tokenizer
-from onebase.models.one_base import OneBase
+from onebase.engines.opening import load_base
+from onebase.models.base import OneBase
+from onebase.models.loading import load_tokenizer
 from onebase.recipes import reward, sft
 from onebase.records import Message, Row
-from onebase.sampling.local import Sample, Sampling, generate
+from onebase.sampling.local import generate
+from onebase.sampling.sampler import Sample, Sampling
 from onebase.shown import shown
 from onebase.tools.chat import Stream, show_columns
 from onebase.tools.score import agreement
@@ -35,14 +37,14 @@ from tests.recipes.conftest import CONTEXT, answered_rows, common, load, make_ba
 
 def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> tuple[str, str]:
     capsys.readouterr()
-    found = cli.main(words)
+    found = main(words)
     printed = capsys.readouterr()
     assert found == code, printed.err
     return printed.out, printed.err
 
 
 def one_error(err: str) -> str:
-    """The only error line, without its prefix."""
+    """Returns the only error line, without its prefix."""
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in err, err
     return errors[0].removeprefix("error: ")
@@ -82,7 +84,7 @@ OWN_TEMPLATE = (
 
 
 def readme_scores(role: str, base: str, dtype: str, messages: list[dict[str, str]], answers: list[str]) -> list[float]:
-    """The lines of README that score without onebase, run as they stand there."""
+    """Runs the README's code that scores without onebase, unchanged."""
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
     (lines,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "PeftModel" in code]
     scores = []
@@ -142,7 +144,7 @@ def test_a_role_folder_has_the_tokenizer_and_template_inside(base: Path, sft_rol
     assert ids == chat.encode_prompt([Message("user", "Is the cat good?")])
     assert tokenizer.eos_token_id == chat.end_token_id
     own = chat_format(load_tokenizer(str(base)), str(sft_role / "chat_template.jinja"))
-    assert own.fingerprint == chat.fingerprint  # so that no warning is said of another template
+    assert own.fingerprint == chat.fingerprint  # so that no warning about another template is printed
 
 
 def test_a_wrong_path_is_answered_before_torch_is_imported(base: Path, tmp_path: Path) -> None:
@@ -155,7 +157,7 @@ def test_a_wrong_path_is_answered_before_torch_is_imported(base: Path, tmp_path:
         ["sft", *run, "start_from=/nowhere"],
         ["reward", *run, "start_from=/nowhere", "--dry-run"],
         ["dpo", *run, "reference_role=/nowhere"],
-        ["ppo", *run, "reward.callable=a:b", "policy=/nowhere"],
+        ["ppo", *run, "reward.callable=a:b", "start_from=/nowhere"],
         ["ppo", *run, "reward.role=/nowhere"],
         ["ppo", *run, "reward.model=/nowhere"],
         ["sft", *run[:2], "model.model_name_or_path=/nowhere", "--dry-run"],
@@ -163,8 +165,8 @@ def test_a_wrong_path_is_answered_before_torch_is_imported(base: Path, tmp_path:
     ]
     code = f"""
 import sys
-from onebase.cli import commands as cli
-assert [cli.main(words) for words in {commands!r}] == [2] * {len(commands)}
+from onebase.cli.main import main
+assert [main(words) for words in {commands!r}] == [2] * {len(commands)}
 assert not {{"torch", "transformers"}} & set(sys.modules), "imported"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -415,10 +417,10 @@ def test_of_a_conversation_over_the_context_the_oldest_turns_are_left_out(
 ) -> None:
     asked: list[int] = []
 
-    def watched(one: OneBase, prompts: list[list[int]], *, sampling: Sampling, **named: Any) -> list[Sample]:
+    def watched(loaded: OneBase, prompts: list[list[int]], *, sampling: Sampling, **named: Any) -> list[Sample]:
         asked.append(len(prompts[0]))
         assert len(prompts[0]) + sampling.max_new_tokens <= CONTEXT and 1 <= sampling.max_new_tokens <= 8
-        return generate(one, prompts, sampling=sampling, **named)
+        return generate(loaded, prompts, sampling=sampling, **named)
 
     monkeypatch.setattr("onebase.tools.chat.generate", watched)
     monkeypatch.setattr("sys.stdin", io.StringIO("Is the cat number 3 good?\n" * 12))
@@ -431,9 +433,9 @@ def test_an_answer_ends_where_the_context_does(
 ) -> None:
     most: list[int] = []
 
-    def watched(one: OneBase, prompts: list[list[int]], *, sampling: Sampling, **named: Any) -> list[Sample]:
+    def watched(loaded: OneBase, prompts: list[list[int]], *, sampling: Sampling, **named: Any) -> list[Sample]:
         most.append(len(prompts[0]) + sampling.max_new_tokens)
-        return generate(one, prompts, sampling=sampling, **named)
+        return generate(loaded, prompts, sampling=sampling, **named)
 
     monkeypatch.setattr("onebase.tools.chat.generate", watched)
     said(capsys, "chat", str(sft_role), "--once", "Is the cat good?", "--max-new-tokens", "5000")
@@ -443,10 +445,10 @@ def test_an_answer_ends_where_the_context_does(
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--max-new-tokens", "0", "--max-new-tokens is 0; at least 1 is needed"),
-        ("--max-new-tokens", "-3", "--max-new-tokens is -3; at least 1 is needed"),
-        ("--temperature", "-0.5", "--temperature is -0.5; 0 or more is needed"),
-        ("--temperature", "1e400", "--temperature is inf; 0 or more is needed"),
+        ("--max-new-tokens", "0", "--max-new-tokens is 0; it should be at least 1"),
+        ("--max-new-tokens", "-3", "--max-new-tokens is -3; it should be at least 1"),
+        ("--temperature", "-0.5", "--temperature is -0.5; it should be 0 or more, and finite"),
+        ("--temperature", "1e400", "--temperature is inf; it should be 0 or more, and finite"),
         *(
             (option, value, f"Invalid value for {option}: {value} is not {what} See 'onebase chat --help'.")
             for option, value, what in [

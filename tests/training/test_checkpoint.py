@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from onebase import files
+from onebase.config.remedies import with_remedy
+from onebase.engines.budget import TokenBudget
+from onebase.engines.forward import token_logprobs
+from onebase.engines.passes import num_counted
 from onebase.errors import CheckpointError, ConfigError, DoesNotFitError, Stopped
-from onebase.models.forward import token_logprobs
-from onebase.models.heads import ScalarHead
-from onebase.models.passes import num_counted
 from onebase.models.role_files import save_role
+from onebase.models.roles import Moments
 from onebase.records import Example, Row, TreeBatch
 from onebase.runs.folder import changed_keys
 from onebase.runs.record import read_metrics
@@ -36,12 +38,13 @@ from onebase.training.checkpoint import (
     RandomStates,
     TrainedWeights,
     checkpoints,
-    fingerprint_examples,
+    fingerprint_data,
     inputs_of,
     read_checkpoint,
     remove_old,
     write_checkpoint,
 )
+from onebase.training.loop import Loop
 from onebase.training.run import Run, Schedule
 from onebase.training.update import ParameterGroup, Update
 from tests.tiny_models import add_adapter_role, random_ids, tiny_base
@@ -95,10 +98,11 @@ class Training:
             warmup_steps=2,
             total_steps=TOTAL,
             max_grad_norm=1.0,
-            token_budget=16,
+            budget=TokenBudget(16),
         )
         self.steps: list[int] = []
-        with run.loop(
+        with Loop(
+            run,
             "test",
             TOTAL,
             save=self.save,
@@ -115,13 +119,14 @@ class Training:
                 loop.end_step({**metrics, **drawn, **measured})
                 self.steps.append(step + 1)
         self.save(self.folder)
-        run.finish({})
+        loop.finish({})
         return self
 
-    def loss(self, step: int) -> Callable[[TreeBatch, list[int], Averages], Iterator[Tensor]]:
-        def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Iterator[Tensor]:
-            yield -token_logprobs(self.base, batch, role="policy").sum() / num_counted(self.examples)
+    def loss(self, step: int) -> Callable[[TreeBatch, list[int], Averages], Tensor]:
+        def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Tensor:
+            share = -token_logprobs(self.base, batch, role="policy").sum() / num_counted(self.examples)
             self.hooks.get(step, lambda: None)()
+            return share
 
         return loss
 
@@ -190,7 +195,7 @@ def inside(folder: Path) -> list[str]:
 
 
 def message_of(caught: pytest.ExceptionInfo[Any]) -> str:
-    message = str(caught.value)
+    message = with_remedy(caught.value)
     assert "\n" not in message
     return message
 
@@ -256,14 +261,14 @@ def test_the_order_of_the_files_of_a_folder_does_not_decide_which_is_newest(tmp_
 
 
 def test_weights_lose_no_bit_in_any_dtype(tmp_path: Path) -> None:
-    one = tiny_base("llama")
-    add_adapter_role(one, "policy")
-    add_adapter_role(one, "critic", seed=1, head=True)
+    base = tiny_base("llama")
+    add_adapter_role(base, "policy")
+    add_adapter_role(base, "critic", seed=1, head=True)
     for number, dtype in enumerate((torch.bfloat16, torch.float16, torch.float64)):
-        one.parameters("policy")[number].data = one.parameters("policy")[number].data.to(dtype)
-    trained = TrainedWeights(one, "policy", "critic")
+        base.parameters("policy")[number].data = base.parameters("policy")[number].data.to(dtype)
+    trained = TrainedWeights(base, "policy", "critic")
     write_checkpoint(tmp_path / "checkpoint-1", trained.state_dict(), lambda folder: None)
-    parameters = [*one.parameters("policy"), *one.parameters("critic")]
+    parameters = [*base.parameters("policy"), *base.parameters("critic")]
     expected = [p.detach().clone() for p in parameters]
     with torch.no_grad():
         for p in parameters:
@@ -271,7 +276,7 @@ def test_weights_lose_no_bit_in_any_dtype(tmp_path: Path) -> None:
     trained.load_state_dict(read_checkpoint(tmp_path / "checkpoint-1"))
     assert all(torch.equal(p, e) and p.dtype == e.dtype for p, e in zip(parameters, expected, strict=True))
     with pytest.raises(CheckpointError, match="other shapes than the roles of this run"):
-        TrainedWeights(one, "policy").load_state_dict(trained.state_dict())
+        TrainedWeights(base, "policy").load_state_dict(trained.state_dict())
 
 
 def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
@@ -361,9 +366,9 @@ DAMAGE += [
         (name, made_a_pipe, f"{Path(name).name} is not a file")
         for name in ("state.pt", "checksums.json", "policy/role.json")
     ),
-    ("", holding([1, 2]), "state.pt is not of this version of onebase: its format is 'list', not 1"),
-    ("", holding(without("format")), "state.pt is not of this version of onebase: its format is None, not 1"),
-    ("", holding(lambda state: {**state, "format": 99}), "its format is 99, not 1"),
+    ("", holding([1, 2]), "state.pt is not of this version of onebase: its format is 'list', not 2"),
+    ("", holding(without("format")), "state.pt is not of this version of onebase: its format is None, not 2"),
+    ("", holding(lambda state: {**state, "format": 99}), "its format is 99, not 2"),
 ]
 
 
@@ -558,7 +563,7 @@ def test_checkpoints_are_written_by_steps_or_by_time(tmp_path: Path, schedule: S
 
 def test_steps_done_many_at_once_do_not_jump_over_a_checkpoint(tmp_path: Path) -> None:
     run = Run(tmp_path, seed=0, config_text=CONFIG, schedule=Schedule(every_steps=10, keep=9))
-    with run.loop("test", 50, save=lambda folder: None) as loop:
+    with Loop(run, "test", 50, save=lambda folder: None) as loop:
         while loop.done < 50:
             loop.end_step({"loss": 1.0}, steps=7)
     assert [path.name for path in checkpoints(tmp_path)][::-1] == [f"checkpoint-{step}" for step in (14, 21, 35, 42)]
@@ -686,39 +691,39 @@ EXAMPLE = Example([3, 4], [[5, 6], [7]], None, (1.0, 0.0), 0.5, ROW)
     ],
 )
 def test_the_data_is_known_by_all_that_is_learnt_from(other: Example) -> None:
-    assert fingerprint_examples([EXAMPLE]) == fingerprint_examples([replace(EXAMPLE)])
-    assert fingerprint_examples([EXAMPLE]) != fingerprint_examples([other])
+    assert fingerprint_data([EXAMPLE]) == fingerprint_data([replace(EXAMPLE)])
+    assert fingerprint_data([EXAMPLE]) != fingerprint_data([other])
 
 
 def test_the_data_is_known_by_its_order_and_its_sides_and_not_by_its_place() -> None:
     a, b = EXAMPLE, replace(EXAMPLE, prompt_ids=[9])
-    prints = {fingerprint_examples(*sides) for sides in ([[a, b], []], [[b, a], []], [[a], [b]], [[], [a, b]])}
+    prints = {fingerprint_data(*sides) for sides in ([[a, b], []], [[b, a], []], [[a], [b]], [[], [a, b]])}
     assert len(prints) == 4
     moved = replace(EXAMPLE, row=replace(ROW, place="b.jsonl:7"))
-    assert fingerprint_examples([EXAMPLE]) == fingerprint_examples([moved])
+    assert fingerprint_data([EXAMPLE]) == fingerprint_data([moved])
 
 
 def test_a_role_that_does_not_train_is_known_by_its_adapter_its_head_and_its_moments() -> None:
-    one = tiny_base("llama")
-    add_adapter_role(one, "policy")
-    add_adapter_role(one, "reward", seed=1, head=True, trains=False)
+    base = tiny_base("llama")
+    add_adapter_role(base, "policy")
+    add_adapter_role(base, "reward", seed=1, head=True, trains=False)
 
     def found() -> dict[str, str]:
-        return inputs_of(one, [EXAMPLE])
+        return inputs_of(base, [EXAMPLE])
 
-    first, role = found(), one.roles["reward"]
-    assert found() == first and isinstance(role.head, ScalarHead)
+    first, role = found(), base.roles["reward"]
+    assert found() == first
     with torch.no_grad():
-        one.parameters("policy")[0].add_(1)
+        base.parameters("policy")[0].add_(1)
     assert found() == first, "a role that trains changes"
     prints = [first["roles"]]
-    adapter = next(p for name, p in one.model.named_parameters() if "reward" in name)
+    adapter = next(p for name, p in base.model.named_parameters() if "reward" in name)
     with torch.no_grad():
         adapter.add_(1e-3)
         prints.append(found()["roles"])
         role.head.weight.add_(1e-3)
         prints.append(found()["roles"])
-    role.score_std = 2.0
+    role.moments = Moments(0.0, 2.0, measured=True)
     prints.append(found()["roles"])
     assert len(set(prints)) == 4
     assert {name: found()[name] for name in ("base", "data")} == {name: first[name] for name in ("base", "data")}
@@ -761,7 +766,7 @@ def test_a_finished_a_failed_and_a_forgotten_run_let_go_of_their_folder(tmp_path
     run = opened("failed")
     with pytest.raises(ConfigError, match="another process"):
         opened("failed")
-    with pytest.raises(ValueError, match="no"), run.loop("test", 1, save=lambda folder: None):
+    with pytest.raises(ValueError, match="no"), Loop(run, "test", 1, save=lambda folder: None):
         raise ValueError("no")
     opened("failed").close()
     opened("forgotten")

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from onebase.engines.budget import TokenBudget
 from onebase.errors import NonFiniteError
-from onebase.models.one_base import OneBase
+from onebase.models.base import OneBase
 from onebase.records import Example
 from onebase.training.language import language_step, mean_nll
 from onebase.training.update import ParameterGroup, Update
@@ -23,18 +24,18 @@ EXAMPLES = [
 
 
 def base_with_policy() -> OneBase:
-    one = tiny_base("llama")
-    add_adapter_role(one, "policy")
-    return one
+    base = tiny_base("llama")
+    add_adapter_role(base, "policy")
+    return base
 
 
-def literal(one: OneBase) -> float:
+def literal(base: OneBase) -> float:
     losses = []
     for example in EXAMPLES:
         for k, completion in enumerate(example.completions):
             ids = [*example.prompt_ids, *completion]
-            with torch.no_grad(), one.role("policy"):
-                table = one.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            with torch.no_grad(), base.role("policy"):
+                table = base.model(torch.tensor([ids])).logits[0].log_softmax(-1)
             for c, token in enumerate(completion):
                 if example.counted is None or example.counted[k][c]:
                     losses.append(-float(table[len(example.prompt_ids) + c - 1, token]))
@@ -43,31 +44,31 @@ def literal(one: OneBase) -> float:
 
 @pytest.mark.parametrize("token_budget", [1, 4096])
 def test_the_loss_is_the_mean_over_the_counted_tokens_of_the_minibatch(token_budget: int) -> None:
-    one = base_with_policy()
-    expected = literal(one)
-    assert mean_nll(one, EXAMPLES, token_budget=token_budget) == pytest.approx(expected, abs=1e-5)
+    base = base_with_policy()
+    expected = literal(base)
+    assert mean_nll(base, EXAMPLES, budget=TokenBudget(token_budget)) == pytest.approx(expected, abs=1e-5)
     update = Update(
-        one,
-        [ParameterGroup(one.parameters("policy"), 1e-2)],
+        base,
+        [ParameterGroup(base.parameters("policy"), 1e-2)],
         weight_decay=0.0,
         schedule="constant",
         warmup_steps=0,
         total_steps=5,
         max_grad_norm=1.0,
-        token_budget=token_budget,
+        budget=TokenBudget(token_budget),
     )
-    metrics = language_step(one, EXAMPLES, update)
+    metrics = language_step(base, EXAMPLES, update)
     assert metrics["loss"] == pytest.approx(expected, abs=1e-5) and metrics["num_tokens"] == 11
-    assert mean_nll(one, EXAMPLES, token_budget=token_budget) < expected
+    assert mean_nll(base, EXAMPLES, budget=TokenBudget(token_budget)) < expected
 
 
 def test_without_examples_there_is_no_mean() -> None:
-    assert math.isnan(mean_nll(base_with_policy(), [], token_budget=64))
+    assert math.isnan(mean_nll(base_with_policy(), [], budget=TokenBudget(64)))
 
 
 def test_a_policy_that_went_astray_is_an_error() -> None:
-    one = base_with_policy()
+    base = base_with_policy()
     with torch.no_grad():
-        one.parameters("policy")[0].fill_(math.nan)
+        base.parameters("policy")[0].fill_(math.nan)
     with pytest.raises(NonFiniteError, match=r"the held-out loss is not finite \(nan\), nothing was saved"):
-        mean_nll(one, EXAMPLES, token_budget=64)
+        mean_nll(base, EXAMPLES, budget=TokenBudget(64))

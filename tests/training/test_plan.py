@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from onebase.engines.opening import load_base
 from onebase.errors import ModelError
-from onebase.models.loading import load_base
 from onebase.records import Example
 from onebase.training.plan import describe_base, describe_steps
 from tests.tiny_models import save_tiny, tiny_model

@@ -14,6 +14,7 @@ import numpy
 import pytest
 import torch
 
+from onebase.config.remedies import with_remedy
 from onebase.errors import (
     CheckpointError,
     ConfigError,
@@ -27,6 +28,7 @@ from onebase.runs.finished import read_run
 from onebase.runs.metrics import MetricsFile
 from onebase.runs.record import read_metrics
 from onebase.training import run as run_module
+from onebase.training.loop import Loop
 from onebase.training.run import Run
 from tests.runs.test_metrics import strictly
 
@@ -41,8 +43,9 @@ def save(folder: Path) -> None:
     (folder / "weights").write_text("all of them")
 
 
-def one_line(caught: pytest.ExceptionInfo[ConfigError | CheckpointError]) -> str:
-    message = str(caught.value)
+def one_line(caught: pytest.ExceptionInfo[OnebaseError]) -> str:
+    """What a person is told."""
+    message = with_remedy(caught.value)
     assert "\n" not in message
     return message
 
@@ -62,7 +65,7 @@ def test_a_run_makes_its_folder_and_writes_its_configuration(tmp_path: Path) -> 
 
 def test_a_step_is_logged_with_its_seconds_and_its_tokens_per_second(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
-    with run.loop("test", 3, save=lambda folder: None) as loop:
+    with Loop(run, "test", 3, save=lambda folder: None) as loop:
         for step in loop:
             time.sleep(0.02 * (step + 1))
             loop.end_step({"num_tokens": 600.0} if step < 2 else {"loss": 1.0})
@@ -113,8 +116,9 @@ def test_what_is_no_checkpoint_of_this_kind_is_never_written_over(tmp_path: Path
 
 def test_a_folder_that_refuses_files_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\); choose another --output_dir"):
+    with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\)$") as caught:
         new_run(tmp_path / "run")
+    assert caught.value.remedy == "another-folder"
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
@@ -228,7 +232,7 @@ def take_steps(
         fail: the step that raises `error`.
     """
     done: list[int] = []
-    with run.loop("test", total, save=save) as loop:
+    with Loop(run, "test", total, save=save) as loop:
         for step in loop:
             for number in (signals or {}).get(step + 1, []):
                 os.kill(os.getpid(), number)
@@ -259,8 +263,7 @@ def test_a_signal_takes_effect_after_the_step_and_after_saving(
     assert caught.value.exit_code == exit_code
     checkpoint = run.folder / f"checkpoint-{at}"
     assert (checkpoint / "weights").read_text() == "all of them"
-    message = str(caught.value)
-    assert message == f"stopped after step {at} and saved {checkpoint}; run the same command to resume"
+    assert one_line(caught) == f"stopped after step {at} and saved {checkpoint}; run the same command to resume"
     assert handlers() == before
     assert not (run.folder / "summary.json").exists()
     # Even while the error is still held, the next run has the folder, and does what is left.
@@ -270,7 +273,7 @@ def test_a_signal_takes_effect_after_the_step_and_after_saving(
 def test_a_second_ctrl_c_takes_effect_at_once(tmp_path: Path) -> None:
     run, before = new_run(tmp_path / "run"), handlers()
     reached = []
-    with pytest.raises(KeyboardInterrupt), run.loop("test", 5, save=save) as loop:
+    with pytest.raises(KeyboardInterrupt), Loop(run, "test", 5, save=save) as loop:
         loop.end_step({"loss": 1.0})
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("after the first")
@@ -290,7 +293,7 @@ def test_ctrl_c_after_sigterm_still_saves(tmp_path: Path) -> None:
 
 def test_nothing_is_saved_and_the_handlers_go_back_where_nobody_stops_it(tmp_path: Path) -> None:
     run, before = new_run(tmp_path / "run"), handlers()
-    with run.loop("test", 1, save=save) as loop:
+    with Loop(run, "test", 1, save=save) as loop:
         assert handlers() != before
         loop.end_step({"loss": 1.0})
     assert handlers() == before
@@ -396,7 +399,7 @@ def test_a_signal_is_answered_at_once(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], number: int, answer: str
 ) -> None:
     run, said = new_run(tmp_path / "run"), []
-    with pytest.raises((Interrupted, Stopped)), run.loop("test", 2, save=save) as loop:
+    with pytest.raises((Interrupted, Stopped)), Loop(run, "test", 2, save=save) as loop:
         os.kill(os.getpid(), number)
         said.append(capfd.readouterr().err.split("\n"))
         os.kill(os.getpid(), signal.SIGTERM)  # it is said once
@@ -410,7 +413,7 @@ def test_behind_the_last_step_a_signal_ends_the_evaluation_at_once_and_nothing_i
     tmp_path: Path, number: int, kind: type[Exception]
 ) -> None:
     run, before, reached = new_run(tmp_path / "run"), handlers(), []
-    with pytest.raises(kind) as caught, run.loop("test", 1, save=save) as loop:
+    with pytest.raises(kind) as caught, Loop(run, "test", 1, save=save) as loop:
         loop.end_step({"loss": 1.0})
         loop.end_steps()
         checkpoint = run.folder / "checkpoint-1"
@@ -420,14 +423,14 @@ def test_behind_the_last_step_a_signal_ends_the_evaluation_at_once_and_nothing_i
             time.sleep(60)
         except Exception:  # as libraries do that try one thing and then another
             reached.append("swallowed")
-    assert str(caught.value) == f"stopped after step 1 and saved {checkpoint}; run the same command to resume"
+    assert one_line(caught) == f"stopped after step 1 and saved {checkpoint}; run the same command to resume"
     assert not reached and handlers() == before
     assert take_steps(new_run(tmp_path / "run"), 1) == []
 
 
 def test_a_signal_in_the_last_step_is_not_forgotten_behind_it(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
-    with pytest.raises(Stopped, match="stopped after step 1"), run.loop("test", 1, save=save) as loop:
+    with pytest.raises(Stopped, match="stopped after step 1"), Loop(run, "test", 1, save=save) as loop:
         loop.end_step({"loss": 1.0})
         os.kill(os.getpid(), signal.SIGTERM)
         loop.end_steps()
@@ -438,7 +441,7 @@ def test_a_last_checkpoint_that_does_not_fit_costs_no_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = new_run(tmp_path / "run")
-    with run.loop("test", 1, save=full) as loop:
+    with Loop(run, "test", 1, save=full) as loop:
         loop.end_step({"loss": 1.0})
         loop.end_steps()
     assert "checkpoint-1: the disk is full" in capsys.readouterr().err
@@ -448,12 +451,12 @@ def test_a_last_checkpoint_that_does_not_fit_costs_no_training(
 
 def test_a_folder_that_goes_away_is_said_in_one_line(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
-    with pytest.raises(OnebaseError) as caught, run.loop("test", 2, save=save) as loop:
+    with pytest.raises(OnebaseError) as caught, Loop(run, "test", 2, save=save) as loop:
         shutil.rmtree(run.folder)
         loop.end_step({"loss": 1.0})
     assert str(caught.value) == (
-        f"{run.folder / 'metrics.jsonl'}: cannot be written (No such file or directory); a run's folder has to stay "
-        "where it is, and writable"
+        f"{run.folder / 'metrics.jsonl'}: cannot be written (No such file or directory); keep the run's folder in "
+        "place and writable"
     )
     assert caught.value.exit_code == 1 and not run.folder.exists()
 
@@ -464,5 +467,5 @@ def test_a_folder_that_became_a_file_is_one_line(tmp_path: Path) -> None:
     run.folder.write_text("not a folder any more")
     with pytest.raises(OnebaseError) as caught:
         run.open_record()
-    assert one_line(caught).startswith(f"{run.folder}: cannot be written (Not a directory); a run's folder has to stay")
+    assert one_line(caught).startswith(f"{run.folder}: cannot be written (Not a directory); keep the run's folder")
     run.close()

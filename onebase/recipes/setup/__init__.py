@@ -1,1 +1,1 @@
-"""What recipes set up: from a configuration to the base, the data, the roles and the optimizer."""
+"""Sets up recipes: turns a configuration into the base, the data, the roles and the optimizer."""

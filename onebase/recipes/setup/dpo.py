@@ -1,42 +1,45 @@
-"""Setting up preference optimisation: the policy and its reference, the rows each loss can read."""
+"""Sets up preference optimisation: the policy, its reference, and the rows each loss can read."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from onebase.config.losses import LOSSES
 from onebase.config.preferences import DPOConfig
 from onebase.data.chat import ChatFormat
 from onebase.data.compared import drop_equal_completions
 from onebase.data.prepare import dropped_line, encode_rows
 from onebase.data.tree import separate
 from onebase.errors import DataError
-from onebase.models.one_base import OneBase
+from onebase.models.base import OneBase
 from onebase.models.role_files import load_role
 from onebase.recipes.setup.dry_run import planned_base
-from onebase.recipes.setup.shared import limits_of, load_start, new_lora, num_steps, open_chat, read_rows
+from onebase.recipes.setup.shared import (
+    limits_of,
+    load_start,
+    new_lora,
+    num_steps,
+    open_chat,
+    read_rows,
+    warn_of_warmup,
+)
 from onebase.records import Example, Row
 from onebase.runs.progress import say
 from onebase.training.plan import describe_steps
 
-PAPER_MIXTURES = {
-    "orpo": {"nll": 1.0, "orpo": 0.1},
-    "cpo": {"cpo": 1.0, "nll": 1.0},
-    "rrhf": {"rrhf": 1.0, "nll": 1.0},
-}
-"""What the papers train when they name one of these losses alone; a mixture in the configuration is taken as it is."""
-
 
 def loss_weights(config: DPOConfig) -> dict[str, float]:
-    """The losses that are added up, with their weights."""
-    return PAPER_MIXTURES.get(config.loss.strip()) or config.loss_weights()
+    """The losses to add up, with their weights."""
+    named = LOSSES.get(config.loss.strip())
+    return dict(named.alone) if named is not None and named.alone else config.loss_weights()
 
 
 def add_policy_and_reference(base: OneBase, config: DPOConfig) -> None:
-    """The policy starts from a saved role or the base; the reference is as configured, or its frozen copy."""
+    """Adds the policy, from a saved role or the base, and the reference: a frozen copy of it unless configured."""
     if config.start_from is not None:
         load_start(base, "policy", config.start_from, config.lora, kinds=("policy",), trains=True)
     else:
-        base.add_role("policy", lora=new_lora(base, config.lora), trains=True)
+        base.add_role("policy", adapter=new_lora(base, config.lora), trains=True)
     if config.reference_role == "base" or (config.reference_role is None and config.start_from is None):
         base.add_role("reference")
     elif config.reference_role is None:
@@ -46,10 +49,10 @@ def add_policy_and_reference(base: OneBase, config: DPOConfig) -> None:
 
 
 def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out rows, encoded: graded answers, or for kto single answers with a label.
+    """Reads and encodes training and held-out rows: graded answers, or for kto single answers with a label.
 
     Raises:
-        DataError: a row that the loss cannot learn from, or too many whose answers were cut to the same tokens.
+        DataError: the loss cannot learn from a row, or too many rows' answers were cut to the same tokens.
     """
     unpaired = "kto" in loss_weights(config)
     sides = []
@@ -58,7 +61,7 @@ def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[li
             _check_answers(row, unpaired=unpaired)
         examples = encode_rows(rows, chat, limits_of(config.data, context)) if rows else []
         kept, dropped = drop_equal_completions(examples, max_share=config.data.max_dropped_share)
-        # A reward role learns from a tie that two scores are equal; no loss here does.
+        # A reward role learns from a tie that two scores are equal; the losses here learn nothing from it.
         tied = [example.row.place for example in kept if example.row and _is_tied(example)]
         if tied:
             dropped["answers that are all tied"] = tied
@@ -76,11 +79,11 @@ def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[li
 
 
 def labelled(example: Example) -> list[Example]:
-    """An example for kto: a single answer as it is, as its row has a label; of compared answers the best as a good one
-    and the worst as a bad one, each by itself.
+    """Turns an example into kto's single labelled answers.
 
-    Of a longer list the answers between are left out: to be worse than the best does not make one bad, nor does it make
-    one good to be better than the worst.
+    A single answer stays as it is, because its row has a label. From compared answers the best becomes a good one and
+    the worst a bad one. Those in between are left out: being worse than the best makes none bad, nor does being better
+    than the worst make one good.
     """
     singles = separate([replace(example, grades=None, margin=None)])
     if len(singles) == 1 or example.grades is None or example.row is None:
@@ -128,6 +131,7 @@ def plan(config: DPOConfig) -> str:
     base = planned_base(config)
     train, held_out = read_examples(config, open_chat(base.tokenizer, config.model), base.context)
     steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    warn_of_warmup(config.optimizer, steps)
     return "\n".join(
         [
             *base.lines,

@@ -1,4 +1,4 @@
-"""What a run would refuse once its weights are loaded, found without loading them."""
+"""Finds what a run would refuse after loading its weights, without loading them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from onebase.config.files import dump_config
 from onebase.config.groups import LoraGroup
 from onebase.config.preferences import RewardConfig
 from onebase.config.run import RunConfig
+from onebase.models.base import OneBase
 from onebase.models.loading import require_quantization
-from onebase.models.one_base import OneBase, Role
 from onebase.models.role_files import load_role
+from onebase.models.roles import Role, ScalarRole
 from onebase.recipes.setup.shared import load_start, new_lora
 from onebase.rewards.learned import check_moments, open_classifier
 from onebase.runs.trackers import require_trackers
@@ -22,12 +23,12 @@ from onebase.training.run import check_writable
 
 
 def planned_base(config: RunConfig) -> BasePlan:
-    """Describes the base, and checks by its configuration what a run on it needs before its first step: packages, the
-    roles it starts from, the adapter's layers.
+    """Describes the base, and checks from its configuration what a run needs before its first step: packages, the roles
+    it starts from, the adapter's layers.
 
     Raises:
-        ConfigError, CheckpointError: `output_dir` cannot be that of this run.
-        ModelError: the base, a role or a layer is not there, or does not fit.
+        ConfigError, CheckpointError: this run cannot use `output_dir`.
+        ModelError: the base, a role or a layer does not exist or does not fit.
         MissingExtraError: a package is not installed.
     """
     keys: Any = config
@@ -36,18 +37,20 @@ def planned_base(config: RunConfig) -> BasePlan:
     require_quantization(keys.model.quantization)
     base = describe_base(keys.model.model_name_or_path, keys.model.quantization, keys.model.dtype, keys.model.device)
     kinds = ("policy", "reward") if isinstance(config, RewardConfig) else ("policy",)
-    started = [folder for key in ("start_from", "policy") if (folder := getattr(keys, key, None))]
+    start = getattr(keys, "start_from", None)
     lora = getattr(keys, "lora", None)
-    if lora is not None and lora.r and not started:
+    if lora is not None and lora.r and not start:
         new_lora(base, lora)
     named = [(folder, kinds) for folder in (getattr(keys, "reference_role", None),) if folder]
     reward: Any = getattr(keys, "reward", None)
     if getattr(reward, "role", None) is not None:
         named.append((reward.role, ("reward",)))
     others = [(folder, allowed) for folder, allowed in named if folder != "base"]
-    roles = _put_on(base, [(folder, kinds) for folder in started], others, lora)
+    roles = _put_on(base, [(start, kinds)] if start else [], others, lora)
     if getattr(reward, "role", None) is not None and reward.normalize == "held_out":
-        check_moments(roles[-1].score_mean, roles[-1].score_std)
+        scalar = roles[-1]
+        assert isinstance(scalar, ScalarRole)
+        check_moments(scalar.moments)
     if getattr(reward, "model", None) is not None and Path(reward.model).is_dir():
         open_classifier(reward.model, device_map={"": "meta"})
     return base
@@ -59,7 +62,7 @@ def _put_on(
     others: Sequence[tuple[str, tuple[str, ...]]],
     lora: LoraGroup | None,
 ) -> list[Role]:
-    """Saved roles on the base without its weights: what does not fit is the error it is in the run."""
+    """Puts saved roles on the base without weights; a misfit raises the same error as in the run."""
     if not started and not others:
         return []
     weightless = OneBase(
@@ -67,7 +70,7 @@ def _put_on(
     )
     roles: list[Role] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, that nothing is copied to where there are no weights
+        warnings.simplefilter("ignore")  # torch warns that copying to a tensor without weights does nothing
         for folder, kinds in started:
             name = f"role {len(roles)}"
             roles.append(load_start(weightless, name, folder, lora or LoraGroup(), kinds=kinds, trains=False))

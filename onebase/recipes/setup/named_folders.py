@@ -1,4 +1,4 @@
-"""The folders that a command names, checked before torch is imported: a wrong path is answered at once."""
+"""Checks the folders that a command names before torch is imported, so that a wrong path is answered at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_named(config: BaseModel) -> None:
     """Checks the base and the roles that a verb's configuration names.
 
     Raises:
-        ModelError: no such folder, or not what is needed there.
+        ModelError: a folder does not exist, or holds something else.
     """
     keys: Any = config
     if keys.model.model_name_or_path is not None:
@@ -28,24 +28,24 @@ def check_named(config: BaseModel) -> None:
         check_model_name(reward.model, key="reward.model")
     if getattr(reward, "role", None) is not None:
         check_role_folder(reward.role, ("reward",))
-    for key in ("start_from", "reference_role", "policy"):
+    for key in ("start_from", "reference_role"):
         folder = getattr(keys, key, None)
         if folder is not None and (key, folder) != ("reference_role", "base"):
-            goes_on_from_reward = key == "start_from" and isinstance(config, RewardConfig)
-            check_role_folder(folder, ("policy", "reward") if goes_on_from_reward else ("policy",))
+            may_be_reward = key == "start_from" and isinstance(config, RewardConfig)
+            check_role_folder(folder, ("policy", "reward") if may_be_reward else ("policy",))
 
 
 def check_opened(
     roles: Mapping[str, tuple[str, tuple[str, ...]]], *, model: str | None = None
 ) -> tuple[str, dict[str, RoleCard]]:
-    """Returns folder or hub name of the base that these folders stand on, and the cards of those that are roles.
+    """Returns the folder or hub name of the base these folders need, and the cards of the ones that are roles.
 
     Args:
-        roles: name -> (folder, kinds of role it may be); what is no role is a model of its own.
-        model: the base, where it is not where the roles say.
+        roles: name -> (folder, kinds of role it may be); a folder that is not a role is a full model.
+        model: the base, if it is no longer where the roles say.
 
     Raises:
-        ModelError: no such folder, not what is needed there, or the base is not where a role says.
+        ModelError: a folder does not exist or holds something else, or the base is not where a role says.
     """
     cards: dict[str, RoleCard] = {}
     for name, (folder, kinds) in roles.items():
@@ -53,7 +53,7 @@ def check_opened(
             cards[name] = check_role_folder(folder, kinds)
         elif "policy" not in kinds:
             raise ModelError(
-                f"{shown(folder)}: this is a model of its own, and a {' or '.join(kinds)} role is needed here; a "
+                f"{shown(folder)}: this folder is a full model, and a {' or '.join(kinds)} role is needed here; a "
                 "reward model trained with lora.r = 0 is a transformers classifier, for reward.model in ppo"
             )
     base = model or next((folder for name, (folder, _) in roles.items() if name not in cards), None)
@@ -62,7 +62,7 @@ def check_opened(
         base = card.base
         if not base or (Path(base).is_absolute() and not Path(base).is_dir()):
             raise ModelError(
-                f"{shown(base) or '(no name)'}: the base of {shown(roles[name][0])} is no longer there; name it by "
+                f"{shown(base) or '(no name)'}: the base of {shown(roles[name][0])} is no longer there; name it with "
                 "--model"
             )
     check_model_name(base, key="--model")

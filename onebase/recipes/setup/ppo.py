@@ -1,9 +1,10 @@
-"""Setting up PPO: the four roles on one base, the reward source, the prompts, the optimizer."""
+"""Sets up PPO: the four roles on one base, the reward source, the prompts, the optimizer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +14,16 @@ from onebase.config.ppo_groups import GenerationGroup, OptionalRewardSourceGroup
 from onebase.config.rollouts import PPOConfig
 from onebase.data.batches import num_minibatches
 from onebase.data.chat import ChatFormat
-from onebase.data.formats import drop_unusable, read_files
+from onebase.data.formats import read_files
 from onebase.data.prepare import dropped_line, encode_prompts, encode_rows
+from onebase.data.selection import drop_unusable
+from onebase.engines.budget import TokenBudget
 from onebase.errors import DataError
-from onebase.models.one_base import OneBase
+from onebase.models.base import OneBase
 from onebase.models.role_files import load_role
 from onebase.objectives.kl import AdaptiveKL, FixedKL
 from onebase.objectives.moments import RunningMoments
+from onebase.processes import ALONE, Group
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.saved import warn_of_template
 from onebase.recipes.setup.shared import (
@@ -30,48 +34,67 @@ from onebase.recipes.setup.shared import (
     open_base,
     open_chat,
     read_rows,
-    say_warmup,
     token_budget,
+    warn_of_warmup,
 )
-from onebase.records import Example, RewardSource
+from onebase.records import Example, Prompt, RewardSource
 from onebase.rewards.functions import FunctionReward
 from onebase.rewards.learned import ClassifierReward, RoleReward
 from onebase.runs.progress import say
-from onebase.sampling.local import Sampling, stop_ids
+from onebase.sampling.local import LocalSampler, stop_ids
+from onebase.sampling.sampler import Sampler, Sampling
 from onebase.training.run import Run
 from onebase.training.update import ParameterGroup, Update
 
 
-@dataclass(slots=True)
-class Trainer:
-    """The parts of a PPO run that live from rollout to rollout."""
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything that stays the same from rollout to rollout."""
 
     config: PPOConfig
     base: OneBase
     chat: ChatFormat
-    reward_source: RewardSource
-    prompts: list[Example]
-    ptx: list[Example]
-    update: Update
-    kl: FixedKL | AdaptiveKL
-    moments: RunningMoments
+    sampler: Sampler
     sampling: Sampling
-    judges: dict[str, RewardSource]
-    """What else scores the held-out completions, by name."""
+    reward: RewardSource
+    judges: Mapping[str, RewardSource]
+    """Other sources that score the held-out completions, by name."""
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    ptx: list[Example]
+    budget: TokenBudget
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that changes from rollout to rollout, besides the roles and their optimizer."""
+
+    kl: FixedKL | AdaptiveKL
+    moments: RunningMoments = field(default_factory=RunningMoments)
+    """Running moments of the scores."""
     updates_done: int = 0
     within_kl_budget: list[dict[str, Tensor]] = field(default_factory=list)
     """The first policy adapter and the last few whose KL over a rollout was within `ppo.kl_budget`."""
     over_kl_budget: bool = False
 
-    def keep_policy(self) -> None:
-        """Remembers the policy as it is, to go back to."""
-        self.within_kl_budget.append(self.base.adapter_weights("policy"))
+    def keep_within(self, kl_budget: float, kl: float, base: OneBase) -> bool:
+        """Keeps a copy of the policy if a rollout's KL is within the budget; else restores the last such copy and
+        returns False."""
+        if not kl <= kl_budget:  # NaN is over it too
+            self.over_kl_budget = True
+            if self.within_kl_budget:
+                base.set_adapter_weights("policy", self.within_kl_budget.pop())
+            return False
+        self.within_kl_budget.append(base.adapter_weights("policy"))
         if len(self.within_kl_budget) > 5:
             del self.within_kl_budget[1]
+        return True
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, beside the parts that keep their own."""
+        """What a checkpoint keeps."""
         return {
+            "kl": self.kl.state_dict(),
+            "moments": self.moments.state_dict(),
             "updates_done": self.updates_done,
             "within_kl_budget": list(self.within_kl_budget),
             "over_kl_budget": self.over_kl_budget,
@@ -79,15 +102,17 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resumes from `state_dict()`."""
+        self.kl.load_state_dict(state["kl"])
+        self.moments.load_state_dict(state["moments"])
         self.updates_done = state["updates_done"]
         self.within_kl_budget = list(state["within_kl_budget"])
         self.over_kl_budget = state["over_kl_budget"]
 
 
-def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
-    """Loads the base, puts the four roles on it, reads the prompts; returns the trainer and the held-out prompts."""
-    scorer, judge = open_functions(config)
-    base = open_base(config.model)
+def set_up(config: PPOConfig, run: Run) -> tuple[Setup, State, Update]:
+    """Loads the base, puts the four roles on it, reads the prompts and makes the optimizer."""
+    scorer, judge = open_functions(config, run.group)
+    base = open_base(config.model, run.group)
     ppo, chat = config.ppo, open_chat(base.tokenizer, config.model)
     prompts, held_out, ptx = read_prompts(config, chat, base.context_length)
     check_columns([scorer, judge], [*prompts, *held_out])
@@ -95,43 +120,57 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Trainer, list[Example]]:
     if config.reward.role is not None:
         load_role(base, "reward", config.reward.role, kinds=("reward",))
     if any(prompt.row and prompt.row.messages for prompt in prompts):
-        for folder in filter(None, (config.policy, config.reward.role)):
+        for folder in filter(None, (config.start_from, config.reward.role)):
             warn_of_template(folder, chat)
     if ppo.kl_placement == "reward" and ppo.kl_estimator != "k1":
-        say(f"ppo: {ppo.kl_estimator} in the reward does not lead to the optimum of score less KL, as k1 does")
+        say(f"ppo: {ppo.kl_estimator} in the reward does not lead to the optimum of score minus KL, as k1 does")
     add_critic(base, config)
     longest = longest_rollout_tree(base, config.generation, [*prompts, *held_out])
     budget = token_budget(base, config.batch, role="policy", longest=longest, before=run.token_budget)
-    learning_rate = config.optimizer.learning_rate
-    update = make_update(
+    setup = Setup(
+        config=config,
+        base=base,
+        chat=chat,
+        sampler=LocalSampler(base, "policy"),
+        sampling=sampling_of(base, chat, config.generation),
+        reward=scorer or open_reward_source(config.reward, base, budget),
+        judges={} if judge is None else {"judge": judge},
+        prompts=prompts,
+        held_out=held_out,
+        ptx=ptx,
+        budget=budget,
+    )
+    kl: FixedKL | AdaptiveKL = FixedKL(ppo.kl_coefficient)
+    if ppo.kl_target is not None:
+        kl = AdaptiveKL(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon)
+    return setup, State(kl), make_optimizer(setup, repro_folder=run.folder / "refused")
+
+
+def make_optimizer(setup: Setup, *, repro_folder: Path) -> Update:
+    """Makes the optimizer over policy and critic."""
+    config, base = setup.config, setup.base
+    learning_rate, total = config.optimizer.learning_rate, num_updates(config, setup.prompts)
+    warn_of_warmup(config.optimizer, total)
+    return make_update(
         base,
         [
             ParameterGroup(base.parameters("policy"), learning_rate),
-            # A head on the policy's trunk trains it too: their losses are one sum, whose gradient is clipped as one.
+            # A head on the policy's trunk trains the trunk too: the losses are summed and the gradient clipped as one.
             ParameterGroup(
                 base.parameters("critic"),
-                ppo.critic_learning_rate or learning_rate,
-                role="policy" if ppo.critic == "head" else "critic",
+                config.ppo.critic_learning_rate or learning_rate,
+                role="policy" if config.ppo.critic == "head" else "critic",
             ),
         ],
         config.optimizer,
-        total_steps=num_updates(config, prompts),
-        token_budget=budget,
-        repro_folder=run.folder / "refused",
+        total_steps=total,
+        budget=setup.budget,
+        repro_folder=repro_folder,
     )
-    sampling = sampling_of(base, chat, config.generation)
-    kl = (
-        FixedKL(ppo.kl_coefficient)
-        if ppo.kl_target is None
-        else AdaptiveKL(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon)
-    )
-    source = scorer or open_reward_source(config.reward, base, budget)
-    judges: dict[str, RewardSource] = {} if judge is None else {"judge": judge}
-    return Trainer(config, base, chat, source, prompts, ptx, update, kl, RunningMoments(), sampling, judges), held_out
 
 
 def sampling_of(base: OneBase, chat: ChatFormat, generation: GenerationGroup) -> Sampling:
-    """How completions are drawn, and the tokens that end them."""
+    """The sampling settings, with the tokens that end a completion."""
     return Sampling(
         max_new_tokens=generation.max_new_tokens,
         temperature=generation.temperature,
@@ -141,54 +180,54 @@ def sampling_of(base: OneBase, chat: ChatFormat, generation: GenerationGroup) ->
     )
 
 
-def longest_rollout_tree(base: OneBase, generation: GenerationGroup, prompts: Sequence[Example]) -> int:
-    """Padded tokens of the longest prompt with all its completions at their longest."""
-    prompt, count = max(len(p.prompt_ids) for p in prompts), generation.samples_per_prompt
+def longest_rollout_tree(base: OneBase, generation: GenerationGroup, prompts: Sequence[Prompt]) -> int:
+    """Padded tokens of the longest prompt with all its completions at maximum length."""
+    prompt, count = max(len(p.ids) for p in prompts), generation.samples_per_prompt
     completion = generation.max_new_tokens
     return prompt + count * completion if base.layout == "tree" else count * (prompt + completion)
 
 
 def add_policy_and_reference(base: OneBase, config: PPOConfig) -> None:
-    """The policy starts from a saved role, and its frozen copy is the reference; a new adapter starts as the base, and
-    the base is the reference."""
-    if config.policy is not None:
-        load_start(base, "policy", config.policy, config.lora, kinds=("policy",), trains=True)
+    """Adds the policy and the reference: a saved role and its frozen copy, or a new adapter, which starts as the base,
+    and the base itself."""
+    if config.start_from is not None:
+        load_start(base, "policy", config.start_from, config.lora, kinds=("policy",), trains=True)
         base.add_role("reference", copy_of="policy")
         return
-    base.add_role("policy", lora=new_lora(base, config.lora), trains=True)
+    base.add_role("policy", adapter=new_lora(base, config.lora), trains=True)
     base.add_role("reference")
 
 
 def add_critic(base: OneBase, config: PPOConfig) -> None:
-    """The critic: an adapter copied from the reward role or the policy, or a head on the policy's trunk."""
+    """Adds the critic: an adapter copied from the reward role or the policy, or a head on the policy's trunk."""
     if config.ppo.critic == "head":
         base.share_adapter("critic", with_role="policy")
     else:
         start = config.ppo.critic_start
         if start == "auto":
             start = "reward" if config.reward.role is not None else "policy"
-        critic = base.add_role("critic", copy_of=start, head=True, trains=True)
-        if config.reward.normalize == "held_out" and start == "reward" and critic.head is not None:
-            # Its values are in units of raw scores, the returns in deviations of them.
+        base.add_role("critic", copy_of=start, head=True, trains=True)
+        if config.reward.normalize == "held_out" and start == "reward":
+            # Its values are in units of raw scores, but the returns are in standard deviations of them.
             with torch.no_grad():
-                critic.head.weight.div_(base.roles["reward"].score_std or 1.0)
+                base.scalar_role("critic").head.weight.div_(base.scalar_role("reward").moments.std or 1.0)
 
 
-def open_functions(config: PPOConfig) -> tuple[FunctionReward | None, FunctionReward | None]:
-    """Imports the reward function and the judge, where they are configured, before anything that takes long."""
-    judge = config.evaluation.judge
+def open_functions(config: PPOConfig, group: Group = ALONE) -> tuple[FunctionReward | None, FunctionReward | None]:
+    """Imports the reward function and the judge, if configured, before anything slow."""
+    judge, timeout = config.evaluation.judge, config.reward.timeout
     return (
-        open_function(config.reward),
-        None if judge is None else FunctionReward(judge, timeout=config.reward.timeout, key="evaluation.judge"),
+        open_function(config.reward, group),
+        None if judge is None else FunctionReward(judge, timeout=timeout, key="evaluation.judge", group=group),
     )
 
 
-def open_function(reward: OptionalRewardSourceGroup) -> FunctionReward | None:
-    """Imports the reward function, where one is configured."""
-    return None if reward.callable is None else FunctionReward(reward.callable, timeout=reward.timeout)
+def open_function(reward: OptionalRewardSourceGroup, group: Group = ALONE) -> FunctionReward | None:
+    """Imports the reward function if one is configured."""
+    return None if reward.callable is None else FunctionReward(reward.callable, timeout=reward.timeout, group=group)
 
 
-def check_columns(functions: Sequence[FunctionReward | None], prompts: Sequence[Example]) -> None:
+def check_columns(functions: Sequence[FunctionReward | None], prompts: Sequence[Prompt]) -> None:
     """Raises ConfigError unless every function can be called with the columns of the prompts' rows."""
     rows = [prompt.row.columns if prompt.row else {} for prompt in prompts]
     for function in functions:
@@ -196,18 +235,16 @@ def check_columns(functions: Sequence[FunctionReward | None], prompts: Sequence[
             function.check_columns(rows)
 
 
-def open_reward_source(reward: OptionalRewardSourceGroup, base: OneBase, token_budget: int) -> RewardSource:
-    """The reward role, which is on the base already, or another model, as configured."""
+def open_reward_source(reward: OptionalRewardSourceGroup, base: OneBase, budget: TokenBudget) -> RewardSource:
+    """Opens the configured reward: the role, which is already on the base, or another model."""
     if reward.role is not None:
-        return RoleReward(base, "reward", token_budget=token_budget, normalize=reward.normalize == "held_out")
+        return RoleReward(base, "reward", budget=budget, normalize=reward.normalize == "held_out")
     assert reward.model is not None
-    return ClassifierReward(reward.model, device=base.device)
+    return ClassifierReward(reward.model, device=base.device, group=base.group)
 
 
-def read_prompts(
-    config: PPOConfig, chat: ChatFormat, context: int
-) -> tuple[list[Example], list[Example], list[Example]]:
-    """Training prompts, held-out prompts (at most `evaluation.prompts`), and the texts for PTX."""
+def read_prompts(config: PPOConfig, chat: ChatFormat, context: int) -> tuple[list[Prompt], list[Prompt], list[Example]]:
+    """Reads training prompts, held-out prompts (at most `evaluation.prompts`) and the texts for PTX."""
     train, held_out = read_rows(config.data, config.seed)
     if not held_out:
         raise DataError(
@@ -229,19 +266,17 @@ def read_prompts(
     )
 
 
-def num_rollouts(config: PPOConfig, prompts: Sequence[Example]) -> int:
-    """`max_steps`, or as many rollouts as read every prompt once."""
+def num_rollouts(config: PPOConfig, prompts: Sequence[Prompt]) -> int:
+    """How many rollouts the run has: `max_steps`, or enough to read every prompt once."""
     return config.max_steps or -(-len(prompts) // config.ppo.rollout_prompts)
 
 
-def num_updates(config: PPOConfig, prompts: Sequence[Example]) -> int:
-    """Optimizer steps of the run, if no rollout stops early; the last rollout of an epoch may be smaller."""
+def num_updates(config: PPOConfig, prompts: Sequence[Prompt]) -> int:
+    """Optimizer steps in the run if no rollout stops early; an epoch's last rollout may be smaller."""
     ppo, count = config.ppo, len(prompts)
     starts = range(0, count, ppo.rollout_prompts)
     sizes = [min(ppo.rollout_prompts, count - starts[i % len(starts)]) for i in range(num_rollouts(config, prompts))]
-    steps = ppo.num_ppo_epochs * sum(num_minibatches(size, ppo.minibatch_prompts) for size in sizes)
-    say_warmup(config.optimizer, steps)
-    return steps
+    return ppo.num_ppo_epochs * sum(num_minibatches(size, ppo.minibatch_prompts) for size in sizes)
 
 
 def plan(config: PPOConfig) -> str:
@@ -251,7 +286,9 @@ def plan(config: PPOConfig) -> str:
     prompts, held_out, ptx = read_prompts(config, chat, base.context)
     check_columns(open_functions(config), [*prompts, *held_out])
     ppo, k = config.ppo, config.generation.samples_per_prompt
-    lengths = sorted(len(p.prompt_ids) for p in prompts)
+    lengths = sorted(len(p.ids) for p in prompts)
+    total = num_updates(config, prompts)
+    warn_of_warmup(config.optimizer, total)
     steps = ppo.num_ppo_epochs * -(-ppo.rollout_prompts // ppo.minibatch_prompts)
     critic = "its own adapter" if ppo.critic == "adapter" else "a head on the policy's adapter"
     return "\n".join(
@@ -262,7 +299,7 @@ def plan(config: PPOConfig) -> str:
             f"{len(held_out)} held out, {len(ptx)} PTX texts",
             f"rollouts    {num_rollouts(config, prompts)} of {ppo.rollout_prompts} prompts x {k} completions of at "
             f"most {config.generation.max_new_tokens} tokens",
-            f"updates     {num_updates(config, prompts)} optimizer steps, {steps} a rollout: {ppo.num_ppo_epochs} "
+            f"updates     {total} optimizer steps, {steps} a rollout: {ppo.num_ppo_epochs} "
             f"epochs, minibatches of {ppo.minibatch_prompts} prompts ({ppo.minibatch_prompts * k} completions)",
             f"saves       {config.output_dir}/policy and {config.output_dir}/critic",
         ]

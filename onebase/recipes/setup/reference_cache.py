@@ -1,4 +1,4 @@
-"""Log-probs of a frozen reference, computed once and kept in the run's folder for the next run on the same data."""
+"""Caches a frozen reference's log-probs in the run's folder, for the next run on the same data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from onebase import processes
 from onebase.files import atomic_folder
-from onebase.models.one_base import OneBase
+from onebase.models.base import OneBase
 from onebase.records import Example
 from onebase.runs.progress import say
 
@@ -23,15 +22,15 @@ FOLDER = "reference-logprobs"
 def computed_once(
     base: OneBase, examples: Sequence[Example], compute: Callable[[], list[Tensor]], *, folder: Path
 ) -> list[Tensor]:
-    """What `compute` gives for the role `reference`: a tensor `[K]` per example.
+    """Returns `compute()` for the role `reference`, one tensor `[K]` per example, computing it only if not cached.
 
-    It is kept in `folder`, the run's own, and read from there or from a run beside it. Another base, number format,
-    layout, reference, row or cut gives another key, and so another computation.
+    The result is kept in `folder`, the run's own, and read from there or from a run beside it. A different base, number
+    format, layout, reference, row or cut gives a different key, and so is computed anew.
     """
     name = f"{fingerprint(base, examples)}.safetensors"
     sizes = [len(example.completions) for example in examples]
-    # Asked in one process for all: if one found them and another did not, they would wait for each other.
-    kept = processes.from_main(lambda: _find(name, sum(sizes), folder))
+    # One process looks for all: if one found them and another did not, they would wait for each other.
+    kept = base.group.from_main(lambda: _find(name, sum(sizes), folder))
     if kept is not None:
         say(f"dpo: log-probs of the reference read from {kept[0]}")
         return list(kept[1].split(sizes))
@@ -46,20 +45,21 @@ def _find(name: str, count: int, folder: Path) -> tuple[Path, Tensor] | None:
         try:
             flat = load_file(path)["logprobs"]
         except (OSError, SafetensorError, KeyError):
-            continue  # not there, not ours to read, or damaged
+            continue  # missing, unreadable or damaged
         if flat.shape == (count,) and bool(flat.isfinite().all()):
             return path, flat
     return None
 
 
 def fingerprint(base: OneBase, examples: Sequence[Example]) -> str:
-    """Of everything these log-probs depend on: base and its number format, layout, the role's weights, the tokens."""
+    """Hash of all that these log-probs depend on: base, number format, layout, the role's weights, the tokens."""
     digest = hashlib.sha256()
     quantized = getattr(base.model, "is_quantized", False)
     digest.update(f"{base.fingerprint} {base.model.dtype} {quantized} {base.layout} {base.device.type}".encode())
-    if base.roles["reference"].adapter is not None:
-        settings = base.lora_config("reference")
-        digest.update(f" {settings.r} {settings.lora_alpha} {settings.use_rslora}".encode())
+    settings = base.adapter_config("reference")
+    if settings is not None:
+        told = settings.to_dict() | {"inference_mode": None, "base_model_name_or_path": None, "revision": None}
+        digest.update(repr(sorted((k, sorted(v) if isinstance(v, set) else str(v)) for k, v in told.items())).encode())
         for name, weight in sorted(base.adapter_weights("reference").items()):
             digest.update(name.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
     for example in examples:

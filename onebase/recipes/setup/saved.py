@@ -1,4 +1,4 @@
-"""Opening what earlier runs saved: roles, and the one base they stand on."""
+"""Opens roles saved by earlier runs, on the one base they need."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onebase.data.chat import ChatFormat, chat_format
+from onebase.engines.opening import load_base
 from onebase.errors import ModelError
-from onebase.models.loading import load_base
-from onebase.models.one_base import OneBase
+from onebase.models.base import OneBase
 from onebase.models.role_card import TEMPLATE_FILE, read_card
 from onebase.models.role_files import load_role
 from onebase.recipes.setup.named_folders import check_opened
@@ -18,7 +18,7 @@ from onebase.shown import shown
 from onebase.training.threads import use_threads
 
 NO_TEMPLATE = hashlib.sha256(b"").hexdigest()
-"""The fingerprint where there was none: plain text needs none."""
+"""The fingerprint of no template, as for plain text."""
 
 
 def open_saved(
@@ -29,16 +29,16 @@ def open_saved(
     quantization: str | None = None,
     device: str = "auto",
 ) -> tuple[OneBase, ChatFormat]:
-    """Loads the base that these folders need, once and as they were trained on it, and puts them on it.
+    """Loads the base that these folders need, once and as in their training, and puts the roles on it.
 
     Args:
-        roles: name on the base -> (folder, kinds of role it may be). A folder that is a model of its own (a base, or
-            what full-parameter training left) is the base itself, with adapters off.
-        model: the base, where it is not where the roles say.
-        dtype: of the base, and `quantization`; None: as the roles were trained on it.
+        roles: name on the base -> (folder, kinds of role it may be). A folder that is a full model (a base, or the
+            result of full-parameter training) is the base itself, with adapters off.
+        model: the base, if it is no longer where the roles say.
+        dtype, quantization: how to load the base; None: as when the roles were trained.
 
     Raises:
-        ModelError: folders of several models, a model where a reward role is needed, or the base is not where a role
+        ModelError: the folders need several models, a model is given for a reward role, or the base is not where a role
             says.
     """
     use_threads(None)
@@ -57,7 +57,7 @@ def open_saved(
         if name not in cards:
             if Path(folder).resolve() != Path(wanted).resolve():
                 raise ModelError(
-                    f"{shown(folder)} and {shown(wanted)} are two models; roles of one base are compared, or one model"
+                    f"{shown(folder)} and {shown(wanted)} are two models; name roles on one base, or one model"
                 )
             base.add_role(name)
         else:
@@ -72,7 +72,7 @@ def open_saved(
 
 
 def warn_of_template(folder: str | Path, chat: ChatFormat) -> None:
-    """Says so where a role was trained with another chat template than the one in use: it knows other turn marks."""
+    """Warns if a role was trained with a chat template other than the one in use, and so knows other turn marks."""
     card = read_card(folder)
     if chat.template is not None and card.chat_template_fingerprint not in ("", chat.fingerprint, NO_TEMPLATE):
         own = "the tokenizer's own"

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from onebase.data.tree import attention_mask, build_tree_batch
-from onebase.models import tree_attention as module
+from onebase.data.rows import attention_mask, lay_in_rows
+from onebase.data.tree import build_tree_batch
+from onebase.engines import tree_attention as module
+from onebase.engines.tree_attention import TreeGroups, group_sequences, group_trees, tree_attention
 from onebase.models.hardware import usual_size
-from onebase.models.tree_attention import TreeGroups, group_sequences, group_trees, tree_attention
 from onebase.records import Example, TreeBatch
 
 SIZE = 8
@@ -32,11 +33,8 @@ TREES: dict[str, list[Shape]] = {
 HEADS = {"every head has its keys": (4, 4), "two heads share keys": (4, 2), "all heads share keys": (3, 1)}
 
 
-def batch_of(shapes: list[Shape], max_row_tokens: int = 10_000) -> TreeBatch:
-    return build_tree_batch(
-        [Example([5] * prompt, [[6] * length for length in lengths]) for prompt, lengths in shapes],
-        max_row_tokens=max_row_tokens,
-    )
+def batch_of(shapes: list[Shape]) -> TreeBatch:
+    return build_tree_batch([Example([5] * prompt, [[6] * length for length in lengths]) for prompt, lengths in shapes])
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -54,8 +52,10 @@ def dense(query_key_value: Tensor, allowed: Tensor, num_heads: int) -> Tensor:
 
 
 def allowed_of(batch: TreeBatch) -> Tensor:
-    """The mask of the tree layout, with all rows of the batch end to end."""
-    return torch.block_diag(*attention_mask(batch)[:, 0]).bool()
+    """The mask of the padded rows, without their padding and end to end."""
+    rows = lay_in_rows(batch, "tree")
+    masks = zip(attention_mask(rows)[:, 0], rows.is_token, strict=True)
+    return torch.block_diag(*[mask[real][:, real] for mask, real in masks]).bool()
 
 
 class Squares(TorchDispatchMode):
@@ -97,20 +97,20 @@ def check(query_key_value: Tensor, groups: TreeGroups, allowed: Tensor, real: Te
 @pytest.mark.parametrize("trees", TREES)
 def test_packed_trees_are_the_softmax_over_what_each_token_may_see(trees: str, heads: str) -> None:
     batch, (num_heads, num_kv_heads) = batch_of(TREES[trees]), HEADS[heads]
-    assert batch.input_ids.shape[0] == 1
     values = random(batch.input_ids.numel(), num_heads + 2 * num_kv_heads, SIZE)
     real = torch.ones(len(values), dtype=torch.bool)
     check(values, group_trees(batch, torch.float32), allowed_of(batch), real, num_heads)
 
 
-@pytest.mark.parametrize("max_row_tokens", [0, 40])
+@pytest.mark.parametrize("num_padding", [1, 37])
 @pytest.mark.parametrize("trees", ["plain sequences of many lengths", "trees of many lengths"])
-def test_rows_with_padding_at_their_ends_are_exact_too(trees: str, max_row_tokens: int) -> None:
-    batch = batch_of(TREES[trees], max_row_tokens)
-    real = (batch.tree >= 0).flatten()
-    assert batch.input_ids.shape[0] > 1 and not real.all()
-    values = random(batch.input_ids.numel(), 8, SIZE)
-    check(values, group_trees(batch, torch.float32), allowed_of(batch), real, 4)
+def test_trees_with_padding_behind_the_last_are_exact_too(trees: str, num_padding: int) -> None:
+    batch = batch_of(TREES[trees])
+    num_tokens = batch.input_ids.numel()
+    real = torch.arange(num_tokens + num_padding) < num_tokens
+    values = random(len(real), 8, SIZE)
+    allowed = torch.block_diag(allowed_of(batch), torch.eye(num_padding)).bool()
+    check(values, group_trees(batch, torch.float32), allowed, real, 4)
 
 
 @pytest.mark.parametrize("scores_at_once", [1, 300, 1000, 5000, 20_000])
@@ -151,10 +151,10 @@ def test_sequences_end_to_end_are_plain_causal_attention() -> None:
     check(random(len(sequence), 8, SIZE), groups, allowed, torch.ones(len(sequence), dtype=torch.bool), 4)
 
 
+@pytest.mark.parametrize("repeats", [1, 5])
 @pytest.mark.parametrize("trees", TREES)
-@pytest.mark.parametrize("max_row_tokens", [0, 40, 10_000])
-def test_every_column_stands_in_one_group_and_little_of_a_group_is_padding(trees: str, max_row_tokens: int) -> None:
-    batch = batch_of(TREES[trees], max_row_tokens)
+def test_every_column_stands_in_one_group_and_little_of_a_group_is_padding(trees: str, repeats: int) -> None:
+    batch = batch_of(TREES[trees] * repeats)
     groups = group_trees(batch, torch.float32)
     real = torch.ones(len(groups.columns), dtype=torch.bool).index_fill_(0, groups.padding, False)
     num_columns = batch.input_ids.numel()
@@ -186,7 +186,7 @@ def test_attention_leaves_columns_of_no_group_at_zero_without_a_gradient() -> No
 
 def test_what_stands_in_another_branch_or_tree_changes_no_bit() -> None:
     batch = batch_of(TREES["trees of many lengths"])
-    tree, branch = batch.tree[0], batch.branch[0]
+    tree, branch = batch.tree, batch.branch
     groups = group_trees(batch, torch.float32)
     values = random(len(tree), 8, SIZE)
     changed = values.clone()

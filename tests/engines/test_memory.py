@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from onebase.engines.forward import token_logprobs
+from onebase.engines.opening import load_base
 from onebase.errors import ModelError
 from onebase.models.adapters import lora_config
-from onebase.models.forward import token_logprobs
-from onebase.models.loading import load_base
-from onebase.models.one_base import OneBase
+from onebase.models.base import OneBase
+from onebase.models.roles import ScalarRole
 from tests.models.test_one_base import FUNCTIONS, base_weights, role_weights, same, some_batch
 from tests.tiny_models import add_adapter_role, disturb, save_tiny, tiny_base
 
@@ -26,24 +27,24 @@ def live_bytes() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def model_bytes(one: OneBase) -> int:
+def model_bytes(base: OneBase) -> int:
     """Of the base, its adapters and heads: parameters, buffers and what 4-bit weights carry with them."""
-    tensors: list[Tensor] = [*one.model.parameters(), *one.model.buffers()]
-    for parameter in one.model.parameters():
+    tensors: list[Tensor] = [*base.model.parameters(), *base.model.buffers()]
+    for parameter in base.model.parameters():
         state = getattr(parameter, "quant_state", None)
         tensors += [value for value in vars(state).values() if isinstance(value, Tensor)] if state is not None else []
-    tensors += [role.head.weight for role in one.roles.values() if role.head]
+    tensors += [role.head.weight for role in base.roles.values() if isinstance(role, ScalarRole)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def add_ppo_roles(one: OneBase) -> None:
-    lora = lora_config(one.model, r=8, alpha=16)
-    one.add_role("policy", lora=lora, trains=True)
-    one.add_role("reference")
-    one.add_role("reward", lora=lora, head=True)
-    one.add_role("critic", copy_of="reward", head=True, trains=True)
-    for name in one.roles:
-        disturb(one, name, size=0.02)
+def add_ppo_roles(base: OneBase) -> None:
+    lora = lora_config(base.model, r=8, alpha=16)
+    base.add_role("policy", adapter=lora, trains=True)
+    base.add_role("reference")
+    base.add_role("reward", adapter=lora, head=True)
+    base.add_role("critic", copy_of="reward", head=True, trains=True)
+    for name in base.roles:
+        disturb(base, name, size=0.02)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
@@ -52,35 +53,35 @@ def test_four_ppo_roles_hold_the_bytes_of_one_base_and_their_adapters(quantizati
     folder = save_tiny(
         tmp_path, "llama", hidden_size=256, intermediate_size=688, num_hidden_layers=4, initializer_range=0.02
     )
-    one = load_base(str(folder), dtype="bfloat16", quantization=quantization, device="cpu")
-    base, held = model_bytes(one), live_bytes()
+    base = load_base(str(folder), dtype="bfloat16", quantization=quantization, device="cpu")
+    base_bytes, held = model_bytes(base), live_bytes()
     num_linear = 4 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 688)
-    assert base < (2.3 if quantization == "none" else 0.75) * num_linear  # 2 bytes a weight, or half a byte
-    add_ppo_roles(one)
-    adapters = sum(p.numel() * p.element_size() for name in one.roles for p in one.parameters(name))
+    assert base_bytes < (2.3 if quantization == "none" else 0.75) * num_linear  # 2 bytes a weight, or half a byte
+    add_ppo_roles(base)
+    adapters = sum(p.numel() * p.element_size() for name in base.roles for p in base.parameters(name))
     assert adapters > 0
-    assert model_bytes(one) <= 1.25 * (base + adapters)
+    assert model_bytes(base) <= 1.25 * (base_bytes + adapters)
     assert live_bytes() - held <= 1.05 * adapters  # and nothing is kept anywhere else in the process
-    for name in one.roles:
-        outputs = FUNCTIONS[name](one, some_batch(), role=name)
-        if one.roles[name].trains:
+    for name in base.roles:
+        outputs = FUNCTIONS[name](base, some_batch(), role=name)
+        if base.roles[name].trains:
             outputs.square().sum().backward()
-            one_gradient = one.parameters(name)[0].grad
+            one_gradient = base.parameters(name)[0].grad
             assert one_gradient is not None and one_gradient.isfinite().all()
-        for parameter in one.parameters(name):
+        for parameter in base.parameters(name):
             parameter.grad = None
-    assert model_bytes(one) <= 1.25 * (base + adapters)
+    assert model_bytes(base) <= 1.25 * (base_bytes + adapters)
 
 
 def test_gradients_through_a_4_bit_base_are_those_of_its_dequantised_weights(tmp_path: Path) -> None:
     bnb = pytest.importorskip("bitsandbytes")
     folder = save_tiny(tmp_path, "llama", hidden_size=64, intermediate_size=128)
-    one = load_base(str(folder), dtype="float32", quantization="nf4", device="cpu")
-    assert one.layout == "tree"
+    base = load_base(str(folder), dtype="float32", quantization="nf4", device="cpu")
+    assert base.layout == "tree"
     plain = tiny_base("llama", hidden_size=64, intermediate_size=128)
     dequantised = {
         name: bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
-        for name, module in one.model.named_modules()
+        for name, module in base.model.named_modules()
         if isinstance(module, bnb.nn.Linear4bit)
     }
     assert len(dequantised) == 14
@@ -89,12 +90,12 @@ def test_gradients_through_a_4_bit_base_are_those_of_its_dequantised_weights(tmp
             plain.model.get_parameter(f"{name}.weight").copy_(weight)
     batch = some_batch()
     results = []
-    for base in (one, plain):
-        add_adapter_role(base, "policy")
+    for each in (base, plain):
+        add_adapter_role(each, "policy")
         with torch.no_grad():  # as a rollout does before the first step
-            token_logprobs(base, batch, role="policy")
-        logprobs = token_logprobs(base, batch, role="policy")
-        results.append((logprobs, torch.autograd.grad(logprobs.sum() / 8, base.parameters("policy"))))
+            token_logprobs(each, batch, role="policy")
+        logprobs = token_logprobs(each, batch, role="policy")
+        results.append((logprobs, torch.autograd.grad(logprobs.sum() / 8, each.parameters("policy"))))
     (logprobs, gradients), (expected, expected_gradients) = results
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-4)
     assert max(gradient.abs().max().item() for gradient in gradients) > 0.1
@@ -105,46 +106,46 @@ def test_gradients_through_a_4_bit_base_are_those_of_its_dequantised_weights(tmp
 def test_a_4_bit_base_trains_through_its_adapters_and_keeps_its_bytes(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     folder = save_tiny(tmp_path, "llama", hidden_size=64, intermediate_size=128)
-    one = load_base(str(folder), dtype="float32", quantization="nf4", device="cpu")
-    add_adapter_role(one, "policy", seed=1)
-    add_adapter_role(one, "reward", seed=2, head=True)
-    one.add_role("base")
+    base = load_base(str(folder), dtype="float32", quantization="nf4", device="cpu")
+    add_adapter_role(base, "policy", seed=1)
+    add_adapter_role(base, "reward", seed=2, head=True)
+    base.add_role("base")
     batch = some_batch()
-    expected = token_logprobs(one, batch, role="base").detach()
-    base, reward = base_weights(one), role_weights(one, "reward")
-    assert any(weight.dtype == torch.uint8 for weight in base.values())
+    expected = token_logprobs(base, batch, role="base").detach()
+    weights, reward = base_weights(base), role_weights(base, "reward")
+    assert any(weight.dtype == torch.uint8 for weight in weights.values())
     losses = []
     for _ in range(5):
-        loss = -token_logprobs(one, batch, role="policy").mean()
+        loss = -token_logprobs(base, batch, role="policy").mean()
         loss.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in one.parameters("policy"))
-        torch.optim.SGD(one.parameters("policy"), lr=0.05).step()
-        for parameter in one.parameters("policy"):
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in base.parameters("policy"))
+        torch.optim.SGD(base.parameters("policy"), lr=0.05).step()
+        for parameter in base.parameters("policy"):
             parameter.grad = None
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
-    assert same(base_weights(one), base) and same(role_weights(one, "reward"), reward)
-    assert torch.equal(token_logprobs(one, batch, role="base"), expected)
+    assert same(base_weights(base), weights) and same(role_weights(base, "reward"), reward)
+    assert torch.equal(token_logprobs(base, batch, role="base"), expected)
     with pytest.raises(ModelError, match="a quantised base cannot be trained in full"):
-        one.train_base("base")
+        base.train_base("base")
 
 
 RESIDENT = """
 import psutil, sys
 from tests.tiny_models import tiny_model, tiny_tokenizer
-from onebase.models.loading import wrap_model
+from onebase.engines.opening import wrap_model
 from onebase.models.adapters import lora_config
-from tests.models.test_memory import add_ppo_roles
+from tests.engines.test_memory import add_ppo_roles
 from tests.tiny_models import tiny_base, add_adapter_role
 
 add_ppo_roles(tiny_base("llama"))  # whatever is imported late is imported now
 size = dict(hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12,
             num_key_value_heads=12, initializer_range=0.02)
-one = wrap_model(tiny_model("llama", **size), tiny_tokenizer(), layout="tree", fingerprint="large")
-base = sum(parameter.numel() * parameter.element_size() for parameter in one.model.parameters())
+base = wrap_model(tiny_model("llama", **size), tiny_tokenizer(), layout="tree", fingerprint="large")
+size_of_base = sum(parameter.numel() * parameter.element_size() for parameter in base.model.parameters())
 before = psutil.Process().memory_info().rss
-add_ppo_roles(one)
-print(base, psutil.Process().memory_info().rss - before)
+add_ppo_roles(base)
+print(size_of_base, psutil.Process().memory_info().rss - before)
 """
 
 
@@ -156,6 +157,6 @@ def test_building_four_roles_adds_little_to_the_memory_of_the_process() -> None:
         [sys.executable, "-c", RESIDENT], cwd=root, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    base, added = map(int, result.stdout.split()[-2:])
-    assert base > 55e6 * 4
-    assert added < 0.25 * base
+    size, added = map(int, result.stdout.split()[-2:])
+    assert size > 55e6 * 4
+    assert added < 0.25 * size

@@ -1,25 +1,17 @@
-"""One frozen base in memory, and the roles that are adapters on it.
-
-| role      | adapter                                            | head          |
-| policy    | yes (or none: full-parameter training of the base) | the base's    |
-| reference | a frozen copy of what the policy started from,     | the base's    |
-|           | or none where that is exactly the base             |               |
-| reward    | yes                                                | ScalarHead    |
-| critic    | yes, or the policy's own with a head on its trunk  | ScalarHead    |
-"""
+"""One frozen base in memory, with named roles on it (`roles.py`)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -27,38 +19,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from onebase.errors import ModelError
-from onebase.models.adapters import plain_lora
 from onebase.models.base_config import context_length
-from onebase.models.decoder import Decoder
 from onebase.models.heads import ScalarHead
+from onebase.models.roles import Role, ScalarRole
+from onebase.processes import ALONE, Group
 from onebase.shown import shown
-
-
-@dataclass(slots=True)
-class Role:
-    """A way to use the base: through an adapter or not, with a scalar head or not."""
-
-    name: str
-    adapter: str | None
-    """The adapter's name in PEFT; None: adapters off."""
-    head: ScalarHead | None
-    trains: bool
-    pooling: str = "last"
-    """For a reward role: `last` scores the last token, `mean` the mean over the completion's tokens."""
-    score_mean: float | None = None
-    score_std: float | None = None
-    """Moments of the held-out scores, to normalise by; None until they are measured."""
 
 
 class OneBase:
     """Holds the base model, its tokenizer and the named roles.
 
     Args:
-        model: a causal language model of transformers, already on its device; frozen here.
-        fingerprint: of the base's weights: a role made on another base is refused.
-        layout: `tree` where a prompt tree is exact for this architecture, else `separate`.
-        decoder: runs the model without transformers where that is known to be the same.
-        notes: what whoever opens the base should say once: what it cannot do, and what that costs.
+        model: a transformers causal language model, already on its device; frozen here.
+        fingerprint: identifies the base's weights, so that a role made on another base is refused.
+        layout: `tree` if prompt trees are exact for this architecture, else `separate`.
+        packs: whether the packed engine runs this model, as tried at loading.
+        group: the processes that share the work on this base.
+        notes: limitations and what they cost, for whoever opens the base to print once.
     """
 
     def __init__(
@@ -69,7 +46,8 @@ class OneBase:
         fingerprint: str,
         layout: str,
         name_or_path: str = "",
-        decoder: Decoder | None = None,
+        packs: bool = False,
+        group: Group = ALONE,
         notes: Sequence[str] = (),
     ) -> None:
         self.model = model
@@ -79,11 +57,13 @@ class OneBase:
         self.name_or_path = name_or_path
         self.notes = list(notes)
         self.recomputes = False
-        """Whether the backward pass computes each layer again from its input instead of keeping what it needs."""
-        self._decoder = decoder
+        """Whether the backward pass recomputes each layer from its input instead of keeping its activations."""
+        self.packs = packs
+        self.group = group
         self.roles: dict[str, Role] = {}
         self._active: str | None = None
-        self._trained_in_full: str | None = None
+        self.trained_in_full: str | None = None
+        """The role whose training changes the base itself; None: no role does."""
         self._peft: PeftModel | None = None
         self._tuner_layers: list[BaseTunerLayer] = []
         model.requires_grad_(False)
@@ -94,32 +74,13 @@ class OneBase:
         return self.model.device
 
     @property
-    def decoder(self) -> Decoder | None:
-        """What runs the trees and the decode steps; None: transformers, in padded rows.
-
-        In full-parameter training the base's own weights need gradients, and dropout is PEFT's.
-        """
-        if self._decoder is None or self._trained_in_full is not None:
-            return None
-        if self._peft is not None and any(not plain_lora(config) for config in self._peft.peft_config.values()):
-            return None
-        if any(getattr(layer, "lora_variant", None) for layer in self._tuner_layers):  # DoRA, aLoRA and others
-            return None
-        return self._decoder
-
-    @property
-    def packs(self) -> bool:
-        """Whether trees lie end to end in one row, without padding."""
-        return self.layout == "tree" and self.decoder is not None
-
-    @property
     def can_recompute(self) -> bool:
-        """Whether gradient checkpointing is possible: there are layers that can be computed again."""
+        """Whether gradient checkpointing is possible: some layers can be recomputed."""
         return self.packs or any(isinstance(module, GradientCheckpointingLayer) for module in self.model.modules())
 
     @property
     def active(self) -> str | None:
-        """The role in force, None outside `with one.role(...)`."""
+        """The role in force; None outside `with base.role(...)`."""
         return self._active
 
     @property
@@ -128,7 +89,7 @@ class OneBase:
 
     @property
     def context_length(self) -> int:
-        """Positions that the base can read at once."""
+        """Positions the base can read at once."""
         return context_length(self.model.config)
 
     # ---------------------------------------------------------------------------------------------------- roles
@@ -137,55 +98,71 @@ class OneBase:
         self,
         name: str,
         *,
-        lora: LoraConfig | None = None,
+        adapter: PeftConfig | None = None,
         weights: dict[str, Tensor] | None = None,
         copy_of: str | None = None,
         head: bool = False,
         trains: bool = False,
     ) -> Role:
-        """Adds a role: on a new adapter (`lora`), on a copy of another role's (`copy_of`), or with adapters off.
+        """Adds a role: on a new adapter, on a copy of another role's adapter (`copy_of`), or with adapters off.
 
         Args:
-            weights: the adapter's tensors as PEFT saves them, instead of a fresh start.
-            head: give it a scalar head, starting at zero, or at the copied role's where that has one.
+            adapter: the configuration of any adapter that PEFT injects into layers; all roles of a base need one kind.
+            weights: the adapter's tensors as PEFT saves them; None starts it fresh.
+            head: make it a `ScalarRole`. Its head starts at zero, or as a copy of the copied role's head if it has one.
 
         Raises:
-            ModelError: the name is taken, the adapter's configuration cannot be, the weights do not fit it, or the base
-                is itself in training.
+            ModelError: the name is taken, the adapter's configuration is invalid, the weights do not fit it, or the
+                base itself is being trained.
         """
         self._check_new(name)
         source = self.roles[copy_of] if copy_of is not None else None
         if source is not None and source.adapter is not None:
-            lora, weights = self.lora_config(source.name), self.adapter_weights(source.name)
-        if lora is not None:
-            self._add_adapter(name, lora, weights)
-        new_head = ScalarHead(self.hidden_size).to(self.device) if head else None
-        if new_head is not None and source is not None and source.head is not None:
-            new_head.load_state_dict(source.head.state_dict())
-        self.roles[name] = Role(name, name if lora is not None else None, new_head, trains)
+            adapter, weights = self.adapter_config(source.name), self.adapter_weights(source.name)
+        if adapter is not None:
+            self._add_adapter(name, adapter, weights)
+        own = name if adapter is not None else None
+        if head:
+            scalar = ScalarRole(name=name, adapter=own, trains=trains, head=self._new_head())
+            if isinstance(source, ScalarRole):
+                scalar.head.load_state_dict(source.head.state_dict())
+            self.roles[name] = scalar
+        else:
+            self.roles[name] = Role(name=name, adapter=own, trains=trains)
         self._apply(self._active)
         return self.roles[name]
 
-    def share_adapter(self, name: str, *, with_role: str, trains: bool = True) -> Role:
-        """Adds a role that is only a scalar head on another role's adapter: the critic on the policy's trunk.
+    def share_adapter(self, name: str, *, with_role: str, trains: bool = True) -> ScalarRole:
+        """Adds a role that is only a scalar head on another role's adapter, such as the critic on the policy's trunk.
 
         Raises:
             ModelError: the name is taken.
         """
         if name in self.roles:
             raise ModelError(f"role '{name}' exists already; roles here: {', '.join(self.roles)}")
-        role = Role(name, self.roles[with_role].adapter, ScalarHead(self.hidden_size).to(self.device), trains)
+        role = ScalarRole(name=name, adapter=self.roles[with_role].adapter, trains=trains, head=self._new_head())
         self.roles[name] = role
         self._apply(self._active)
+        return role
+
+    def scalar_role(self, name: str) -> ScalarRole:
+        """The role of this name as a `ScalarRole`.
+
+        Raises:
+            ModelError: the role has no scalar head.
+        """
+        role = self.roles[name]
+        if not isinstance(role, ScalarRole):
+            raise ModelError(f"role '{name}' gives no scores or values: it has no scalar head")
         return role
 
     def remove_role(self, name: str) -> None:
         """Takes a role and its adapter off the base.
 
         Raises:
-            ModelError: another role's head stands on its adapter, or it has trained the base itself.
+            ModelError: another role's head stands on its adapter, or the role has trained the base itself.
         """
-        if name == self._trained_in_full:
+        if name == self.trained_in_full:
             raise ModelError(f"role '{name}' has trained the base in full and cannot be taken off it")
         above = [role.name for role in self.roles.values() if role.adapter == name and role.name != name]
         if above:
@@ -197,7 +174,7 @@ class OneBase:
 
     @contextmanager
     def role(self, name: str) -> Iterator[Role]:
-        """Runs the base as this role; on leaving, whatever was in force before is in force again."""
+        """Puts this role in force, and on leaving restores whatever was in force before."""
         if name not in self.roles:
             raise ModelError(f"no role '{name}' on this base; roles here: {', '.join(self.roles) or 'none'}")
         before = self._active
@@ -211,7 +188,7 @@ class OneBase:
 
     @contextmanager
     def recomputing(self) -> Iterator[None]:
-        """Has the layers that transformers runs computed again in the backward pass, under the role in force now."""
+        """Makes layers run by transformers recompute in the backward pass, under the role in force now."""
         name = self._active
         layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not self.recomputes or not torch.is_grad_enabled() or name is None:
@@ -220,7 +197,7 @@ class OneBase:
         def again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
             return nullcontext(), self.role(name)  # type: ignore[arg-type]
 
-        # On the objects: transformers' own checkpointing looks whether the model is in training mode.
+        # Patched per layer: transformers' own checkpointing only works in training mode.
         before = [vars(layer).get("forward") for layer in layers]
         for layer in layers:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=again)
@@ -249,42 +226,45 @@ class OneBase:
                 layer.eval()
 
     def parameters(self, name: str) -> list[nn.Parameter]:
-        """What the optimizer gets for a role: its adapter and head, or the whole base in full-parameter training.
+        """The parameters a role trains: its adapter and head, or the whole base in full-parameter training.
 
-        A head on another role's adapter owns the head alone.
+        A role that is a head on another role's adapter owns only the head.
         """
         role = self.roles[name]
         owned: list[nn.Parameter] = []
         if role.adapter == name:
             owned = self._adapter_parameters(name)
-        elif role.adapter is None and self._trained_in_full == name:
+        elif role.adapter is None and self.trained_in_full == name:
             owned = list(self.model.parameters())
-        return owned + (list(role.head.parameters()) if role.head else [])
+        return owned + (list(role.head.parameters()) if isinstance(role, ScalarRole) else [])
 
     def train_base(self, name: str) -> None:
-        """Full-parameter training: the role `name`, adapters off, owns the base's own parameters.
+        """Starts full-parameter training: the role `name`, adapters off, owns the base's own parameters.
 
         Raises:
-            ModelError: the base is quantised, or other roles stand on it and would change with it.
+            ModelError: the base is quantised, or it holds other roles that would change with it.
         """
         if getattr(self.model, "is_quantized", False):
-            raise ModelError("a quantised base cannot be trained in full; set model.quantization: none, or lora.r >= 1")
+            raise ModelError("a quantised base cannot be trained in full", remedy="quantised-in-full")
         others = [role.name for role in self.roles.values() if role.name != name]
         if others:
             raise ModelError(f"training the base in full would change the roles on it: {', '.join(others)}")
         self.roles[name].trains = True
-        self._trained_in_full = name
+        self.trained_in_full = name
         self.model.requires_grad_(True)
 
-    def lora_config(self, name: str) -> LoraConfig:
-        """The PEFT configuration of a role's adapter."""
+    def adapter_config(self, name: str) -> PeftConfig | None:
+        """The PEFT configuration of a role's adapter; None if the role runs with adapters off."""
         role = self.roles[name]
-        if role.adapter is None or self._peft is None:
-            raise ModelError(f"role '{name}' has no adapter: it is the base itself")
-        return self._peft.peft_config[role.adapter]  # type: ignore[return-value]
+        return None if role.adapter is None or self._peft is None else self._peft.peft_config[role.adapter]
+
+    def has_lora_variant(self, name: str) -> bool:
+        """Whether some layer computes a role's adapter as a variant of LoRA (DoRA, aLoRA and others)."""
+        adapter = self.roles[name].adapter
+        return any(adapter in (getattr(layer, "lora_variant", None) or {}) for layer in self._tuner_layers)
 
     def adapter_weights(self, name: str) -> dict[str, Tensor]:
-        """The adapter's tensors under the names PEFT saves them by, detached copies on CPU."""
+        """The adapter's tensors under PEFT's saved names, as detached copies on CPU."""
         role = self.roles[name]
         if role.adapter is None or self._peft is None:
             return {}
@@ -292,54 +272,63 @@ class OneBase:
         return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in state.items()}
 
     def set_adapter_weights(self, name: str, weights: dict[str, Tensor]) -> None:
-        """Puts back what `adapter_weights` gave, in place: an optimizer keeps its parameters."""
+        """Restores what `adapter_weights` returned, in place, so that an optimizer keeps its parameters."""
         adapter = self.roles[name].adapter
         assert adapter is not None and self._peft is not None, f"role '{name}' has no adapter"
         set_peft_model_state_dict(self._peft, weights, adapter_name=adapter)
+        self.roles[name].version += 1
 
     # -------------------------------------------------------------------------------------------------- internal
 
     def _check_new(self, name: str) -> None:
         if name in self.roles:
             raise ModelError(f"role '{name}' exists already; roles here: {', '.join(self.roles)}")
-        if self._trained_in_full is not None:
+        if self.trained_in_full is not None:
             raise ModelError(
-                f"role '{name}' would change as '{self._trained_in_full}' trains the base in full; "
-                "train an adapter instead: lora.r >= 1"
+                f"role '{name}' would change as '{self.trained_in_full}' trains the base in full",
+                remedy="train-an-adapter",
             )
 
-    def _add_adapter(self, name: str, lora: LoraConfig, weights: dict[str, Tensor] | None) -> None:
+    def _new_head(self) -> ScalarHead:
+        return ScalarHead(self.hidden_size).to(self.device)
+
+    def _add_adapter(self, name: str, config: PeftConfig, weights: dict[str, Tensor] | None) -> None:
+        reason = _why_not_beside_others(config)
+        if reason:
+            raise ModelError(f"the adapter of role '{name}' {reason}")
+        head = self.model.get_output_embeddings()
         try:
             if self._peft is None:
-                self._peft = PeftModel(self.model, lora, adapter_name=name)
+                self._peft = PeftModel(self.model, config, adapter_name=name)
             else:
-                self._peft.add_adapter(name, lora)
+                self._peft.add_adapter(name, config)
         except (ValueError, TypeError, AttributeError, KeyError, re.error) as error:  # PEFT checks nothing beforehand
             raise ModelError(f"the adapter of role '{name}' cannot be put on this base: {shown(error, 200)}") from error
         self._tuner_layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
-        self.model.eval()  # PEFT's new dropout layers are in training mode, whatever the model is in
-        if weights is None:
-            return
-        problem = _misfit(self._peft, name, weights)
+        self.model.eval()  # PEFT adds its dropout layers in training mode, whatever mode the model is in
+        problem = ""
+        if self.model.get_output_embeddings() is not head:
+            self.model.set_output_embeddings(head)
+            problem = "it adapts the output layer, which all roles read as it is"
+        elif weights is not None and (misfit := _misfit(self._peft, name, weights)):
+            problem = f"{misfit}; was it made on another architecture?"
         if problem:
             self._peft.delete_adapter(name)
             self._apply(self._active)
-            raise ModelError(
-                f"the adapter of role '{name}' does not fit this base: {problem}; was it made on another architecture?"
-            )
+            raise ModelError(f"the adapter of role '{name}' does not fit this base: {problem}")
 
     def _apply(self, name: str | None) -> None:
         """Puts a role in force. Which parameters train never depends on which role is in force."""
         self._active = name
         adapter = self.roles[name].adapter if name is not None else None
         for layer in self._tuner_layers:
-            # inference_mode: PEFT would make the adapter trainable that it activates.
+            # inference_mode: otherwise PEFT makes the adapter it activates trainable.
             layer.set_adapter([adapter] if adapter else [], inference_mode=True)
         for role in self.roles.values():
-            if role.trains and role.adapter == role.name:  # a head on another role's adapter does not train that
+            if role.trains and role.adapter == role.name:  # a head on another role's adapter does not train the adapter
                 for parameter in self._adapter_parameters(role.name):
                     parameter.requires_grad_(True)
-            if role.head is not None:
+            if isinstance(role, ScalarRole):
                 role.head.requires_grad_(role.trains)
 
     def _adapter_parameters(self, adapter: str) -> list[nn.Parameter]:
@@ -353,13 +342,27 @@ class OneBase:
         return parameters
 
 
+def _why_not_beside_others(config: PeftConfig) -> str:
+    """Why an adapter would not stay in layers of its own, where the base and other roles never see it; else empty."""
+    kind = str(config.peft_type).removeprefix("PeftType.")
+    tuners: dict[Any, type] = PEFT_TYPE_TO_TUNER_MAPPING
+    if not issubclass(tuners.get(config.peft_type, object), BaseTuner):
+        return f"is {shown(kind, 40)}, which does not go into a model's layers; use LoRA, or another kind that does"
+    for name in ("bias", "layer_replication", "modules_to_save", "trainable_token_indices"):
+        value = getattr(config, name, None)
+        if value and value != "none":
+            return f"has {name} = {shown(repr(value), 60)}, which the base and other roles would share; leave it out"
+    return ""
+
+
 def _misfit(peft: PeftModel, name: str, weights: dict[str, Tensor]) -> str:
-    """Loads an adapter's tensors and says what does not fit, if anything."""
+    """Loads an adapter's tensors; returns what does not fit, or an empty text."""
     try:
         result: Any = set_peft_model_state_dict(peft, weights, adapter_name=name)
     except RuntimeError as error:  # a tensor of another shape
         return str(error).strip().splitlines()[-1].strip().rstrip(".")
-    missing, unexpected = [key for key in result.missing_keys if f".{name}." in key], list(result.unexpected_keys)
+    own = {key for key, _ in peft.named_parameters() if f".{name}." in f"{key}."}
+    missing, unexpected = [key for key in result.missing_keys if key in own], list(result.unexpected_keys)
     if not missing and not unexpected:
         return ""
     first = (missing or unexpected)[0]

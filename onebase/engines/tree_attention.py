@@ -1,8 +1,8 @@
-"""Attention inside prompt trees that lie end to end in one row, without padding between them.
+"""Attention inside prompt trees laid end to end in one row, without padding between them.
 
-Trees of about the same length are gathered into a batch of their own, so that a short one is not padded to the longest.
-The forward pass is PyTorch's fused attention. Its backward pass on a CPU was 12 times as slow as its forward pass, so
-that one is written out here in matrix products, from the formulas of Dao et al. 2022 (FlashAttention), appendix B.2:
+Trees of similar length are batched together, so that a short one is not padded to the longest. The forward pass is
+PyTorch's fused attention. On a CPU its backward pass took 12 times as long as its forward pass, so the backward pass is
+written here as matrix products, from Dao et al. 2022 (FlashAttention), appendix B.2:
 
     P = softmax(s Q K^T + mask),  dP = dO V^T,  dS = P * (dP - rowsum(P * dP)),
     dQ = s dS K,  dK = s dS^T Q,  dV = P^T dO
@@ -23,49 +23,46 @@ from onebase.models.hardware import usual_size
 from onebase.records import TreeBatch
 
 SHORTEST_TO_LONGEST = 0.8
-"""Trees of a batch differ in length by no more than this: what is padded is then at most about a fifth."""
+"""The smallest ratio of lengths within a group: at most about a fifth is then padding."""
 SCORES_AT_ONCE = 1 << 23
-"""Attention scores that exist at once in the backward pass: 32 MiB in float32, and as much again for their softmax. One
-head of a group of trees has no more than these."""
+"""Attention scores held at once in the backward pass: 32 MiB in float32, and as much again for their softmax. A group
+of trees has no more than this per head."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeGroup:
-    """Trees of about the same length, which attention handles at once: `n` of them in `t` places each."""
+    """Trees of similar length that attention handles at once: `n` trees of `t` places each."""
 
     shape: tuple[int, int]
     """n, t"""
     places: slice
-    """Its `n * t` places among those of all groups."""
+    """The group's `n * t` places among all groups' places."""
     mask: Tensor | None
-    """`[n, 1, t, t]`, added to the scores; None where every tree is one plain causal sequence."""
+    """`[n, 1, t, t]`, added to the scores; None if every tree is one plain causal sequence."""
     all_masks: Tensor
-    """`[n or 1, t, t]` float32, also of causal sequences."""
+    """`[n or 1, t, t]` float32, present for causal sequences too."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeGroups:
-    """All trees of a batch, in groups. A token has one place of its own; behind a tree's end its last stands again."""
+    """All trees of a batch, in groups. Each token has one place; places after a tree's end repeat its last token."""
 
     groups: tuple[TreeGroup, ...]
     columns: Tensor
-    """`[P]`, the column of the batch that stands in each place."""
+    """`[P]`, the batch column in each place."""
     places: Tensor
     """`[T]`, the place of each column."""
     padding: Tensor
-    """The places behind the ends of trees."""
+    """The places after the ends of trees."""
 
 
 def group_trees(batch: TreeBatch, dtype: torch.dtype) -> TreeGroups:
-    """Groups the trees of a batch whose rows are laid end to end; padding is a tree of its own, which nothing reads.
+    """Groups the trees of a batch.
 
     Args:
-        dtype: of the masks.
+        dtype: the masks' number format.
     """
-    rows = torch.arange(len(batch.tree), device=batch.tree.device)[:, None]
-    largest = int(batch.tree.max()) + 2
-    tree, branch = (batch.tree + 1 + rows * largest).flatten(), batch.branch.flatten()
-    return _grouped(tree, branch, dtype)
+    return _grouped(batch.tree, batch.branch, dtype)
 
 
 def group_sequences(sequence: Tensor, dtype: torch.dtype) -> TreeGroups:
@@ -98,7 +95,7 @@ def _grouped(tree: Tensor, branch: Tensor, dtype: torch.dtype) -> TreeGroups:
         places = slice(num_places, num_places + shape[0] * shape[1])
         groups.append(TreeGroup(shape, places, *_masks(branch[columns[-1]], dtype)))
         num_places = places.stop
-    all_columns, all_padding = torch.cat([part.flatten() for part in columns]), torch.cat(padding)
+    all_columns, all_padding = torch.cat([column.flatten() for column in columns]), torch.cat(padding)
     real = torch.ones(num_places, dtype=torch.bool, device=tree.device).index_fill_(0, all_padding, False)
     place = torch.empty_like(tree)
     place[all_columns[real]] = real.nonzero().squeeze(-1)
@@ -106,9 +103,9 @@ def _grouped(tree: Tensor, branch: Tensor, dtype: torch.dtype) -> TreeGroups:
 
 
 def _masks(branch: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
-    """A group's masks from the branches `[n, t]` of its places."""
+    """A group's masks, from the branches `[n, t]` of its places."""
     steps = torch.arange(branch.shape[1], device=branch.device)
-    allowed = (steps[:, None] >= steps[None, :])[None]  # what stands behind a tree's end is later than all of it
+    allowed = (steps[:, None] >= steps[None, :])[None]  # padding comes after the whole tree, so the tree never sees it
     plain = bool((branch <= 1).all())
     if not plain:
         allowed = allowed & ((branch[:, :, None] == branch[:, None, :]) | (branch == 0)[:, None, :])
@@ -117,12 +114,12 @@ def _masks(branch: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
 
 
 def tree_attention(query_key_value: Tensor, groups: TreeGroups, scaling: float, *, num_heads: int) -> Tensor:
-    """What every token reads from the tokens it may see: `[T, heads, d]`, zeros in columns of no group.
+    """What each token reads from the tokens it may see: `[T, heads, d]`, zeros in columns outside every group.
 
     Args:
         query_key_value: `[T, heads + 2 kv heads, d]`; each kv head is read by `heads / kv heads` query heads.
-        groups: of the trees that make up the first columns.
-        num_heads: of the queries.
+        groups: the trees in the first columns, grouped.
+        num_heads: query heads.
     """
     if not torch.is_grad_enabled():
         return _forward(query_key_value, groups, scaling, num_heads)[0]
@@ -130,16 +127,16 @@ def tree_attention(query_key_value: Tensor, groups: TreeGroups, scaling: float, 
 
 
 def _parts(tensor: Tensor, num_heads: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, which stand side by side in `dim`; as many of each, keys and values repeated."""
+    """Splits queries, keys and values, side by side in `dim`; keys and values are repeated to match the queries."""
     rest = (tensor.shape[dim] - num_heads) // 2
     query, key, value = tensor.split([num_heads, rest, rest], dim=dim)
     if rest != num_heads:
-        key, value = (part.repeat_interleave(num_heads // rest, dim=dim) for part in (key, value))
+        key, value = (x.repeat_interleave(num_heads // rest, dim=dim) for x in (key, value))
     return query, key, value
 
 
 def _back_in_columns(parts: Sequence[Tensor], groups: TreeGroups, num_columns: int) -> Tensor:
-    """Each group's `[n * t, heads, d]` to `[T, heads, d]`."""
+    """Gathers the groups' `[n * t, heads, d]` into `[T, heads, d]`."""
     everywhere = torch.cat(list(parts))
     out = everywhere.new_empty(num_columns, *everywhere.shape[1:])
     num_tokens = len(groups.places)
@@ -149,7 +146,7 @@ def _back_in_columns(parts: Sequence[Tensor], groups: TreeGroups, num_columns: i
 
 
 def _forward(query_key_value: Tensor, groups: TreeGroups, scaling: float, num_heads: int) -> tuple[Tensor, Tensor]:
-    """`[T, heads, d]`, and the queries, keys and values of every place."""
+    """What each token reads, `[T, heads, d]`, and the queries, keys and values in every place."""
     placed = query_key_value.index_select(0, groups.columns)
     reads = []
     for group in groups.groups:
@@ -175,14 +172,14 @@ class _TreeAttention(torch.autograd.Function):
         (placed,) = ctx.saved_tensors
         groups: TreeGroups = ctx.groups
         into_reads = gradient.index_select(0, groups.columns).index_fill_(0, groups.padding, 0)
-        parts = [
+        into_places = [
             _backward(placed[group.places], into_reads[group.places], group, ctx.scaling) for group in groups.groups
         ]
-        return _back_in_columns(parts, groups, len(gradient)), None, None, None
+        return _back_in_columns(into_places, groups, len(gradient)), None, None, None
 
 
 def _backward(query_key_value: Tensor, gradient: Tensor, group: TreeGroup, scaling: float) -> Tensor:
-    """Gradient of a group's `query_key_value [n * t, heads + 2 kv heads, d]` from that of `[n * t, heads, d]`."""
+    """Gradient of a group's `query_key_value [n * t, heads + 2 kv heads, d]` from its output's, `[n * t, heads, d]`."""
     n, t = group.shape
     heads, d = gradient.shape[1:]
     rest = (query_key_value.shape[1] - heads) // 2
@@ -192,12 +189,12 @@ def _backward(query_key_value: Tensor, gradient: Tensor, group: TreeGroup, scali
 
     query, key, value = _parts(by_head(query_key_value), heads, 0)
     gradient = by_head(gradient)
-    into = gradient.new_empty(3, heads, n * t, d)  # of queries, keys and values
+    into = gradient.new_empty(3, heads, n * t, d)  # queries, keys and values
     at_once = max(1, SCORES_AT_ONCE // (n * t * t))
     for head in range(0, heads, at_once):
-        part = slice(head, head + at_once)
-        q, k, v, g = (tensor[part].reshape(-1, t, d) for tensor in (query, key, value, gradient))
-        _attention_gradients(q, k, v, g, group.all_masks, scaling, into[:, part].unflatten(2, (n, t)).flatten(1, 2))
+        some = slice(head, head + at_once)
+        q, k, v, g = (tensor[some].reshape(-1, t, d) for tensor in (query, key, value, gradient))
+        _attention_gradients(q, k, v, g, group.all_masks, scaling, into[:, some].unflatten(2, (n, t)).flatten(1, 2))
     into_query, into_key, into_value = into
     if rest != heads:  # several query heads read the same keys and values
         into_key, into_value = (x.unflatten(0, (rest, -1)).sum(1) for x in (into_key, into_value))
@@ -213,7 +210,7 @@ def _attention_gradients(
     Args:
         masks: `[n or 1, t, t]`.
     """
-    # The scores in float32 as in the forward pass: a score of 20 in bfloat16 would be off by 0.06.
+    # Scores are in float32, as in the forward pass: in bfloat16 a score of 20 would be off by 0.06.
     scores = torch.bmm(query.to(torch.float32, copy=True).mul_(scaling), key.float().transpose(1, 2))
     scores.unflatten(0, (-1, len(masks))).add_(masks)
     probabilities = scores.softmax(-1).to(query.dtype)

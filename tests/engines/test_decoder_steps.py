@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebase.models.decoder_steps import gated_silu, rms_norm, rotate_
+from onebase.engines.decoder_steps import gated_silu, rms_norm, rotate_
 
 TOKENS, HEADS, TURNED, SIZE = 9, 7, 5, 8
 """Of the heads, the first five are turned: queries and keys."""

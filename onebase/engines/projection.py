@@ -1,11 +1,11 @@
-"""Frozen linear layers with LoRA adapters on them, in one pass forward and one backward.
+"""Frozen linear layers with LoRA adapters, run in one forward and one backward pass.
 
     y = x W^T + b + s (x A^T) B^T                                                (Hu et al. 2021, section 4.1)
 
-Layers that read the same input (query, key and value; gate and up) go together: their A stand below one another, their
-B are the blocks of a diagonal. The low-rank products are made first, and the large ones are added to them inside the
-matrix product: memory is read and written once. The adapter's matrices stay in float32 for the optimizer and are
-multiplied in the base's number format, as autocast does; nothing of the input is kept in another format.
+Layers that read the same input (query, key and value; gate and up) run together: their A are stacked, their B form a
+block diagonal. The low-rank products come first and the large matrix product adds to them, so memory is read and
+written once. Adapter matrices stay in float32 for the optimizer and are multiplied in the base's number format, as
+autocast does; the input is not kept in another format.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onebase.models.hardware import is_mapped_from_file
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """LoRA on one of the layers of a projection."""
+    """LoRA on one layer of a projection."""
 
     a: Tensor
     """`[r, in]`, the parameter."""
@@ -31,9 +31,9 @@ class Adapter:
     """`[out of the layer, r]`, the parameter."""
     scaling: float
     out: slice
-    """The layer's part of the projection's outputs."""
+    """Which of the projection's outputs belong to this layer."""
     ranks: slice
-    """The adapter's part of all ranks."""
+    """Which of all ranks belong to this adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +41,18 @@ class Projection:
     """Linear layers that read the same input, as the role in force sees them."""
 
     weights: tuple[Tensor, ...]
-    """`[out of the layer, in]` of each; of all in one, where they lie behind one another."""
+    """One `[out of the layer, in]` per layer, or a single tensor for all if they are contiguous in memory."""
     bias: Tensor | None
-    """`[out]`, of all."""
+    """`[out]`, for all layers."""
     adapters: tuple[Adapter, ...] = ()
     a: Tensor | None = None
-    """`[R, in]`, of all adapters, in the base's number format."""
+    """`[R, in]`, all adapters stacked, in the base's number format."""
     b: Tensor | None = None
-    """`[out, R]`, the blocks of a diagonal, scaled, in the base's number format."""
+    """`[out, R]`, block diagonal and scaled, in the base's number format."""
 
 
 def projection_of(*modules: nn.Module) -> Projection:
-    """Reads linear layers with the same input, adapted by PEFT or not, with the adapter that is in force."""
+    """Reads linear layers that share an input, adapted by PEFT or not, with the adapter in force."""
     layers: list[Any] = [getattr(module, "get_base_layer", lambda module=module: module)() for module in modules]
     bias = None
     if any(layer.bias is not None for layer in layers):
@@ -70,7 +70,7 @@ def projection_of(*modules: nn.Module) -> Projection:
 
 
 def adapted(weights: Sequence[Tensor], bias: Tensor | None, adapters: Sequence[Adapter]) -> Projection:
-    """A projection with these adapters, their matrices put together."""
+    """A projection with these adapters, their matrices combined."""
     if not adapters:
         return Projection(_in_one(weights), bias)
     rank = sum(len(adapter.a) for adapter in adapters)
@@ -83,20 +83,20 @@ def adapted(weights: Sequence[Tensor], bias: Tensor | None, adapters: Sequence[A
 
 
 def lay_together(*modules: nn.Module) -> None:
-    """Puts the weights of linear layers with the same input behind one another, so that one product does for all.
+    """Moves the weights of linear layers that share an input next to each other, so that one product does for all.
 
-    Not those that are pages of a file: they cost no memory that could not be had back, and a copy would.
+    Weights mapped from a file are left alone: the system can reclaim their memory, which it could not do with a copy.
     """
     weights: list[Tensor] = [module.weight for module in modules]  # type: ignore[misc]
     if any(is_mapped_from_file(weight) for weight in weights):
         return
     together = torch.cat([weight.data for weight in weights])
-    for weight, part in zip(weights, together.split(list(map(len, weights))), strict=True):
-        weight.data = part
+    for weight, rows in zip(weights, together.split(list(map(len, weights))), strict=True):
+        weight.data = rows
 
 
 def _in_one(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The weights as one, if they are parts of one tensor, the next beginning where the last ends."""
+    """The weights as one tensor, if they share a storage and each begins where the last one ends."""
     first, end = weights[0], weights[0].data_ptr()
     storage = first.untyped_storage().data_ptr()
     for weight in weights:
@@ -116,7 +116,7 @@ def _lora_in_force(module: Any) -> tuple[Tensor, Tensor, float] | None:
 
 
 def project(x: Tensor, projection: Projection) -> Tensor:
-    """`x [T, in]` through every layer, the results side by side: `[T, out]`."""
+    """Runs `x [T, in]` through every layer, with the results side by side: `[T, out]`."""
     if not torch.is_grad_enabled():
         return _forward(x, projection)[0]
     adapters = [tensor for adapter in projection.adapters for tensor in (adapter.a, adapter.b)]
@@ -141,7 +141,7 @@ def _forward(x: Tensor, projection: Projection) -> tuple[Tensor, Tensor | None]:
 
 
 def _sides(out: Tensor, projection: Projection) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each layer's part of `out [T, out]`, and its weight."""
+    """Each layer's columns of `out [T, out]`, and its weight."""
     return zip(out.split(list(map(len, projection.weights)), dim=1), projection.weights, strict=True)
 
 
@@ -150,7 +150,7 @@ class _Project(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, projection: Projection, *adapters: Tensor) -> Tensor:
         out, low = _forward(x, projection)
         ctx.projection = projection
-        # Without an adapter that trains the input is not needed again.
+        # The backward pass needs the input only if an adapter trains.
         ctx.save_for_backward(*((x, low) if any(ctx.needs_input_grad[2:]) else (None, None)))
         return out
 

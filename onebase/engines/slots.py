@@ -1,4 +1,4 @@
-"""The keys and values of the rows being decoded, each row at its own length, in buffers allocated once."""
+"""Keys and values of the rows being decoded, each row with its own length, in buffers allocated once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 MOST_BLOCKS = 4
 FEWEST_ROWS = 8
-"""In a block of rows that attention reads together."""
+"""Per block of rows that attention reads together."""
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -32,7 +33,7 @@ class _SlotLayer(CacheLayerMixin):
         self.view_length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes one new token per row at that row's own column; returns what attention reads."""
+        """Writes one new token per row at that row's column; returns the keys and values attention reads."""
         self.keys[self.rows, :, self.columns] = key_states[:, :, 0]
         self.values[self.rows, :, self.columns] = value_states[:, :, 0]
         num_rows = len(self.rows)
@@ -52,10 +53,10 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """Slots for rows that come and go. `lengths [B]` counts the tokens each row in use has stored.
+    """Slots for rows that come and go. `lengths [B]` counts the tokens stored for each row in use.
 
     Args:
-        like: keys and values of each layer, `[any, kv heads, d]`.
+        like: each layer's keys and values, `[any, kv heads, d]`, as a pattern for the buffers.
     """
 
     def __init__(self, like: Sequence[tuple[Tensor, Tensor]], *, max_rows: int, max_length: int) -> None:
@@ -67,8 +68,8 @@ class SlotCache(Cache):
         """Puts each prompt's keys and values into `copies` slots.
 
         Args:
-            prefilled: for each layer `[T, kv heads, d]`, the prompts end to end.
-            lengths: `[B]`, of the prompts.
+            prefilled: each layer's keys and values `[T, kv heads, d]`, the prompts end to end.
+            lengths: `[B]`, one per prompt.
         """
         prompts, columns = places_end_to_end(lengths)
         for copy in range(copies):
@@ -79,7 +80,7 @@ class SlotCache(Cache):
         self.lengths = torch.cat([self.lengths, lengths.repeat_interleave(copies)])
 
     def begin_step(self) -> Tensor:
-        """Prepares one new token per row; returns which columns each row sees, `[B, 1, 1, L]` bool."""
+        """Prepares one new token per row; returns the columns each row sees, `[B, 1, 1, L]` bool."""
         view_length = int(self.lengths.max()) + 1
         rows = torch.arange(len(self.lengths), device=self.lengths.device)
         for slot in self.slots:
@@ -88,9 +89,9 @@ class SlotCache(Cache):
         return (columns[None, :] <= self.lengths[:, None])[:, None, None, :]
 
     def blocks(self) -> list[tuple[slice, int]]:
-        """The rows in use in a few blocks, and how many columns the longest row of each sees.
+        """The rows in use, split into a few blocks, and how many columns each block's longest row sees.
 
-        Attention over a block does not read for every row as much as for the longest row of all.
+        Attention then reads each block only as far as that block's longest row, not the longest of all.
         """
         lengths = (self.lengths + 1).tolist()
         size = max(FEWEST_ROWS, -(-len(lengths) // MOST_BLOCKS))
@@ -100,7 +101,7 @@ class SlotCache(Cache):
         self.lengths = self.lengths + 1
 
     def keep(self, kept: Tensor) -> None:
-        """Drops all rows but these (indices in order) and closes the gaps; only rows that move are copied."""
+        """Drops all other rows (`kept` holds indices in order) and closes the gaps; only rows that move are copied."""
         target = torch.arange(len(kept), device=kept.device)
         moved = kept != target
         if bool(moved.any()):
@@ -112,14 +113,14 @@ class SlotCache(Cache):
 
 
 def places_end_to_end(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Of sequences end to end, for each token which sequence it is in and where in it: two of `[T]`."""
+    """Which sequence each token is in and where in it, for sequences laid end to end: two tensors `[T]`."""
     which = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
     starts = lengths.cumsum(0) - lengths
     return which, torch.arange(len(which), device=lengths.device) - starts[which]
 
 
 def keys_and_values(cache: DynamicCache, lengths: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Each layer's `[T, kv heads, d]`, the rows end to end without what stands behind their lengths `[B]`."""
+    """Each layer's keys and values `[T, kv heads, d]`: the rows end to end, cut to their lengths `[B]`."""
     pairs = []
     row, column = places_end_to_end(lengths)
     for layer in cache.layers:
@@ -127,3 +128,11 @@ def keys_and_values(cache: DynamicCache, lengths: Tensor) -> list[tuple[Tensor, 
         assert isinstance(keys, Tensor) and isinstance(values, Tensor), "every layer of this model has keys and values"
         pairs.append((keys[row, :, column], values[row, :, column]))
     return pairs
+
+
+def kv_bytes(model: PreTrainedModel, length: int) -> int:
+    """Bytes that the keys and values of `length` tokens take."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_size * model.dtype.itemsize * length

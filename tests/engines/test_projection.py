@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onebase.models.projection import Adapter, Projection, adapted, lay_together, project, projection_of
+from onebase.engines.projection import Adapter, Projection, adapted, lay_together, project, projection_of
 from tests.tiny_models import add_adapter_role, tiny_base
 
 TOKENS, WIDTH, RANK, SCALING = 13, 20, 3, 1.7
@@ -154,14 +154,14 @@ def test_in_bfloat16_it_is_as_near_to_float64_as_linear_layers_are() -> None:
 
 
 def test_a_layer_is_read_with_the_adapter_that_is_in_force() -> None:
-    one = tiny_base("llama", attention_bias=True)
-    add_adapter_role(one, "policy", target_modules=["q_proj"])
-    add_adapter_role(one, "other", seed=1, r=2, target_modules=["q_proj", "v_proj"])
-    one.add_role("reference")
-    layer: Any = one.model.base_model.layers[0].self_attn  # type: ignore[operator, union-attr, index]
-    x = some_input_of(one.hidden_size)
+    base = tiny_base("llama", attention_bias=True)
+    add_adapter_role(base, "policy", target_modules=["q_proj"])
+    add_adapter_role(base, "other", seed=1, r=2, target_modules=["q_proj", "v_proj"])
+    base.add_role("reference")
+    layer: Any = base.model.base_model.layers[0].self_attn  # type: ignore[operator, union-attr, index]
+    x = some_input_of(base.hidden_size)
     for role, ranks in (("policy", (4, 0, 0)), ("other", (2, 0, 2)), ("reference", (0, 0, 0))):
-        with one.role(role):
+        with base.role(role):
             modules = [layer.q_proj, layer.k_proj, layer.v_proj]
             read = projection_of(*modules)
             sizes = [len(module.weight) for module in modules]
@@ -182,13 +182,13 @@ def test_a_layer_without_any_adapter_is_read_as_it_is() -> None:
 
 
 def test_what_is_read_again_after_an_optimizer_step_is_new() -> None:
-    one = tiny_base("llama")
-    add_adapter_role(one, "policy")
-    layer: Any = one.model.base_model.layers[0].mlp  # type: ignore[operator, union-attr, index]
-    x = some_input_of(one.hidden_size)
-    with one.role("policy"), torch.no_grad():
+    base = tiny_base("llama")
+    add_adapter_role(base, "policy")
+    layer: Any = base.model.base_model.layers[0].mlp  # type: ignore[operator, union-attr, index]
+    x = some_input_of(base.hidden_size)
+    with base.role("policy"), torch.no_grad():
         before = project(x, projection_of(layer.up_proj))
-        for parameter in one.parameters("policy"):
+        for parameter in base.parameters("policy"):
             parameter.add_(0.1)
         after = project(x, projection_of(layer.up_proj))
         assert not torch.allclose(before, after)

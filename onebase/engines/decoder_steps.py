@@ -1,7 +1,7 @@
-"""The steps of a decoder layer that are not matrix products, with few passes over memory in both directions.
+"""A decoder layer's steps other than matrix products, with few passes over memory, forward and backward.
 
-Each is the function of the model's own module to within rounding. Plain PyTorch takes eight passes over a hidden state
-for a root-mean-square norm in bfloat16 and keeps three of them for the backward pass; these keep the input.
+Each computes what the model's own module does, to within rounding. For a root-mean-square norm in bfloat16, plain
+PyTorch passes over a hidden state eight times and keeps three copies for the backward pass; these keep only the input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.functional import silu
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """y = w * x / sqrt(mean(x^2) + epsilon), over the last axis (Zhang and Sennrich 2019, eq. 4).
 
-    Computed in float32, rounded to x's format before it is multiplied by the weight.
+    Computed in float32 and rounded to x's format before the weight is applied.
     """
     if not torch.is_grad_enabled():
         return _norm(x, epsilon)[0].to(x.dtype).mul_(weight)
@@ -50,11 +50,11 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rotate_(x: Tensor, cosine: Tensor, sine: Tensor, *, num_heads: int) -> Tensor:
-    """Rotary positions (Su et al. 2021, eq. 34) in place, the halves of a head's numbers turned against each other.
+    """Applies rotary positions (Su et al. 2021, eq. 34) in place, pairing the two halves of each head.
 
     Args:
-        x: `[T, heads, d]`, of which the first `num_heads` are turned: queries and keys, not values.
-        cosine, sine: `[T, d]`, their halves alike.
+        x: `[T, heads, d]`; the first `num_heads` are rotated: queries and keys, not values.
+        cosine, sine: `[T, d]`, both halves equal.
     """
     if not torch.is_grad_enabled():
         return _turn_(x, cosine, sine, num_heads)
@@ -83,7 +83,7 @@ class _Rotate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         cosine, sine = ctx.saved_tensors
-        # In place: the gradient comes from attention alone, which has made it for this.
+        # In place is safe: attention allocates this gradient and nothing else uses it.
         return _turn_(gradient, cosine, -sine, ctx.num_heads), None, None, None
 
 

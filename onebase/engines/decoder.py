@@ -1,8 +1,8 @@
-"""A decoder of the Llama family run step by step: prompt trees end to end without padding, and one-token steps.
+"""Runs a Llama-like decoder layer by layer: over prompt trees laid end to end without padding, or one token at a time.
 
-transformers loads the model and holds its modules, and PEFT the adapters; here is only the order of the operations, for
-the architectures whose order is this one (Llama, Mistral, Qwen2, Qwen3). Every other goes through transformers. That
-both give the same is tried when a model is loaded.
+transformers loads the model and holds its modules, PEFT holds the adapters; this file holds only the order of the
+operations, for the architectures that share it (Llama, Mistral, Qwen2, Qwen3). All others go through transformers.
+Loading a model checks that both give the same result.
 
     h = x + O(attention(rotate(Q(n)), rotate(K(n)), V(n))),   n = norm(x)
     y = h + Down(silu(Gate(m)) * Up(m)),                      m = norm(h)
@@ -16,22 +16,23 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from onebase.models.decode_cache import SlotCache, places_end_to_end
-from onebase.models.decoder_steps import gated_silu, rms_norm, rotate_
+from onebase.engines.decoder_steps import gated_silu, rms_norm, rotate_
+from onebase.engines.projection import Projection, lay_together, project, projection_of
+from onebase.engines.slots import SlotCache, places_end_to_end
+from onebase.engines.tree_attention import TreeGroups, group_sequences, group_trees, tree_attention
 from onebase.models.hardware import usual_size
-from onebase.models.projection import Projection, lay_together, project, projection_of
-from onebase.models.tree_attention import TreeGroups, group_sequences, group_trees, tree_attention
 from onebase.records import LowerStates, TreeBatch
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
-"""`model_type` of the architectures that are made of these operations in this order."""
+"""`model_type` of the architectures made of these operations in this order."""
 ROTARY = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary positions whose angles do not depend on the length of a batch."""
+"""Kinds of rotary positions whose angles do not depend on a batch's length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +51,15 @@ class Layer:
     @property
     def is_adapted(self) -> bool:
         """Whether the role in force has an adapter anywhere in this layer."""
-        return any(part.adapters for part in (self.query_key_value, self.output, self.gate_up, self.down))
+        projections = (self.query_key_value, self.output, self.gate_up, self.down)
+        return any(projection.adapters for projection in projections)
 
 
 class Decoder:
-    """Runs a model's modules.
+    """Runs a model's modules in this file's order.
 
     Args:
-        model: a causal language model of transformers that `runs` says yes to.
+        model: a transformers causal language model that `runs` accepts.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -70,7 +72,7 @@ class Decoder:
 
     @staticmethod
     def runs(model: PreTrainedModel) -> bool:
-        """Whether the model is of the family, unquantised, with linear layers in one number format."""
+        """Whether the model belongs to the family and is unquantised, with linear layers in one number format."""
         config: Any = model.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
         window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
@@ -84,7 +86,7 @@ class Decoder:
         )
 
     def layers(self) -> list[Layer]:
-        """The weights of every layer, with the adapter that is in force now."""
+        """Every layer's weights, with the adapter in force now."""
         found = []
         for layer in self._trunk.layers:
             attention, mlp = layer.self_attn, layer.mlp
@@ -103,39 +105,37 @@ class Decoder:
         return found
 
     def lay_weights_together(self) -> None:
-        """Puts the base's weights where one product does for all layers that read the same input."""
+        """Lays the base's weights out so that linear layers with the same input share one matrix product."""
         for layer in self._trunk.layers:
             attention, mlp = layer.self_attn, layer.mlp
             lay_together(attention.q_proj, attention.k_proj, attention.v_proj)
             lay_together(mlp.gate_proj, mlp.up_proj)
 
-    def num_plain_layers(self) -> int:
-        """How many of the lowest layers have no adapter of the role in force."""
-        adapted = [layer.is_adapted for layer in self.layers()]
-        return adapted.index(True) if True in adapted else len(adapted)
+    @property
+    def device(self) -> torch.device:
+        return self._trunk.embed_tokens.weight.device
 
-    def states(self, batch: TreeBatch, row: Tensor, column: Tensor, *, recompute: bool = False) -> Tensor:
-        """Hidden states after the final norm at the places asked for: `[m, H]`, with the adapter that is in force.
+    def states(self, batch: TreeBatch, place: Tensor, *, recompute: bool = False) -> Tensor:
+        """Hidden states after the final norm at the requested places: `[m, H]`, with the adapter in force.
 
         Args:
-            recompute: the backward pass computes each layer again from its input.
+            recompute: the backward pass recomputes each layer from its input.
         """
         groups = group_trees(batch, self._trunk.embed_tokens.weight.dtype)
-        needed, which = torch.unique(row * batch.input_ids.shape[1] + column, return_inverse=True)
-        ids, positions = batch.input_ids.flatten(), batch.position_ids.flatten()
-        states = self.trees(ids, positions, groups, columns=needed, lower=batch.lower, recompute=recompute)
+        needed, which = torch.unique(place, return_inverse=True)
+        states = self.trees(
+            batch.input_ids, batch.position_ids, groups, columns=needed, lower=batch.lower, recompute=recompute
+        )
         return _rows(states, which)
 
     @torch.no_grad()
     def lower_states(self, batch: TreeBatch, num_layers: int) -> LowerStates:
-        """What the lowest layers make of the trees of a batch, `[T, H]`: the same for every role that adapts none of
-        them."""
+        """The lowest layers' output for a batch, `[T, H]`: the same for every role that adapts none of them."""
         groups = group_trees(batch, self._trunk.embed_tokens.weight.dtype)
-        ids = batch.input_ids.flatten()
-        x, rotary = self._start(ids, batch.position_ids.flatten(), None)
+        x, rotary = self._start(batch.input_ids, batch.position_ids, None)
         for layer in self.layers()[:num_layers]:
             x = self._layer(layer, x, rotary, groups)
-        return LowerStates(num_layers, x[: len(ids)])
+        return LowerStates(num_layers, x[: len(batch.input_ids)])
 
     def trees(
         self,
@@ -148,13 +148,13 @@ class Decoder:
         lower: LowerStates | None = None,
         recompute: bool = False,
     ) -> Tensor:
-        """Hidden states after the final norm: `[T, H]`, or `[m, H]` of the columns asked for.
+        """Hidden states after the final norm: `[T, H]`, or `[m, H]` for the requested columns.
 
         Args:
             input_ids, position_ids: `[T]`, trees end to end.
             columns: `[m]`, which states are needed; the last layer then computes only these.
             keep: where to append each layer's keys and values `[T, kv heads, d]`.
-            lower: to go on from; it is left aside where the role in force has an adapter on a layer it stands for.
+            lower: states to start from; ignored if the role in force adapts a layer below them.
         """
         layers, num_tokens = self.layers(), len(input_ids)
         if lower is not None and not any(layer.is_adapted for layer in layers[: lower.num_layers]):
@@ -167,20 +167,21 @@ class Decoder:
         num_columns = len(columns)
         columns = pad(columns, (0, usual_size(num_columns) - num_columns))
         for layer in layers:
-            only = columns if layer is layers[-1] else None  # nothing reads the other columns any more
+            only = columns if layer is layers[-1] else None  # nothing reads the other columns after this
             run = partial(self._layer, layer, only=only, num_tokens=num_tokens, keep=keep)
             if recompute and torch.is_grad_enabled():
-                # Its weights and the adapter in force are in `layer`: the role may be another one by then.
+                # `layer` carries its weights and adapter: another role may be in force during the backward pass.
                 x = checkpoint(run, x, rotary, groups, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = run(x, rotary, groups)
         return _normed(x, self._trunk.norm)[:num_columns]
 
     def prefill(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Prompts end to end: `[B, H]` at their ends, and each layer's keys and values `[T, kv heads, d]`.
+        """Reads prompts laid end to end: states at their ends `[B, H]`, and each layer's keys and values
+        `[T, kv heads, d]`.
 
         Args:
-            ids: `[T]`, all prompts. lengths: `[B]`, of each.
+            ids: `[T]`, all prompts. lengths: `[B]`, one per prompt.
         """
         prompts, positions = places_end_to_end(lengths)
         groups = group_sequences(prompts, self._trunk.embed_tokens.weight.dtype)
@@ -188,15 +189,15 @@ class Decoder:
         return self.trees(ids, positions, groups, columns=lengths.cumsum(0) - 1, keep=kept), kept
 
     def step(self, layers: Sequence[Layer], ids: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
-        """One token for every slot in use: `[B, H]`, no gradient.
+        """Reads one token for every slot in use: `[B, H]`, no gradient.
 
         Args:
-            layers: `layers()` under the role that decodes.
-            mask: `[B, 1, 1, L]` bool, the columns that each row sees.
+            layers: `layers()` under the decoding role.
+            mask: `[B, 1, 1, L]` bool, the columns each row sees.
         """
         x = self._trunk.embed_tokens(ids)
         rotary = self._angles(x, cache.lengths)
-        # Added up as it is; a mask of bools would be turned into this one in every layer.
+        # An additive mask is used as it is; a boolean one would be converted to it in every layer.
         mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -torch.inf)
         blocks = cache.blocks()
         for layer, slot in zip(layers, cache.slots, strict=True):
@@ -219,8 +220,8 @@ class Decoder:
     def _start(
         self, input_ids: Tensor, position_ids: Tensor, lower: LowerStates | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """What the first layer to run reads, `[T, H]` padded to a usual size, and the angles of its positions."""
-        padding = usual_size(len(input_ids)) - len(input_ids)  # in no group: attention leaves it at zero
+        """Input of the first layer to run, `[T, H]` padded to a usual size, and the angles of its positions."""
+        padding = usual_size(len(input_ids)) - len(input_ids)  # in no group, so attention leaves it at zero
         if lower is None:
             x = self._trunk.embed_tokens(pad(input_ids, (0, padding)))
         else:
@@ -238,7 +239,7 @@ class Decoder:
         num_tokens: int = 0,
         keep: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """One layer over trees, `[T, H]`, or the columns `only` of it; `keep` as in `trees`."""
+        """One layer over trees, `[T, H]`, or only its columns `only`; `keep` as in `trees`."""
         heads = self._heads(layer, x, rotary)
         if keep is not None:
             _, key, value = self._parts(heads[:num_tokens])
@@ -253,12 +254,12 @@ class Decoder:
         return cosine[0], sine[0]
 
     def _heads(self, layer: Layer, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries, keys and values side by side, `[T, heads + 2 kv heads, d]`, the first two at their positions."""
+        """Queries, keys and values side by side, `[T, heads + 2 kv heads, d]`; queries and keys are rotated."""
         projected = project(_normed(x, layer.first_norm), layer.query_key_value)
         heads = projected.unflatten(-1, (-1, self._head_size))
         if layer.head_norms is not None:
             query, key, value = self._parts(heads)
-            query, key = (_normed(part, norm) for part, norm in zip((query, key), layer.head_norms, strict=True))
+            query, key = (_normed(x, norm) for x, norm in zip((query, key), layer.head_norms, strict=True))
             heads = torch.cat([query, key, value], dim=1)
         return rotate_(heads, *rotary, num_heads=self._num_heads + self._num_kv_heads)
 
@@ -273,9 +274,10 @@ def _output_and_mlp(layer: Layer, x: Tensor, read: Tensor) -> Tensor:
 
 
 def _normed(x: Tensor, norm: Any) -> Tensor:
+    norm = norm.get_base_layer() if isinstance(norm, BaseTunerLayer) else norm  # no role that runs here adapts a norm
     return rms_norm(x, norm.weight, norm.variance_epsilon)
 
 
 def _rows(x: Tensor, indices: Tensor) -> Tensor:
-    # Not plain indexing, whose backward pass adds up in the order in which threads come.
+    # Not plain indexing: its backward pass adds gradients in whatever order threads finish.
     return torch.nn.functional.embedding(indices, x)

@@ -1,8 +1,8 @@
-"""Which layout is exact for a base, tried once on a tiny random tree.
+"""Finds the layout that is exact for a base by trying it once on a tiny random tree.
 
-Whether a tree gives the log-probs of separate rows is a property of the architecture, so it is judged in float32
-whatever the base's number format: there an exact model differs by 1e-5 nats and one that leaks by whole nats, while in
-bfloat16 rounding alone can differ by more than a leak.
+Whether a tree gives the same log-probs as separate rows depends on the architecture, so it is judged in float32
+whatever the base's number format. There an exact model differs by 1e-5 nats and a leaking one by whole nats, while in
+bfloat16 rounding alone can exceed a leak.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
-from onebase.data.tree import build_tree_batch, separate
+from onebase.data.rows import lay_in_rows
+from onebase.data.tree import build_tree_batch, is_plain_causal
+from onebase.engines.decoder import Decoder
+from onebase.engines.output_layer import adjust_logits, final_logits
+from onebase.engines.padded import trunk
 from onebase.errors import ModelError
-from onebase.models.decoder import Decoder
-from onebase.models.forward import adjust_logits, final_logits, trunk
-from onebase.records import Example
+from onebase.records import Example, TreeBatch
 from onebase.shown import shown
 
 EXACTNESS_TOLERANCE = 1e-4
-"""Largest difference in a log-prob between a tree and separate rows, in float32, for the tree to be used; four times
-what rounding alone makes, where that is more."""
+"""Largest log-prob difference between a tree and separate rows, in float32, at which the tree is used; raised to four
+times the difference from rounding alone where that is more."""
 MOST_ROUNDING = 2.5e-3
-"""Nats between a row alone and the same row in a batch, in float32: a model on which they differ by more is refused."""
+"""Nats, in float32: a model is refused if a row alone and the same row in a batch differ by more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +41,15 @@ class Exactness:
     layout: str
     """`tree` or `separate`."""
     reason: str = ""
-    """Why it is not the tree; empty where it is."""
+    """Why it is not `tree`; empty if it is."""
     tolerance: float = EXACTNESS_TOLERANCE
-    """Nats by which two ways to the same log-prob may differ on this model, in float32."""
+    """Nats by which two ways of computing the same log-prob may differ on this model, in float32."""
 
 
 def detect_layout(model: PreTrainedModel) -> Exactness:
-    """Finds the layout that is exact for a model, on one tiny random tree.
+    """Finds the layout that is exact for a model by trying one tiny random tree.
 
-    ALiBi and state-space models get separate rows: they read distances from columns.
+    ALiBi and state-space models get separate rows because they read distances from columns.
 
     Raises:
         ModelError: neither layout can be trusted: the model's own logits are not reproduced, are not finite, change
@@ -66,14 +68,15 @@ def detect_layout(model: PreTrainedModel) -> Exactness:
 
 def _detect(model: PreTrainedModel, kind: str) -> Exactness:
     example = _random_example(model)
-    rows = build_tree_batch(separate([example])).to(model.device)
-    in_batch = _own_logprobs(model, rows.input_ids, rows.tree >= 0)
-    expected = in_batch[rows.source_row, rows.source_column].gather(-1, rows.targets[:, None])
+    batch = build_tree_batch([example]).to(model.device)
+    rows = lay_in_rows(batch, "separate")
+    in_batch = _own_logprobs(model, rows.input_ids, rows.is_token)
+    expected = in_batch[rows.locate(batch.source, batch.completion_index)].gather(-1, batch.targets[:, None])
     if not bool(torch.isfinite(expected).all()):
         raise ModelError(f"{kind}: its log-probs are not finite, so its weights are damaged")
     rounding = _rounding(model, kind, [*example.prompt_ids, *example.completions[0]], in_batch[0])
     tolerance = max(EXACTNESS_TOLERANCE, 4 * rounding)
-    separate_rows = _logprobs(model, [example], "separate")
+    separate_rows = _logprobs(model, batch, "separate")
     if separate_rows is None or _largest(separate_rows, expected) > tolerance:
         raise ModelError(
             f"{kind}: the log-probs from its trunk and output layer differ from its own logits; this architecture is "
@@ -81,7 +84,7 @@ def _detect(model: PreTrainedModel, kind: str) -> Exactness:
         )
     reason = _why_no_tree(model)
     if not reason:
-        in_tree = _logprobs(model, [example], "tree")
+        in_tree = _logprobs(model, batch, "tree")
         if in_tree is None:
             reason = "this architecture takes no mask for each pair of tokens"
         elif (difference := _largest(in_tree, expected)) > tolerance:
@@ -90,10 +93,10 @@ def _detect(model: PreTrainedModel, kind: str) -> Exactness:
 
 
 def _rounding(model: PreTrainedModel, kind: str, ids: list[int], in_batch: Tensor) -> float:
-    """What rounding alone changes: nats between a row alone and the same row in a batch.
+    """Nats by which rounding alone changes a log-prob: a row alone against the same row in a batch.
 
     Raises:
-        ModelError: it is more than rounding, or a row's beginning changes with what follows it.
+        ModelError: the difference is more than rounding, or the start of a row changes with the tokens that follow it.
     """
     alone, beginning = (
         _own_logprobs(model, row, torch.ones_like(row))[0]
@@ -114,30 +117,29 @@ def _rounding(model: PreTrainedModel, kind: str, ids: list[int], in_batch: Tenso
     return max(rounding, difference)
 
 
-def find_decoder(model: PreTrainedModel, tolerance: float = EXACTNESS_TOLERANCE) -> Decoder | None:
-    """What runs this model without transformers, or None.
+def decoder_gives_the_same(model: PreTrainedModel, tolerance: float = EXACTNESS_TOLERANCE) -> bool:
+    """Whether the packed engine can run this model.
 
-    On a CPU, where it was measured to pay; only for architectures made of the same operations; and only if it gives
-    the log-probs that transformers gives, tried on a tiny random tree in float32.
+    It does on a CPU, where it was measured to pay, for architectures made of the same operations, if it reproduces
+    transformers' log-probs on a tiny random tree in float32. The model's weights are then laid together as the decoder
+    reads them.
     """
     if model.device.type != "cpu" or not Decoder.runs(model):
-        return None
-    decoder, examples = Decoder(model), [_random_example(model)]
+        return False
+    decoder, batch = Decoder(model), build_tree_batch([_random_example(model)])
     with torch.no_grad(), _InFloat32():
-        expected = _logprobs(model, examples, "tree")
-        batch = build_tree_batch(examples)
-        states = decoder.states(batch, batch.source_row, batch.source_column)
-        found = _head_logprobs(model, states, batch.targets)
+        expected = _logprobs(model, batch, "tree")
+        found = _head_logprobs(model, decoder.states(batch, batch.source), batch.targets)
     if expected is None or _largest(found, expected) > tolerance:
-        return None
+        return False
     decoder.lay_weights_together()
-    return decoder
+    return True
 
 
 class _InFloat32(TorchDispatchMode):
-    """Every operation on tensors of a shorter number format is done in float32, and gives float32.
+    """Runs every operation on tensors of a shorter number format in float32 and returns float32.
 
-    The model stays as it is: an operation's own inputs are converted, one operation at a time.
+    The model is unchanged: inputs are converted one operation at a time.
     """
 
     def __torch_dispatch__(
@@ -154,7 +156,7 @@ def _widened(value: Any) -> Any:
 
 
 def _largest(found: Tensor, expected: Tensor) -> float:
-    """The largest difference; infinite where there is a NaN."""
+    """The largest difference; infinite if there is a NaN."""
     return float((found - expected).abs().max().nan_to_num(torch.inf))
 
 
@@ -169,10 +171,10 @@ def _random_example(model: PreTrainedModel) -> Example:
 
 
 def _why_no_tree(model: PreTrainedModel) -> str:
-    """Why no tree needs to be tried: a short one would not show that columns count.
+    """Why trees are ruled out without a trial, which is too short to show that columns matter; empty if they are not.
 
-    Sliding windows are known, and counted in positions; other layers that see a window or a chunk (GPT-Neo's local
-    attention, Llama 4's chunks) count columns. So do models that take no positions (ALiBi).
+    Sliding windows are handled: they count positions. Other layers that see a window or a chunk (GPT-Neo's local
+    attention, Llama 4's chunks) count columns, as do models that take no positions (ALiBi).
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
@@ -185,13 +187,14 @@ def _why_no_tree(model: PreTrainedModel) -> str:
     return ""
 
 
-def _logprobs(model: PreTrainedModel, examples: list[Example], layout: str) -> Tensor | None:
-    batch = build_tree_batch(examples if layout == "tree" else separate(examples)).to(model.device)
+def _logprobs(model: PreTrainedModel, batch: TreeBatch, layout: str) -> Tensor | None:
+    rows = lay_in_rows(batch, layout)
     try:
-        hidden = trunk(model, batch, layout=layout)
+        hidden = trunk(model, rows, layout=layout, plain=is_plain_causal(batch))
     except (TypeError, ValueError, RuntimeError):
         return None  # takes no position_ids, or no 4-D mask
-    return _head_logprobs(model, hidden[batch.source_row, batch.source_column], batch.targets)
+    states = hidden[rows.locate(batch.source, batch.completion_index)]
+    return _head_logprobs(model, states, batch.targets)
 
 
 def _head_logprobs(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:

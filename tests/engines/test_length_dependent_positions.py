@@ -10,11 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PreTrainedConfig
 
 from onebase.data.tree import build_tree_batch
-from onebase.models.forward import token_logprobs
-from onebase.models.loading import load_base, wrap_model
-from onebase.models.one_base import OneBase
+from onebase.engines.forward import token_logprobs
+from onebase.engines.opening import load_base, wrap_model
+from onebase.models.base import OneBase
 from onebase.records import Example
-from onebase.sampling.local import Sampling, generate, sample_seeds
+from onebase.sampling.local import generate
+from onebase.sampling.sampler import Sampling
+from onebase.seeds import sample_seeds
 from onebase.training.plan import describe_base
 from tests.tiny_models import VOCABULARY, random_ids, tiny_tokenizer
 
@@ -50,23 +52,23 @@ def configuration(kind: str) -> PreTrainedConfig:
     return LlamaConfig(**SIZES, max_position_embeddings=length, rope_parameters=rope)
 
 
-def base(kind: str, layout: str) -> OneBase:
+def base_of(kind: str, layout: str) -> OneBase:
     torch.manual_seed(0)
-    one = wrap_model(AutoModelForCausalLM.from_config(configuration(kind)).float(), tiny_tokenizer(), layout=layout)
-    one.add_role("policy")
-    return one
+    base = wrap_model(AutoModelForCausalLM.from_config(configuration(kind)).float(), tiny_tokenizer(), layout=layout)
+    base.add_role("policy")
+    return base
 
 
 @pytest.mark.parametrize("layout", ["tree", "separate"])
 @pytest.mark.parametrize("kind", ["phi3 longrope", "llama longrope", "llama dynamic"])
 def test_a_row_is_the_same_alone_and_beside_the_longest(kind: str, layout: str) -> None:
-    one = base(kind, layout)
-    assert one.context_length == SHORT
+    base = base_of(kind, layout)
+    assert base.context_length == SHORT
     row = Example(random_ids(4, seed=1), [random_ids(5, seed=2)])
-    longest = Example(random_ids(10, seed=3), [random_ids(one.context_length - 10, seed=4)])
-    alone = token_logprobs(one, build_tree_batch([row]), role="policy")
-    beside = token_logprobs(one, build_tree_batch([row, longest]), role="policy")[: len(alone)]
-    again = token_logprobs(one, build_tree_batch([row]), role="policy")
+    longest = Example(random_ids(10, seed=3), [random_ids(base.context_length - 10, seed=4)])
+    alone = token_logprobs(base, build_tree_batch([row]), role="policy")
+    beside = token_logprobs(base, build_tree_batch([row, longest]), role="policy")[: len(alone)]
+    again = token_logprobs(base, build_tree_batch([row]), role="policy")
     torch.testing.assert_close(beside, alone, rtol=0, atol=1e-5)
     torch.testing.assert_close(again, alone, rtol=0, atol=0)
 
@@ -74,17 +76,17 @@ def test_a_row_is_the_same_alone_and_beside_the_longest(kind: str, layout: str) 
 @pytest.mark.parametrize("layout", ["tree", "separate"])
 @pytest.mark.parametrize("kind", ["phi3 longrope", "llama longrope", "llama dynamic"])
 def test_sampled_logprobs_are_those_measured_again(kind: str, layout: str) -> None:
-    one = base(kind, layout)
-    prompts = [random_ids(length, seed=length) for length in (3, 8, one.context_length - 8)]
+    base = base_of(kind, layout)
+    prompts = [random_ids(length, seed=length) for length in (3, 8, base.context_length - 8)]
     samples = generate(
-        one,
+        base,
         prompts,
         role="policy",
         sampling=Sampling(8, stop_ids=()),
         seeds=sample_seeds(0, num_prompts=3, samples_per_prompt=1, stream="test"),
     )
     for prompt, sample in zip(prompts, samples, strict=True):
-        found = token_logprobs(one, build_tree_batch([Example(prompt, [list(sample.ids)])]), role="policy")
+        found = token_logprobs(base, build_tree_batch([Example(prompt, [list(sample.ids)])]), role="policy")
         torch.testing.assert_close(torch.tensor(sample.logprobs), found, rtol=0, atol=2e-5)
 
 
@@ -95,4 +97,4 @@ def test_a_shorter_context_is_said_by_a_run_and_by_a_plan(tmp_path: Path) -> Non
     assert note.startswith(f"context {SHORT} of {LONG} positions: beyond them the rotary angles of all tokens change")
     plan = describe_base(str(tmp_path), "none", "float32")
     assert plan.context == SHORT and note in plan.lines[0]
-    assert base("llama dynamic", "tree").notes == []
+    assert base_of("llama dynamic", "tree").notes == []

@@ -1,0 +1,104 @@
+"""The training verbs: each reads its config, checks it and calls its recipe."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from onebase.cli import modules, preflight, streams
+from onebase.errors import ConfigError
+from onebase.verbs import VERBS
+
+run_folder: Path | None = None
+"""Folder of the run that this command line started; a traceback goes there."""
+
+
+def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: bool, resume: bool) -> None:
+    from onebase.config.files import dump_config, load_config
+    from onebase.config.verbs import VERB_CONFIGS
+    from onebase.runs.folder import check_folder
+
+    if config_file is None and words and not words[0].startswith("-"):
+        if "=" not in words[0] or words[0].endswith((".yaml", ".yml")):
+            config_file, words = Path(words[0]), words[1:]
+    config = load_config(VERB_CONFIGS[verb], config_file, words)
+    preflight.check(config)
+    if resume and not _has_work_left(Path(config.output_dir), dump_config(config)):
+        return
+    check_folder(Path(config.output_dir), dump_config(config))
+    preflight.check_writable(Path(config.output_dir))
+    preflight.check_models(config)
+    if not dry_run:
+        global run_folder
+        run_folder = Path(config.output_dir)
+        streams.say_first(f"{verb}: starting; the run goes to {config.output_dir}")
+        modules.load(VERBS[verb].recipe).run(config)
+        modules.load("onebase.tools.runs").leave_pictures(Path(config.output_dir))
+        return
+    print(dump_config(config), end="")
+    sys.stdout.flush()
+    print(modules.load(VERBS[verb].recipe).plan(config), file=sys.stderr)
+
+
+def _has_work_left(folder: Path, config_text: str) -> bool:
+    """Whether a run that should be resumed has anything left to do."""
+    from onebase.runs.folder import asks_for_more
+
+    if (folder / "summary.json").exists() and not asks_for_more(folder, config_text):
+        print(f"{folder} holds a finished run; there is nothing left to do", file=sys.stderr)
+        return False
+    if not folder.is_dir():
+        raise ConfigError(f"--resume: there is no run in {folder}; leave --resume out to start one")
+    if not any(folder.glob("checkpoint-*")) and not any(folder.glob("round-*")):
+        print(f"{folder} holds no checkpoint yet; starting from the beginning", file=sys.stderr)
+    return True
+
+
+OPTIONS = {
+    "--config PATH": "The config file; the same as naming it first.",
+    "--resume": "Resume the run in output_dir. Without this option the same command also resumes if there is a "
+    "checkpoint; with it, a folder without a run is an error, and a finished run is left alone.",
+    "--dry-run": "Print the resolved config to stdout and the plan to stderr, without training.",
+}
+
+
+def _print_verb_help(verb: str) -> None:
+    from onebase.config.files import describe_config
+    from onebase.config.verbs import VERB_CONFIGS
+
+    width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
+
+    def tell(text: str, *, indent: str = "", after: str = "\n") -> None:
+        print("\n".join(textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)), end=after)
+
+    tell(f"Usage: onebase {verb} [CONFIG.yaml] [--group.key VALUE | group.key=VALUE ...] [--dry-run]", after="\n\n")
+    tell(VERBS[verb].about)
+    tell("Values on the command line override the file; write a list as a b c or '[a, b, c]'.", after="\n\n")
+    for option, about in OPTIONS.items():
+        print(f"  {option}")
+        tell(about, indent=" " * 6)
+    print()
+    print(describe_config(VERB_CONFIGS[verb], width))
+
+
+def training_command(verb: str) -> Callable[..., None]:
+    def command(
+        *words: Annotated[str, Parameter(allow_leading_hyphen=True)],
+        config: Path | None = None,
+        dry_run: bool = False,
+        resume: bool = False,
+        help: Annotated[bool, Parameter(name=["--help", "-h"])] = False,
+    ) -> None:
+        if help:
+            _print_verb_help(verb)
+        else:
+            _train(verb, words, config, dry_run, resume)
+
+    command.__doc__ = VERBS[verb].about
+    return command

@@ -1,0 +1,86 @@
+"""The interface of an engine, which runs a base as one of its roles, and the choice between the two there are.
+
+| engine                | runs                                     | for                                             |
+| --------------------- | ---------------------------------------- | ----------------------------------------------- |
+| `packed.PackedEngine` | our own loop over the layers, no padding | Llama-like models on a CPU, plain LoRA adapters |
+| `padded.PaddedEngine` | transformers, in padded rows             | everything else                                 |
+
+The choice is made per role, so a role whose adapter only transformers can run does not slow down the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from onebase.engines.packed import PackedEngine
+from onebase.engines.padded import PaddedEngine
+from onebase.models.adapters import plain_lora
+from onebase.models.base import OneBase
+from onebase.records import TreeBatch
+
+
+class Decoding(Protocol):
+    """Completions being decoded, one per slot; slots are numbered from 0 without gaps."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
+        """Reads each prompt once and puts it in `copies` new slots; returns the states at its end, `[new slots, H]`."""
+        ...
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Appends one token to every slot, `ids [slots]`; returns the states after them, `[slots, H]`."""
+        ...
+
+    def keep(self, slots: Tensor) -> None:
+        """Drops all other slots (`slots` holds indices in order) and closes the gaps."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs a base as one role. All engines take batches in the same layout (`data.tree.build_tree_batch`)."""
+
+    def states(self, batch: TreeBatch, place: Tensor, completion: Tensor) -> Tensor:
+        """Hidden states after the final norm at the batch's places `[m]`: `[m, H]`.
+
+        Args:
+            completion: `[m]`, the completion each state is read for. It matters where each completion has its own row,
+                because the prompt's states then exist once per row.
+        """
+        ...
+
+    def slot_bytes(self, length: int) -> int:
+        """Bytes that decoding keeps per completion of `length` tokens, prompt included."""
+        ...
+
+    def decode(self, *, max_slots: int, max_length: int) -> Decoding:
+        """Starts decoding up to `max_slots` completions at once, each up to `max_length` tokens including its prompt.
+
+        The role must stay in force until the last step.
+        """
+        ...
+
+
+def engine_of(base: OneBase, role: str) -> Engine:
+    """The engine that runs this role on this base."""
+    return PackedEngine(base, role) if packs(base, role) else PaddedEngine(base, role)
+
+
+def packs(base: OneBase, role: str) -> bool:
+    """Whether this role runs without padding.
+
+    Full-parameter training goes through transformers because the base's own weights need gradients; so do adapters that
+    train with dropout, which PEFT applies.
+    """
+    if not base.packs or base.trained_in_full is not None:
+        return False
+    config = base.adapter_config(role)
+    if config is None:
+        return True
+    return plain_lora(config, trains=base.roles[role].trains) and not base.has_lora_variant(role)
+
+
+def all_pack(base: OneBase) -> bool:
+    """Whether every role on this base runs without padding, so that a microbatch costs only its tokens."""
+    return all(packs(base, role) for role in base.roles) if base.roles else base.packs

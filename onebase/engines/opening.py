@@ -1,0 +1,95 @@
+"""Opens a folder or hub name as a `OneBase` whose layout and engine have been tried."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from onebase.engines.exactness import Exactness, decoder_gives_the_same, detect_layout
+from onebase.models.base import OneBase
+from onebase.models.base_config import context_note
+from onebase.models.fingerprints import base_fingerprint, tensors_fingerprint
+from onebase.models.hardware import keep_freed_memory
+from onebase.models.loading import (
+    check_finite,
+    check_tokenizer,
+    choose_device,
+    hardware_dtype,
+    load_model,
+    load_tokenizer,
+)
+from onebase.processes import ALONE, Group
+
+
+def load_base(
+    model_name_or_path: str,
+    *,
+    dtype: str = "auto",
+    quantization: str = "none",
+    device: str = "auto",
+    layout: str = "auto",
+    group: Group = ALONE,
+) -> OneBase:
+    """Loads a causal language model and its tokenizer as a frozen base.
+
+    Args:
+        dtype: `auto` (see `hardware_dtype`), `float32` or `bfloat16`.
+        quantization: `none`, or `nf4`: linear layers in 4 bits (QLoRA, Dettmers et al. 2023), computing in `dtype`.
+        layout: `auto` checks once, on a tiny random tree, whether trees are exact for this model.
+        group: the processes that share the work on this base.
+
+    Raises:
+        ModelError: the model does not exist, is not causal or has no tokenizer; ids exceed the embedding; or weights
+            are missing, left over or not finite.
+        MissingExtraError: nf4 without bitsandbytes.
+    """
+    chosen_device = choose_device(device, group)
+    if chosen_device.type == "cpu":
+        keep_freed_memory()
+    chosen_dtype = hardware_dtype(chosen_device) if dtype == "auto" else getattr(torch, dtype)
+    model = load_model(model_name_or_path, chosen_dtype, quantization, chosen_device)
+    tokenizer = load_tokenizer(model_name_or_path)
+    check_finite(model, model_name_or_path)
+    fingerprint = base_fingerprint(model_name_or_path)
+    return wrap_model(
+        model, tokenizer, layout=layout, name_or_path=model_name_or_path, fingerprint=fingerprint, group=group
+    )
+
+
+def wrap_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    layout: str = "auto",
+    name_or_path: str = "",
+    fingerprint: str | None = None,
+    group: Group = ALONE,
+) -> OneBase:
+    """Wraps a model that is already in memory in a `OneBase`."""
+    check_tokenizer(tokenizer, model, name_or_path)
+    model.eval()
+    if fingerprint is None:
+        fingerprint = tensors_fingerprint(dict(model.state_dict()))
+    found = detect_layout(model) if layout == "auto" else Exactness(layout)
+    packs = found.layout == "tree" and decoder_gives_the_same(model, found.tolerance)
+    notes = [note for note in (_cost_of(found), context_note(model.config)) if note]
+    return OneBase(
+        model,
+        tokenizer,
+        fingerprint=fingerprint,
+        layout=found.layout,
+        name_or_path=name_or_path,
+        packs=packs,
+        group=group,
+        notes=notes,
+    )
+
+
+def _cost_of(found: Exactness) -> str:
+    """Why prompts are computed more than once; empty if they are not."""
+    if not found.reason:
+        return ""
+    return (
+        f"layout separate: {found.reason}; prompts are computed once per completion, and tokens are sampled much more "
+        "slowly"
+    )
