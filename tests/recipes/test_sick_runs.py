@@ -15,7 +15,7 @@ from onebase.config.rollouts import PPOConfig
 from onebase.errors import ConfigError, RewardError, Stopped
 from onebase.recipes import ppo
 from onebase.recipes.setup import ppo as ppo_setup
-from onebase.reporting.recorder import findings
+from onebase.reporting.rules import findings
 from tests.recipes import test_bandit
 from tests.recipes.conftest import Options, file_bytes, load, metric_rows, small_ppo
 

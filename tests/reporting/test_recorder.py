@@ -13,7 +13,8 @@ import pytest
 
 from onebase.config.files import config_keys
 from onebase.config.rollouts import PPOConfig
-from onebase.reporting.recorder import RULES, Finding, FlightRecorder, findings
+from onebase.reporting.recorder import FlightRecorder
+from onebase.reporting.rules import RULES, Finding, findings
 from onebase.runs.metrics import MetricsFile
 
 Row = dict[str, Any]
