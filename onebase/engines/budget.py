@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onebase.data.batches import microbatch_indices
 from onebase.data.tree import build_tree_batch
-from onebase.engines.engine import all_pack, packs
+from onebase.engines.engine import any_pads, packs, runs_flat
 from onebase.engines.forward import token_logprobs
 from onebase.errors import DoesNotFitError
 from onebase.models.base import OneBase
@@ -36,7 +36,7 @@ class TokenBudget:
 
     def split(self, base: OneBase, examples: Sequence[Example]) -> list[list[int]]:
         """The examples' indices, split into microbatches that fit."""
-        return microbatch_indices(examples, self.tokens, layout="packed" if all_pack(base) else base.layout)
+        return microbatch_indices(examples, self.tokens, layout=base.layout if any_pads(base) else "packed")
 
     def attempts(self, longest: int, *, forget: Callable[[], None] = lambda: None) -> Iterator[Attempt]:
         """Yields attempts, each with smaller microbatches than the last, until one does not run out of memory.
@@ -130,8 +130,10 @@ def mask_bytes_per_pair(base: OneBase, role: str) -> float:
     """Bytes that a tree's attention masks take per pair of tokens in its row.
 
     The mask itself takes one; where attention cannot use it as it is, every layer also keeps a copy in the model's
-    dtype. Without padding, all layers share one mask, held in float32 and in the model's dtype.
+    dtype. Without padding, all layers share one mask, held in float32 and in the model's dtype. FlexAttention has none.
     """
+    if runs_flat(base) or (base.flex and packs(base, role)):
+        return 0.0
     if packs(base, role):
         return 4.0 + base.model.dtype.itemsize
     if base.layout != "tree":

@@ -25,7 +25,8 @@ from transformers import PreTrainedModel
 from onebase.engines.decoder_steps import gated_silu, rms_norm, rotate_
 from onebase.engines.projection import Projection, lay_together, project, projection_of
 from onebase.engines.slots import SlotCache, places_end_to_end
-from onebase.engines.tree_attention import TreeGroups, group_sequences, group_trees, tree_attention
+from onebase.engines.flex import FlexTrees, flex_trees
+from onebase.engines.tree_attention import TreeGroups, group_sequences, group_trees
 from onebase.models.hardware import usual_size
 from onebase.records import LowerStates, TreeBatch
 
@@ -60,9 +61,11 @@ class Decoder:
 
     Args:
         model: a transformers causal language model that `runs` accepts.
+        flex: attend with FlexAttention (on a GPU where it was tried) instead of trees grouped by length.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, flex: bool = False) -> None:
+        self._flex = flex
         self._trunk: Any = model.base_model
         config = model.config.get_text_config()
         self._num_heads = int(config.num_attention_heads)
@@ -121,27 +124,29 @@ class Decoder:
         Args:
             recompute: the backward pass recomputes each layer from its input.
         """
-        groups = group_trees(batch, self._trunk.embed_tokens.weight.dtype)
-        needed, which = torch.unique(place, return_inverse=True)
-        states = self.trees(
-            batch.input_ids, batch.position_ids, groups, columns=needed, lower=batch.lower, recompute=recompute
+        return self.trees(
+            batch.input_ids,
+            batch.position_ids,
+            self._laid(batch),
+            columns=place,
+            lower=batch.lower,
+            recompute=recompute,
         )
-        return _rows(states, which)
 
     @torch.no_grad()
     def lower_states(self, batch: TreeBatch, num_layers: int) -> LowerStates:
         """The lowest layers' output for a batch, `[T, H]`: the same for every role that adapts none of them."""
-        groups = group_trees(batch, self._trunk.embed_tokens.weight.dtype)
+        trees = self._laid(batch)
         x, rotary = self._start(batch.input_ids, batch.position_ids, None)
         for layer in self.layers()[:num_layers]:
-            x = self._layer(layer, x, rotary, groups)
+            x = self._layer(layer, x, rotary, trees)
         return LowerStates(num_layers, x[: len(batch.input_ids)])
 
     def trees(
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        groups: TreeGroups,
+        trees: TreeGroups | FlexTrees,
         *,
         columns: Tensor | None = None,
         keep: list[tuple[Tensor, Tensor]] | None = None,
@@ -152,6 +157,7 @@ class Decoder:
 
         Args:
             input_ids, position_ids: `[T]`, trees end to end.
+            trees: the same trees as attention reads them.
             columns: `[m]`, which states are needed; the last layer then computes only these.
             keep: where to append each layer's keys and values `[T, kv heads, d]`.
             lower: states to start from; ignored if the role in force adapts a layer below them.
@@ -171,9 +177,9 @@ class Decoder:
             run = partial(self._layer, layer, only=only, num_tokens=num_tokens, keep=keep)
             if recompute and torch.is_grad_enabled():
                 # `layer` carries its weights and adapter: another role may be in force during the backward pass.
-                x = checkpoint(run, x, rotary, groups, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(run, x, rotary, trees, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = run(x, rotary, groups)
+                x = run(x, rotary, trees)
         return _normed(x, self._trunk.norm)[:num_columns]
 
     def prefill(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -184,9 +190,12 @@ class Decoder:
             ids: `[T]`, all prompts. lengths: `[B]`, one per prompt.
         """
         prompts, positions = places_end_to_end(lengths)
-        groups = group_sequences(prompts, self._trunk.embed_tokens.weight.dtype)
+        if self._flex:
+            trees: TreeGroups | FlexTrees = flex_trees(prompts, torch.zeros_like(prompts), length=usual_size(len(ids)))
+        else:
+            trees = group_sequences(prompts, self._trunk.embed_tokens.weight.dtype)
         kept: list[tuple[Tensor, Tensor]] = []
-        return self.trees(ids, positions, groups, columns=lengths.cumsum(0) - 1, keep=kept), kept
+        return self.trees(ids, positions, trees, columns=lengths.cumsum(0) - 1, keep=kept), kept
 
     def step(self, layers: Sequence[Layer], ids: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
         """Reads one token for every slot in use: `[B, H]`, no gradient.
@@ -217,6 +226,12 @@ class Decoder:
             x = _output_and_mlp(layer, x, torch.cat(reads).flatten(1))
         return _normed(x, self._trunk.norm)
 
+    def _laid(self, batch: TreeBatch) -> TreeGroups | FlexTrees:
+        """The batch's trees as attention reads them."""
+        if self._flex:
+            return flex_trees(batch.tree, batch.branch, length=usual_size(len(batch.tree)))
+        return group_trees(batch, self._trunk.embed_tokens.weight.dtype)
+
     def _start(
         self, input_ids: Tensor, position_ids: Tensor, lower: LowerStates | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -233,7 +248,7 @@ class Decoder:
         layer: Layer,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        groups: TreeGroups,
+        trees: TreeGroups | FlexTrees,
         *,
         only: Tensor | None = None,
         num_tokens: int = 0,
@@ -244,7 +259,7 @@ class Decoder:
         if keep is not None:
             _, key, value = self._parts(heads[:num_tokens])
             keep.append((key, value))
-        read = tree_attention(heads, groups, self._scaling, num_heads=self._num_heads).flatten(1)
+        read = trees.attend(heads, self._scaling, num_heads=self._num_heads).flatten(1)
         if only is not None:
             read, x = _rows(read, only), _rows(x, only)
         return _output_and_mlp(layer, x, read)

@@ -1,9 +1,10 @@
-"""The interface of an engine, which runs a base as one of its roles, and the choice between the two there are.
+"""The interface of an engine, which runs a base as one of its roles, and the choice between the three there are.
 
-| engine                | runs                                     | for                                             |
-| --------------------- | ---------------------------------------- | ----------------------------------------------- |
-| `packed.PackedEngine` | our own loop over the layers, no padding | Llama-like models on a CPU, plain LoRA adapters |
-| `padded.PaddedEngine` | transformers, in padded rows             | everything else                                 |
+| engine                | runs                                     | for                                                     |
+| --------------------- | ---------------------------------------- | ------------------------------------------------------- |
+| `packed.PackedEngine` | our own loop over the layers, no padding | Llama-like models with plain LoRA, on a CPU or CUDA GPU |
+| `flat.FlatEngine`     | transformers, no padding                 | others on a GPU with FlexAttention                      |
+| `padded.PaddedEngine` | transformers, in padded rows             | everything else                                         |
 
 The choice is made per role, so a role whose adapter only transformers can run does not slow down the others.
 """
@@ -15,6 +16,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from onebase.engines.flat import FlatEngine
 from onebase.engines.packed import PackedEngine
 from onebase.engines.padded import PaddedEngine
 from onebase.models.adapters import plain_lora
@@ -64,11 +66,13 @@ class Engine(Protocol):
 
 def engine_of(base: OneBase, role: str) -> Engine:
     """The engine that runs this role on this base."""
-    return PackedEngine(base, role) if packs(base, role) else PaddedEngine(base, role)
+    if packs(base, role):
+        return PackedEngine(base, role)
+    return FlatEngine(base, role) if runs_flat(base) else PaddedEngine(base, role)
 
 
 def packs(base: OneBase, role: str) -> bool:
-    """Whether this role runs without padding.
+    """Whether this role runs in our own loop over the layers.
 
     Full-parameter training goes through transformers because the base's own weights need gradients; so do adapters that
     train with dropout, which PEFT applies.
@@ -81,6 +85,16 @@ def packs(base: OneBase, role: str) -> bool:
     return plain_lora(config, trains=base.roles[role].trains) and not base.has_lora_variant(role)
 
 
-def all_pack(base: OneBase) -> bool:
-    """Whether every role on this base runs without padding, so that a microbatch costs only its tokens."""
-    return all(packs(base, role) for role in base.roles) if base.roles else base.packs
+def runs_flat(base: OneBase) -> bool:
+    """Whether roles that do not pack run without padding as well.
+
+    Not with soft-capped scores under gradient checkpointing: PyTorch differentiates a change of the scores by tracing it,
+    and checkpointing would take the trace's empty tensors for activations.
+    """
+    soft_capped = getattr(base.model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return base.flex and not (soft_capped and base.recomputes)
+
+
+def any_pads(base: OneBase) -> bool:
+    """Whether some role on this base runs in padded rows; if none does, a microbatch costs only its tokens."""
+    return not runs_flat(base) and not (all(packs(base, role) for role in base.roles) if base.roles else base.packs)

@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 from onebase.data.rows import lay_in_rows
 from onebase.data.tree import build_tree_batch, is_plain_causal
 from onebase.engines.decoder import Decoder
+from onebase.engines.flat import flat_trunk
+from onebase.engines.flex import PLAIN, kernel_gives_the_same
 from onebase.engines.output_layer import adjust_logits, final_logits
 from onebase.engines.padded import trunk
 from onebase.errors import ModelError
@@ -120,13 +122,12 @@ def _rounding(model: PreTrainedModel, kind: str, ids: list[int], in_batch: Tenso
 def decoder_gives_the_same(model: PreTrainedModel, tolerance: float = EXACTNESS_TOLERANCE) -> bool:
     """Whether the packed engine can run this model.
 
-    It does on a CPU, where it was measured to pay, for architectures made of the same operations, if it reproduces
-    transformers' log-probs on a tiny random tree in float32. The model's weights are then laid together as the decoder
-    reads them.
+    It does for architectures made of the same operations, if it reproduces transformers' log-probs on a tiny random tree
+    in float32. The model's weights are then laid together as the decoder reads them.
     """
-    if model.device.type != "cpu" or not Decoder.runs(model):
+    if model.device.type not in ("cpu", "cuda") or not Decoder.runs(model):
         return False
-    decoder, batch = Decoder(model), build_tree_batch([_random_example(model)])
+    decoder, batch = Decoder(model), build_tree_batch([_random_example(model)]).to(model.device)
     with torch.no_grad(), _InFloat32():
         expected = _logprobs(model, batch, "tree")
         found = _head_logprobs(model, decoder.states(batch, batch.source), batch.targets)
@@ -134,6 +135,24 @@ def decoder_gives_the_same(model: PreTrainedModel, tolerance: float = EXACTNESS_
         return False
     decoder.lay_weights_together()
     return True
+
+
+def flex_gives_the_same(model: PreTrainedModel, tolerance: float = EXACTNESS_TOLERANCE) -> bool:
+    """Whether trees can be run end to end under FlexAttention: on a CUDA GPU for which the kernel compiles.
+
+    Two things are tried: the kernel against plain products, and the model in one row under a block mask against the model
+    under a tree's mask, in float32 and without the kernel, which works in the model's number format alone.
+    """
+    if not _on_a_gpu(model) or not kernel_gives_the_same(model):
+        return False
+    batch = build_tree_batch([_random_example(model)]).to(model.device)
+    with torch.no_grad(), _InFloat32():
+        expected, found = _logprobs(model, batch, "tree"), _flat_logprobs(model, batch)
+    return expected is not None and found is not None and _largest(found, expected) <= tolerance
+
+
+def _on_a_gpu(model: PreTrainedModel) -> bool:
+    return model.device.type == "cuda"
 
 
 class _InFloat32(TorchDispatchMode):
@@ -194,6 +213,14 @@ def _logprobs(model: PreTrainedModel, batch: TreeBatch, layout: str) -> Tensor |
     except (TypeError, ValueError, RuntimeError):
         return None  # takes no position_ids, or no 4-D mask
     states = hidden[rows.locate(batch.source, batch.completion_index)]
+    return _head_logprobs(model, states, batch.targets)
+
+
+def _flat_logprobs(model: PreTrainedModel, batch: TreeBatch) -> Tensor | None:
+    try:
+        states = flat_trunk(model, batch, attention=PLAIN)[batch.source]
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return None  # attends in its own way, or with sinks
     return _head_logprobs(model, states, batch.targets)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from onebase.engines.exactness import Exactness, decoder_gives_the_same, detect_layout
+from onebase.engines.exactness import Exactness, decoder_gives_the_same, detect_layout, flex_gives_the_same
 from onebase.models.base import OneBase
 from onebase.models.base_config import context_note
 from onebase.models.fingerprints import base_fingerprint, tensors_fingerprint
@@ -72,6 +72,7 @@ def wrap_model(
         fingerprint = tensors_fingerprint(dict(model.state_dict()))
     found = detect_layout(model) if layout == "auto" else Exactness(layout)
     packs = found.layout == "tree" and decoder_gives_the_same(model, found.tolerance)
+    flex = found.layout == "tree" and flex_gives_the_same(model, found.tolerance)
     notes = [note for note in (_cost_of(found), context_note(model.config)) if note]
     return OneBase(
         model,
@@ -80,6 +81,7 @@ def wrap_model(
         layout=found.layout,
         name_or_path=name_or_path,
         packs=packs,
+        flex=flex,
         group=group,
         notes=notes,
     )

@@ -18,7 +18,7 @@ class PackedEngine:
 
     def __init__(self, base: OneBase, role: str) -> None:
         self._base, self._role = base, role
-        self._decoder = Decoder(base.model)
+        self._decoder = Decoder(base.model, flex=base.flex)
 
     def states(self, batch: TreeBatch, place: Tensor, completion: Tensor) -> Tensor:
         with self._base.role(self._role):

@@ -58,7 +58,12 @@ def at(hidden: Tensor, row: Tensor, column: Tensor) -> Tensor:
     A prompt's last state predicts K first tokens. Plain indexing would add their K gradients in whatever order threads
     finish, and no two runs would end with the same bytes.
     """
-    return torch.nn.functional.embedding(row * hidden.shape[1] + column, hidden.flatten(0, 1))
+    return row_of(hidden.flatten(0, 1), row * hidden.shape[1] + column)
+
+
+def row_of(hidden: Tensor, place: Tensor) -> Tensor:
+    """`hidden[place]`, `[T, H] -> [m, H]`, with its gradient summed in the same order every time."""
+    return torch.nn.functional.embedding(place, hidden)
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:
@@ -69,11 +74,10 @@ def sliding_window(model: PreTrainedModel) -> int | None:
     return getattr(config, "sliding_window", None)
 
 
-def mask_argument(model: PreTrainedModel, full: Tensor, windowed: Tensor | None) -> Tensor | dict[str, Tensor]:
-    """The 4-D mask, or one mask per kind of layer, in the form this model takes."""
+def mask_argument(model: PreTrainedModel, full: Any, windowed: Any) -> Any:
+    """The 4-D mask (a tensor or a block mask), or one mask per kind of layer, in the form this model takes."""
     if model.config.get_text_config()._attn_implementation == "eager":  # adds its mask instead of testing it
-        full = _additive(full, model.dtype)
-        windowed = None if windowed is None else _additive(windowed, model.dtype)
+        full, windowed = _additive(full, model.dtype), _additive(windowed, model.dtype)
     if windowed is None:
         return full
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["sliding_attention"])
@@ -93,7 +97,9 @@ def _masks(model: PreTrainedModel, rows: Rows, plain: bool) -> Tensor | dict[str
     return mask_argument(model, full, None if window is None else attention_mask(rows, window=window))
 
 
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+def _additive(allowed: Any, dtype: torch.dtype) -> Any:
+    if allowed is None:
+        return None
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 

@@ -55,6 +55,10 @@ class TreeGroups:
     padding: Tensor
     """The places after the ends of trees."""
 
+    def attend(self, query_key_value: Tensor, scaling: float, *, num_heads: int) -> Tensor:
+        """What each token reads from the tokens it may see: `[T, heads, d]`; see `tree_attention`."""
+        return tree_attention(query_key_value, self, scaling, num_heads=num_heads)
+
 
 def group_trees(batch: TreeBatch, dtype: torch.dtype) -> TreeGroups:
     """Groups the trees of a batch.

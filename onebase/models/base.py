@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ class OneBase:
         fingerprint: identifies the base's weights, so that a role made on another base is refused.
         layout: `tree` if prompt trees are exact for this architecture, else `separate`.
         packs: whether the packed engine runs this model, as tried at loading.
+        flex: whether attention uses `engines/flex.py`'s kernel on this device, as tried at loading.
         group: the processes that share the work on this base.
         notes: limitations and what they cost, for whoever opens the base to print once.
     """
@@ -47,6 +48,7 @@ class OneBase:
         layout: str,
         name_or_path: str = "",
         packs: bool = False,
+        flex: bool = False,
         group: Group = ALONE,
         notes: Sequence[str] = (),
     ) -> None:
@@ -59,6 +61,7 @@ class OneBase:
         self.recomputes = False
         """Whether the backward pass recomputes each layer from its input instead of keeping its activations."""
         self.packs = packs
+        self.flex = flex
         self.group = group
         self.roles: dict[str, Role] = {}
         self._active: str | None = None
@@ -187,15 +190,24 @@ class OneBase:
                 self._apply(before)
 
     @contextmanager
-    def recomputing(self) -> Iterator[None]:
-        """Makes layers run by transformers recompute in the backward pass, under the role in force now."""
+    def recomputing(self, within: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[None]:
+        """Makes layers run by transformers recompute in the backward pass, under the role in force now.
+
+        Args:
+            within: what else has to be in force while a layer is recomputed.
+        """
         name = self._active
         layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not self.recomputes or not torch.is_grad_enabled() or name is None:
             layers = []
 
+        @contextmanager
+        def in_force() -> Iterator[None]:
+            with self.role(name), within():  # type: ignore[arg-type]
+                yield
+
         def again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-            return nullcontext(), self.role(name)  # type: ignore[arg-type]
+            return nullcontext(), _Reusable(in_force)
 
         # Patched per layer: transformers' own checkpointing only works in training mode.
         before = [vars(layer).get("forward") for layer in layers]
@@ -340,6 +352,19 @@ class OneBase:
                     value = branch[adapter]
                     parameters += [value] if isinstance(value, nn.Parameter) else list(value.parameters())
         return parameters
+
+
+class _Reusable:
+    """A context manager that can be entered again: one layer may be recomputed more than once."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._make, self._entered = make, ExitStack()
+
+    def __enter__(self) -> None:
+        self._entered.enter_context(self._make())
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.close()
 
 
 def _why_not_beside_others(config: PeftConfig) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from onebase.data.rows import lay_in_rows
 from onebase.data.tree import build_tree_batch
 from onebase.engines.budget import TokenBudget
-from onebase.engines.engine import all_pack, packs
+from onebase.engines.engine import any_pads, packs
 from onebase.engines.forward import completion_scores, logprobs_and_entropy, token_logprobs
 from onebase.engines.passes import lay_out, num_counted, per_completion, per_token
 from onebase.errors import DoesNotFitError
@@ -42,7 +42,7 @@ def base_of(layout: str) -> OneBase:
     base = tiny_base("llama through transformers" if "padded" in layout else "llama", layout=layout.split(",")[0])
     add_adapter_role(base, "policy")
     add_adapter_role(base, "reward", head=True, seed=4)
-    assert base.packs == packs(base, "policy") == packs(base, "reward") == all_pack(base) == (layout == "tree")
+    assert base.packs == packs(base, "policy") == packs(base, "reward") == (not any_pads(base)) == (layout == "tree")
     return base
 
 

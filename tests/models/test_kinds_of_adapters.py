@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from onebase.data.tree import build_tree_batch
-from onebase.engines.engine import all_pack, packs
+from onebase.engines.engine import any_pads, packs
 from onebase.engines.forward import completion_scores, token_logprobs
 from onebase.engines.opening import load_base
 from onebase.errors import ModelError
@@ -135,7 +135,7 @@ def test_it_runs_through_transformers_and_a_role_without_adapter_is_still_packed
     base = four_roles(kind)
     base.add_role("base")
     assert {name: packs(base, name) for name in base.roles} == dict.fromkeys(base.roles, False) | {"base": True}
-    assert base.packs and not all_pack(base)
+    assert base.packs and any_pads(base)
     prompt, completions = random_ids(7, seed=0), [random_ids(4, seed=1), random_ids(6, seed=2)]
     batch = build_tree_batch([Example(prompt, completions)])
     for name in ("policy", "reward", "base"):
