@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from onebase.config.losses import LOSSES
 from onebase.config.preferences import DPOConfig
 from onebase.config.rollouts import IterateConfig, PPOConfig
 from onebase.data.chat import chat_format
@@ -94,7 +95,7 @@ def learner(loss: str) -> Callable[[Path, Path, int], None]:
                     "model": model(folder),
                     "start_from": str(folder / "sft" / "policy"),
                     "data": {"train": [str(data)], "limit": min(samples, there), "eval_fraction": 0.05},
-                    "preference": {"beta": SETTINGS[loss][0]},
+                    "preference": {"beta": SETTINGS[loss][0]} if "beta" in LOSSES[loss].reads else {},
                     "optimizer": {
                         "learning_rate": SETTINGS[loss][1],
                         "schedule": "linear",

@@ -10,7 +10,7 @@ Loading a model checks that both give the same result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from onebase.engines.decoder_steps import gated_silu, rms_norm, rotate_
-from onebase.engines.projection import Projection, lay_together, project, projection_of
-from onebase.engines.slots import SlotCache, places_end_to_end
 from onebase.engines.flex import FlexTrees, flex_trees
+from onebase.engines.projection import Projection, lay_together, project, projection_of
+from onebase.engines.slots import places_end_to_end
 from onebase.engines.tree_attention import TreeGroups, group_sequences, group_trees
 from onebase.models.hardware import usual_size
 from onebase.records import LowerStates, TreeBatch
@@ -34,6 +34,10 @@ FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type` of the architectures made of these operations in this order."""
 ROTARY = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose angles do not depend on a batch's length."""
+
+
+Read = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""How a decoding step attends; see `Decoder.step`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +79,13 @@ class Decoder:
 
     @staticmethod
     def runs(model: PreTrainedModel) -> bool:
-        """Whether the model belongs to the family and is unquantised, with linear layers in one number format."""
+        """Whether the model belongs to the family, with linear layers in one number format or in 4 bits."""
         config: Any = model.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
         window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         return (
             config.model_type in FAMILY
-            and not getattr(model, "is_quantized", False)
+            and (not getattr(model, "is_quantized", False) or getattr(model, "is_loaded_in_4bit", False))
             and not window
             and rope.get("rope_type", "default") in ROTARY
             and not rope.get("partial_rotary_factor", None)
@@ -117,6 +121,10 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         return self._trunk.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._trunk.embed_tokens.weight.dtype
 
     def states(self, batch: TreeBatch, place: Tensor, *, recompute: bool = False) -> Tensor:
         """Hidden states after the final norm at the requested places: `[m, H]`, with the adapter in force.
@@ -182,55 +190,44 @@ class Decoder:
                 x = run(x, rotary, trees)
         return _normed(x, self._trunk.norm)[:num_columns]
 
-    def prefill(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Reads prompts laid end to end: states at their ends `[B, H]`, and each layer's keys and values
         `[T, kv heads, d]`.
-
-        Args:
-            ids: `[T]`, all prompts. lengths: `[B]`, one per prompt.
         """
-        prompts, positions = places_end_to_end(lengths)
+        lengths = [len(prompt) for prompt in prompts]
+        ids = torch.tensor([token for prompt in prompts for token in prompt])
+        ends = torch.tensor(lengths).cumsum(0) - 1
+        ids, which, positions, ends = (
+            x.to(self.device, non_blocking=True) for x in (ids, *places_end_to_end(lengths), ends)
+        )
         if self._flex:
-            trees: TreeGroups | FlexTrees = flex_trees(prompts, torch.zeros_like(prompts), length=usual_size(len(ids)))
+            trees: TreeGroups | FlexTrees = flex_trees(which, torch.zeros_like(which), length=usual_size(len(ids)))
         else:
-            trees = group_sequences(prompts, self._trunk.embed_tokens.weight.dtype)
+            trees = group_sequences(which, self.dtype)
         kept: list[tuple[Tensor, Tensor]] = []
-        return self.trees(ids, positions, trees, columns=lengths.cumsum(0) - 1, keep=kept), kept
+        return self.trees(ids, positions, trees, columns=ends, keep=kept), kept
 
-    def step(self, layers: Sequence[Layer], ids: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
-        """Reads one token for every slot in use: `[B, H]`, no gradient.
+    def step(self, layers: Sequence[Layer], ids: Tensor, positions: Tensor, read: Read) -> Tensor:
+        """Reads one token for every slot: `[B, H]`, no gradient.
 
         Args:
             layers: `layers()` under the decoding role.
-            mask: `[B, 1, 1, L]` bool, the columns each row sees.
+            ids, positions: `[B]`.
+            read: `(layer's number, query [B, heads, d], key, value [B, kv heads, d], scaling) -> [B, heads, d]`, which
+                stores the token's key and value and attends to the row's tokens so far.
         """
         x = self._trunk.embed_tokens(ids)
-        rotary = self._angles(x, cache.lengths)
-        # An additive mask is used as it is; a boolean one would be converted to it in every layer.
-        mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -torch.inf)
-        blocks = cache.blocks()
-        for layer, slot in zip(layers, cache.slots, strict=True):
+        rotary = self._angles(x, positions)
+        for i, layer in enumerate(layers):
             query, key, value = self._parts(self._heads(layer, x, rotary))
-            keys, values = slot.update(key[:, :, None], value[:, :, None])
-            reads = [
-                scaled_dot_product_attention(
-                    query[rows, :, None],
-                    keys[rows, :, :length],
-                    values[rows, :, :length],
-                    attn_mask=mask[rows, ..., :length],
-                    scale=self._scaling,
-                    enable_gqa=keys.shape[1] != query.shape[1],
-                )
-                for rows, length in blocks
-            ]
-            x = _output_and_mlp(layer, x, torch.cat(reads).flatten(1))
+            x = _output_and_mlp(layer, x, read(i, query, key, value, self._scaling).flatten(1))
         return _normed(x, self._trunk.norm)
 
     def _laid(self, batch: TreeBatch) -> TreeGroups | FlexTrees:
         """The batch's trees as attention reads them."""
         if self._flex:
             return flex_trees(batch.tree, batch.branch, length=usual_size(len(batch.tree)))
-        return group_trees(batch, self._trunk.embed_tokens.weight.dtype)
+        return group_trees(batch, self.dtype)
 
     def _start(
         self, input_ids: Tensor, position_ids: Tensor, lower: LowerStates | None

@@ -1,10 +1,10 @@
 """The interface of an engine, which runs a base as one of its roles, and the choice between the three there are.
 
-| engine                | runs                                     | for                                                     |
-| --------------------- | ---------------------------------------- | ------------------------------------------------------- |
-| `packed.PackedEngine` | our own loop over the layers, no padding | Llama-like models with plain LoRA, on a CPU or CUDA GPU |
-| `flat.FlatEngine`     | transformers, no padding                 | others on a GPU with FlexAttention                      |
-| `padded.PaddedEngine` | transformers, in padded rows             | everything else                                         |
+| engine                | runs                                     | for                                             |
+| --------------------- | ---------------------------------------- | ----------------------------------------------- |
+| `packed.PackedEngine` | our own loop over the layers, no padding | Llama-like models with plain LoRA, CPU or GPU   |
+| `flat.FlatEngine`     | transformers, no padding                 | others, on a GPU with FlexAttention             |
+| `padded.PaddedEngine` | transformers, in padded rows             | everything else                                 |
 
 The choice is made per role, so a role whose adapter only transformers can run does not slow down the others.
 """
@@ -35,7 +35,7 @@ class Decoding(Protocol):
         """Appends one token to every slot, `ids [slots]`; returns the states after them, `[slots, H]`."""
         ...
 
-    def keep(self, slots: Tensor) -> None:
+    def keep(self, slots: Sequence[int]) -> None:
         """Drops all other slots (`slots` holds indices in order) and closes the gaps."""
         ...
 
@@ -88,8 +88,8 @@ def packs(base: OneBase, role: str) -> bool:
 def runs_flat(base: OneBase) -> bool:
     """Whether roles that do not pack run without padding as well.
 
-    Not with soft-capped scores under gradient checkpointing: PyTorch differentiates a change of the scores by tracing it,
-    and checkpointing would take the trace's empty tensors for activations.
+    Not with soft-capped scores under gradient checkpointing: PyTorch differentiates a change of the scores by tracing
+    it, and checkpointing would take the trace's empty tensors for activations.
     """
     soft_capped = getattr(base.model.config.get_text_config(), "attn_logit_softcapping", None) is not None
     return base.flex and not (soft_capped and base.recomputes)

@@ -122,8 +122,8 @@ def _rounding(model: PreTrainedModel, kind: str, ids: list[int], in_batch: Tenso
 def decoder_gives_the_same(model: PreTrainedModel, tolerance: float = EXACTNESS_TOLERANCE) -> bool:
     """Whether the packed engine can run this model.
 
-    It does for architectures made of the same operations, if it reproduces transformers' log-probs on a tiny random tree
-    in float32. The model's weights are then laid together as the decoder reads them.
+    It does for architectures made of the same operations, if it reproduces transformers' log-probs on a tiny random
+    tree in float32. The model's weights are then laid together as the decoder reads them.
     """
     if model.device.type not in ("cpu", "cuda") or not Decoder.runs(model):
         return False
@@ -140,8 +140,8 @@ def decoder_gives_the_same(model: PreTrainedModel, tolerance: float = EXACTNESS_
 def flex_gives_the_same(model: PreTrainedModel, tolerance: float = EXACTNESS_TOLERANCE) -> bool:
     """Whether trees can be run end to end under FlexAttention: on a CUDA GPU for which the kernel compiles.
 
-    Two things are tried: the kernel against plain products, and the model in one row under a block mask against the model
-    under a tree's mask, in float32 and without the kernel, which works in the model's number format alone.
+    Two things are tried: the kernel against plain products, and the model in one row under a block mask against the
+    model under a tree's mask, in float32 and without the kernel, which works in the model's number format alone.
     """
     if not _on_a_gpu(model) or not kernel_gives_the_same(model):
         return False

@@ -23,7 +23,7 @@ class FlatEngine(PaddedEngine):
 
 
 def flat_trunk(model: PreTrainedModel, batch: TreeBatch, *, attention: str = NAME) -> Tensor:
-    """Runs the model without its output layer over a batch's tokens in one row, with the adapters in force: `[T, H]`."""
+    """Runs the model without its output layer over a batch in one row, with the adapters in force: `[T, H]`."""
     window = sliding_window(model)
     full = block_mask(batch.tree, batch.branch)
     near = None

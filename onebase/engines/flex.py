@@ -27,7 +27,7 @@ BLOCK = 128
 NAME, PLAIN = "onebase_flex", "onebase_flex_plain"
 """What transformers calls this attention, and the same with all scores at once."""
 MOST_COMPILED = 64
-"""Kernels compiled for one process: one each for with and without gradient, number format, soft cap and kind of mask."""
+"""Kernels compiled for one process: one each for with and without gradient, number format, soft cap, kind of mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class FlexTrees:
             query_key_value: `[T, heads + 2 kv heads, d]`; each kv head is read by `heads / kv heads` query heads.
         """
         rest = (query_key_value.shape[1] - num_heads) // 2
-        parts = query_key_value.transpose(0, 1)[None].split([num_heads, rest, rest], dim=1)
-        return attend(*parts, self.mask, scaling=scaling)[0].transpose(0, 1)
+        query, key, value = query_key_value.transpose(0, 1)[None].split([num_heads, rest, rest], dim=1)
+        return attend(query, key, value, self.mask, scaling=scaling)[0].transpose(0, 1)
 
 
 def attend(
@@ -55,7 +55,7 @@ def attend(
     Args:
         softcap: bounds the scores to +-softcap (Gemma Team 2024, Gemma 2, section 2).
     """
-    run = _compiled() if query.is_cuda else flex_attention
+    run: Any = _compiled() if query.is_cuda else flex_attention
     return run(
         query,
         key,
@@ -99,7 +99,12 @@ def flex_trees(tree: Tensor, branch: Tensor, *, length: int | None = None) -> Fl
 
 
 def block_mask(
-    tree: Tensor, branch: Tensor, *, position: Tensor | None = None, window: int | None = None, length: int | None = None
+    tree: Tensor,
+    branch: Tensor,
+    *,
+    position: Tensor | None = None,
+    window: int | None = None,
+    length: int | None = None,
 ) -> BlockMask:
     """Which tokens each token may see, for trees laid end to end.
 

@@ -113,10 +113,9 @@ class PaddedDecoding:
 
     def prefill(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
         device = self._model.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        input_ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long, device=device)
-        for row, prompt in zip(input_ids, prompts, strict=True):
-            row[: len(prompt)] = torch.tensor(prompt, device=device)
+        lengths = [len(prompt) for prompt in prompts]
+        padded = [[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in prompts]
+        input_ids = torch.tensor(padded).to(device, non_blocking=True)
         # Padding is on the right, where the causal mask hides it from every real token.
         mask = None
         if self._window is not None and input_ids.shape[1] > self._window:
@@ -131,7 +130,8 @@ class PaddedDecoding:
         if self._cache is None:
             self._cache = SlotCache(filled, max_rows=self._max_slots, max_length=self._max_length)
         self._cache.admit(filled, lengths, copies=copies)
-        last = output.last_hidden_state[torch.arange(len(prompts), device=device), lengths - 1]
+        ends = torch.tensor(lengths).to(device, non_blocking=True) - 1
+        last = output.last_hidden_state[torch.arange(len(prompts), device=device), ends]
         return last.repeat_interleave(copies, dim=0)
 
     def step(self, ids: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class PaddedDecoding:
         cache.end_step()
         return output.last_hidden_state[:, -1]
 
-    def keep(self, slots: Tensor) -> None:
+    def keep(self, slots: Sequence[int]) -> None:
         assert self._cache is not None, "nothing was prefilled"
         self._cache.keep(slots)
 
@@ -182,12 +182,12 @@ class RereadDecoding:
         ]
         return self._read(self._prompts)
 
-    def keep(self, slots: Tensor) -> None:
+    def keep(self, slots: Sequence[int]) -> None:
         kept, begin = [], 0
         for rows in self._prompts:
-            mine = slots[(slots >= begin) & (slots < begin + len(rows))] - begin
+            mine = [slot - begin for slot in slots if begin <= slot < begin + len(rows)]
             begin += len(rows)
-            if len(mine):
+            if mine:
                 kept.append(rows[mine])
         self._prompts = kept
 

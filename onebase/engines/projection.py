@@ -6,6 +6,9 @@ Layers that read the same input (query, key and value; gate and up) run together
 block diagonal. The low-rank products come first and the large matrix product adds to them, so memory is read and
 written once. Adapter matrices stay in float32 for the optimizer and are multiplied in the base's number format, as
 autocast does; the input is not kept in another format.
+
+A base in 4 bits (NF4) is multiplied by the same products: each layer's weight is expanded just before its product, in
+the backward pass again, and not kept.
 """
 
 from __future__ import annotations
@@ -37,10 +40,30 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantised:
+    """A weight `[out, in]` in 4 bits, as bitsandbytes holds it."""
+
+    packed: Tensor
+    state: Any
+    """Its `QuantState`: scales by block, shape and number format."""
+    dtype: torch.dtype
+    """The number format to expand it to."""
+
+    def __len__(self) -> int:
+        return int(self.state.shape[0])
+
+    def expanded(self) -> Tensor:
+        """The weight, `[out, in]`."""
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(self.packed, self.state).to(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
 class Projection:
     """Linear layers that read the same input, as the role in force sees them."""
 
-    weights: tuple[Tensor, ...]
+    weights: tuple[Tensor | Quantised, ...]
     """One `[out of the layer, in]` per layer, or a single tensor for all if they are contiguous in memory."""
     bias: Tensor | None
     """`[out]`, for all layers."""
@@ -54,28 +77,40 @@ class Projection:
 def projection_of(*modules: nn.Module) -> Projection:
     """Reads linear layers that share an input, adapted by PEFT or not, with the adapter in force."""
     layers: list[Any] = [getattr(module, "get_base_layer", lambda module=module: module)() for module in modules]
+    weights = [_weight_of(layer) for layer in layers]
     bias = None
     if any(layer.bias is not None for layer in layers):
-        bias = torch.cat([x.weight.new_zeros(len(x.weight)) if x.bias is None else x.bias for x in layers])
+        dtype, device = weights[0].dtype, layers[0].weight.device
+        bias = torch.cat(
+            [
+                torch.zeros(len(weight), dtype=dtype, device=device) if layer.bias is None else layer.bias.to(dtype)
+                for layer, weight in zip(layers, weights, strict=True)
+            ]
+        )
     adapters, row, rank = [], 0, 0
-    for module, layer in zip(modules, layers, strict=True):
-        num_rows = len(layer.weight)
+    for module, weight in zip(modules, weights, strict=True):
+        num_rows = len(weight)
         found = _lora_in_force(module)
         if found is not None:
             a, b, scaling = found
             adapters.append(Adapter(a, b, scaling, slice(row, row + num_rows), slice(rank, rank + len(a))))
             rank += len(a)
         row += num_rows
-    return adapted([layer.weight for layer in layers], bias, adapters)
+    return adapted(weights, bias, adapters)
 
 
-def adapted(weights: Sequence[Tensor], bias: Tensor | None, adapters: Sequence[Adapter]) -> Projection:
+def _weight_of(layer: Any) -> Tensor | Quantised:
+    state = getattr(layer.weight, "quant_state", None)
+    return layer.weight if state is None else Quantised(layer.weight.data, state, layer.compute_dtype or state.dtype)
+
+
+def adapted(weights: Sequence[Tensor | Quantised], bias: Tensor | None, adapters: Sequence[Adapter]) -> Projection:
     """A projection with these adapters, their matrices combined."""
     if not adapters:
         return Projection(_in_one(weights), bias)
-    rank = sum(len(adapter.a) for adapter in adapters)
-    a = weights[0].new_empty(rank, weights[0].shape[1])
-    b = weights[0].new_zeros(sum(map(len, weights)), rank)
+    rank, first = sum(len(adapter.a) for adapter in adapters), adapters[0].a
+    a = torch.empty(rank, first.shape[1], dtype=weights[0].dtype, device=first.device)
+    b = torch.zeros(sum(map(len, weights)), rank, dtype=weights[0].dtype, device=first.device)
     for adapter in adapters:
         a[adapter.ranks] = adapter.a.detach()
         b[adapter.out, adapter.ranks] = adapter.scaling * adapter.b.detach()
@@ -86,23 +121,27 @@ def lay_together(*modules: nn.Module) -> None:
     """Moves the weights of linear layers that share an input next to each other, so that one product does for all.
 
     Weights mapped from a file are left alone: the system can reclaim their memory, which it could not do with a copy.
+    So are weights in 4 bits, which are expanded one by one.
     """
     weights: list[Tensor] = [module.weight for module in modules]  # type: ignore[misc]
-    if any(is_mapped_from_file(weight) for weight in weights):
+    if any(hasattr(weight, "quant_state") or is_mapped_from_file(weight) for weight in weights):
         return
     together = torch.cat([weight.data for weight in weights])
     for weight, rows in zip(weights, together.split(list(map(len, weights))), strict=True):
         weight.data = rows
 
 
-def _in_one(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _in_one(weights: Sequence[Tensor | Quantised]) -> tuple[Tensor | Quantised, ...]:
     """The weights as one tensor, if they share a storage and each begins where the last one ends."""
-    first, end = weights[0], weights[0].data_ptr()
-    storage = first.untyped_storage().data_ptr()
+    first = weights[0]
+    if not isinstance(first, Tensor):
+        return tuple(weights)
+    end, storage = first.storage_offset(), first.untyped_storage()._cdata
     for weight in weights:
-        if weight.data_ptr() != end or not weight.is_contiguous() or weight.untyped_storage().data_ptr() != storage:
+        together = isinstance(weight, Tensor) and weight.untyped_storage()._cdata == storage
+        if not together or weight.storage_offset() != end or not weight.is_contiguous():  # type: ignore[union-attr]
             return tuple(weights)
-        end += weight.nbytes
+        end += weight.numel()  # type: ignore[union-attr]
     shape = sum(map(len, weights)), first.shape[1]
     return (first.detach().as_strided(shape, (shape[1], 1)),)
 
@@ -141,8 +180,9 @@ def _forward(x: Tensor, projection: Projection) -> tuple[Tensor, Tensor | None]:
 
 
 def _sides(out: Tensor, projection: Projection) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each layer's columns of `out [T, out]`, and its weight."""
-    return zip(out.split(list(map(len, projection.weights)), dim=1), projection.weights, strict=True)
+    """Each layer's columns of `out [T, out]`, and its weight, expanded if it is in 4 bits."""
+    for side, weight in zip(out.split(list(map(len, projection.weights)), dim=1), projection.weights, strict=True):
+        yield side, weight if isinstance(weight, Tensor) else weight.expanded()
 
 
 class _Project(torch.autograd.Function):

@@ -53,7 +53,7 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """Slots for rows that come and go. `lengths [B]` counts the tokens stored for each row in use.
+    """Slots for rows that come and go. The lengths are known here too, so that nothing waits for the device.
 
     Args:
         like: each layer's keys and values, `[any, kv heads, d]`, as a pattern for the buffers.
@@ -62,64 +62,77 @@ class SlotCache(Cache):
     def __init__(self, like: Sequence[tuple[Tensor, Tensor]], *, max_rows: int, max_length: int) -> None:
         self.slots = [_SlotLayer(keys, values, max_rows, max_length) for keys, values in like]
         super().__init__(layers=list(self.slots))
-        self.lengths = torch.zeros(0, dtype=torch.long, device=self.slots[0].keys.device)
+        self.counts: list[int] = []
+        """Tokens stored for each row in use."""
+        self.all_lengths = torch.zeros(max_rows, dtype=torch.long, device=self.slots[0].keys.device)
+        """The same on the device, `[max_rows]`; 0 for rows not in use."""
 
-    def admit(self, prefilled: Sequence[tuple[Tensor, Tensor]], lengths: Tensor, *, copies: int) -> None:
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens stored for each row in use, `[B]`."""
+        return self.all_lengths[: len(self.counts)]
+
+    def admit(self, prefilled: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int], *, copies: int) -> None:
         """Puts each prompt's keys and values into `copies` slots.
 
         Args:
             prefilled: each layer's keys and values `[T, kv heads, d]`, the prompts end to end.
             lengths: `[B]`, one per prompt.
         """
-        prompts, columns = places_end_to_end(lengths)
+        device, first = self.all_lengths.device, len(self.counts)
+        prompts, columns = (x.to(device, non_blocking=True) for x in places_end_to_end(lengths))
         for copy in range(copies):
-            rows = len(self.lengths) + prompts * copies + copy
+            rows = first + prompts * copies + copy
             for slot, (keys, values) in zip(self.slots, prefilled, strict=True):
                 slot.keys[rows, :, columns] = keys
                 slot.values[rows, :, columns] = values
-        self.lengths = torch.cat([self.lengths, lengths.repeat_interleave(copies)])
+        self.counts += [length for length in lengths for _ in range(copies)]
+        self.all_lengths[first : len(self.counts)] = torch.tensor(self.counts[first:])
 
     def begin_step(self) -> Tensor:
         """Prepares one new token per row; returns the columns each row sees, `[B, 1, 1, L]` bool."""
-        view_length = int(self.lengths.max()) + 1
-        rows = torch.arange(len(self.lengths), device=self.lengths.device)
+        view_length, lengths = max(self.counts) + 1, self.lengths
+        rows = torch.arange(len(lengths), device=lengths.device)
         for slot in self.slots:
-            slot.rows, slot.columns, slot.view_length = rows, self.lengths, view_length
-        columns = torch.arange(view_length, device=self.lengths.device)
-        return (columns[None, :] <= self.lengths[:, None])[:, None, None, :]
+            slot.rows, slot.columns, slot.view_length = rows, lengths, view_length
+        columns = torch.arange(view_length, device=lengths.device)
+        return (columns[None, :] <= lengths[:, None])[:, None, None, :]
 
     def blocks(self) -> list[tuple[slice, int]]:
         """The rows in use, split into a few blocks, and how many columns each block's longest row sees.
 
         Attention then reads each block only as far as that block's longest row, not the longest of all.
         """
-        lengths = (self.lengths + 1).tolist()
+        lengths = [count + 1 for count in self.counts]
         size = max(FEWEST_ROWS, -(-len(lengths) // MOST_BLOCKS))
         return [(slice(i, i + size), max(lengths[i : i + size])) for i in range(0, len(lengths), size)]
 
     def end_step(self) -> None:
-        self.lengths = self.lengths + 1
+        self.lengths.add_(1)
+        self.counts = [count + 1 for count in self.counts]
 
-    def keep(self, kept: Tensor) -> None:
+    def keep(self, kept: Sequence[int]) -> None:
         """Drops all other rows (`kept` holds indices in order) and closes the gaps; only rows that move are copied."""
-        target = torch.arange(len(kept), device=kept.device)
-        moved = kept != target
-        if bool(moved.any()):
-            sources, targets, width = kept[moved], target[moved], int(self.lengths.max())
+        moved = [(source, target) for target, source in enumerate(kept) if source != target]
+        if moved:
+            sources, targets = torch.tensor(moved).to(self.all_lengths.device, non_blocking=True).t()
+            width = max(self.counts)
             for slot in self.slots:
                 slot.keys[targets, :, :width] = slot.keys[sources, :, :width]
                 slot.values[targets, :, :width] = slot.values[sources, :, :width]
-        self.lengths = self.lengths[kept]
+        self.counts = [self.counts[i] for i in kept]
+        self.all_lengths.zero_()
+        self.lengths.copy_(torch.tensor(self.counts, dtype=torch.long), non_blocking=True)
 
 
-def places_end_to_end(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Which sequence each token is in and where in it, for sequences laid end to end: two tensors `[T]`."""
-    which = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    starts = lengths.cumsum(0) - lengths
-    return which, torch.arange(len(which), device=lengths.device) - starts[which]
+def places_end_to_end(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Which sequence each token is in and where in it, for sequences laid end to end: two tensors `[T]` on the CPU."""
+    sizes = torch.tensor(lengths, dtype=torch.long)
+    which = torch.arange(len(sizes)).repeat_interleave(sizes)
+    return which, torch.arange(len(which)) - (sizes.cumsum(0) - sizes)[which]
 
 
-def keys_and_values(cache: DynamicCache, lengths: Tensor) -> list[tuple[Tensor, Tensor]]:
+def keys_and_values(cache: DynamicCache, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """Each layer's keys and values `[T, kv heads, d]`: the rows end to end, cut to their lengths `[B]`."""
     pairs = []
     row, column = places_end_to_end(lengths)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onebase.engines.engine import Engine, engine_of
+from onebase.engines.engine import Decoding, Engine, engine_of
 from onebase.engines.output_layer import adjust_logits, final_logits
 from onebase.errors import DoesNotFitError, PromptTooLongError
 from onebase.models.base import OneBase
@@ -26,6 +26,9 @@ PREFILL_TOKENS = 16384
 """Maximum number of prompt tokens run at once."""
 SHARE_OF_FREE_MEMORY = 0.4
 """Share of the free memory used for keys and values."""
+
+STEPS_AT_ONCE = {"cuda": 8}
+"""Tokens drawn before the host looks at them: reading them makes a GPU wait, and a CPU is never ahead."""
 
 OnToken = Callable[[Sample], None]
 
@@ -149,10 +152,11 @@ def draw(logits: Tensor, randoms: Tensor, sampling: Sampling) -> tuple[Tensor, T
     if sampling.temperature == 0:
         ids = logits.argmax(-1)
     else:
-        weights = _truncate(logprobs, sampling).double().exp()
+        wide = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple GPUs have no float64
+        weights = _truncate(logprobs, sampling).to(wide).exp()
         cumulative = weights.cumsum(-1)
         # right=True: a random number on a border belongs to the next token, so a token of weight 0 is never drawn.
-        thresholds = randoms.double()[:, None] * cumulative[:, -1:]
+        thresholds = randoms.to(wide)[:, None] * cumulative[:, -1:]
         ids = torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
     return ids, logprobs.gather(-1, ids[:, None]).squeeze(-1)
 
@@ -191,6 +195,7 @@ class _Decode:
         self._engine: Engine = engine_of(base, role)
         self._head, self._final = base.model.get_output_embeddings(), final_logits(base.model)
         self._samples, self._randoms, self._sampling, self._on_token = samples, randoms, sampling, on_token
+        self._stops = frozenset(sampling.stop_ids)
 
     def run(self, prompts: Sequence[Sequence[int]], num_samples: int, max_slots: int) -> None:
         """Fills the samples, decoding `max_slots` at once, but never fewer than one prompt's samples."""
@@ -199,10 +204,9 @@ class _Decode:
         waiting = sorted(range(len(prompts)), key=lambda p: (-len(prompts[p]), p))
         longest = max(map(len, prompts)) + self._sampling.max_new_tokens
         decoding = self._engine.decode(max_slots=max_slots, max_length=longest)
-        stops = torch.tensor(self._sampling.stop_ids, dtype=torch.long, device=device)
+        at_once = 1 if self._on_token is not None else STEPS_AT_ONCE.get(device.type, 1)
         rows: list[int] = []  # the sample in each slot
         ids = torch.zeros(0, dtype=torch.long, device=device)
-        taken = torch.zeros(0, dtype=torch.long, device=device)  # tokens drawn so far, per slot
 
         while rows or waiting:
             room = (max_slots - len(rows)) // num_samples
@@ -213,32 +217,58 @@ class _Decode:
                 entering, waiting = waiting[:count], waiting[count:]
                 new_rows = [p * num_samples + k for p in entering for k in range(num_samples)]
                 hidden = decoding.prefill([prompts[p] for p in entering], num_samples)
-                none_taken = torch.zeros(len(new_rows), dtype=torch.long, device=device)
-                new_ids = self._draw(hidden, new_rows, none_taken)
+                new_ids, new_logprobs = self._draw(hidden, self._randoms_of(new_rows)[:, 0])
+                self._note(new_rows, [new_ids], [new_logprobs])
                 rows, ids = rows + new_rows, torch.cat([ids, new_ids])
-                taken = torch.cat([taken, torch.ones_like(new_ids)])
             else:
-                ids = self._draw(decoding.step(ids), rows, taken)
-                taken = taken + 1
-            ended = torch.isin(ids, stops)
-            over = ended | (taken >= self._sampling.max_new_tokens)
-            if bool(over.any()):
-                for row, is_over, has_ended in zip(rows, over.tolist(), ended.tolist(), strict=True):
-                    if is_over:
-                        self._samples[row].ended = has_ended
-                keep = (~over).nonzero().squeeze(-1)
-                rows = [rows[i] for i in keep.tolist()]
-                ids, taken = ids[keep], taken[keep]
+                ids = self._decode(decoding, rows, ids, at_once)
+            keep = [slot for slot, row in enumerate(rows) if not self._is_over(row)]
+            if len(keep) < len(rows):
+                rows = [rows[slot] for slot in keep]
+                ids = ids[torch.tensor(keep, dtype=torch.long).to(device, non_blocking=True)]
                 decoding.keep(keep)
 
-    def _draw(self, hidden: Tensor, rows: list[int], taken: Tensor) -> Tensor:
-        """Draws one token for each of these samples from their last states `[B, H]`."""
-        logits = adjust_logits(self._head(hidden).float(), self._final)
-        numbers = self._randoms[torch.tensor(rows, device=taken.device), taken]
-        ids, logprobs = draw(logits, numbers, self._sampling)
-        for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
-            self._samples[row].ids.append(token)
-            self._samples[row].logprobs.append(logprob)
-            if self._on_token is not None:
-                self._on_token(self._samples[row])
+    def _decode(self, decoding: Decoding, rows: list[int], ids: Tensor, at_once: int) -> Tensor:
+        """Draws up to `at_once` tokens for every row, then notes them; returns the last ones, `[B]`.
+
+        A row that ends on the way draws on, and what it draws is dropped: that costs less than waiting for the device
+        after every token.
+        """
+        numbers = self._randoms_of(rows)
+        taken = [len(self._samples[row].ids) for row in rows]
+        column = torch.tensor(taken).to(ids.device, non_blocking=True)[:, None]
+        drawn: list[Tensor] = []
+        logprobs: list[Tensor] = []
+        for _ in range(min(at_once, self._sampling.max_new_tokens - max(taken))):
+            ids, of_ids = self._draw(decoding.step(ids), numbers.gather(1, column).squeeze(1))
+            column = column + 1
+            drawn.append(ids)
+            logprobs.append(of_ids)
+        self._note(rows, drawn, logprobs)
         return ids
+
+    def _randoms_of(self, rows: list[int]) -> Tensor:
+        """These samples' random numbers, `[B, max new tokens]`."""
+        return self._randoms[torch.tensor(rows).to(self._randoms.device, non_blocking=True)]
+
+    def _draw(self, hidden: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws one token from each of the states `[B, H]`: ids and log-probs `[B]`."""
+        logits = adjust_logits(self._head(hidden).float(), self._final)
+        return draw(logits, numbers, self._sampling)
+
+    def _note(self, rows: list[int], drawn: list[Tensor], logprobs: list[Tensor]) -> None:
+        """Appends the tokens drawn for these samples, step by step, up to the end of each. Waits for the device."""
+        for ids, of_ids in zip(torch.stack(drawn).tolist(), torch.stack(logprobs).tolist(), strict=True):
+            for row, token, logprob in zip(rows, ids, of_ids, strict=True):
+                if self._is_over(row):
+                    continue
+                sample = self._samples[row]
+                sample.ids.append(token)
+                sample.logprobs.append(logprob)
+                sample.ended = token in self._stops
+                if self._on_token is not None:
+                    self._on_token(sample)
+
+    def _is_over(self, row: int) -> bool:
+        sample = self._samples[row]
+        return sample.ended or len(sample.ids) >= self._sampling.max_new_tokens

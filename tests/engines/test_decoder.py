@@ -429,14 +429,36 @@ def test_a_window_that_is_not_in_use_keeps_no_base_from_the_decoder() -> None:
         assert_same(found, measure(base, batch_of(3)))
 
 
-def test_a_base_in_4_bits_is_run_by_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_a_base_in_4_bits_packs_and_gives_what_transformers_gives(architecture: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    folder = str(save_tiny(tmp_path, "llama", hidden_size=64, intermediate_size=64))
+    # Qwen's tokenizer class adds an id.
+    folder = str(save_tiny(tmp_path, architecture, hidden_size=64, intermediate_size=64, vocab_size=260))
     base = load_base(folder, dtype="float32", quantization="nf4", device="cpu")
     add_adapter_role(base, "policy")
-    assert not Decoder.runs(base.model)
-    assert_run_by_transformers(base)
-    assert load_base(folder, dtype="float32", device="cpu").packs
+    calls = count_calls(base)
+    assert packs(base, "policy")
+    found = measure(base, batch_of(1, 3))
+    assert not calls
+    with by_transformers(base):
+        assert_same(found, measure(base, batch_of(1, 3)))
+    assert calls
+
+
+def test_what_is_kept_for_the_backward_pass_of_a_4_bit_base_holds_no_expanded_weight(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = str(save_tiny(tmp_path, "llama", hidden_size=64, intermediate_size=1024))
+    base = load_base(folder, dtype="float32", quantization="nf4", device="cpu")
+    add_adapter_role(base, "policy")
+    kept: list[tuple[int, ...]] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss_of(base)
+    assert kept and not {(1024, 64), (64, 1024), (2048, 64)} & set(kept)
 
 
 def test_the_separate_layout_is_run_by_transformers() -> None:

@@ -309,28 +309,33 @@ def test_the_decoder_reads_a_prompt_once_without_padding_and_drops_finished_rows
 ) -> None:
     base = base_with_policy(architecture)
     assert packs(base, "policy")
-    prefilled: list[tuple[list[int], list[int]]] = []
+    prefilled: list[list[list[int]]] = []
+    read: list[int] = []
     decoded: list[int] = []
-    prefill, step = Decoder.prefill, Decoder.step
+    prefill, trees, step = Decoder.prefill, Decoder.trees, Decoder.step
 
-    def record_prefill(self: Decoder, ids: Tensor, lengths: Tensor) -> Any:
-        prefilled.append((ids.tolist(), lengths.tolist()))
-        return prefill(self, ids, lengths)
+    def record_prefill(self: Decoder, prompts: list[list[int]]) -> Any:
+        prefilled.append(prompts)
+        return prefill(self, prompts)
+
+    def record_trees(self: Decoder, input_ids: Tensor, *args: Any, **options: Any) -> Tensor:
+        read.append(len(input_ids))
+        return trees(self, input_ids, *args, **options)
 
     def record_step(self: Decoder, layers: Any, ids: Tensor, *args: Any) -> Tensor:
         decoded.append(len(ids))
         return step(self, layers, ids, *args)
 
     monkeypatch.setattr(Decoder, "prefill", record_prefill)
+    monkeypatch.setattr(Decoder, "trees", record_trees)
     monkeypatch.setattr(Decoder, "step", record_step)
     calls: list[Any] = []
     handle = base.model.base_model.register_forward_pre_hook(lambda *args: calls.append(args))
     samples = draw_samples(base, k=2, max_rows=6)
     handle.remove()
     assert not calls, "it went through transformers"
-    assert all(len(ids) == sum(lengths) for ids, lengths in prefilled)
-    read = [torch.tensor(ids).split(lengths) for ids, lengths in prefilled]
-    assert sorted(part.tolist() for parts in read for part in parts) == sorted(PROMPTS)
+    assert read == [sum(map(len, prompts)) for prompts in prefilled]
+    assert sorted(list(prompt) for prompts in prefilled for prompt in prompts) == sorted(PROMPTS)
     assert len(prefilled) > 1  # refilled: seven prompts of two samples do not fit six rows at once
     assert 0 < min(decoded) and max(decoded) <= 6
     assert sum(decoded) == sum(len(sample.ids) - 1 for sample in samples)
