@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from onebase.transfer import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -69,7 +71,7 @@ class LowerStates:
     """`[T, H]`, the trees' tokens end to end, in the base's number format; no gradient."""
 
     def to(self, device: torch.device | str) -> LowerStates:
-        return LowerStates(self.num_layers, self.states.to(device))
+        return LowerStates(self.num_layers, to_device(self.states, device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ class Tree:
     completion_index: Tensor
     first: Tensor
     last: Tensor
+    longest: int
+    """Tokens in the prompt and the longest completion together."""
     lower: LowerStates | None = None
     """This tree's hidden states from the lowest layers, if precomputed."""
 
@@ -177,6 +181,12 @@ class TreeBatch:
     """`[B]` int64: the place where each tree begins."""
     prompt_length: Tensor
     """`[B]` int64: tokens in each tree's prompt."""
+    tree_lengths: tuple[int, ...]
+    """Tokens in each tree. These three are plain numbers, so that laying out a batch never waits for its device."""
+    branches: tuple[int, ...]
+    """Completions in each tree."""
+    longest: int
+    """Tokens in the longest prompt and completion together."""
     lower: LowerStates | None = None
     """All trees' hidden states from the lowest layers, if precomputed for every tree."""
 
@@ -185,8 +195,11 @@ class TreeBatch:
         return self.last.numel()
 
     def to(self, device: torch.device | str) -> TreeBatch:
-        there = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TreeBatch(**{name: value.to(device) for name, value in there.items() if value is not None})
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        there: dict[str, Any] = {
+            name: to_device(value, device) for name, value in given.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **there, lower=None if self.lower is None else self.lower.to(device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ class Rows:
     out. 0 in layout `tree`."""
     first: Tensor
     """`[N]` int64, the place of each completion's first token."""
+    longest: int
+    """Tokens in the longest prompt and completion together: its positions are 0..longest-1."""
 
     def locate(self, place: Tensor, completion: Tensor) -> tuple[Tensor, Tensor]:
         """Row and column, each `[m]`, of the batch's places `[m]`, in the row of the completion `[m]` each is read for.
@@ -57,15 +59,15 @@ def lay_in_rows(batch: TreeBatch, layout: str) -> Rows:
         length = prompt + batch.last + 1 - batch.first
     else:
         row, row_start = batch.tree_index, batch.start
-        ends = torch.cat([batch.start[1:], torch.tensor([num_places], device=device)])
+        ends = torch.cat([batch.start[1:], torch.full((1,), num_places, device=device)])
         length = prompt = ends - batch.start
         skipped = torch.zeros_like(start)
-    columns = torch.arange(int(length.max()), device=device)
+    columns = torch.arange(batch.longest if layout == "separate" else max(batch.tree_lengths), device=device)
     jump = skipped[:, None] if layout == "separate" else 0
     place = row_start[:, None] + columns + torch.where(columns >= prompt[:, None], jump, 0)
     is_token = columns < length[:, None]
     place = torch.where(is_token, place, 0)
-    past_the_end = columns.clamp(max=int(batch.position_ids.max()))
+    past_the_end = columns.clamp(max=batch.longest - 1)
     return Rows(
         input_ids=torch.where(is_token, batch.input_ids[place], 0),
         position_ids=torch.where(is_token, batch.position_ids[place], past_the_end),
@@ -75,6 +77,7 @@ def lay_in_rows(batch: TreeBatch, layout: str) -> Rows:
         start=start,
         skipped=skipped,
         first=batch.first,
+        longest=batch.longest,
     )
 
 

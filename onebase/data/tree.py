@@ -81,6 +81,7 @@ def lay(example: Example, *, name: str = "example") -> Tree:
         completion_index=_integers(completion_index),
         first=_integers(firsts),
         last=_integers(lasts),
+        longest=max(positions) + 1,
     )
 
 
@@ -125,6 +126,9 @@ def build_tree_batch(examples: Sequence[Example]) -> TreeBatch:
         tree_index=torch.arange(len(trees)).repeat_interleave(counts),
         start=start,
         prompt_length=torch.tensor([int(tree.first[0]) for tree in trees]),
+        tree_lengths=tuple(len(tree.input_ids) for tree in trees),
+        branches=tuple(len(tree.last) for tree in trees),
+        longest=max(tree.longest for tree in trees),
         lower=_lower_states(trees),
     )
 
@@ -139,4 +143,4 @@ def _lower_states(trees: Sequence[Tree]) -> LowerStates | None:
 
 def is_plain_causal(batch: TreeBatch) -> bool:
     """Whether every tree is one prompt with one completion, so that the ordinary causal mask is the tree's mask."""
-    return bool((batch.branch <= 1).all())
+    return max(batch.branches) == 1

@@ -29,6 +29,7 @@ from onebase.engines.slots import places_end_to_end
 from onebase.engines.tree_attention import TreeGroups, group_sequences, group_trees
 from onebase.models.hardware import usual_size
 from onebase.records import LowerStates, TreeBatch
+from onebase.transfer import to_device
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type` of the architectures made of these operations in this order."""
@@ -197,13 +198,11 @@ class Decoder:
         lengths = [len(prompt) for prompt in prompts]
         ids = torch.tensor([token for prompt in prompts for token in prompt])
         ends = torch.tensor(lengths).cumsum(0) - 1
-        ids, which, positions, ends = (
-            x.to(self.device, non_blocking=True) for x in (ids, *places_end_to_end(lengths), ends)
-        )
+        ids, which, positions, ends = (to_device(x, self.device) for x in (ids, *places_end_to_end(lengths), ends))
         if self._flex:
             trees: TreeGroups | FlexTrees = flex_trees(which, torch.zeros_like(which), length=usual_size(len(ids)))
         else:
-            trees = group_sequences(which, self.dtype)
+            trees = group_sequences(lengths, self.dtype, self.device)
         kept: list[tuple[Tensor, Tensor]] = []
         return self.trees(ids, positions, trees, columns=ends, keep=kept), kept
 

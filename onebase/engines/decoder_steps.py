@@ -17,8 +17,10 @@ from torch.nn.functional import silu
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """y = w * x / sqrt(mean(x^2) + epsilon), over the last axis (Zhang and Sennrich 2019, eq. 4).
 
-    Computed in float32 and rounded to x's format before the weight is applied.
+    Computed in float32 and rounded to x's format before the weight is applied; a GPU's kernel rounds once, after it.
     """
+    if x.is_cuda:
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, epsilon)
     if not torch.is_grad_enabled():
         return _norm(x, epsilon)[0].to(x.dtype).mul_(weight)
     return _RMSNorm.apply(x, weight, epsilon)

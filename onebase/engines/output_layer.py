@@ -17,8 +17,9 @@ from onebase.models.base import OneBase
 from onebase.models.hardware import usual_size
 from onebase.records import TreeBatch
 
-LOGITS_PER_CHUNK = 1 << 21
-"""Logits held at once: 8 MiB in float32, and as much again for their softmax."""
+LOGITS_PER_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 27}
+"""Logits held at once: 8 MiB in float32 and as much again for their softmax; on a GPU, which needs larger products, 512
+MiB."""
 FEWEST_TOKENS_PER_CHUNK = 32
 """The floor for a large vocabulary: a product over fewer tokens reads all output weights for little work."""
 
@@ -28,7 +29,8 @@ def head_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Runs the output layer over `states [M, H]`, a chunk of tokens at a time: log-probs and entropy `[M]`."""
     head = base.model.get_output_embeddings()
-    size = max(FEWEST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // base.model.config.get_text_config().vocab_size)
+    at_once = LOGITS_PER_CHUNK.get(states.device.type, LOGITS_PER_CHUNK["cpu"])
+    size = max(FEWEST_TOKENS_PER_CHUNK, at_once // base.model.config.get_text_config().vocab_size)
     final = final_logits(base.model)
     frozen = not any(parameter.requires_grad for parameter in head.parameters())
     slope_of_entropy = with_entropy and torch.is_grad_enabled()

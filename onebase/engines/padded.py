@@ -14,6 +14,7 @@ from onebase.data.tree import is_plain_causal
 from onebase.engines.slots import SlotCache, keys_and_values, kv_bytes
 from onebase.models.base import OneBase
 from onebase.records import TreeBatch
+from onebase.transfer import to_device
 
 
 class PaddedEngine:
@@ -88,8 +89,7 @@ def mask_argument(model: PreTrainedModel, full: Any, windowed: Any) -> Any:
 
 def _masks(model: PreTrainedModel, rows: Rows, plain: bool) -> Tensor | dict[str, Tensor] | None:
     window = sliding_window(model)
-    longest = int(rows.position_ids.max()) + 1
-    if window is not None and longest <= window:
+    if window is not None and rows.longest <= window:
         window = None
     if window is None and plain:
         return None  # the kernels' own causal mask will do: padding is on the right, where no real token sees it
@@ -115,7 +115,7 @@ class PaddedDecoding:
         device = self._model.device
         lengths = [len(prompt) for prompt in prompts]
         padded = [[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in prompts]
-        input_ids = torch.tensor(padded).to(device, non_blocking=True)
+        input_ids = to_device(torch.tensor(padded), device)
         # Padding is on the right, where the causal mask hides it from every real token.
         mask = None
         if self._window is not None and input_ids.shape[1] > self._window:
@@ -130,7 +130,7 @@ class PaddedDecoding:
         if self._cache is None:
             self._cache = SlotCache(filled, max_rows=self._max_slots, max_length=self._max_length)
         self._cache.admit(filled, lengths, copies=copies)
-        ends = torch.tensor(lengths).to(device, non_blocking=True) - 1
+        ends = to_device(torch.tensor(lengths), device) - 1
         last = output.last_hidden_state[torch.arange(len(prompts), device=device), ends]
         return last.repeat_interleave(copies, dim=0)
 

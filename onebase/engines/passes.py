@@ -86,7 +86,7 @@ def _over(
     budget: TokenBudget,
 ) -> dict[str, list[Tensor]]:
     mine = base.group.share([example.num_tokens for example in examples])
-    results: dict[int, dict[str, Tensor]] = {}
+    results: dict[int, dict[str, Tensor]] = {}  # still on the device, which nothing waits for until the end
 
     for attempt in budget.attempts(max((examples[i].num_tokens for i in mine), default=0)):
         with attempt:
@@ -94,8 +94,13 @@ def _over(
             for microbatch in budget.split(base, [examples[i] for i in left]):
                 indices = [left[i] for i in microbatch]
                 fields = function(lay_out(base, [examples[i] for i in indices]))
-                split = {name: flat.float().cpu().split([sizes[i] for i in indices]) for name, flat in fields.items()}
+                split = {name: flat.float().split([sizes[i] for i in indices]) for name, flat in fields.items()}
                 for n, i in enumerate(indices):
                     results[i] = {name: of_examples[n] for name, of_examples in split.items()}
-    found = base.group.gather_items([results[i] for i in mine], mine, len(examples))
+    own = [dict[str, Tensor]() for _ in mine]
+    for name in results[mine[0]] if mine else []:
+        flat = torch.cat([results[i][name] for i in mine]).cpu()
+        for fields, tensor in zip(own, flat.split([sizes[i] for i in mine]), strict=True):
+            fields[name] = tensor
+    found = base.group.gather_items(own, mine, len(examples))
     return {name: [fields[name] for fields in found] for name in (found[0] if found else {})}

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from onebase.transfer import to_device
+
 MOST_BLOCKS = 4
 FEWEST_ROWS = 8
 """Per block of rows that attention reads together."""
@@ -80,14 +82,14 @@ class SlotCache(Cache):
             lengths: `[B]`, one per prompt.
         """
         device, first = self.all_lengths.device, len(self.counts)
-        prompts, columns = (x.to(device, non_blocking=True) for x in places_end_to_end(lengths))
+        prompts, columns = (to_device(x, device) for x in places_end_to_end(lengths))
         for copy in range(copies):
             rows = first + prompts * copies + copy
             for slot, (keys, values) in zip(self.slots, prefilled, strict=True):
                 slot.keys[rows, :, columns] = keys
                 slot.values[rows, :, columns] = values
         self.counts += [length for length in lengths for _ in range(copies)]
-        self.all_lengths[first : len(self.counts)] = torch.tensor(self.counts[first:])
+        self.all_lengths[first : len(self.counts)] = to_device(torch.tensor(self.counts[first:]), device)
 
     def begin_step(self) -> Tensor:
         """Prepares one new token per row; returns the columns each row sees, `[B, 1, 1, L]` bool."""
@@ -115,14 +117,14 @@ class SlotCache(Cache):
         """Drops all other rows (`kept` holds indices in order) and closes the gaps; only rows that move are copied."""
         moved = [(source, target) for target, source in enumerate(kept) if source != target]
         if moved:
-            sources, targets = torch.tensor(moved).to(self.all_lengths.device, non_blocking=True).t()
+            sources, targets = to_device(torch.tensor(moved), self.all_lengths.device).t()
             width = max(self.counts)
             for slot in self.slots:
                 slot.keys[targets, :, :width] = slot.keys[sources, :, :width]
                 slot.values[targets, :, :width] = slot.values[sources, :, :width]
         self.counts = [self.counts[i] for i in kept]
         self.all_lengths.zero_()
-        self.lengths.copy_(torch.tensor(self.counts, dtype=torch.long), non_blocking=True)
+        self.lengths.copy_(to_device(torch.tensor(self.counts, dtype=torch.long), self.all_lengths.device))
 
 
 def places_end_to_end(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -135,10 +137,11 @@ def places_end_to_end(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
 def keys_and_values(cache: DynamicCache, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """Each layer's keys and values `[T, kv heads, d]`: the rows end to end, cut to their lengths `[B]`."""
     pairs = []
-    row, column = places_end_to_end(lengths)
+    places = places_end_to_end(lengths)
     for layer in cache.layers:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         assert isinstance(keys, Tensor) and isinstance(values, Tensor), "every layer of this model has keys and values"
+        row, column = (to_device(place, keys.device) for place in places)
         pairs.append((keys[row, :, column], values[row, :, column]))
     return pairs
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from onebase.models.hardware import usual_size
 from onebase.records import TreeBatch
+from onebase.transfer import to_device
 
 SHORTEST_TO_LONGEST = 0.8
 """The smallest ratio of lengths within a group: at most about a fifth is then padding."""
@@ -66,18 +68,17 @@ def group_trees(batch: TreeBatch, dtype: torch.dtype) -> TreeGroups:
     Args:
         dtype: the masks' number format.
     """
-    return _grouped(batch.tree, batch.branch, dtype)
+    return _grouped(batch.tree_lengths, batch.branches, batch.branch, dtype)
 
 
-def group_sequences(sequence: Tensor, dtype: torch.dtype) -> TreeGroups:
-    """Groups plain causal sequences laid end to end; `sequence [T]` numbers them."""
-    return _grouped(sequence, torch.zeros_like(sequence), dtype)
+def group_sequences(lengths: Sequence[int], dtype: torch.dtype, device: torch.device) -> TreeGroups:
+    """Groups plain causal sequences of these lengths laid end to end."""
+    return _grouped(lengths, [1] * len(lengths), torch.zeros(sum(lengths), dtype=torch.long, device=device), dtype)
 
 
-def _grouped(tree: Tensor, branch: Tensor, dtype: torch.dtype) -> TreeGroups:
-    _, counts = torch.unique_consecutive(tree, return_counts=True)
-    lengths = counts.tolist()
-    starts = (counts.cumsum(0) - counts).tolist()
+def _grouped(lengths: Sequence[int], branches: Sequence[int], branch: Tensor, dtype: torch.dtype) -> TreeGroups:
+    """The groups, laid out on the CPU."""
+    device, starts = branch.device, [0, *accumulate(lengths)]
     members: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[members[-1][0]] if members else 0
@@ -92,25 +93,25 @@ def _grouped(tree: Tensor, branch: Tensor, dtype: torch.dtype) -> TreeGroups:
     num_places = 0
     for chosen in members:
         shape = len(chosen), usual_size(lengths[chosen[0]])
-        steps = torch.arange(shape[1], device=tree.device)
-        start, length = (torch.tensor([x[i] for i in chosen], device=tree.device)[:, None] for x in (starts, lengths))
+        steps = torch.arange(shape[1])
+        start, length = (torch.tensor([x[i] for i in chosen])[:, None] for x in (starts, lengths))
         columns.append(start + torch.minimum(steps[None, :], length - 1))
         padding.append((steps[None, :] >= length).flatten().nonzero().squeeze(-1) + num_places)
         places = slice(num_places, num_places + shape[0] * shape[1])
-        groups.append(TreeGroup(shape, places, *_masks(branch[columns[-1]], dtype)))
+        plain = all(branches[i] == 1 for i in chosen)
+        groups.append(TreeGroup(shape, places, *_masks(branch[to_device(columns[-1], device)], plain, dtype)))
         num_places = places.stop
     all_columns, all_padding = torch.cat([column.flatten() for column in columns]), torch.cat(padding)
-    real = torch.ones(num_places, dtype=torch.bool, device=tree.device).index_fill_(0, all_padding, False)
-    place = torch.empty_like(tree)
+    real = torch.ones(num_places, dtype=torch.bool).index_fill_(0, all_padding, False)
+    place = torch.empty(sum(lengths), dtype=torch.long)
     place[all_columns[real]] = real.nonzero().squeeze(-1)
-    return TreeGroups(tuple(groups), all_columns, place, all_padding)
+    return TreeGroups(tuple(groups), *(to_device(x, device) for x in (all_columns, place, all_padding)))
 
 
-def _masks(branch: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
-    """A group's masks, from the branches `[n, t]` of its places."""
+def _masks(branch: Tensor, plain: bool, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
+    """A group's masks, from the branches `[n, t]` of its places; `plain`: every tree is one causal sequence."""
     steps = torch.arange(branch.shape[1], device=branch.device)
     allowed = (steps[:, None] >= steps[None, :])[None]  # padding comes after the whole tree, so the tree never sees it
-    plain = bool((branch <= 1).all())
     if not plain:
         allowed = allowed & ((branch[:, :, None] == branch[:, None, :]) | (branch == 0)[:, None, :])
     mask = torch.zeros(allowed.shape, device=branch.device).masked_fill_(~allowed, -torch.inf)

@@ -88,11 +88,11 @@ def plackett_luce_loss(rewards: Tensor, grades: Tensor, list_index: Tensor, num_
 
 def _better_than(grades: Tensor, list_index: Tensor, num_lists: int) -> Tensor:
     """`[N, N]` bool, True where row and column stand in one list and the row has the higher grade."""
-    if grades.isnan().any():
+    if grades.is_cpu and grades.isnan().any():  # a GPU would have to be waited for
         place = int(grades.isnan().nonzero()[0])
         raise ValueError(f"grade {place} is NaN; every completion needs a number to be ranked by")
     outside = (list_index < 0) | (list_index >= num_lists)
-    if outside.any():
+    if outside.is_cpu and outside.any():
         raise ValueError(f"list_index holds {list_index[outside][0].item()}; it must lie in 0..{num_lists - 1}")
     same_list = list_index.unsqueeze(1) == list_index.unsqueeze(0)
     return same_list & (grades.unsqueeze(1) > grades.unsqueeze(0))

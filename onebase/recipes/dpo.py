@@ -59,6 +59,7 @@ from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.loop import Loop
 from onebase.training.update import ParameterGroup, Update
+from onebase.transfer import to_device
 
 __all__ = ["plan", "run"]
 
@@ -75,7 +76,7 @@ class Lists:
     grades: Tensor
     list_index: Tensor
     best: Tensor
-    """bool, True on the first of each list's best answers."""
+    """`[L]` int64, the first of each list's best answers."""
     pairs: PairTensors
 
 
@@ -245,7 +246,7 @@ def arguments_over_lists(lists: Lists, beta: float) -> dict[str, Any]:
         "mean_logprobs": mean_logprobs(lists.logprobs, lists.lengths),
         "grades": lists.grades,
         "list_index": lists.list_index,
-        "num_lists": int(lists.list_index[-1]) + 1,
+        "num_lists": len(lists.best),
     }
 
 
@@ -266,14 +267,14 @@ def kto_step(
     policy, reference = (
         torch.cat(completion_logprobs(base, mismatched, role=role, budget=budget)) for role in ("policy", "reference")
     )
-    kl = kto_kl(policy, reference).to(base.device)
+    kl = to_device(kto_kl(policy, reference), base.device)
     owns = references or completion_logprobs(base, examples, role="reference", budget=budget)
     good = torch.tensor([bool(example.row and example.row.columns["label"]) for example in examples])
 
     def loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Tensor:
         logprobs = summed_logprobs(base, batch, role="policy")
-        own = torch.cat([owns[i] for i in indices]).to(base.device)
-        desirable = good[indices].to(base.device)
+        own = to_device(torch.cat([owns[i] for i in indices]), base.device)
+        desirable = to_device(good[indices], base.device)
         rewards = implicit_rewards(logprobs, own, beta=beta)
         for name, mask in (("chosen", desirable), ("rejected", ~desirable)):
             metrics.add(f"rewards/{name}", rewards, mask)
@@ -311,17 +312,20 @@ def lay_lists(
 ) -> Lists:
     """Collects a microbatch's log-probs under the policy and everything the losses compare them with."""
     logprobs = summed_logprobs(base, batch, role="policy")
-    device, count = logprobs.device, batch.num_completions
-    lengths = torch.bincount(batch.completion_index, minlength=count)
-    sizes = [len(example.completions) for example in examples]
-    best = [k == list(e.grades or ()).index(max(e.grades or ())) for e in examples for k in range(len(e.completions))]
+    device, best, offset = logprobs.device, [], 0
+    for example in examples:
+        grades = list(example.grades or ())
+        best.append(offset + grades.index(max(grades)))
+        offset += len(example.completions)
+    lengths = [sum(counted) for e in examples for counted in e.counted or [[True] * len(ids) for ids in e.completions]]
+    reference = torch.zeros_like(logprobs) if references is None else to_device(torch.cat(list(references)), device)
     return Lists(
         logprobs=logprobs,
-        reference=torch.cat(list(references)).to(device) if references is not None else torch.zeros_like(logprobs),
-        lengths=lengths,
-        grades=torch.tensor([grade for e in examples for grade in e.grades or ()], device=device),
-        list_index=torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device)),
-        best=torch.tensor(best, device=device),
+        reference=reference,
+        lengths=to_device(torch.tensor(lengths), device),
+        grades=to_device(torch.tensor([grade for e in examples for grade in e.grades or ()]), device),
+        list_index=batch.tree_index,
+        best=to_device(torch.tensor(best), device),
         pairs=PairTensors.of(examples, comparisons, device),
     )
 

@@ -61,6 +61,7 @@ from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.loop import Loop
 from onebase.training.update import LossFunction, Part, Update
+from onebase.transfer import to_device
 
 __all__ = ["plan", "run"]
 
@@ -297,7 +298,7 @@ def minibatch_losses(
     shared_trunk = ppo.critic == "head"
 
     def of(per_prompt: list[Tensor], indices: list[int]) -> Tensor:
-        return torch.cat([per_prompt[chosen[i]] for i in indices]).to(base.device)
+        return to_device(torch.cat([per_prompt[chosen[i]] for i in indices]), base.device)
 
     def policy_loss(batch: TreeBatch, indices: list[int], metrics: Averages) -> Tensor:
         states = source_states(base, batch, role="policy")

@@ -19,6 +19,7 @@ from onebase.errors import DoesNotFitError, PromptTooLongError
 from onebase.models.base import OneBase
 from onebase.models.hardware import free_memory
 from onebase.sampling.sampler import Sample, Sampling
+from onebase.transfer import to_device
 
 MOST_ROWS = 256
 """Maximum number of completions decoded at once; with more, a step takes proportionally longer."""
@@ -105,7 +106,8 @@ def generate(
     version = base.roles[role].version
     samples = [Sample(prompt=place // samples_per_prompt, version=version) for place in places]
     if mine:
-        randoms = random_numbers([seeds[place] for place in places], sampling.max_new_tokens).to(base.device)
+        randoms = random_numbers([seeds[place] for place in places], sampling.max_new_tokens)
+        randoms = to_device(randoms, base.device)
         own = [prompts[p] for p in mine]
         with base.role(role):
             slots = max_rows if max_rows is not None else slots_that_fit(base, role, own, sampling, samples_per_prompt)
@@ -225,7 +227,7 @@ class _Decode:
             keep = [slot for slot, row in enumerate(rows) if not self._is_over(row)]
             if len(keep) < len(rows):
                 rows = [rows[slot] for slot in keep]
-                ids = ids[torch.tensor(keep, dtype=torch.long).to(device, non_blocking=True)]
+                ids = ids[to_device(torch.tensor(keep, dtype=torch.long), device)]
                 decoding.keep(keep)
 
     def _decode(self, decoding: Decoding, rows: list[int], ids: Tensor, at_once: int) -> Tensor:
@@ -236,7 +238,7 @@ class _Decode:
         """
         numbers = self._randoms_of(rows)
         taken = [len(self._samples[row].ids) for row in rows]
-        column = torch.tensor(taken).to(ids.device, non_blocking=True)[:, None]
+        column = to_device(torch.tensor(taken), ids.device)[:, None]
         drawn: list[Tensor] = []
         logprobs: list[Tensor] = []
         for _ in range(min(at_once, self._sampling.max_new_tokens - max(taken))):
@@ -249,7 +251,7 @@ class _Decode:
 
     def _randoms_of(self, rows: list[int]) -> Tensor:
         """These samples' random numbers, `[B, max new tokens]`."""
-        return self._randoms[torch.tensor(rows).to(self._randoms.device, non_blocking=True)]
+        return self._randoms[to_device(torch.tensor(rows), self._randoms.device)]
 
     def _draw(self, hidden: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Draws one token from each of the states `[B, H]`: ids and log-probs `[B]`."""
@@ -258,7 +260,7 @@ class _Decode:
 
     def _note(self, rows: list[int], drawn: list[Tensor], logprobs: list[Tensor]) -> None:
         """Appends the tokens drawn for these samples, step by step, up to the end of each. Waits for the device."""
-        for ids, of_ids in zip(torch.stack(drawn).tolist(), torch.stack(logprobs).tolist(), strict=True):
+        for ids, of_ids in zip(torch.stack(drawn).cpu().tolist(), torch.stack(logprobs).cpu().tolist(), strict=True):
             for row, token, logprob in zip(rows, ids, of_ids, strict=True):
                 if self._is_over(row):
                     continue

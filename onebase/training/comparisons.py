@@ -11,6 +11,7 @@ from torch import Tensor
 from onebase.objectives.reward import Comparison, comparison_weights, ranking_pairs
 from onebase.records import Example
 from onebase.seeds import comparison_seed
+from onebase.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +36,7 @@ class PairTensors:
                 margin = 0.0 if example.margin is None else example.margin
                 rows.append((offset + pair.better, offset + pair.worse, weight, pair.tie, margin))
             offset += len(example.completions)
-        better, worse, weights, ties, margins = zip(*rows, strict=True)
-        return PairTensors(
-            torch.tensor(better, device=device),
-            torch.tensor(worse, device=device),
-            torch.tensor(weights, device=device),
-            torch.tensor(ties, device=device),
-            torch.tensor(margins, device=device),
-        )
+        return PairTensors(*(to_device(torch.tensor(column), device) for column in zip(*rows, strict=True)))
 
 
 def draw_comparisons(example: Example, *, max_pairs: int, seed: int, visit: tuple[int, int]) -> list[Comparison]:

@@ -20,7 +20,7 @@ from onebase.files import write_atomically
 from onebase.models.base import OneBase
 from onebase.records import Example, TreeBatch
 from onebase.runs.progress import say
-from onebase.training.averages import Averages
+from onebase.training.averages import Averages, on_host
 
 MAX_REFUSED_IN_A_ROW = 5
 """Optimizer steps refused in a row for NaN or infinity before the run stops."""
@@ -153,7 +153,7 @@ class Update:
         """
         longest = max(example.num_tokens for examples, _ in parts for example in examples)
         for attempt in self.budget.attempts(longest, forget=lambda: self.optimizer.zero_grad(set_to_none=True)):
-            metrics, loss = Averages(), 0.0
+            metrics, losses = Averages(), []
             with attempt:
                 for examples, loss_of in parts:
                     mine = self._group.share([example.num_tokens for example in examples])
@@ -163,15 +163,13 @@ class Update:
                         with self._base.dropout() if self._dropout else nullcontext():
                             held = [loss_of(batch, indices, metrics)]
                             held[0].backward()
-                        loss += float(held.pop().detach())
+                        losses.append(held.pop().detach())
             held = []  # free the graph of a microbatch that did not fit before the next attempt
         self._group.sum_gradients(self._parameters)
-        found = self._group.gather((metrics, loss))
-        metrics, loss = Averages.merged([noted for noted, _ in found]), sum(share for _, share in found)
-        norms = {
-            role: float(nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
-            for role, parameters in self._of_role.items()
-        }
+        clipped = [nn.utils.clip_grad_norm_(parameters, self._max_grad_norm) for parameters in self._of_role.values()]
+        norms = dict(zip(self._of_role, on_host(clipped), strict=True))  # where the host waits for a GPU, once a step
+        found = self._group.gather((metrics.totals(), sum(on_host(losses))))
+        loss = sum(share for _, share in found)
         norm = math.hypot(*norms.values())
         learning_rate = self.schedule.get_last_lr()[0]
         if math.isfinite(norm) and math.isfinite(loss):
@@ -195,7 +193,7 @@ class Update:
         refused = {"train/refused_steps": 1.0} if self._refused_in_a_row else {}
         of_roles = {f"{role}/grad_norm": of_role for role, of_role in norms.items()} if len(norms) > 1 else {}
         return {
-            **metrics.means(),
+            **Averages.means_of(noted for noted, _ in found),
             **refused,
             **of_roles,
             "loss": loss,

@@ -37,9 +37,15 @@ WORKED_EXAMPLE = {
 }
 
 
-def assert_fields(found: Tree | TreeBatch, expected: dict[str, list[int]]) -> None:
-    assert {field.name for field in fields(found)} == {*expected, "lower"}
+NUMBERS = ("tree_lengths", "branches", "longest")
+"""The fields known to the host."""
+
+
+def assert_fields(found: Tree | TreeBatch, expected: dict[str, list[int]], **numbers: object) -> None:
+    assert {field.name for field in fields(found)} == {*expected, *numbers, "lower"}
     assert found.lower is None
+    for name, number in numbers.items():
+        assert getattr(found, name) == number, name
     for name, values in expected.items():
         tensor = getattr(found, name)
         assert tensor.tolist() == values, name
@@ -49,12 +55,12 @@ def assert_fields(found: Tree | TreeBatch, expected: dict[str, list[int]]) -> No
 def test_the_worked_example_of_the_record_comes_out_field_by_field() -> None:
     batch = build_tree_batch([Example(P, [A, B])])
     of_the_batch = {"tree": [0] * 8, "tree_index": [0, 0], "start": [0], "prompt_length": [3]}
-    assert_fields(batch, WORKED_EXAMPLE | of_the_batch)
+    assert_fields(batch, WORKED_EXAMPLE | of_the_batch, tree_lengths=(8,), branches=(2,), longest=6)
     assert batch.num_completions == 2
 
 
 def test_a_tree_alone_has_the_tensors_of_its_batch() -> None:
-    assert_fields(lay(Example(P, [A, B])), WORKED_EXAMPLE)
+    assert_fields(lay(Example(P, [A, B])), WORKED_EXAMPLE, longest=6)
     counted = [[False, True, False], [True, True]]
     tree = lay(Example(P, [A, B], counted))
     assert (tree.targets.tolist(), tree.source.tolist(), tree.token.tolist()) == ([22, 31, 32], [3, 2, 6], [4, 6, 7])
@@ -80,6 +86,9 @@ def test_trees_lie_end_to_end_in_the_order_given_without_padding() -> None:
             "start": [0, 8, 10],
             "prompt_length": [3, 1, 1],
         },
+        tree_lengths=(8, 2, 4),
+        branches=(2, 1, 2),
+        longest=6,
     )
 
 
@@ -205,7 +214,9 @@ def test_examples_that_bring_their_trees_give_the_same_batch_and_are_not_laid_ou
     monkeypatch.setattr(tree_layout, "lay", refuse)
     for found in (build_tree_batch(with_trees), mixed):
         for field in fields(TreeBatch):
-            if field.name != "lower":
+            if field.name in NUMBERS:
+                assert getattr(found, field.name) == getattr(expected, field.name), field.name
+            elif field.name != "lower":
                 assert torch.equal(getattr(found, field.name), getattr(expected, field.name)), field.name
     # In other company and order the tree is read as it stands.
     assert build_tree_batch(with_trees[::-1]).num_completions == expected.num_completions
@@ -235,7 +246,7 @@ def test_moving_a_batch_moves_every_field() -> None:
     bare = Example(P, [A, B])
     moved = build_tree_batch([replace(bare, tree=replace(lay(bare), lower=lower))]).to("meta")
     assert moved.lower is not None and moved.lower.num_layers == 1
-    tensors = [getattr(moved, field.name) for field in fields(TreeBatch) if field.name != "lower"]
+    tensors = [getattr(moved, field.name) for field in fields(TreeBatch) if field.name not in ("lower", *NUMBERS)]
     assert all(tensor.device.type == "meta" for tensor in [*tensors, moved.lower.states])
     assert build_tree_batch([bare]).to("meta").lower is None
 

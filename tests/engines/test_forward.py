@@ -340,11 +340,11 @@ def test_the_size_of_a_chunk_changes_neither_values_nor_gradients(
         return logprobs, entropy, gradients(base, "policy", logprobs @ weights + entropy @ weights.flip(0))
 
     for with_entropy in (True, False):
-        monkeypatch.setattr(output_layer, "LOGITS_PER_CHUNK", 1 << 30)
+        monkeypatch.setattr(output_layer, "LOGITS_PER_CHUNK", {"cpu": 1 << 30})
         logprobs, entropy, expected = measure(with_entropy)
         assert with_entropy == bool(entropy.any())
         for tokens, fewest in ((0, 1), (1, 1), (5, 1), (len(weights), 1), (5, 32)):
-            monkeypatch.setattr(output_layer, "LOGITS_PER_CHUNK", tokens * VOCABULARY)
+            monkeypatch.setattr(output_layer, "LOGITS_PER_CHUNK", {"cpu": tokens * VOCABULARY})
             monkeypatch.setattr(output_layer, "FEWEST_TOKENS_PER_CHUNK", fewest)
             chunked_logprobs, chunked_entropy, found = measure(with_entropy)
             torch.testing.assert_close(chunked_logprobs, logprobs, rtol=0, atol=1e-6)
@@ -450,7 +450,7 @@ def test_the_logits_of_a_batch_never_exist_at_once_in_forward_or_backward(
     base = tiny_base("llama", layout="tree", vocab_size=vocabulary, hidden_size=16, intermediate_size=24)
     add_adapter_role(base, "policy")
     chunk = vocabulary * tokens_per_chunk
-    monkeypatch.setattr(output_layer, "LOGITS_PER_CHUNK", chunk)
+    monkeypatch.setattr(output_layer, "LOGITS_PER_CHUNK", {"cpu": chunk})
     monkeypatch.setattr(output_layer, "FEWEST_TOKENS_PER_CHUNK", 1)
     batch = build_tree_batch(examples_with(4) * 3)
     assert len(batch.targets) * vocabulary > 8 * chunk

@@ -142,9 +142,9 @@ def test_no_more_scores_nor_masks_exist_at_once_than_allowed(
 
 
 def test_sequences_end_to_end_are_plain_causal_attention() -> None:
-    lengths = torch.tensor([7, 1, 12, 12, 3])
-    sequence = torch.arange(len(lengths)).repeat_interleave(lengths)
-    groups = group_sequences(sequence, torch.float32)
+    lengths = [7, 1, 12, 12, 3]
+    sequence = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    groups = group_sequences(lengths, torch.float32, torch.device("cpu"))
     assert all(group.mask is None for group in groups.groups)
     order = torch.arange(len(sequence))
     allowed = (sequence[:, None] == sequence[None, :]) & (order[:, None] >= order[None, :])
