@@ -1,4 +1,4 @@
-.PHONY: setup test test-slow test-all lint demo crash-test bench bench-quick
+.PHONY: setup test test-slow test-all lint demo crash-test bench bench-quick gpu-check
 
 # Any of these that is at least 3.11 makes the environment; `make setup PYTHON=/path/to/python` names another.
 PYTHON ?=
@@ -49,6 +49,12 @@ demo: setup
 KILLS ?= 100
 crash-test: setup
 	.venv/bin/python -m bench.crash_test --kills $(KILLS)
+
+# The tests marked gpu, then 1 B and 8 B beside transformers and PEFT: at most eight minutes on one GPU, no network.
+# Writes docs/gpu.md; INTO=folder writes there instead.
+INTO ?= .
+gpu-check: setup
+	.venv/bin/python -m bench.gpu --into $(INTO)
 
 # Beside the peers, whose environments are built in bench/.envs: about an hour. Writes bench/results.json and the
 # measured part of docs/performance.md.

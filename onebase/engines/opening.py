@@ -20,6 +20,8 @@ from onebase.models.loading import (
 )
 from onebase.processes import ALONE, Group
 
+APPLE = "this machine has an Apple GPU (device mps); this version has never run on one, so the CPU is used"
+
 
 def load_base(
     model_name_or_path: str,
@@ -73,7 +75,8 @@ def wrap_model(
     found = detect_layout(model) if layout == "auto" else Exactness(layout)
     packs = found.layout == "tree" and decoder_gives_the_same(model, found.tolerance)
     flex = found.layout == "tree" and flex_gives_the_same(model, found.tolerance)
-    notes = [note for note in (_cost_of(found), context_note(model.config)) if note]
+    apple = APPLE if model.device.type == "cpu" and torch.backends.mps.is_available() else ""
+    notes = [note for note in (_cost_of(found), context_note(model.config), apple) if note]
     return OneBase(
         model,
         tokenizer,

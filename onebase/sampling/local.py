@@ -154,13 +154,18 @@ def draw(logits: Tensor, randoms: Tensor, sampling: Sampling) -> tuple[Tensor, T
     if sampling.temperature == 0:
         ids = logits.argmax(-1)
     else:
-        wide = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple GPUs have no float64
+        wide = widest(logits.device)
         weights = _truncate(logprobs, sampling).to(wide).exp()
         cumulative = weights.cumsum(-1)
         # right=True: a random number on a border belongs to the next token, so a token of weight 0 is never drawn.
         thresholds = randoms.to(wide)[:, None] * cumulative[:, -1:]
         ids = torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
     return ids, logprobs.gather(-1, ids[:, None]).squeeze(-1)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, which a long cumulative sum needs; float32 on Apple's GPUs, which have nothing wider."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _truncate(logprobs: Tensor, sampling: Sampling) -> Tensor:

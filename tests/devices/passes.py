@@ -87,7 +87,7 @@ def examples() -> list[Example]:
             [random_ids(5 + k, seed=10 * e + k) for k in range(2 + e % 2)],
             grades=[float(-k) for k in range(2 + e % 2)],
         )
-        for e in range(5)
+        for e in range(4)
     ]
 
 
@@ -101,7 +101,7 @@ def update_of(base: OneBase, *roles: str) -> Update:
         warmup_steps=0,
         total_steps=10,
         max_grad_norm=1.0,
-        budget=TokenBudget(40),  # several microbatches a step
+        budget=TokenBudget(50),  # several microbatches a step
     )
 
 
@@ -206,6 +206,15 @@ PASSES: dict[str, Callable[[str], None]] = {
 }
 
 
+PAIRS = [
+    (base, name)
+    for base in BASES
+    for name in PASSES
+    if base == "packed, flex" or not name.startswith("dpo") or name == "dpo sigmoid"
+]
+"""What runs on what: every loss on one engine, since none knows which it is."""
+
+
 def plant(fault: str) -> None:
     """Plants a fault: a state that goes through the CPU, or one that stays there."""
     from onebase.engines import packed
@@ -225,17 +234,14 @@ def main() -> None:
     fault = sys.argv[2] if len(sys.argv) > 2 else ""
     if fault:
         plant(fault)
-    for kind in BASES if not fault else ["packed, flex"]:
-        for name, run in PASSES.items() if not fault else [("sft", sft)]:
-            with fake_cuda(setattr) as mode:
-                try:
-                    run(kind)
-                    problem = ""
-                except Exception as error:  # whatever an operation says that does not fit its devices
-                    problem = f"{type(error).__name__}: {error}"
-                    if "--trace" in sys.argv:
-                        raise
-            print(json.dumps({"base": kind, "pass": name, "error": problem, "waits": mode.waits}), flush=True)
+    for base, name in PAIRS if not fault else PAIRS[:1]:
+        with fake_cuda(setattr) as mode:
+            try:
+                PASSES[name](base)
+                problem = ""
+            except Exception as error:  # whatever an operation says that does not fit its devices
+                problem = f"{type(error).__name__}: {error}"
+        print(json.dumps({"base": base, "pass": name, "error": problem, "waits": mode.waits}), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
-from tests.devices.passes import BASES, PASSES
+from tests.devices.passes import PAIRS
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("c++") is None, reason="needs a C++ compiler (apt install g++) to stand in for a GPU's driver"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("c++") is None, reason="needs a C++ compiler (apt install g++) to stand in for a GPU's driver"
+    ),
+]
 
 STEPS = 3
 """Times the host waits in an optimizer step, however many microbatches it has: the gradient norms, which decide whether
@@ -32,12 +35,6 @@ def run_passes(folder: Path, *words: str) -> list[dict[str, Any]]:
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
-    rows = run_passes(tmp_path_factory.mktemp("guard"))
-    return {(row["base"], row["pass"]): row for row in rows}
 
 
 def waits_allowed(name: str) -> dict[str, int]:
@@ -63,14 +60,12 @@ def waits_allowed(name: str) -> dict[str, int]:
     return step
 
 
-@pytest.mark.parametrize("name", PASSES)
-@pytest.mark.parametrize("base", BASES)
-def test_a_recipes_step_stays_on_the_gpu_and_waits_only_where_it_must(
-    base: str, name: str, found: dict[tuple[str, str], dict[str, Any]]
-) -> None:
-    row = found[base, name]
-    assert row["error"] == ""
-    assert row["waits"] == waits_allowed(name)
+def test_a_recipes_step_stays_on_the_gpu_and_waits_only_where_it_must(tmp_path: Path) -> None:
+    rows = run_passes(tmp_path)
+    assert [(row["base"], row["pass"]) for row in rows] == PAIRS
+    assert [row for row in rows if row["error"]] == []
+    waits = {(row["base"], row["pass"]): row["waits"] for row in rows}
+    assert waits == {(base, name): waits_allowed(name) for base, name in waits}
 
 
 def test_a_state_left_on_the_cpu_fails_and_one_sent_through_it_is_noted(tmp_path: Path) -> None:
