@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -207,7 +207,7 @@ class OneBase:
                 yield
 
         def again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-            return nullcontext(), _Reusable(in_force)
+            return nullcontext(), in_force()
 
         # Patched per layer: transformers' own checkpointing only works in training mode.
         before = [vars(layer).get("forward") for layer in layers]
@@ -352,19 +352,6 @@ class OneBase:
                     value = branch[adapter]
                     parameters += [value] if isinstance(value, nn.Parameter) else list(value.parameters())
         return parameters
-
-
-class _Reusable:
-    """A context manager that can be entered again: one layer may be recomputed more than once."""
-
-    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
-        self._make, self._entered = make, ExitStack()
-
-    def __enter__(self) -> None:
-        self._entered.enter_context(self._make())
-
-    def __exit__(self, *error: Any) -> None:
-        self._entered.close()
 
 
 def _why_not_beside_others(config: PeftConfig) -> str:

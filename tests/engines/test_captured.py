@@ -142,6 +142,17 @@ def test_samples_drawn_several_tokens_at_a_time_from_graphs_are_the_same(
     assert graphs.recorded >= 1 and graphs.replayed > graphs.recorded
 
 
+@torch.no_grad()
+def test_a_state_outlives_the_next_replay(graphs: type[_Graph]) -> None:
+    _, decoding = both(base_of())
+    decoding._records = True
+    decoding.prefill(PROMPTS[:2], 4)
+    ids = torch.full((8,), 9)
+    states = [decoding.step(ids + step) for step in range(6)]
+    assert graphs.recorded == 1 and graphs.replayed == 4
+    assert len({float(state.sum()) for state in states}) == 6
+
+
 def test_the_host_looks_at_several_tokens_at_once_unless_each_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     note = local._Decode._note
