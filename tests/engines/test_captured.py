@@ -16,7 +16,7 @@ from torch import Tensor
 from onebase.engines import captured, packed
 from onebase.engines.captured import RUNS_BEFORE_RECORDING, CapturedDecoding
 from onebase.engines.decoder import Decoder
-from onebase.engines.packed import PackedDecoding
+from onebase.engines.decoding import PackedDecoding
 from onebase.models.base import OneBase
 from onebase.sampling import local
 from onebase.sampling.local import generate

@@ -10,10 +10,11 @@ import torch
 from onebase.data.batches import microbatch_indices
 from onebase.data.tree import build_tree_batch
 from onebase.engines.budget import TokenBudget
+from onebase.engines.decoding import PackedDecoding
 from onebase.engines.engine import any_pads, engine_of, packs
 from onebase.engines.forward import completion_scores, logprobs_and_entropy, token_logprobs, token_values
 from onebase.engines.opening import load_base
-from onebase.engines.packed import PackedDecoding, PackedEngine
+from onebase.engines.packed import PackedEngine
 from onebase.engines.padded import PaddedDecoding, PaddedEngine, RereadDecoding
 from onebase.engines.passes import lay_out, with_lower_states
 from onebase.models.adapters import lora_config

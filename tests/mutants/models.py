@@ -6,6 +6,7 @@ FORWARD = "onebase/engines/forward.py"
 OUTPUT = "onebase/engines/output_layer.py"
 PADDED = "onebase/engines/padded.py"
 PACKED_ENGINE = "onebase/engines/packed.py"
+DECODING = "onebase/engines/decoding.py"
 SEEDS = "onebase/seeds.py"
 RECORDS = "onebase/records.py"
 DECODER = "onebase/engines/decoder.py"
@@ -116,7 +117,7 @@ MUTANTS = [
     Mutant(DECODER, "return project(gated_silu(gate_up), layer.down).add_(x)",
            "return project(gated_silu(gate_up), layer.down)",
            "the residual behind the MLP is lost", LIKE_TRANSFORMERS),
-    Mutant(PACKED_ENGINE, "attn_mask=mask[rows, ..., :length],", "",
+    Mutant(DECODING, "attn_mask=mask[rows, ..., :length],", "",
            "a decoding step sees the cache of earlier rows", f"{ALONE} {OF_THE_TREE}"),
     Mutant(STEPS, ".unsqueeze(-1).div_(-x.shape[-1])", ".unsqueeze(-1).div_(x.shape[-1])",
            "the gradient of the norm adds what it should take off", STEP),
@@ -205,7 +206,7 @@ MUTANTS = [
     Mutant(GENERATION, "[*ids, base.tokenizer.eos_token_id, *extra]", "[*ids, base.tokenizer.eos_token_id]",
            "further stop tokens are ignored",
            f"{TEST_GENERATION}::test_stop_ids_are_those_of_the_tokenizer_the_model_and_the_caller"),
-    Mutant(PACKED_ENGINE, "return last.repeat_interleave(copies, dim=0)",
+    Mutant(DECODING, "return last.repeat_interleave(copies, dim=0)",
            "return last.repeat(copies, 1)",
            "first tokens are dealt to the samples of other prompts", OF_THE_TREE),
     # ------------------------------------------------------------------------------------------------------ roles
