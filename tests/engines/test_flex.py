@@ -1,10 +1,12 @@
 """FlexAttention against the CPU's tree attention and against dense masks: the same numbers and gradients.
 
-The kernel is compiled on GPUs only; here its uncompiled form runs, which computes the same formula with all scores.
+The kernel is compiled on GPUs; here its uncompiled form runs, which computes the same formula with all scores, and in
+one slow test the forward kernel compiled for the CPU.
 """
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -123,6 +126,24 @@ def test_flex_attention_reads_what_the_tree_attention_of_the_cpu_reads(
         found.append((read[:length].detach(), leaf.grad))
     assert torch.allclose(found[0][0], found[1][0], atol=EXACT, rtol=0)
     assert torch.allclose(found[0][1], found[1][1], atol=EXACT, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler (apt install g++)")
+@torch.no_grad()
+def test_the_compiled_kernel_gives_the_same_and_a_few_compilations_do_for_all_lengths() -> None:
+    counted = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(flex_attention.flex_attention, fullgraph=True, backend=counted)
+    for length in (0, 17, 60, 400, 33, 250, 401):
+        batch = build_tree_batch(examples([(150, [200 + length, 90]), (40, [300])]))
+        num_tokens = len(batch.tree)
+        inputs = torch.randn(num_tokens + 13, 8, 32, generator=torch.Generator().manual_seed(2))
+        mask = block_mask(batch.tree, batch.branch, length=num_tokens + 13)
+        query, key, value = inputs.transpose(0, 1)[None].split([4, 2, 2], dim=1)
+        read = compiled(query, key, value, score_mod=None, block_mask=mask, scale=0.3, enable_gqa=True)
+        expected = group_trees(batch, torch.float32).attend(inputs, 0.3, num_heads=4)
+        assert torch.allclose(read[0].transpose(0, 1)[:num_tokens], expected[:num_tokens], atol=EXACT, rtol=0)
+    assert counted.frame_count <= 3
 
 
 def with_roles(architecture: str, **options: Any) -> OneBase:

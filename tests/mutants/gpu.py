@@ -76,7 +76,8 @@ MUTANTS = [
            "tests/engines/test_decoder.py::test_a_base_in_4_bits_packs_and_gives_what_transformers_gives"),
     Mutant(DPO, "lengths = [sum(counted) for e in examples for counted in e.counted or",
            "lengths = [len(counted) for e in examples for counted in e.counted or",
-           "lengths of answers hold tokens that are not counted", "tests/recipes/test_trl_parity.py"),
+           "lengths of answers hold tokens that are not counted",
+           "tests/recipes/test_dpo.py::test_what_the_losses_read_of_a_list_counts_counted_tokens_and_names_its_first_best_answer"),
     Mutant(PASSES, "flat.split([sizes[i] for i in mine])", "flat.split([sizes[i] for i in sorted(mine)][::-1])",
            "numbers of examples go to their neighbours", "tests/engines/test_passes.py"),
 ]  # fmt: skip

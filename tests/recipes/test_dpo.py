@@ -15,14 +15,16 @@ from onebase.config.losses import LOSSES, readers_of
 from onebase.config.preferences import DPOConfig
 from onebase.data.chat import chat_format
 from onebase.engines.budget import TokenBudget
+from onebase.engines.passes import lay_out
 from onebase.errors import ConfigError, DataError
 from onebase.objectives.reward import ranking_pairs
 from onebase.processes import ALONE
 from onebase.recipes import dpo
 from onebase.recipes.setup.shared import open_base
 from onebase.records import Example
-from onebase.training.comparisons import PairTensors
+from onebase.training.comparisons import PairTensors, draw_comparisons
 from tests.recipes.conftest import ANIMALS, Options, common, file_bytes, load, metric_rows, pair_rows, write_rows
+from tests.tiny_models import add_adapter_role, tiny_base
 
 PAIRED = sorted(set(LOSSES) - {"kto"})
 
@@ -282,3 +284,19 @@ def test_ktos_mismatched_answer_is_one_to_another_prompt() -> None:
     assert found == [[5], [5], [2], [2]]
     same = [Example([1], [[2]]), Example([1], [[3]])]
     assert dpo.others_completions(same, 0) == [[3]], "nothing better is there"
+
+
+def test_what_the_losses_read_of_a_list_counts_counted_tokens_and_names_its_first_best_answer() -> None:
+    base = tiny_base("llama")
+    add_adapter_role(base, "policy")
+    examples = [
+        Example([5, 6], [[7, 8, 9], [10]], counted=[[False, True, True], [True]], grades=[1.0, 2.0]),
+        Example([5], [[7, 8], [9, 10], [11]], grades=[0.0, 3.0, 3.0]),
+    ]
+    comparisons = [draw_comparisons(example, max_pairs=8, seed=0, visit=(0, i)) for i, example in enumerate(examples)]
+    batch = lay_out(base, examples)
+    lists = dpo.lay_lists(base, batch, examples, comparisons, None)
+    assert lists.lengths.tolist() == batch.completion_index.bincount().tolist() == [2, 1, 2, 2, 1]
+    assert lists.list_index.tolist() == [0, 0, 1, 1, 1]
+    assert lists.best.tolist() == [1, 3]
+    assert lists.grades.tolist() == [1.0, 2.0, 0.0, 3.0, 3.0]
