@@ -59,7 +59,7 @@ class Load:
 
 LOADS = {
     "1b": Load(pairs=64, steps=3, prompts=100, new_tokens=32, longest=512),
-    "8b": Load(pairs=32, steps=2, prompts=100, new_tokens=32, longest=512),
+    "8b": Load(pairs=16, steps=1, prompts=100, new_tokens=32, longest=512),
     "tiny": Load(pairs=4, steps=1, prompts=4, new_tokens=4, longest=24),
 }
 

@@ -76,7 +76,8 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if not isinstance(error, torch.OutOfMemoryError):
+        # cuBLAS says it in its own way.
+        if not isinstance(error, torch.OutOfMemoryError) and "CUBLAS_STATUS_ALLOC_FAILED" not in str(error):
             return False
         if not self._can_shrink:
             raise DoesNotFitError(

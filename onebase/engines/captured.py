@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from onebase.engines.decoder import Decoder, Layer
@@ -26,17 +27,23 @@ RUNS_BEFORE_RECORDING = 2
 class CapturedDecoding(PackedDecoding):
     """Replays recorded steps; the rest is as without a GPU."""
 
+    can_record = True
+    """False in a process whose device could not record a step."""
+
     def __init__(self, decoder: Decoder, layers: Sequence[Layer], *, max_slots: int, max_length: int) -> None:
-        super().__init__(decoder, layers, max_slots=max_slots, max_length=max_length)
+        super().__init__(decoder, layers, max_slots=max_slots, max_length=-(-max_length // COLUMNS) * COLUMNS)
         self._ids = torch.zeros(max_slots, dtype=torch.long, device=decoder.device)
         self._runs: Counter[tuple[int, int]] = Counter()
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._records = decoder.device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self._records else None
+        """Shared by all graphs, which run one after another."""
 
     def step(self, ids: Tensor) -> Tensor:
         self._ids[: len(ids)] = ids
         size = self._size()
-        if size not in self._graphs and self._records and self._runs[size] >= RUNS_BEFORE_RECORDING:
+        due = self._records and self.can_record and self._runs[size] >= RUNS_BEFORE_RECORDING
+        if size not in self._graphs and due:
             self._record(size)
         self._runs[size] += 1
         if size in self._graphs:
@@ -53,7 +60,7 @@ class CapturedDecoding(PackedDecoding):
         counts = self.cache.counts
         rows = max(FEWEST_ROWS, 1 << (len(counts) - 1).bit_length())
         columns = -(-(max(counts) + 1) // COLUMNS) * COLUMNS
-        return min(rows, self._max_slots), min(columns, self._max_length)
+        return min(rows, self._max_slots), columns
 
     def _run(self, num_rows: int, num_columns: int) -> Tensor:
         """One step over the first rows and columns of the buffers: the states after it, `[rows, H]`."""
@@ -77,16 +84,19 @@ class CapturedDecoding(PackedDecoding):
             )
             return found.flatten(1, 2)
 
-        return self._decoder.step(self._layers, self._ids[:num_rows], lengths, read)
+        # cuDNN's attention would plan anew for every size.
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            return self._decoder.step(self._layers, self._ids[:num_rows], lengths, read)
 
     def _record(self, size: tuple[int, int]) -> None:
         """Records the step of this size; if the device cannot, all steps go on as before."""
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self._pool):
                 hidden = self._run(*size)
         except RuntimeError as error:  # an operation that waits for the device, in a quantised layer say
-            self._records = False
+            torch.cuda.set_stream(stream)  # a recording that fails leaves its own
+            CapturedDecoding.can_record = False
             say(f"decoding runs kernel by kernel: a step could not be recorded as a CUDA graph ({error})")
             return
         self._graphs[size] = graph, hidden

@@ -254,7 +254,7 @@ class Decoder:
         heads = self._heads(layer, x, rotary)
         if keep is not None:
             _, key, value = self._parts(heads[:num_tokens])
-            keep.append((key, value))
+            keep.append((key.clone(), value.clone()))  # without the queries beside them
         read = trees.attend(heads, self._scaling, num_heads=self._num_heads).flatten(1)
         if only is not None:
             read, x = _rows(read, only), _rows(x, only)

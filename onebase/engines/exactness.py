@@ -22,7 +22,7 @@ from onebase.data.rows import lay_in_rows
 from onebase.data.tree import build_tree_batch, is_plain_causal
 from onebase.engines.decoder import Decoder
 from onebase.engines.flat import flat_trunk
-from onebase.engines.flex import PLAIN, kernel_gives_the_same
+from onebase.engines.flex import PLAIN, why_no_kernel
 from onebase.engines.output_layer import adjust_logits, final_logits
 from onebase.engines.padded import trunk
 from onebase.errors import ModelError
@@ -137,18 +137,24 @@ def decoder_gives_the_same(model: PreTrainedModel, tolerance: float = EXACTNESS_
     return True
 
 
-def flex_gives_the_same(model: PreTrainedModel, tolerance: float = EXACTNESS_TOLERANCE) -> bool:
-    """Whether trees can be run end to end under FlexAttention: on a CUDA GPU for which the kernel compiles.
+def why_no_flex(model: PreTrainedModel, tolerance: float = EXACTNESS_TOLERANCE) -> str:
+    """Why trees cannot be run end to end under FlexAttention; empty if they can, on a CUDA GPU.
 
     Two things are tried: the kernel against plain products, and the model in one row under a block mask against the
     model under a tree's mask, in float32 and without the kernel, which works in the model's number format alone.
     """
-    if not _on_a_gpu(model) or not kernel_gives_the_same(model):
-        return False
+    if not _on_a_gpu(model):
+        return "it is for GPUs"
+    reason = why_no_kernel(model)
+    if reason:
+        return reason
     batch = build_tree_batch([_random_example(model)]).to(model.device)
     with torch.no_grad(), _InFloat32():
         expected, found = _logprobs(model, batch, "tree"), _flat_logprobs(model, batch)
-    return expected is not None and found is not None and _largest(found, expected) <= tolerance
+    if expected is None or found is None:
+        return "this architecture takes no block mask"
+    difference = _largest(found, expected)
+    return "" if difference <= tolerance else f"under a block mask the model is off by {difference:.2g} nats"
 
 
 def _on_a_gpu(model: PreTrainedModel) -> bool:

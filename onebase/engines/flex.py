@@ -10,7 +10,7 @@ PyTorch compiles the kernel for a GPU; without compiling, the same function comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -22,10 +22,14 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 from transformers import AttentionInterface, PreTrainedModel
 
+from onebase.shown import shown
+
 BLOCK = 128
 """Queries and keys per block, the kernel's own size."""
 NAME, PLAIN = "onebase_flex", "onebase_flex_plain"
 """What transformers calls this attention, and the same with all scores at once."""
+LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+"""Of the kernel, relative to the norm: several times what rounding alone makes."""
 MOST_COMPILED = 64
 """Kernels compiled for one process: one each for with and without gradient, number format, soft cap, kind of mask."""
 
@@ -42,9 +46,17 @@ class FlexTrees:
         Args:
             query_key_value: `[T, heads + 2 kv heads, d]`; each kv head is read by `heads / kv heads` query heads.
         """
-        rest = (query_key_value.shape[1] - num_heads) // 2
-        query, key, value = query_key_value.transpose(0, 1)[None].split([num_heads, rest, rest], dim=1)
-        return attend(query, key, value, self.mask, scaling=scaling)[0].transpose(0, 1)
+        run: Any = _compiled(_attend_side_by_side) if query_key_value.is_cuda else _attend_side_by_side
+        return run(query_key_value, self.mask, scaling, num_heads)
+
+
+def _attend_side_by_side(query_key_value: Tensor, mask: BlockMask, scaling: float, num_heads: int) -> Tensor:
+    # Compiled with its views: given as slices, their strides would count as unknown once the length varies, and the
+    # kernel would read them number by number.
+    rest = (query_key_value.shape[1] - num_heads) // 2
+    query, key, value = query_key_value.transpose(0, 1)[None].split([num_heads, rest, rest], dim=1)
+    read = flex_attention(query, key, value, block_mask=mask, scale=scaling, enable_gqa=rest != num_heads)
+    return read[0].transpose(0, 1)
 
 
 def attend(
@@ -55,7 +67,7 @@ def attend(
     Args:
         softcap: bounds the scores to +-softcap (Gemma Team 2024, Gemma 2, section 2).
     """
-    run: Any = _compiled() if query.is_cuda else flex_attention
+    run: Any = _compiled(flex_attention) if query.is_cuda else flex_attention
     return run(
         query,
         key,
@@ -80,10 +92,10 @@ def attend_plainly(
 
 
 @cache
-def _compiled() -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     # Past the limit PyTorch would silently compute all T x T scores; fullgraph makes that an error.
     torch._dynamo.config.recompile_limit = max(MOST_COMPILED, torch._dynamo.config.recompile_limit)
-    return torch.compile(flex_attention, fullgraph=True)
+    return torch.compile(function, fullgraph=True)
 
 
 def _capped(softcap: float) -> Callable[..., Tensor]:
@@ -212,10 +224,14 @@ def attending_with_flex(model: PreTrainedModel, *, name: str = NAME) -> Iterator
         config._attn_implementation = before
 
 
-def kernel_gives_the_same(model: PreTrainedModel) -> bool:
-    """Whether the kernel compiles on this device and gives, forward and backward, what plain products give.
+def why_no_kernel(model: PreTrainedModel) -> str:
+    """Why the kernel cannot be used on this device; empty if it compiles and gives what plain products give.
 
-    Tried with the model's heads, soft cap and number format on one tree of three blocks.
+    Tried forward and backward with the model's heads, soft cap and number format on one tree of three blocks, both as
+    the packed engine and as transformers call it, against float32.
+
+    Raises:
+        OutOfMemoryError: the device has no memory for the trial.
     """
     config: Any = model.config.get_text_config()
     num_heads = int(config.num_attention_heads)
@@ -223,25 +239,38 @@ def kernel_gives_the_same(model: PreTrainedModel) -> bool:
     size = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
     softcap = getattr(config, "attn_logit_softcapping", None)
     branch = torch.tensor([0] * 250 + [1] * 70 + [2] * 64, device=model.device)
-    mask = block_mask(torch.zeros_like(branch), branch)
-    generator = torch.Generator().manual_seed(0)
+    mask, scaling = block_mask(torch.zeros_like(branch), branch), size**-0.5
+    numbers = torch.randn(len(branch), num_heads + 2 * rest, size, generator=torch.Generator().manual_seed(0))
+    given = numbers.to(model.device, model.dtype)
 
-    def random(heads: int) -> Tensor:
-        numbers = torch.randn(1, heads, len(branch), size, generator=generator)
-        return numbers.to(model.device, model.dtype).requires_grad_()
+    def by_head(run: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        def read(leaf: Tensor) -> Tensor:
+            parts = leaf.transpose(0, 1)[None].split([num_heads, rest, rest], dim=1)
+            return run(*parts, mask, scaling=scaling, softcap=softcap)[0].transpose(0, 1)
 
-    inputs = random(num_heads), random(rest), random(rest)
+        return read
+
+    kernels = [by_head(attend)]
+    if softcap is None:
+        kernels.append(lambda leaf: FlexTrees(mask).attend(leaf, scaling, num_heads=num_heads))
     try:
-        with torch.enable_grad():
-            found, expected = (
-                _read_and_gradients(run(*inputs, mask, scaling=size**-0.5, softcap=softcap), inputs)
-                for run in (attend, attend_plainly)
-            )
-    except Exception:  # whatever a compiler says where it does not support the device or a shape
-        return False
-    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
-    return bool(((found - expected).abs() <= tolerance * (1 + expected.abs())).all())
+        expected = _read_and_gradient(by_head(attend_plainly), given.float())
+        for kernel in kernels:
+            for name, found, wanted in zip(
+                ("result", "gradient"), _read_and_gradient(kernel, given), expected, strict=True
+            ):
+                error = float((found.float() - wanted).norm() / wanted.norm())
+                if not error <= LARGEST_ERROR[model.dtype]:
+                    return f"its {name} is off by {error:.1e}"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a compiler says where it does not support the device or a shape
+        return shown(error, 200) or type(error).__name__
+    return ""
 
 
-def _read_and_gradients(read: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    return torch.cat([x.flatten().float() for x in (read, *torch.autograd.grad(read.square().sum(), inputs))])
+def _read_and_gradient(run: Callable[[Tensor], Tensor], given: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        leaf = given.clone().requires_grad_()
+        read = run(leaf)
+        return read.detach(), torch.autograd.grad(read.square().sum(), leaf)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from onebase.engines.exactness import Exactness, decoder_gives_the_same, detect_layout, flex_gives_the_same
+from onebase.engines.exactness import Exactness, decoder_gives_the_same, detect_layout, why_no_flex
 from onebase.models.base import OneBase
 from onebase.models.base_config import context_note
 from onebase.models.fingerprints import base_fingerprint, tensors_fingerprint
@@ -74,9 +74,12 @@ def wrap_model(
         fingerprint = tensors_fingerprint(dict(model.state_dict()))
     found = detect_layout(model) if layout == "auto" else Exactness(layout)
     packs = found.layout == "tree" and decoder_gives_the_same(model, found.tolerance)
-    flex = found.layout == "tree" and flex_gives_the_same(model, found.tolerance)
+    no_flex = why_no_flex(model, found.tolerance) if found.layout == "tree" else "trees are not exact here"
     apple = APPLE if model.device.type == "cpu" and torch.backends.mps.is_available() else ""
-    notes = [note for note in (_cost_of(found), context_note(model.config), apple) if note]
+    slower = ""
+    if no_flex and found.layout == "tree" and model.device.type == "cuda":
+        slower = f"attention without FlexAttention ({no_flex}); its masks grow with the square of a tree's length"
+    notes = [note for note in (_cost_of(found), context_note(model.config), apple, slower) if note]
     return OneBase(
         model,
         tokenizer,
@@ -84,7 +87,7 @@ def wrap_model(
         layout=found.layout,
         name_or_path=name_or_path,
         packs=packs,
-        flex=flex,
+        flex=not no_flex,
         group=group,
         notes=notes,
     )

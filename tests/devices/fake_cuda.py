@@ -103,8 +103,9 @@ def fake_cuda(patch: Callable[[Any, str, Any], None]) -> Iterator[FakeCuda]:
     patch(torch.cuda, "memory_reserved", lambda device: 0)
     patch(torch.cuda, "memory_allocated", lambda device: 0)
     # The kernel is compiled for a real device; its uncompiled form has the same shapes.
-    patch(flex, "_compiled", lambda: flex_attention.flex_attention)
+    patch(flex, "_compiled", lambda function: function)
     patch(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    patch(torch.cuda, "graph_pool_handle", lambda: None)
     patch(captured, "RUNS_BEFORE_RECORDING", 1 << 30)
     with FakeCuda() as mode:
         yield mode

@@ -122,8 +122,10 @@ def test_out_of_memory_halves_the_microbatch_and_gives_the_same_step(
             budget=TokenBudget(longest * len(examples)),
         )
         torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info()
-        torch.cuda.set_per_process_memory_fraction(1.0 if not full else (total - free + 200 * 2**20) / total)
+        _, total = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction(
+            1.0 if not full else (torch.cuda.memory_reserved() + 200 * 2**20) / total
+        )
         try:
             language_step(base, examples, update)
         finally:

@@ -24,9 +24,9 @@ from onebase.engines import exactness, flex
 from onebase.engines.budget import TokenBudget, mask_bytes_per_pair
 from onebase.engines.decoder import Decoder
 from onebase.engines.engine import any_pads, engine_of
-from onebase.engines.exactness import flex_gives_the_same
+from onebase.engines.exactness import why_no_flex
 from onebase.engines.flat import FlatEngine, flat_trunk
-from onebase.engines.flex import BLOCK, attending_with_flex, block_mask, flex_trees, kernel_gives_the_same
+from onebase.engines.flex import BLOCK, attending_with_flex, block_mask, flex_trees, why_no_kernel
 from onebase.engines.forward import token_logprobs, token_values
 from onebase.engines.packed import PackedEngine
 from onebase.engines.padded import PaddedEngine
@@ -133,16 +133,15 @@ def test_flex_attention_reads_what_the_tree_attention_of_the_cpu_reads(
 @torch.no_grad()
 def test_the_compiled_kernel_gives_the_same_and_a_few_compilations_do_for_all_lengths() -> None:
     counted = CompileCounterWithBackend("inductor")
-    compiled = torch.compile(flex_attention.flex_attention, fullgraph=True, backend=counted)
+    compiled = torch.compile(flex._attend_side_by_side, fullgraph=True, backend=counted)
     for length in (0, 17, 60, 400, 33, 250, 401):
         batch = build_tree_batch(examples([(150, [200 + length, 90]), (40, [300])]))
         num_tokens = len(batch.tree)
         inputs = torch.randn(num_tokens + 13, 8, 32, generator=torch.Generator().manual_seed(2))
         mask = block_mask(batch.tree, batch.branch, length=num_tokens + 13)
-        query, key, value = inputs.transpose(0, 1)[None].split([4, 2, 2], dim=1)
-        read = compiled(query, key, value, score_mod=None, block_mask=mask, scale=0.3, enable_gqa=True)
+        read = compiled(inputs, mask, 0.3, 4)
         expected = group_trees(batch, torch.float32).attend(inputs, 0.3, num_heads=4)
-        assert torch.allclose(read[0].transpose(0, 1)[:num_tokens], expected[:num_tokens], atol=EXACT, rtol=0)
+        assert torch.allclose(read[:num_tokens], expected[:num_tokens], atol=EXACT, rtol=0)
     assert counted.frame_count <= 3
 
 
@@ -252,18 +251,31 @@ def test_the_kernel_is_used_only_if_it_gives_what_plain_products_give(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, attend = tiny_model(architecture), flex.attend
-    assert kernel_gives_the_same(model)
+    assert why_no_kernel(model) == ""
     for scaling in (1.1, 0.9):
         monkeypatch.setattr(
             flex, "attend", lambda *a, scaling, more=scaling, **k: attend(*a, scaling=scaling * more, **k)
         )
-        assert not kernel_gives_the_same(model)
+        assert why_no_kernel(model).startswith("its result is off by ")
 
     def fails(*_: Any, **__: Any) -> Tensor:
         raise RuntimeError("no kernel for this device")
 
     monkeypatch.setattr(flex, "attend", fails)
-    assert not kernel_gives_the_same(model)
+    assert why_no_kernel(model) == "no kernel for this device"
+
+    def no_memory(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(flex, "attend", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        why_no_kernel(model)
+
+
+@pytest.mark.parametrize("heads", [(32, 8, 128), (32, 8, 64), (14, 2, 64), (28, 4, 128)])
+def test_rounding_alone_keeps_no_real_shape_from_the_kernel(heads: tuple[int, int, int]) -> None:
+    options = dict(zip(("num_attention_heads", "num_key_value_heads", "head_dim"), heads, strict=True))
+    assert why_no_kernel(tiny_model("qwen3", **options).to(torch.bfloat16)) == ""
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "neox"])
@@ -271,16 +283,16 @@ def test_a_model_is_run_end_to_end_only_if_that_gives_the_same_log_probs(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(architecture).to(torch.bfloat16)
-    assert not flex_gives_the_same(model)  # on a CPU
+    assert why_no_flex(model) == "it is for GPUs"
     monkeypatch.setattr(exactness, "_on_a_gpu", lambda model: True)
-    assert flex_gives_the_same(model)
+    assert why_no_flex(model) == ""
     monkeypatch.setattr(exactness, "flat_trunk", lambda model, batch, **name: flat_trunk(model, leaking(batch), **name))
-    assert not flex_gives_the_same(model)
+    assert why_no_flex(model).startswith("under a block mask the model is off by ")
 
 
 def test_a_model_that_takes_no_block_mask_stays_in_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exactness, "_on_a_gpu", lambda model: True)
-    assert not flex_gives_the_same(tiny_model("gpt2"))
+    assert why_no_flex(tiny_model("gpt2")) == "this architecture takes no block mask"
 
 
 def leaking(batch: TreeBatch) -> TreeBatch:
