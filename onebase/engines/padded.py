@@ -171,7 +171,7 @@ class RereadDecoding:
         """Slots by prompt, each `[slots, tokens so far]`."""
 
     def prefill(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
-        entering = [torch.tensor([list(prompt)] * copies, device=self._model.device) for prompt in prompts]
+        entering = [to_device(torch.tensor([list(prompt)] * copies), self._model.device) for prompt in prompts]
         self._prompts += entering
         return self._read(entering)
 
@@ -188,7 +188,7 @@ class RereadDecoding:
             mine = [slot - begin for slot in slots if begin <= slot < begin + len(rows)]
             begin += len(rows)
             if mine:
-                kept.append(rows[mine])
+                kept.append(rows[to_device(torch.tensor(mine), rows.device)])
         self._prompts = kept
 
     def _read(self, prompts: Sequence[Tensor]) -> Tensor:

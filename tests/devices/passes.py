@@ -43,11 +43,12 @@ from onebase.training.update import ParameterGroup, Update
 from tests.devices.fake_cuda import fake_cuda, load_guard, move
 from tests.tiny_models import _SPECIAL, ARCHITECTURES, random_ids, tiny_tokenizer
 
-BASES: dict[str, tuple[str, dict[str, bool]]] = {
+BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "packed, flex": ("llama", {"packs": True, "flex": True}),
     "packed, grouped": ("qwen3", {"packs": True}),
     "transformers, flex": ("gemma2", {"flex": True}),
     "transformers, padded": ("neox", {}),
+    "separate rows": ("bloom", {"layout": "separate"}),
 }
 LOSSES = ("sigmoid", "ipo", "simpo", "orpo", "rrhf", "plackett_luce", "kto")
 
@@ -58,7 +59,7 @@ def base_on(kind: str, *, full: bool = False, shared_critic: bool = False) -> On
     config_class, sizes = ARCHITECTURES[architecture]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_class(**(_SPECIAL | sizes))).to(torch.bfloat16).eval()
-        base = OneBase(model, tiny_tokenizer(), fingerprint="none", layout="tree", **engine)
+        base = OneBase(model, tiny_tokenizer(), fingerprint="none", **({"layout": "tree"} | engine))
         if full:
             base.add_role("policy")
             base.train_base("policy")
