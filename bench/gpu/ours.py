@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
-from bench.gpu.models import LOADS, Pair, byte_tokenizer, random_pairs
+from bench.gpu.models import LOADS, byte_tokenizer, random_pairs
 from onebase.config.files import load_config
 from onebase.config.preferences import DPOConfig
 from onebase.config.rollouts import PPOConfig
@@ -125,6 +125,3 @@ def update_of(base: OneBase, budget: TokenBudget, *roles: str) -> Update:
         max_grad_norm=1.0,
         budget=budget,
     )
-
-
-__all__ = ["Pair", "engine_name", "open_base", "stages"]

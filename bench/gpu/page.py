@@ -30,7 +30,7 @@ NOTHING = """
 
 1. On fake tensors, which have a shape and a device `cuda` and no numbers; a state left on the CPU makes it fail.
 2. The tests count what makes the host wait: three reads in an optimizer step, however many microbatches it has; one for
-   each pass without gradient; one for every eight tokens drawn.
+   each pass without gradient; one look for every eight tokens drawn.
 3. Uncompiled, in float32 within 1e-5, on Llama, Qwen3, Gemma-2 (soft cap, window), Gemma-3, Mistral and GPT-NeoX.
 4. With a stand-in for the recorded graph.
 

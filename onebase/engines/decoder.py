@@ -27,6 +27,7 @@ from onebase.engines.flex import FlexTrees, flex_trees
 from onebase.engines.projection import Projection, lay_together, project, projection_of
 from onebase.engines.slots import places_end_to_end
 from onebase.engines.tree_attention import TreeGroups, group_sequences, group_trees
+from onebase.models.base_config import attention_heads
 from onebase.models.hardware import usual_size
 from onebase.records import LowerStates, TreeBatch
 from onebase.transfer import to_device
@@ -72,10 +73,7 @@ class Decoder:
     def __init__(self, model: PreTrainedModel, *, flex: bool = False) -> None:
         self._flex = flex
         self._trunk: Any = model.base_model
-        config = model.config.get_text_config()
-        self._num_heads = int(config.num_attention_heads)
-        self._num_kv_heads = int(getattr(config, "num_key_value_heads", None) or self._num_heads)
-        self._head_size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self._num_heads, self._num_kv_heads, self._head_size = attention_heads(model.config)
         self._scaling = self._head_size**-0.5
 
     @staticmethod

@@ -22,6 +22,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 from transformers import AttentionInterface, PreTrainedModel
 
+from onebase.models.base_config import attention_heads
 from onebase.shown import shown
 
 BLOCK = 128
@@ -233,11 +234,8 @@ def why_no_kernel(model: PreTrainedModel) -> str:
     Raises:
         OutOfMemoryError: the device has no memory for the trial.
     """
-    config: Any = model.config.get_text_config()
-    num_heads = int(config.num_attention_heads)
-    rest = int(getattr(config, "num_key_value_heads", None) or num_heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
-    softcap = getattr(config, "attn_logit_softcapping", None)
+    num_heads, rest, size = attention_heads(model.config)
+    softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     branch = torch.tensor([0] * 250 + [1] * 70 + [2] * 64, device=model.device)
     mask, scaling = block_mask(torch.zeros_like(branch), branch), size**-0.5
     numbers = torch.randn(len(branch), num_heads + 2 * rest, size, generator=torch.Generator().manual_seed(0))

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from onebase.models.base_config import attention_heads
 from onebase.transfer import to_device
 
 MOST_BLOCKS = 4
@@ -148,7 +149,6 @@ def keys_and_values(cache: DynamicCache, lengths: Sequence[int]) -> list[tuple[T
 
 def kv_bytes(model: PreTrainedModel, length: int) -> int:
     """Bytes that the keys and values of `length` tokens take."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head_size * model.dtype.itemsize * length
+    _, key_heads, head_size = attention_heads(model.config)
+    num_layers = model.config.get_text_config().num_hidden_layers
+    return 2 * num_layers * key_heads * head_size * model.dtype.itemsize * length

@@ -80,6 +80,14 @@ def empty_model(config: PreTrainedConfig, name_or_path: str) -> PreTrainedModel:
         raise cannot_load(name_or_path, "model", error) from error
 
 
+def attention_heads(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Query heads, key heads and numbers per head of a model's text part."""
+    text: Any = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    key_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    return heads, key_heads, int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+
+
 def context_length(config: PreTrainedConfig) -> int:
     """Positions a base can read at once.
 
