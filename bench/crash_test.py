@@ -411,6 +411,15 @@ def make_stages(folder: Path, *, length: float = 1.0) -> list[Stage]:
         ),
         ("ppo kl_budget", "ppo", ppo(40, optimizer={"learning_rate": 5e-3}, ppo={**small, "kl_budget": 0.3})),
         (
+            "rft",
+            "rft",
+            ppo(
+                30,
+                reward={"verifiers": [{"name": "length", "most": 12, "unit": "characters"}]},
+                rft={**small, "kl_coefficient": 0.05, "dynamic_sampling": True, "num_epochs": 2},
+            ),
+        ),
+        (
             "best-of",
             "best-of",
             {

@@ -121,8 +121,8 @@ def backward_operations(shape: Shape, tokens: Tokens, *, output_layer: bool) -> 
 def stage_operations(stage: str, shape: Shape, tokens: Tokens) -> int:
     """Counts a stage's optimizer steps over these tokens.
 
-    `dpo` includes the reference's forward pass, `ppo` (only its update) a critic with its own adapter; the scalar heads
-    of reward and critic are negligible.
+    `dpo` includes the reference's forward pass. Of `ppo` and `grpo` only the update counts, for `ppo` with a critic
+    that has its own adapter; the scalar heads of reward and critic are negligible.
     """
 
     def trained(output_layer: bool) -> int:
@@ -130,7 +130,7 @@ def stage_operations(stage: str, shape: Shape, tokens: Tokens) -> int:
         return forward + backward_operations(shape, tokens, output_layer=output_layer)
 
     match stage:
-        case "sft" | "ppo-head":
+        case "sft" | "ppo-head" | "grpo":
             return trained(True)
         case "reward":
             return trained(False)
@@ -138,4 +138,4 @@ def stage_operations(stage: str, shape: Shape, tokens: Tokens) -> int:
             return trained(True) + forward_operations(shape, tokens, adapter=False, output_layer=True)
         case "ppo":
             return trained(True) + trained(False)
-    raise ValueError(f"{stage!r} is not one of sft, reward, dpo, ppo, ppo-head")
+    raise ValueError(f"{stage!r} is not one of sft, reward, dpo, ppo, ppo-head, grpo")

@@ -1,13 +1,14 @@
 """Our side of the benchmark: runs one stage as `onebase STAGE` does, on the workload of the peers' `prepare.py`.
 
-usage: python -m bench.ours WORK s|m fp32|bf16 sft|reward|dpo|ppo|ppo-head [--rows N] [--batches N] [--new-tokens N]
+usage: python -m bench.ours WORK s|m fp32|bf16 sft|reward|dpo|ppo|ppo-head|grpo [--rows N] [--batches N]
+                            [--new-tokens N] [--completions N]
                             [KEY=VALUE ...]   (keys of the verb's config, e.g. lora.layers=upper-half)
 
 Prints one JSON line: seconds of the optimizer steps (without reading data and loading, as with the peers), samples per
 second, the operations these steps need (`bench.flops`), and the peak resident memory of the process in MB.
 
 DPO computes the reference's log-probs in every step, as its peer does, so they are counted. PPO samples one completion
-per prompt, as its peers do.
+per prompt, as its peers do; GRPO as many as `--completions` says.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ from bench.flops import Shape, Tokens, stage_operations, tokens_of
 from onebase.config.files import load_config
 from onebase.config.language import SFTConfig
 from onebase.config.preferences import DPOConfig, RewardConfig
+from onebase.config.rft import RFTConfig
 from onebase.config.rollouts import PPOConfig
 from onebase.start import start_again_where_needed
 from onebase.training.update import Part, Update
 
 TURN = "\n\nAssistant:"
+PHASES = ("generate", "score", "logprobs", "update")
+GRPO_PROMPTS = 8
+"""Prompts per step of grpo."""
 PAIR_STAGES = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
 
 
@@ -40,14 +45,15 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("size")
     parser.add_argument("precision", choices=["fp32", "bf16"])
-    parser.add_argument("stage", choices=[*PAIR_STAGES, "ppo", "ppo-head"])
+    parser.add_argument("stage", choices=[*PAIR_STAGES, "ppo", "ppo-head", "grpo"])
     parser.add_argument("--data", type=Path, help="hh-rlhf transcripts; needed once, to write the rows")
     parser.add_argument("--rows", type=int, default=96)
-    parser.add_argument("--batches", type=int, default=3, help="PPO batches; the first warms up and is not counted")
+    parser.add_argument("--batches", type=int, default=3, help="rollouts; the first warms up and is not counted")
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--completions", type=int, default=8, help="completions per prompt of grpo")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()  # overrides may follow the options
-    measure = measure_pairs if options.stage in PAIR_STAGES else measure_ppo
+    measure = {"ppo": measure_ppo, "ppo-head": measure_ppo, "grpo": measure_grpo}.get(options.stage, measure_pairs)
     measured = measure(options)
     print(
         json.dumps(
@@ -121,21 +127,66 @@ def measure_ppo(options: argparse.Namespace) -> dict[str, Any]:
     with watched_steps() as steps:
         with_first = run(ppo, PPOConfig, options, keys)
     metrics = with_first[1:]
-    seconds, seconds_with_first = (
-        sum(row["perf/step_seconds"] for row in rows) / len(rows) for rows in (metrics, with_first)
-    )
-    phases = {
-        name: sum(row[f"perf/{name}_seconds"] for row in metrics) / len(metrics)
-        for name in ("generate", "score", "logprobs", "update")
-    }
+    seconds, seconds_with_first = (mean_of(rows, "perf/step_seconds") for rows in (metrics, with_first))
     counted = steps[len(steps) // len(with_first) :]
     return {
         "seconds_per_batch": round(seconds, 3),
-        **{name: round(value, 3) for name, value in phases.items()},
+        **phases_of(metrics),
         "samples_per_second": round(32 / seconds, 3),
         "samples_per_second_with_first": round(32 / seconds_with_first, 3),
         "gigaoperations": gigaoperations(counted, options, adapted=["q_proj", "v_proj"]) / len(metrics),
     }
+
+
+def measure_grpo(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures rollouts of 8 prompts, one optimizer step each; the policy has LoRA r=16 on q_proj, v_proj."""
+    from onebase.recipes import rft
+
+    count = GRPO_PROMPTS * options.batches
+    prompts, held_out = options.work / f"prompts-{count}.jsonl", options.work / "held_out.jsonl"
+    if not prompts.exists():
+        write_prompts(options.work, prompts, held_out, count)
+    keys = {
+        "data.train": str(prompts),
+        "data.eval": str(held_out),
+        "evaluation.prompts": "1",
+        "reward.callable": f"{Path(__file__)}:letters",
+        "lora.r": "16",
+        "lora.alpha": "32",
+        "lora.target_modules": "[q_proj, v_proj]",
+        "generation.max_new_tokens": str(options.new_tokens),
+        "generation.samples_per_prompt": str(options.completions),
+        "rft.rollout_prompts": str(GRPO_PROMPTS),
+        "rft.minibatch_prompts": str(GRPO_PROMPTS),
+        "rft.kl_coefficient": "0.04",
+        "max_steps": str(options.batches),
+        "optimizer.learning_rate": "1e-5",
+        "on_finding": "off",
+    }
+    with watched_steps() as steps:
+        metrics = run(rft, RFTConfig, options, keys)[1:]
+    seconds = mean_of(metrics, "perf/step_seconds")
+    return {
+        "completions": options.completions,
+        "seconds_per_step": round(seconds, 3),
+        **phases_of(metrics),
+        "samples_per_second": round(GRPO_PROMPTS * options.completions / seconds, 3),
+        "gigaoperations": gigaoperations(steps[1:], options, adapted=["q_proj", "v_proj"]) / len(metrics),
+    }
+
+
+def letters(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """Returns the share of each completion's letters that are vowels, the peer's reward."""
+    return [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in completions]
+
+
+def mean_of(metrics: list[dict[str, Any]], name: str) -> float:
+    return sum(row[name] for row in metrics) / len(metrics)
+
+
+def phases_of(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns the mean seconds of each phase of a rollout."""
+    return {name: round(mean_of(metrics, f"perf/{name}_seconds"), 3) for name in PHASES}
 
 
 @contextmanager
@@ -196,12 +247,12 @@ def write_pairs(path: Path, data: Path, count: int) -> None:
             )
 
 
-def write_prompts(work: Path, prompts: Path, held_out: Path) -> None:
-    """Writes the peers' prompts as text, which encodes to the same tokens, and one more to evaluate on."""
+def write_prompts(work: Path, prompts: Path, held_out: Path, count: int | None = None) -> None:
+    """Writes the peers' first prompts as text, which encodes to the same tokens, and one more to evaluate on."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(next(work.glob("base-*")))
-    texts = [tokenizer.decode(ids) for ids in json.loads((work / "prompts.json").read_text())]
+    texts = [tokenizer.decode(ids) for ids in json.loads((work / "prompts.json").read_text())[:count]]
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     held_out.write_text(json.dumps({"prompt": "\n\nHuman: Hello\n\nAssistant:"}) + "\n")
 

@@ -65,6 +65,7 @@ def measured_part(results: dict[str, Any], pictures: str) -> str:
         "Memory of the four roles": tables.memory(results),
         "Utilisation": tables.utilisation(results),
         "Decoding and its limits": tables.decoding(results),
+        "Decoding's share of a GRPO step": tables.decoding_within(results),
         "Where a PPO batch spends its time": tables.phases(results),
         "Adapters on upper layers only": tables.layers(results),
         "How cost grows": growth(results.get("growth", {}), pictures),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
+from bench import compare
 from bench.compare import ratios
 from bench.ratios import Ratio, ratio_in_turn, shown
 
@@ -43,7 +44,7 @@ def comparison(results: Results, precision: str) -> str:
     for row in rows:
         found, key = ratios(row), "samples_per_second_with_first" if row["counts_first"] else "samples_per_second"
         line = [
-            row["stage"],
+            stage_of(row),
             row["peer_name"],
             middle(row["ours"], key),
             middle(row["peer"], "samples_per_second"),
@@ -57,6 +58,12 @@ def comparison(results: Results, precision: str) -> str:
             line.append(target(found["memory"], row["target"]["memory"], least=False))
         lines.append(line)
     return table(header, lines)
+
+
+def stage_of(row: Results) -> str:
+    """The stage, with its completions per prompt, and the size of a model that is not the usual one."""
+    completions = f" K={row['completions']}" if "completions" in row else ""
+    return f"{row['stage']}{completions}{'' if row['model'] == 's' else ', model ' + row['model']}"
 
 
 def middle(runs: list[dict[str, float]], key: str) -> str:
@@ -77,7 +84,7 @@ def missed(results: Results) -> list[str]:
     for row in results.get("rows", {}).values():
         if row["target"] is None:
             continue
-        where, goal = f"{row['stage']} beside {row['peer_name']}", row["target"]
+        where, goal = f"{stage_of(row)} beside {row['peer_name']}", row["target"]
         samples, peak = (ratios(row)[key].median for key in ("samples", "memory"))
         if samples < goal["faster"]:
             found.append(f"{where}: {shown(samples)} times its samples/s, target {goal['faster']:g}")
@@ -149,6 +156,22 @@ def decoding(results: Results) -> str:
         )
     header = ["precision", "32 completions", "time to read weights, keys, values", "share", "time to compute", "share"]
     return table(header, lines) if lines else ""
+
+
+def decoding_within(results: Results) -> str:
+    """Decoding's share of a GRPO step, and the ratio to the peer if nothing else took time."""
+    lines = []
+    for row in results.get("rows", {}).values():
+        if row["stage"] == "grpo":
+            of = compare.decoding(row)
+            seconds = [f"{of[key]:.2f}" for key in ("step", "generate")]
+            ratio = ratios(row)["samples"].median
+            lines.append(
+                [stage_of(row), row["precision"], *seconds, f"{of['share']:.0%}"]
+                + [f"{of['peer']:.2f}", shown(ratio), shown(of["limit"])]
+            )
+    header = ["stage", "precision", "seconds per step", "of these decoding", "share", "peer's step", "ratio"]
+    return table([*header, "ratio if only decoding remained"], lines) if lines else ""
 
 
 def phases(results: Results) -> str:

@@ -42,7 +42,7 @@ class Workload:
     pairs: int = 96
     """Rows for sft, reward and dpo."""
     ppo_batches: int = 3
-    """Rollouts of PPO; counting starts with the second."""
+    """Rollouts of PPO and GRPO; counting starts with the second."""
     new_tokens: int = 64
     """Tokens of every sampled completion."""
     rounds: int = 2
@@ -55,12 +55,12 @@ class Workload:
     @property
     def folder(self) -> Path:
         """The folder with model, tokenizer, prompts and reward adapter, written by the peers' oldest environment."""
-        return self.work / "peers"
+        return self.work / f"peers-{self.size}"
 
     @property
     def own_folder(self) -> Path:
         """The same folder written by our own environment, without the peers."""
-        return self.work / "own"
+        return self.work / f"own-{self.size}"
 
     @property
     def transcripts(self) -> Path:

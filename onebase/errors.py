@@ -12,6 +12,7 @@
     ├── MissingExtraError       6   an optional package is not installed
     ├── NonFiniteError          1   training produced NaN or infinity too often
     ├── RewardError             1   a reward source failed, or gave something that is not a score
+    ├── VerifierError           1   a verifier could not check one completion; a run counts it and continues
     ├── Stopped                75   stopped on request, after saving
     └── Interrupted           130   Ctrl-C, after saving
 
@@ -77,6 +78,10 @@ class NonFiniteError(OnebaseError):
 
 
 class RewardError(OnebaseError):
+    exit_code = 1
+
+
+class VerifierError(OnebaseError):
     exit_code = 1
 
 

@@ -226,6 +226,23 @@ class Scores:
     """The total's components by name, each `[N]`; logged as `rewards/<name>/mean`. Empty for a single source."""
     failures: Mapping[int, str] = field(default_factory=dict)
     """Why a completion could not be judged, by its index; its total is then whatever the source gives failures."""
+    right: Tensor | None = None
+    """`[N]` bool: whether the answer is right by every verifier that decides; None if none decides."""
+    answers: Sequence[str | None] | None = None
+    """The answer found in each completion by the first verifier that decides; None if none decides."""
+    notes: Mapping[int, str] = field(default_factory=dict)
+    """Why a completion got its score, by its index, where its verifiers say so."""
+
+    def only(self, chosen: Sequence[int]) -> Scores:
+        """The scores of these completions, in this order."""
+        return Scores(
+            self.total[list(chosen)],
+            {name: part[list(chosen)] for name, part in self.parts.items()},
+            {new: self.failures[old] for new, old in enumerate(chosen) if old in self.failures},
+            None if self.right is None else self.right[list(chosen)],
+            None if self.answers is None else [self.answers[old] for old in chosen],
+            {new: self.notes[old] for new, old in enumerate(chosen) if old in self.notes},
+        )
 
 
 class RewardSource(Protocol):

@@ -58,4 +58,10 @@ VERBS = {
         recipe="onebase.recipes.ppo",
         step="rollout",
     ),
+    "rft": Verb(
+        "Reinforcement fine-tuning: train a policy on rewards that are checked, not learned (GRPO, RLOO, ReFT).",
+        config="onebase.config.rft:RFTConfig",
+        recipe="onebase.recipes.rft",
+        step="rollout",
+    ),
 }

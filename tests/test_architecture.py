@@ -25,7 +25,7 @@ LAYERS = [
     {"models", "data"},
     {"reporting"},
     {"runs"},
-    {"objectives", "records"},
+    {"objectives", "records", "verifiers"},
     {"config"},
     {"verbs"},
     {"errors", "files", "processes", "seeds", "shown", "transfer", "__init__"},
@@ -41,22 +41,23 @@ MAY_IMPORT_RECIPES = {
 }
 MAX_FUNCTION_LINES = 80
 BUDGETS = {
-    "cli": 520,
-    "config": 1300,
-    "data": 1650,
-    "demo": 540,
+    "cli": 560,
+    "config": 1550,
+    "data": 1850,
+    "demo": 620,
     "engines": 1750,
-    "evaluation": 230,
+    "evaluation": 330,
     "models": 1250,
-    "objectives": 700,
-    "recipes": 2300,
-    "reporting": 850,
-    "rewards": 420,
-    "rollouts": 130,
+    "objectives": 800,
+    "recipes": 2900,
+    "reporting": 860,
+    "rewards": 600,
+    "rollouts": 240,
     "runs": 520,
     "sampling": 230,
-    "tools": 620,
+    "tools": 760,
     "training": 1120,
+    "verifiers": 1850,
 }
 """Lines of code a room may have. Blank lines, comments and docstrings make a file longer, not harder to read. A room
 that outgrows its budget holds a second idea: split it, or raise the budget and say why in docs/architecture.md."""

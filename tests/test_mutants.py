@@ -34,7 +34,7 @@ def test_no_two_mutants_share_a_name() -> None:
 
 def test_a_text_that_is_gone_or_stands_twice_is_named() -> None:
     file = MUTANTS[0].file
-    for text, times in (("no such text", 0), ("@torch.no_grad()", 2)):
+    for text, times in (("no such text", 0), ("@torch.no_grad()", 5)):
         with pytest.raises(ValueError, match=rf"{file}: the text of the mutant 'a fault' stands there {times}"):
             Mutant(file, text, "", "a fault", "").broken()
     with pytest.raises(ValueError, match="the mutant 'a fault' is no Python: "):

@@ -21,6 +21,7 @@ from onebase.processes import ALONE, Group
 from onebase.training import update
 from tests.recipes.conftest import (
     SMALL_PPO,
+    SMALL_RFT,
     Options,
     answered_rows,
     common,
@@ -262,3 +263,27 @@ def test_a_launch_that_is_not_whole_is_one_line(
     finally:
         processes.launched.cache_clear()
     assert str(caught.value).startswith(message) and caught.value.exit_code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"advantage": "gae", "rft.policy_loss": "kl_penalty", "rft.critic_warmup_rollouts": 1},
+        {"rft.dynamic_sampling": True, "rft.kl_coefficient": 0.1, "rft.max_refills": 2},
+    ],
+    ids=["a critic and a penalty that adapts", "refills and a reference"],
+)
+def test_rft_in_two_processes_is_rft_in_one(base: Path, tmp_path: Path, more: Options) -> None:
+    """Beside a verifier, which the first process alone asks."""
+    prompts = write_rows(tmp_path / "prompts.jsonl", prompt_rows())
+    rules = '[{name: length, most: 3, unit: characters}, "tests.recipes.conftest:count_vowels"]'
+    options: Options = {**SMALL_RFT, "max_steps": 4, "reward.verifiers": rules, "evaluation.every_steps": 2, **more}
+    assert main(["rft", *words(common(base, tmp_path / "one", prompts), options)]) == 0
+    done = in_two("rft", words(common(base, tmp_path / "two", prompts), options))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("held-out prompts, means") == 1, "the first process alone speaks"
+    assert largest_difference(tmp_path / "one" / "policy", tmp_path / "two" / "policy") < 2e-5
+    rows = [metric_rows(tmp_path / name) for name in ("one", "two")]
+    for name in ("completions/num_tokens", "objective/scores", "groups/without_variance", "rewards/length/mean"):
+        assert [row[name] for row in rows[1]] == pytest.approx([row[name] for row in rows[0]], abs=1e-6), name

@@ -38,9 +38,9 @@ def rows() -> list[dict[str, list[int]]]:
     """Returns ids of `prompt`, `chosen` and `rejected`. Completions end in the end token, or TRL would add one."""
     return [
         {
-            "prompt": _words(start, prompt),
-            "chosen": [*_words(start + 30, chosen - 1), END],
-            "rejected": [*_words(start + 50, rejected - 1), END],
+            "prompt": words(start, prompt),
+            "chosen": [*words(start + 30, chosen - 1), END],
+            "rejected": [*words(start + 50, rejected - 1), END],
         }
         for start, prompt, chosen, rejected in SHAPES
     ]
@@ -94,5 +94,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
 
 
-def _words(start: int, count: int) -> list[int]:
+def words(start: int, count: int) -> list[int]:
+    """Returns ids of words, a formula of where they start."""
     return [2 + (k**3 + 5 * k) % 89 for k in range(start, start + count)]

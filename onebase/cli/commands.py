@@ -158,6 +158,85 @@ def chat(
     )
 
 
+@app.command(name="eval")
+def eval_(
+    role: str,
+    file: Path,
+    /,
+    *,
+    verifier: list[str],
+    samples: Whole = 8,
+    k: list[Whole] | None = None,
+    max_new_tokens: Whole = 256,
+    temperature: Real = 1.0,
+    top_p: Real = 1.0,
+    limit: Annotated[int | None, _WHOLE] = None,
+    by: list[str] | None = None,
+    gold: str | None = None,
+    seed: Whole = 0,
+    output: Path | None = None,
+    json: bool = False,
+    allow_code_execution: bool = False,
+    model: str | None = None,
+    dtype: Dtype | None = None,
+    quantization: Quantization | None = None,
+    device: str = "auto",
+) -> None:
+    """Sample answers to a file's questions and count the right ones: pass@k and maj@k with 95 % intervals.
+
+    Args:
+        role: Folder of a policy role, or of a base model.
+        file: Rows with prompts and what their verifiers need: a gold answer, or tests.
+        verifier: numeric, exact, ..., or {name: numeric, tolerance: 0.01}; repeat it for several.
+        samples: Answers per question.
+        k: A k of pass@k and maj@k; repeat it for several. By default 1, 2, 4, ... up to --samples.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: Divides the logits; 0 = always take the likeliest token.
+        top_p: Sample among the likeliest tokens that together have this probability; 1 = off.
+        limit: Only this many rows, from the first.
+        by: A column of the data to split the table by; repeat it for several.
+        gold: The column with the right answer; by default gold, or else answer.
+        seed: Random seed for sampling.
+        output: A file for every sample with its verdicts, as JSON lines.
+        json: Print one JSON object.
+        allow_code_execution: Let the verifier code run the policy's programs.
+        model: Folder of the base model, if it is not where the role says.
+        dtype: Number format of the base; by default the one the role was trained with.
+        quantization: none, or nf4 for a base in 4 bits; by default what the role was trained with.
+        device: auto, cpu, cuda, cuda:1.
+    """
+    preflight.check_device(device)
+    preflight.check_sampling({}, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    ks = preflight.check_samples(samples, k or [], temperature=temperature, limit=limit)
+    verifiers = preflight.read_verifiers(verifier)
+    if output is not None:
+        preflight.check_output(output)
+    check_file(file)
+    preflight.check_roles({role: ("policy",)}, model=model)
+    streams.say_first(f"eval: loading {role}")
+    modules.load("onebase.tools.evaluate").run(
+        role=role,
+        file=file,
+        verifiers=verifiers,
+        samples=samples,
+        ks=ks,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        limit=limit,
+        by=by or [],
+        gold=gold,
+        seed=seed,
+        output=output,
+        as_json=json,
+        allow_code_execution=allow_code_execution,
+        model=model,
+        dtype=dtype,
+        quantization=quantization,
+        device=device,
+    )
+
+
 @app.command
 def demo(*, output_dir: Path = Path("runs/demo"), seed: Whole = 0) -> None:
     """Run every stage on a tiny model in minutes, without network access.

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from onebase.shown import shown
 
 if TYPE_CHECKING:  # takes a tenth of a second, which --help need not spend
     from pydantic import BaseModel
+
+    from onebase.config.verifiers import VerifierGroup
 
 
 def check(config: BaseModel) -> None:
@@ -121,3 +123,55 @@ def check_sampling(
         # Python passes undecodable bytes on as lone surrogates.
         if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
             raise ConfigError(f"{option} is not UTF-8 text: {shown(text, 60)}")
+
+
+def check_samples(samples: int, ks: Sequence[int], *, temperature: float, limit: int | None) -> list[int]:
+    """Checks how many answers are drawn and counted; returns the ks in order, or 1, 2, 4, ... if there are none.
+
+    Raises:
+        ConfigError: a number is out of range, or samples would all be the same.
+    """
+    if samples < 1:
+        raise ConfigError(f"--samples is {samples}; it should be at least 1")
+    if temperature == 0 and samples > 1:
+        raise ConfigError(f"--samples is {samples}, but at --temperature 0 all are the same; add --samples 1")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit is {limit}; it should be at least 1, or left out")
+    for k in ks:
+        if not 1 <= k <= samples:
+            raise ConfigError(f"--k is {k}; it should be between 1 and the {samples} of --samples")
+    return sorted(set(ks)) or [2**power for power in range(samples.bit_length())]
+
+
+def read_verifiers(texts: Sequence[str]) -> Sequence[VerifierGroup]:
+    """The verifiers that `--verifier` names, read like the entries of `reward.verifiers`.
+
+    Raises:
+        ConfigError: there is no such verifier, or it has no such option.
+    """
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    from onebase.config.verifiers import Verifiers
+    from onebase.config.yaml_reader import Loader
+
+    try:
+        values = [yaml.load(text, Loader) if text[:1] == "{" else text for text in texts]
+        return TypeAdapter(Verifiers).validate_python(values)
+    except yaml.YAMLError as error:
+        said = getattr(error, "problem", None) or error
+        raise ConfigError(f"--verifier is not valid YAML: {shown(' '.join(str(said).split()), 200)}") from None
+    except ValidationError as error:
+        said = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors(include_url=False))
+        raise ConfigError(f"--verifier: {said}") from None
+
+
+def check_output(path: Path) -> None:
+    """Checks that a file can be written here.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{shown(path, 200)} is a folder; name a file with --output")
+    check_writable(path.absolute().parent, "--output")

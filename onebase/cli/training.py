@@ -60,12 +60,22 @@ def _has_work_left(folder: Path, config_text: str) -> bool:
     return True
 
 
+ALLOW_CODE = "--allow-code-execution"
 OPTIONS = {
     "--config PATH": "The config file; the same as naming it first.",
     "--resume": "Resume the run in output_dir. Without this option the same command also resumes if there is a "
     "checkpoint; with it, a folder without a run is an error, and a finished run is left alone.",
     "--dry-run": "Print the resolved config to stdout and the plan to stderr, without training.",
+    ALLOW_CODE: "Let the verifier code run what the policy writes, in a sandbox; no config file can say so.",
 }
+
+
+def _scores_answers(verb: str) -> bool:
+    """Whether the verb has a reward, whose verifiers may run code."""
+    from onebase.config.files import config_keys
+    from onebase.config.verbs import VERB_CONFIGS
+
+    return any(key == "reward.allow_code_execution" for key, _ in config_keys(VERB_CONFIGS[verb]))
 
 
 def _print_verb_help(verb: str) -> None:
@@ -81,8 +91,9 @@ def _print_verb_help(verb: str) -> None:
     tell(VERBS[verb].about)
     tell("Values on the command line override the file; write a list as a b c or '[a, b, c]'.", after="\n\n")
     for option, about in OPTIONS.items():
-        print(f"  {option}")
-        tell(about, indent=" " * 6)
+        if option != ALLOW_CODE or _scores_answers(verb):
+            print(f"  {option}")
+            tell(about, indent=" " * 6)
     print()
     print(describe_config(VERB_CONFIGS[verb], width))
 
@@ -93,11 +104,16 @@ def training_command(verb: str) -> Callable[..., None]:
         config: Path | None = None,
         dry_run: bool = False,
         resume: bool = False,
+        allow_code_execution: bool = False,
         help: Annotated[bool, Parameter(name=["--help", "-h"])] = False,
     ) -> None:
         if help:
             _print_verb_help(verb)
         else:
+            if allow_code_execution:
+                if not _scores_answers(verb):
+                    raise ConfigError(f"{ALLOW_CODE}: {verb} runs no code; leave it out")
+                words = (*words, "--reward.allow_code_execution=true")
             _train(verb, words, config, dry_run, resume)
 
     command.__doc__ = VERBS[verb].about

@@ -52,8 +52,9 @@ def load_config(model_class: type[Config], path: Path | None, overrides: Sequenc
     problems: list[str] = []
     entries: dict[str, _Entry] = {}
     if path is not None:
-        _read_file(path, entries, problems)
+        _read_file(path, model_class, entries, problems)
     given = _read_overrides(overrides, model_class, problems)
+    problems += _only_on_command_line(entries, model_class)
     known = _known_only({**entries, **given}, model_class, problems)
     try:
         config = model_class.model_validate(_nested(known, model_class))
@@ -88,6 +89,8 @@ def describe_config(model_class: type[BaseModel], width: int = 100) -> str:
     lines = []
     section = None
     for key, field in config_keys(model_class):
+        if field.exclude:
+            continue  # an option of its own
         group = key.rpartition(".")[0]
         if group != section:
             section = group
@@ -119,11 +122,17 @@ def _type_name(kind: Any) -> str:
         return "|".join(str(choice) for choice in get_args(kind))
     if hasattr(kind, "__metadata__"):  # Annotated: limits are reported when broken
         return _type_name(kind.__origin__)
+    if get_origin(kind) is list and _group_in(get_args(kind)[0]):
+        return "[name|{name: .., ..}, ...]"
     if get_origin(kind) is list:
         return f"[{_type_name(get_args(kind)[0])}, ...]"
     if get_args(kind) and get_origin(kind) in (Union, UnionType):
-        return "|".join(_type_name(choice) for choice in get_args(kind))
+        return "|".join(dict.fromkeys(_type_name(choice) for choice in get_args(kind)))
     return {type(None): "null", str: "text", float: "number", int: "integer", bool: "true|false"}.get(kind, str(kind))
+
+
+def _group_in(kind: Any) -> bool:
+    return any(isinstance(part, type) and issubclass(part, BaseModel) for part in (kind, *get_args(kind)))
 
 
 def _plain(value: Any) -> str:
@@ -135,7 +144,7 @@ def _plain(value: Any) -> str:
     return shown(text, 80)
 
 
-def _read_file(path: Path, entries: dict[str, _Entry], problems: list[str]) -> None:
+def _read_file(path: Path, model_class: type[BaseModel], entries: dict[str, _Entry], problems: list[str]) -> None:
     text = read_text(path) if os.path.lexists(path) and not os.path.isdir(path) else _no_such_file(path)
     try:
         loader = Loader(text)
@@ -145,7 +154,7 @@ def _read_file(path: Path, entries: dict[str, _Entry], problems: list[str]) -> N
         if not isinstance(root, yaml.MappingNode):
             kind = "list" if isinstance(root, yaml.SequenceNode) else "value"
             raise ConfigError(f"{shown(path.name, 100)}: should hold 'key: value' lines, but it is one {kind}")
-        _flatten(loader, root, "", {}, shown(path.name, 100), entries, problems)
+        _flatten(loader, root, "", {}, shown(path.name, 100), entries, problems, whole=_list_keys(model_class))
     except yaml.YAMLError as error:
         raise fault(shown(path.name, 100), error) from error
 
@@ -175,8 +184,13 @@ def _flatten(
     place: str,
     entries: dict[str, _Entry],
     problems: list[str],
+    *,
+    whole: frozenset[str],
 ) -> None:
-    """Adds the leaves of a mapping to `entries` by dotted name; `lines` records where each key was seen."""
+    """Adds the leaves of a mapping to `entries` by dotted name; `lines` records where each key was seen.
+
+    A mapping under a key in `whole` is one value: the only item of a list.
+    """
     for key_node, value_node in node.value:
         key = prefix + shown(loader.construct_object(key_node, deep=True), 100).replace("-", "_")
         line = key_node.start_mark.line + 1
@@ -184,8 +198,8 @@ def _flatten(
             problems.append(f"{place}: '{key}' is given twice, in lines {lines[key]} and {line}; remove one")
             continue
         lines[key] = line
-        if _has_keys(value_node):
-            _flatten(loader, value_node, f"{key}.", lines, place, entries, problems)
+        if _has_keys(value_node) and key not in whole:
+            _flatten(loader, value_node, f"{key}.", lines, place, entries, problems, whole=whole)
         else:
             value = loader.construct_object(value_node, deep=True)
             entries[_key_of(key, value)] = _Entry(value, place)
@@ -237,6 +251,10 @@ def _read_overrides(words: Sequence[str], model_class: type[BaseModel], problems
     return entries
 
 
+def _list_keys(model_class: type[BaseModel]) -> frozenset[str]:
+    return frozenset(key for key, field in config_keys(model_class) if _takes_list(field.annotation))
+
+
 def _takes_list(kind: Any) -> bool:
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType, Annotated) else ()
     return get_origin(kind) is list or any(_takes_list(part) for part in parts)
@@ -251,8 +269,8 @@ def _add_override(
         # YAML only if it opens with a bracket or a quote: text like "Human:" or "- " stays text.
         marked = loader.get_single_node() if text[:1] in ("[", "{", '"', "'") else None
         node = marked or yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
-        if _has_keys(node):
-            _flatten(loader, node, f"{key}.", {}, COMMAND_LINE, found, problems)
+        if _has_keys(node) and not takes_list:
+            _flatten(loader, node, f"{key}.", {}, COMMAND_LINE, found, problems, whole=frozenset())
         else:
             value = loader.construct_object(node, deep=True)
             found[_key_of(key, value)] = _Entry(value, COMMAND_LINE)
@@ -293,6 +311,16 @@ def _known_only(entries: dict[str, _Entry], model_class: type[BaseModel], proble
             wrong.append(f"{entry.place}: '{shown(key, 100)}' is unknown; {meant}")
     problems += wrong
     return known
+
+
+def _only_on_command_line(entries: dict[str, _Entry], model_class: type[BaseModel]) -> list[str]:
+    """A problem for each key of a file that only the command line may give: those that are not dumped either."""
+    return [
+        f"{entries[key].place}: '{key}' is given on the command line alone, as "
+        f"--{key.rpartition('.')[2].replace('_', '-')}; take it out of the file"
+        for key, field in config_keys(model_class)
+        if field.exclude and key in entries
+    ]
 
 
 def _nested(entries: dict[str, _Entry], model_class: type[BaseModel]) -> dict[str, Any]:

@@ -342,7 +342,7 @@ class CheckpointGroup(Group):
     every_minutes: Positive | None = 10.0
     """Minutes between checkpoints; null = none by time."""
     every_steps: Count | None = None
-    """Steps (in ppo: rollouts) between checkpoints; null = none by steps."""
+    """Steps (in ppo and rft: rollouts) between checkpoints; null = none by steps."""
     save_total_limit: Count = 2
     """Checkpoints to keep; older ones are removed."""
 

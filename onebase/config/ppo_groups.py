@@ -12,16 +12,19 @@ from onebase.config.groups import (
     Count,
     Float,
     Group,
+    LoraGroup,
     NonNegative,
     Paths,
     PathText,
     Positive,
     Probability,
+    PromptEvaluationGroup,
     Share,
     Strings,
     Whole,
     fail_on,
 )
+from onebase.config.verifiers import Verifiers
 
 
 class GenerationGroup(Group):
@@ -53,7 +56,14 @@ class GenerationGroup(Group):
 
 
 class OptionalRewardSourceGroup(Group):
-    """What scores the completions: one of role, callable and model."""
+    """What scores the completions: verifiers, one of role, callable and model, or both."""
+
+    verifiers: Verifiers = []
+    """Rules that check an answer: a name, a mapping with its options and weight, or a list of these."""
+    gold: str | None = None
+    """The data's column with the right answer; null = `gold`, or else `answer`."""
+    weight: Float = 1.0
+    """Beside verifiers: the weight of the role's, function's or model's score in the sum."""
 
     role: PathText | None = None
     """Folder of a reward role made on the same base."""
@@ -66,19 +76,29 @@ class OptionalRewardSourceGroup(Group):
     normalize: Literal["none", "held_out"] = "none"
     """held_out = standardize the reward role's scores by the mean and deviation of its held-out scores."""
 
+    allow_code_execution: Annotated[bool, Field(exclude=True)] = False
+    """Let the verifier `code` run the policy's answers, in a sandbox; only on the command line."""
+
     @property
     def source(self) -> str | None:
-        """The configured source: a role folder, a function or a model."""
-        return self.role or self.callable or self.model
+        """The configured source in words: verifiers, a role folder, a function or a model."""
+        named = [verifier.name for verifier in self.verifiers]
+        return " + ".join([*named, *filter(None, (self.role, self.callable, self.model))]) or None
 
     @model_validator(mode="after")
     def _one_source_at_most(self) -> OptionalRewardSourceGroup:
         given = [key for key in ("role", "callable", "model") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(
-                f"'reward' needs exactly one of 'reward.role', 'reward.callable' and 'reward.model'; "
-                f"got {' and '.join(given)}"
+                f"'reward' takes one of 'reward.role', 'reward.callable' and 'reward.model'; got {' and '.join(given)}"
             )
+        if self.weight != 1 and not (given and self.verifiers):
+            raise ValueError(
+                "'reward.weight' weighs a role, function or model against 'reward.verifiers'; without both it would "
+                "change nothing: leave it out"
+            )
+        if self.gold is not None and not self.verifiers:
+            raise ValueError("'reward.gold' is for 'reward.verifiers', and there are none; leave it out")
         if self.normalize == "held_out" and self.role is None:
             raise ValueError(
                 "'reward.normalize' = held_out needs 'reward.role': other sources have no held-out scores; "
@@ -93,24 +113,23 @@ class OptionalRewardSourceGroup(Group):
 
 
 class RewardSourceGroup(OptionalRewardSourceGroup):
-    """What scores the completions: exactly one of role, callable and model."""
+    """What scores the completions: verifiers, one of role, callable and model, or both."""
 
     @model_validator(mode="after")
     def _some_source(self) -> RewardSourceGroup:
         if self.source is None:
             raise ValueError(
-                "'reward' needs exactly one of 'reward.role', 'reward.callable' and 'reward.model'; got none of them"
+                "'reward' needs 'reward.verifiers', or one of 'reward.role', 'reward.callable' and 'reward.model'; got "
+                "none of them"
             )
         return self
 
 
-class PPOGroup(Group):
-    """Proximal policy optimization."""
+class ActorCriticGroup(Group):
+    """What PPO and reinforcement fine-tuning share: the rollout, the clip and the critic."""
 
     rollout_prompts: Count = 32
     """Prompts per rollout; each gets generation.samples_per_prompt completions."""
-    num_ppo_epochs: Count = 2
-    """Passes over each rollout."""
     minibatch_prompts: Count = 8
     """Prompts (with all their completions) per optimizer step; must divide rollout_prompts."""
     gamma: Probability = 1.0
@@ -135,6 +154,17 @@ class PPOGroup(Group):
     """Learning rate of the critic; null = optimizer.learning_rate."""
     critic_warmup_rollouts: Whole = 0
     """Rollouts at the start that train only the critic."""
+    whiten_advantages: bool = True
+    """Scale advantages to mean 0 and standard deviation 1 over the rollout."""
+    entropy_coefficient: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+
+
+class PPOGroup(ActorCriticGroup):
+    """Proximal policy optimization."""
+
+    num_ppo_epochs: Count = 2
+    """Passes over each rollout."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimate of KL(policy, reference) per token: k1 = log ratio, k2 = k1^2 / 2, k3 = k1 + exp(-k1) - 1."""
     kl_placement: Literal["reward", "loss"] = "reward"
@@ -161,10 +191,6 @@ class PPOGroup(Group):
     """Subtracted from the score for every completion token."""
     whiten_rewards: bool = False
     """Scale per-token rewards to standard deviation 1 over the rollout, keeping their mean."""
-    whiten_advantages: bool = True
-    """Scale advantages to mean 0 and standard deviation 1 over the rollout."""
-    entropy_coefficient: NonNegative = 0.0
-    """Weight of the entropy bonus."""
     ptx_coefficient: NonNegative = 0.0
     """Weight of the language-model loss on ptx_data."""
     ptx_data: Paths = []
@@ -191,3 +217,30 @@ class PPOGroup(Group):
             problems.append(f"'ppo.ptx_data' and 'ppo.ptx_coefficient' go together; 'ppo.{missing}' is not set")
         fail_on(problems)
         return self
+
+
+def sampling_problems(verb: str, lora: LoraGroup, generation: GenerationGroup) -> list[str]:
+    """What a verb that trains on its own samples cannot do with these keys."""
+    problems = []
+    if lora.dropout > 0:
+        problems.append("'lora.dropout' above 0 would add noise to the probability ratios; leave it at 0")
+    if lora.r == 0:
+        problems.append(
+            f"{verb} trains adapters: with 'lora.r' = 0 the base would change under the other roles; set lora.r >= 1"
+        )
+    if generation.top_k or generation.top_p < 1:
+        problems.append(
+            f"'generation.top_k' = {generation.top_k} and 'generation.top_p' = {generation.top_p:g} would sample from "
+            f"a different distribution than {verb} trains, which biases its ratios and its KL; leave them at 0 and 1"
+        )
+    return problems
+
+
+def pause_problems(on_finding: str, evaluation: PromptEvaluationGroup) -> list[str]:
+    """Whether pausing has something to go back to."""
+    if on_finding != "pause" or evaluation.every_steps is not None:
+        return []
+    return [
+        "'on_finding' = pause restores the best roles on held-out prompts, which are known only with "
+        "'evaluation.every_steps'; set it"
+    ]

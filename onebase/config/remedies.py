@@ -56,6 +56,10 @@ REMEDIES = {
     "no-reward-model": "set reward.model to another",
     "no-held-out-scores": "train it to the end with held-out data, or set reward.normalize: none",
     "equal-held-out-scores": "train it further, or set reward.normalize: none",
+    # Verifiers.
+    "no-gold": "correct these rows, name the right column (reward.gold, or --gold in eval), or take that verifier out",
+    "code-not-allowed": "add --allow-code-execution if the model's programs may run here, in a sandbox",
+    "no-sandbox": "install bubblewrap, or allow user namespaces and Python's own folder to be read",
     # Memory.
     "new-model-too-large": "lower tiny.hidden_size or tiny.num_layers",
     "example-does-not-fit": (

@@ -21,7 +21,14 @@ from onebase.config.groups import (
     SampleDataGroup,
     fail_on,
 )
-from onebase.config.ppo_groups import GenerationGroup, OptionalRewardSourceGroup, PPOGroup, RewardSourceGroup
+from onebase.config.ppo_groups import (
+    GenerationGroup,
+    OptionalRewardSourceGroup,
+    PPOGroup,
+    RewardSourceGroup,
+    pause_problems,
+    sampling_problems,
+)
 from onebase.config.preferences import loss_problems
 from onebase.config.run import RunConfig, VerbConfig
 
@@ -47,29 +54,13 @@ class PPOConfig(VerbConfig):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> PPOConfig:
-        problems = []
-        if self.lora.dropout > 0:
-            problems.append("'lora.dropout' above 0 would add noise to PPO's probability ratios; leave it at 0")
-        if self.lora.r == 0:
-            problems.append(
-                "ppo trains adapters: with 'lora.r' = 0 the base would change under the other roles; set lora.r >= 1"
-            )
-        if self.generation.top_k or self.generation.top_p < 1:
-            problems.append(
-                f"'generation.top_k' = {self.generation.top_k} and 'generation.top_p' = {self.generation.top_p:g} "
-                "would sample from a different distribution than PPO trains, which biases its ratios and its KL; "
-                "leave them at 0 and 1"
-            )
+        problems = sampling_problems("ppo", self.lora, self.generation)
         if self.ppo.critic == "adapter" and self.ppo.critic_start == "reward" and self.reward.role is None:
             problems.append(
                 "'ppo.critic_start' = reward needs 'reward.role'; "
                 "with another reward source set ppo.critic_start to policy"
             )
-        if self.on_finding == "pause" and self.evaluation.every_steps is None:
-            problems.append(
-                "'on_finding' = pause restores the best roles on held-out prompts, which are known only with "
-                "'evaluation.every_steps'; set it"
-            )
+        problems += pause_problems(self.on_finding, self.evaluation)
         completions = self.ppo.rollout_prompts * self.generation.samples_per_prompt
         if self.ppo.kl_target is not None and completions >= 5 * self.ppo.kl_horizon:
             problems.append(
@@ -105,8 +96,8 @@ def _sampling_problems(chosen: str, reward: OptionalRewardSourceGroup, generatio
     problems = []
     if reward.source is None:
         problems.append(
-            "'reward' needs one of 'reward.role', 'reward.callable' and 'reward.model' to choose by; or set chosen: "
-            "data to take the data's answer as the chosen one"
+            "'reward' needs 'reward.verifiers', or one of 'reward.role', 'reward.callable' and 'reward.model', to "
+            "choose by; or set chosen: data to take the data's answer as the chosen one"
         )
     if generation.samples_per_prompt < 2:
         problems.append("'generation.samples_per_prompt' = 1 leaves nothing to choose from; set it to 2 or more")

@@ -28,7 +28,7 @@ class VerbConfig(RunConfig):
     """The keys of every training verb."""
 
     max_steps: Count | None = None
-    """Train for this many steps (in ppo: rollouts), whatever the epochs; null = until the data has been read."""
+    """Train for this many steps (ppo, rft: rollouts), whatever the epochs; null = until the data has been read."""
 
 
 def adapter_problems(model: OptionalModelGroup, lora: LoraGroup, start_from: str | None) -> list[str]:

@@ -9,6 +9,12 @@
     text          {text}, optional label 0 or 1; each paragraph of a .txt file
     squad         {data: [{paragraphs: [{context, qas: [{question, answers}]}]}]}
     prompt        {prompt | query | question}, optional completion or answer
+    math          {problem, solution | answer}: MATH
+    word_problem  {Body, Question, Answer} or {question_concat, Answer} in any case: SVAMP; a prompt (or problem) with
+                  golden, answer_number or a number as answer: CMATH, MGSM
+    choice        {prompt | query | question, options | choices, correct | answerKey | answer | label}: AQuA, MMLU, ARC
+    tested_code   {text | prompt, code, test_list}: MBPP, also sanitized
+    function      {prompt, canonical_solution, test, entry_point}: HumanEval
 
 `ended: false` beside an answer (`chosen_ended`, `rejected_ended` beside a pair; a list beside a list) says that the
 answer stops mid-sentence, like a sample cut at its length limit: it gets no end token.
@@ -17,6 +23,9 @@ A `system` text may accompany every prompt except a transcript's; `margin` (a nu
 accompany two compared answers, and `label` one answer. A message is `{role, content}` or `{from, value}`; a function
 call is an assistant turn and its result a user turn, contents unchanged. Keys not named here become columns, and so do
 `label` and `answer`, which verifiers read.
+
+Where a file gives the final answer alone, or ends its solutions in `#### 42` (GSM8K), the column `gold` holds it; code
+has the columns `tests` and `setup` (`data/tasks.py`).
 
 `initial_reason_steps` may accompany every prompt: it is the beginning of the assistant's answer, and the answers are
 the steps that may follow it (Step-DPO, Lai et al. 2024).
@@ -35,7 +44,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from onebase.data import layouts
+from onebase.data import layouts, tasks
 from onebase.data.fields import Fields
 from onebase.data.files import check_file, file_id, json_lines, json_list, paragraphs, read_text, suffix_of
 from onebase.data.json_text import listed
@@ -86,6 +95,31 @@ _LAYOUTS = {
         "{instruction, output}",
         lambda row: "instruction" in row and "output" in row,
         layouts.read_instruction,
+    ),
+    "tested_code": _Layout(
+        "{text | prompt, code, test_list}",
+        lambda row: ("text" in row or "prompt" in row) and "code" in row and "test_list" in row,
+        tasks.read_tested_code,
+    ),
+    "function": _Layout(
+        "{prompt, canonical_solution, test, entry_point}",
+        lambda row: all(key in row for key in ("prompt", "canonical_solution", "test", "entry_point")),
+        tasks.read_function,
+    ),
+    "choice": _Layout(
+        "{prompt | query | question, options | choices, correct | answerKey | answer | label}",
+        tasks.is_choice,
+        tasks.read_choice,
+    ),
+    "math": _Layout(
+        "{problem, solution | answer}",
+        lambda row: "problem" in row and layouts.prompt_key(row) is None and ("solution" in row or "answer" in row),
+        tasks.read_math,
+    ),
+    "word_problem": _Layout(
+        "{prompt | query | question, golden | answer_number} or {Body, Question, Answer}",
+        lambda row: tasks.word_problem_keys(row) is not None,
+        tasks.read_word_problem,
     ),
     "prompt": _Layout(
         "{prompt | query | question}", lambda row: layouts.prompt_key(row) is not None, layouts.read_prompt

@@ -21,6 +21,8 @@ _ANSWER_KEYS = ("answer", "code", "completion", "output", "reply", "response", "
 
 PREDICTION = re.compile(r"prediction ([1-9]\d*)")
 
+_FINAL = re.compile(r"^####[ \t]*(\S[^\n]*?)\s*\Z", re.MULTILINE)
+
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -164,7 +166,16 @@ def read_prompt(fields: Fields) -> Row:
         return fields.row(prompt)
     row = fields.row(prompt, (fields.answer("answer", prompt),))
     # Stays a column too, because verifiers compare the policy's answer with it.
-    return replace(row, columns={**row.columns, "answer": row.answers[0]})
+    columns = {**row.columns, "answer": row.answers[0]}
+    if (final := final_answer(row.answers[0])) is not None:
+        columns.setdefault("gold", final)
+    return replace(row, columns=columns)
+
+
+def final_answer(solution: str) -> str | None:
+    """What follows `####` on the last line, as GSM8K writes its final answers; None if there is no such line."""
+    found = _FINAL.search(solution)
+    return found[1] if found else None
 
 
 def squad_rows(whole: Mapping[str, Any], path: Path) -> Iterator[Row]:

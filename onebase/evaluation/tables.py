@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from onebase import processes
 from onebase.evaluation.held_out import HeldOut, improvement
+from onebase.evaluation.pass_rates import Rates
 from onebase.files import write_atomically
 from onebase.reporting.intervals import Interval
 from onebase.reporting.panels import TITLES
 from onebase.shown import shown
 
 NUM_SAMPLES = 5
+WIDTH = 120
+"""Characters, where there is no terminal that says how many."""
 
 
 def print_comparison(roles: Sequence[HeldOut], *, names: Sequence[str]) -> None:
@@ -28,7 +32,7 @@ def print_comparison(roles: Sequence[HeldOut], *, names: Sequence[str]) -> None:
     print_samples(console, roles, names)
 
 
-def result_console() -> Console:
+def result_console(width: int = WIDTH) -> Console:
     """A console on stdout, wide enough for the tables if that is no terminal; on stderr if stdout is closed."""
     closed = sys.stdout.closed
     return Console(
@@ -36,7 +40,7 @@ def result_console() -> Console:
         quiet=not processes.is_main(),
         highlight=False,
         emoji=False,
-        width=None if not closed and sys.stdout.isatty() else 120,
+        width=None if not closed and sys.stdout.isatty() else width,
     )
 
 
@@ -52,6 +56,21 @@ def figures_table(roles: Sequence[HeldOut], *, names: Sequence[str]) -> Table:
         cells = [value.text(2, between="\n") for value in row.values()]
         table.add_row(name, *cells, f"{role.ended:.0%}")
     return table
+
+
+def print_rates(groups: Mapping[str, Rates], *, samples_per_prompt: int) -> None:
+    """Prints a row per group of prompts: pass@k and maj@k in percent, with their intervals."""
+    title = f"{samples_per_prompt} samples per prompt; percent right, with 95 % intervals"
+    table = Table(title=title, title_justify="left")
+    names = list(dict.fromkeys(name for rates in groups.values() for name in rates.figures()))
+    for heading in ("", "prompts", *names, "ended", "not checked"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for group, rates in groups.items():
+        figures = rates.figures()
+        cells = [figures[name].times(100).text(1, between="\n") for name in names]
+        row = [shown(group, 40), str(rates.num_prompts), *cells, f"{rates.ended:.0%}", str(rates.failed)]
+        table.add_row(*map(Text, row))  # [0.0, 1.2] is not a style
+    result_console(width=max(WIDTH, 80 + 16 * len(names))).print(table)
 
 
 def rise_line(what: str, rise: Interval, before: str, after: str) -> str:
@@ -73,11 +92,12 @@ def print_samples(console: Console, roles: Sequence[HeldOut], names: Sequence[st
     console.print(table, markup=False)
 
 
-def write_samples(path: Path, roles: Sequence[HeldOut]) -> None:
+def write_samples(path: Path, roles: Sequence[HeldOut], *, names: Sequence[str]) -> None:
     """Writes a JSON line per held-out prompt: the prompt, and each role's first completion with its score."""
     lines = []
     for i, prompt in enumerate(roles[0].prompts):
-        answers = {r.role: {"completion": r.completions[i], "score": r.first_scores[i]} for r in roles}
+        named = zip(names, roles, strict=True)
+        answers = {name: {"completion": r.completions[i], "score": r.first_scores[i]} for name, r in named}
         lines.append(json.dumps({"prompt": prompt, **answers}, ensure_ascii=False))
     write_atomically(path, "\n".join(lines) + "\n")
 

@@ -27,10 +27,13 @@ SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE tokenizer (any text, any language, no unknown token) on these texts.
 
-    The vocabulary is smaller than requested if the texts give fewer merges.
+    Every digit is a token of its own, so that a model can calculate with numbers it has not seen. The vocabulary is
+    smaller than requested if the texts give fewer merges.
     """
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

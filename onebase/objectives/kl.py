@@ -177,6 +177,55 @@ class AdaptiveKL:
         self.coefficient = _read_coefficient(state)
 
 
+@dataclass
+class AdaptivePenalty:
+    """The coefficient of the KL penalty that may stand for PPO's clip, kept where an update moves the policy enough.
+
+    d = KL(old || new) after the updates on a rollout
+    d < target / 1.5:   beta <- beta / 2
+    d > target * 1.5:   beta <- beta * 2     (Schulman et al. 2017, section 4)
+    """
+
+    coefficient: float
+    """beta at the start, units of the advantage per nat; above 0, because multiplying could never move it off 0."""
+    target: float
+    """d_targ, nats per token, above 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("coefficient", "target"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"adaptive penalty {name} {value} must be above 0, and finite")
+
+    def update(self, kl: float) -> None:
+        """Moves the coefficient after the updates on a rollout.
+
+        Args:
+            kl: KL(old || new), nats per token.
+
+        Raises:
+            ValueError: if `kl` is not finite.
+        """
+        if not math.isfinite(kl):
+            raise ValueError(f"KL {kl} is not finite; the penalty's coefficient cannot follow it")
+        if kl < self.target / 1.5:
+            self.coefficient /= 2
+        elif kl > self.target * 1.5:
+            self.coefficient *= 2
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps: the coefficient; the target belongs to the config."""
+        return {"coefficient": self.coefficient}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Resumes from `state_dict()`.
+
+        Raises:
+            ValueError: if the state is not that of a KL coefficient.
+        """
+        self.coefficient = _read_coefficient(state)
+
+
 def _read_coefficient(state: Mapping[str, float]) -> float:
     if set(state) != {"coefficient"}:
         raise ValueError(f"KL state has keys {sorted(state)}; expected ['coefficient']")

@@ -1,4 +1,4 @@
-"""The losses of proximal policy optimization: clipped policy loss, clipped value loss, and their metrics.
+"""The policy losses (clipped, KL penalty, actor-critic, ratios of whole completions), the value loss, their metrics.
 
 Everything is per token and unreduced: the caller divides by one number for the whole optimizer step, so that the
 split into microbatches never changes the result.
@@ -6,10 +6,13 @@ split into microbatches never changes the result.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from onebase.objectives._shapes import check_same_shape
+from onebase.objectives.masked import completion_mean, completion_sum
 
 
 def clipped_policy_loss(
@@ -62,6 +65,89 @@ def clipped_policy_loss(
     if dual_clip is None:
         return loss
     return torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
+
+
+def penalised_policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, coefficient: float) -> Tensor:
+    """The surrogate loss of each token with a KL penalty in place of the clip: the other PPO.
+
+    L = -rho A + beta (rho - 1 - log rho),   rho = exp(logprobs - old_logprobs)     (Schulman et al. 2017, eq. 8)
+
+    The paper's KL(old || new) is over the whole vocabulary. At tokens sampled from the old policy, rho - 1 - log rho is
+    an unbiased estimate of it that is never negative, and its gradient is one of the divergence's gradient.
+    `AdaptivePenalty` in `kl.py` adapts beta.
+
+    Args:
+        logprobs: `[M]` under the policy being trained; the only argument gradients flow through.
+        old_logprobs: `[M]` under the policy that sampled.
+        advantages: `[M]`.
+        coefficient: beta, units of the advantage per nat, 0 or more.
+
+    Returns:
+        `[M]`, unreduced.
+
+    Raises:
+        ValueError: if the shapes differ or the coefficient is negative.
+    """
+    check_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    if not coefficient >= 0:
+        raise ValueError(f"coefficient {coefficient} must be 0 or more")
+    log_ratio = logprobs - old_logprobs.detach()
+    return -log_ratio.exp() * advantages.detach() + coefficient * (torch.expm1(log_ratio) - log_ratio)
+
+
+def actor_critic_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """The plain policy gradient's loss of each token.
+
+    L = -A log pi(token)     (Mnih et al. 2016, section 4, without its entropy term; A2C)
+
+    It knows no old policy, so it is right for one step on a rollout.
+
+    Args:
+        logprobs: `[M]` under the policy being trained; the only argument gradients flow through.
+        advantages: `[M]`.
+
+    Returns:
+        `[M]`, unreduced.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    check_same_shape(logprobs=logprobs, advantages=advantages)
+    return -advantages.detach() * logprobs
+
+
+def completion_log_ratio(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    completion_index: Tensor,
+    num_completions: int,
+    *,
+    reduction: Literal["mean", "sum"],
+) -> Tensor:
+    """The log-ratio of each token's whole completion, to clip completions instead of tokens.
+
+    s_i = mean_t or sum_t (logprobs_t - old_logprobs_t)   over the tokens t of completion i
+
+    mean: GSPO's sequence ratio exp(s_i), the geometric mean (Zheng et al. 2025, eq. 7), whatever the length. sum: the
+    ratio of the completions' probabilities, the importance weight of RLOO. Give the result to `clipped_policy_loss` as
+    `logprobs`, with zeros as `old_logprobs`.
+
+    Args:
+        logprobs: `[M]` under the policy being trained; the only argument gradients flow through.
+        old_logprobs: `[M]` under the policy that sampled.
+        completion_index: `[M]` int64 in 0..N-1.
+        num_completions: N.
+        reduction: `mean` or `sum`.
+
+    Returns:
+        `[M]`, the same for all tokens of a completion.
+
+    Raises:
+        ValueError: if the arguments are not flat or differ in shape.
+    """
+    check_same_shape(logprobs=logprobs, old_logprobs=old_logprobs)
+    reduce = completion_mean if reduction == "mean" else completion_sum
+    return reduce(logprobs - old_logprobs.detach(), completion_index, num_completions)[completion_index]
 
 
 @torch.no_grad()

@@ -27,13 +27,8 @@ from onebase.errors import DataError
 from onebase.files import write_atomically
 from onebase.models.role_files import load_role
 from onebase.recipes.setup.dry_run import planned_base
-from onebase.recipes.setup.ppo import (
-    check_columns,
-    longest_rollout_tree,
-    open_function,
-    open_reward_source,
-    sampling_of,
-)
+from onebase.recipes.setup.reward import open_reward_source, open_rules
+from onebase.recipes.setup.rollouts import longest_rollout_tree, sampling_of
 from onebase.recipes.setup.shared import limits_of, open_base, open_chat, open_run, read_prompts, token_budget
 from onebase.records import Prompt, RewardSource, Row
 from onebase.reporting.intervals import bootstrap_mean, paired_bootstrap
@@ -55,7 +50,7 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
         rows: prompts to use instead of `data.train`.
     """
     run = open_run(config)
-    function = open_function(config.reward, run.group)
+    rules = open_rules(config.reward, run.group)
     base = open_base(config.model, run.group)
     chat = open_chat(base.tokenizer, config.model)
     if config.start_from is not None:
@@ -65,12 +60,12 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
     if config.reward.role is not None:
         load_role(base, "reward", config.reward.role, kinds=("reward",))
     prompts = encode(config, chat, base.context_length, rows)
-    check_columns([function], prompts)
+    rules.check(prompt.row for prompt in prompts)
     count, longest = config.generation.samples_per_prompt, longest_rollout_tree(base, config.generation, prompts)
     budget = token_budget(base, config.batch, role="policy", longest=longest)
-    source: RewardSource | None = function
-    if source is None and config.reward.source is not None:
-        source = open_reward_source(config.reward, base, budget)
+    source: RewardSource | None = None
+    if config.reward.source is not None:
+        source = open_reward_source(config.reward, rules, base, budget)
     sampling = sampling_of(base, chat, config.generation)
     seeds = sample_seeds(config.seed, num_prompts=len(prompts), samples_per_prompt=count, stream="best-of")
     say(f"best-of: {len(prompts)} prompts x {count} answers, {f'scored by {source.name}' if source else 'not scored'}")
@@ -338,7 +333,7 @@ def plan(config: BestOfConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
     base = planned_base(config)
     prompts = encode(config, open_chat(base.tokenizer, config.model), base.context)
-    check_columns([open_function(config.reward)], prompts)
+    open_rules(config.reward).check(prompt.row for prompt in prompts)
     return "\n".join(
         [
             *base.lines,

@@ -27,7 +27,7 @@ from onebase.errors import DataError
 from onebase.files import atomic_folder
 from onebase.recipes import best_of, dpo, sft
 from onebase.recipes.setup.dry_run import planned_base
-from onebase.recipes.setup.ppo import open_function
+from onebase.recipes.setup.reward import open_rules
 from onebase.recipes.setup.shared import open_chat, open_run, read_prompts
 from onebase.records import Row
 from onebase.runs.progress import say
@@ -134,7 +134,9 @@ def _shared(config: IterateConfig, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _sampling_options(config: IterateConfig) -> dict[str, Any]:
-    return {**_shared(config, ("chosen", "model", "data", "reward", "generation")), "output_dir": config.output_dir}
+    shared = _shared(config, ("chosen", "model", "data", "generation"))
+    # Not dumped: leave to run code is given on the command line, and no file holds it.
+    return {**shared, "reward": config.reward, "output_dir": config.output_dir}
 
 
 def _seed(config: IterateConfig, number: int) -> int:
@@ -146,8 +148,7 @@ def plan(config: IterateConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
     base = planned_base(config)
     rows = read_prompts(config.data, answers=config.chosen == "data")
-    if (function := open_function(config.reward)) is not None:
-        function.check_columns([row.columns for row in rows])
+    open_rules(config.reward).check(rows)
     sampling = BestOfConfig.model_validate(_sampling_options(config))
     best_of.encode(sampling, open_chat(base.tokenizer, config.model), base.context, rows)
     size, count = min(config.prompts_per_round, len(rows)), config.generation.samples_per_prompt

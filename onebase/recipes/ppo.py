@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,15 @@ from onebase.objectives.masked import (
     whiten,
 )
 from onebase.objectives.policy import clipped_policy_loss, clipped_value_loss, policy_statistics, value_clipped
-from onebase.recipes.setup.ppo import Setup, State, num_rollouts, plan, set_up
+from onebase.recipes.setup.ppo import Setup, State, plan, set_up
+from onebase.recipes.setup.rollouts import num_rollouts, rollout_sampling
 from onebase.recipes.setup.shared import best_by, open_run
-from onebase.records import Scores, TreeBatch
+from onebase.records import TreeBatch
 from onebase.reporting.recorder import FlightRecorder
 from onebase.rollouts.collect import Roles, Rollout, collect
+from onebase.rollouts.metrics import describe
 from onebase.runs.progress import say
-from onebase.sampling.sampler import Sampling
-from onebase.seeds import mixed_seed, rollout_seed, sample_seeds
+from onebase.seeds import rollout_seed, sample_seeds
 from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.loop import Loop
@@ -89,7 +90,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
     """Trains and saves `policy/` and `critic/`; returns the summary, and the held-out results before and after."""
     run = open_run(config)
     setup, state, update = set_up(config, run)
-    base, total = setup.base, num_rollouts(config, setup.prompts)
+    base, total = setup.base, num_rollouts(config.max_steps, len(setup.prompts), config.ppo.rollout_prompts)
     say(
         f"ppo: {len(setup.prompts)} prompts, {len(setup.held_out)} held out, {total} rollouts of "
         f"{config.ppo.rollout_prompts} x {config.generation.samples_per_prompt} completions, layout {base.layout}, "
@@ -112,7 +113,9 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         inputs=inputs_of(base, setup.prompts, setup.held_out, setup.ptx),
         best=best_by("eval/judge" if setup.judges else "eval/score", config.evaluation),
     ) as loop:
-        recorder = FlightRecorder(run.folder, lang=config.lang, start=before.metrics(), done=loop.done, group=run.group)
+        recorder = FlightRecorder(
+            run.folder, verb="ppo", lang=config.lang, start=before.metrics(), done=loop.done, group=run.group
+        )
         if not loop.done:
             loop.keep_best(before.metrics())  # if training only harms, the start is the best to return to
         for index in loop:
@@ -142,7 +145,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         loop.keep_best(after.metrics())
     require_finite(after.row()["kl"].mean, "the policy's KL on held-out prompts")
     save(run.folder)
-    write_samples(run.folder / "samples.jsonl", [before, after])
+    write_samples(run.folder / "samples.jsonl", [before, after], names=["reference", "policy"])
     rise = improvement(before, after)
     summary = {
         "verb": "ppo",
@@ -173,7 +176,7 @@ def train_rollout(setup: Setup, state: State, update: Update, index: int) -> dic
         setup.chat,
         [setup.prompts[i] for i in chosen],
         sampler=setup.sampler,
-        sampling=rollout_sampling(setup, index),
+        sampling=rollout_sampling(setup.sampling, config.generation, config.seed, index),
         seeds=sample_seeds(config.seed, num_prompts=len(chosen), samples_per_prompt=count, stream=f"rollout-{index}"),
         samples_per_prompt=count,
         budget=setup.budget,
@@ -220,29 +223,11 @@ def estimate(rollout: Rollout, setup: Setup, state: State) -> tuple[Targets, dic
         "objective/rlhf_reward": float((scores - state.kl.coefficient * sequence_kl).mean()),
         "val/explained_variance": float(explained),
         "sampling/logp_difference": float((rollout.sampled_logprobs - logprobs).abs().mean()),
-        **describe(rollout, scored),
+        **describe(rollout),
     }
     sizes = [len(of_prompt) for of_prompt in measured.logprobs]
     split = [list(flatten_completions(padded, mask).split(sizes)) for padded in (advantages, returns)]
     return Targets(measured.logprobs, measured.reference_logprobs, measured.values, *split), metrics
-
-
-def describe(rollout: Rollout, scores: Scores) -> dict[str, float]:
-    """A rollout's metrics about what was sampled and how it scored."""
-    count, lengths = len(rollout.samples), torch.tensor(rollout.completion_lengths, dtype=torch.float32)
-    together = torch.corrcoef(torch.stack([scores.total, lengths]))[0, 1] if count > 1 else torch.nan
-    return {
-        "objective/scores": float(scores.total.mean()),
-        "objective/scores_std": float(scores.total.std(unbiased=False)),
-        "completions/mean_length": float(lengths.mean()),
-        "completions/max_length": float(lengths.max()),
-        "completions/num_tokens": float(lengths.sum()),
-        "completions/score_length_correlation": float(together),
-        "completions/ended": sum(sample.ended for sample in rollout.samples) / count,
-        **{f"rewards/{name}/mean": float(own.mean()) for name, own in scores.parts.items()},
-        **({"rewards/failed": len(scores.failures) / count} if scores.failures else {}),
-        **{f"perf/{name}_seconds": seconds for name, seconds in rollout.seconds.items()},
-    }
 
 
 def shape_scores(rollout: Rollout, scores: Tensor, ppo: PPOGroup, state: State) -> Tensor:
@@ -347,16 +332,6 @@ def ptx_part(setup: Setup, state: State) -> Part:
         return -ppo.ptx_coefficient * logprobs.sum() / num_tokens
 
     return examples, loss
-
-
-def rollout_sampling(setup: Setup, index: int) -> Sampling:
-    """The rollout's sampling settings, with its own length limit if that is random."""
-    generation = setup.config.generation
-    if generation.random_min_new_tokens is None:
-        return setup.sampling
-    generator = torch.Generator().manual_seed(mixed_seed("length", setup.config.seed, index))
-    limit = torch.randint(generation.random_min_new_tokens, generation.max_new_tokens + 1, (), generator=generator)
-    return replace(setup.sampling, max_new_tokens=int(limit))
 
 
 def evaluate(setup: Setup, *, role: str) -> HeldOut:

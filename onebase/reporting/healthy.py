@@ -36,6 +36,7 @@ HEALTHY = {
     "val/explained_variance": Band(0, 1, "below 0 the critic does worse than a constant; aim for more than 0.2"),
     # The reward source scores a cut-off answer as if it were complete.
     "completions/ended": Band(0.9, 1, "the others were cut off at generation.max_new_tokens and scored unfinished"),
+    "groups/without_variance": Band(0, 0.9, "above 0.9, nearly all prompts are too easy or too hard to learn from"),
     "accuracy": CHANCE,
     "rewards/accuracies": CHANCE,
     "learn/eval_accuracy": CHANCE,

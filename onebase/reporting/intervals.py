@@ -21,6 +21,10 @@ class Interval:
     def __str__(self) -> str:
         return self.text(3)
 
+    def times(self, factor: float) -> Interval:
+        """The interval in another unit."""
+        return Interval(self.mean * factor, self.low * factor, self.high * factor)
+
     def text(self, digits: int, between: str = " ") -> str:
         """Formats the mean with its interval in brackets, without a negative zero."""
         mean, low, high = (round(value, digits) + 0.0 for value in (self.mean, self.low, self.high))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 TITLES = {
+    "right": "pass@1",
     "score": "reward score",
     "kl": "KL (nats/completion)",
     "entropy": "entropy (nats/token)",
@@ -15,6 +16,7 @@ TITLES = {
 PANELS = (
     ("loss", ("loss", "eval/loss")),
     ("score", ("objective/scores", "eval/score")),
+    ("share of right answers", ("rewards/right", "eval/right")),
     ("score by the judge, which training never sees", ("eval/judge",)),
     ("score of the round's samples", ("samples/mean_score", "samples/best_score")),
     ("KL to the reference (nats per completion)", ("objective/kl", "eval/kl")),
@@ -25,6 +27,8 @@ PANELS = (
     ("margin", ("margin", "rewards/margins")),
     ("implicit reward", ("rewards/chosen", "rewards/rejected")),
     ("log-prob (nats per completion)", ("logps/chosen", "logps/rejected")),
+    ("share of prompts whose completions all score the same", ("groups/without_variance",)),
+    ("distinct completions of a prompt (share)", ("completions/distinct",)),
     ("completion length (tokens)", ("completions/mean_length",)),
     ("share of completions that ended", ("completions/ended",)),
     ("policy and value loss", ("loss/policy", "loss/value")),

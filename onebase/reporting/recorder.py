@@ -1,4 +1,4 @@
-"""The flight recorder: says what the rules find in a PPO run's metrics, as the run goes on."""
+"""The flight recorder: says what the rules find in a run's metrics, as the run of ppo or rft goes on."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ class FlightRecorder:
     """Prints a run's findings to stderr as they come up, and keeps them in `findings.jsonl`.
 
     Args:
+        verb: ppo or rft, whose keys the advice names.
         lang: en or zh; the file has both.
         start: held-out figures measured before training.
         done: steps done before a resume; they are read from `metrics.jsonl`, and their findings are not printed again.
     """
 
-    def __init__(self, folder: Path, *, lang: str, start: Mapping[str, float], done: int, group: Group = ALONE) -> None:
-        self._path, self._lang, self._group = folder / "findings.jsonl", lang, group
+    def __init__(
+        self, folder: Path, *, verb: str, lang: str, start: Mapping[str, float], done: int, group: Group = ALONE
+    ) -> None:
+        self._path, self._verb, self._lang, self._group = folder / "findings.jsonl", verb, lang, group
         self._rows: list[Mapping[str, Any]] = [{"step": 0, **start}]
         self._said: dict[str, float] = {}
         self._found: list[Finding] = []
@@ -48,7 +51,7 @@ class FlightRecorder:
 
     def _add(self, row: Mapping[str, Any]) -> list[Finding]:
         self._rows.append(row)
-        found = look(self._rows, self._said)
+        found = look(self._rows, self._said, verb=self._verb)
         self._found += found
         return found
 

@@ -1,4 +1,4 @@
-"""The flight recorder's rules: what may be going wrong in a PPO run's metrics, and what to change.
+"""The flight recorder's rules: what may be going wrong in the metrics of a run of ppo or rft, and what to change.
 
 A rule looks at a window of rollouts and fires if its condition holds in four out of five, so that one noisy rollout
 neither triggers nor silences it. It fires once, and again each time the fault has doubled. "The start" is the first
@@ -43,6 +43,8 @@ SHRUNK = 1 / 3
 """Mean length relative to the start: an answer seldom loses two thirds of its words and still answers."""
 ENTROPY = 0.2
 """Entropy relative to the start; healthy runs keep half of it."""
+ALIKE = 0.9
+"""Share of prompts whose completions all score the same: beyond, one prompt in ten teaches anything."""
 MARGINS = 2.0
 """Fall on held-out prompts, in half-widths of the 95 % interval, as the best of many evaluations may be a fluke."""
 
@@ -68,29 +70,40 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
+    """What to look for, and what to say: what is wrong, a semicolon, what to change."""
+
     name: str
     look: Callable[[Rows], Seen | None]
     en: str
     zh: str
+    rft: tuple[str, str] | None = None
+    """What to change in a run of rft, in English and Chinese; None: what the sentences say."""
+
+    def sentences(self, verb: str) -> tuple[str, str]:
+        """Returns the English and the Chinese sentence with the keys of this verb."""
+        if verb != "rft" or self.rft is None:
+            return self.en, self.zh
+        return f"{self.en.partition('; ')[0]}; {self.rft[0]}", f"{self.zh.partition('；')[0]}；{self.rft[1]}"
 
 
-def findings(rows: Rows) -> list[Finding]:
+def findings(rows: Rows, *, verb: str = "ppo") -> list[Finding]:
     """Returns what the rules say about these rollouts; later rows only append to the list.
 
     Args:
         rows: as in `metrics.jsonl`; metrics that are missing, None or not finite are skipped. A first row with step 0
             may hold the held-out figures measured before training.
+        verb: ppo or rft, whose keys the advice names.
     """
     said: dict[str, float] = {}
     so_far: list[Mapping[str, Any]] = []
     found = []
     for row in rows:
         so_far.append(row)
-        found += look(so_far, said)
+        found += look(so_far, said, verb=verb)
     return found
 
 
-def look(rows: Rows, said: dict[str, float]) -> list[Finding]:
+def look(rows: Rows, said: dict[str, float], *, verb: str = "ppo") -> list[Finding]:
     """Returns what is new with the last of these rollouts.
 
     Args:
@@ -101,8 +114,8 @@ def look(rows: Rows, said: dict[str, float]) -> list[Finding]:
         seen = rule.look(rows)
         if seen is not None and seen[0] >= WORSE * said.get(rule.name, 0.0):
             said[rule.name], numbers = seen
-            said_in = (rule.en.format(**numbers), rule.zh.format(**numbers))
-            found.append(Finding(int(rows[-1]["step"]), rule.name, *said_in))
+            en, zh = (sentence.format(**numbers) for sentence in rule.sentences(verb))
+            found.append(Finding(int(rows[-1]["step"]), rule.name, en, zh))
     return found
 
 
@@ -213,6 +226,12 @@ def _entropy(rows: Rows) -> Seen | None:
     return None if entropy is None else (1.0, {"entropy": entropy, "start": start})
 
 
+def _alike(rows: Rows) -> Seen | None:
+    share = _mostly(rows, "groups/without_variance", lambda share: share > ALIKE)
+    scores = _recent(rows, "objective/scores", 1)
+    return None if share is None or not scores else (1.0, {"share": share, "score": scores[0]})
+
+
 def _fell(rows: Rows, rising: str, falling: str) -> Seen | None:
     """Detects that in the last two evaluations `falling` is well below its best, and `rising` above its value then."""
     needed = (rising, falling, f"{falling}_error")
@@ -264,6 +283,10 @@ RULES = (
         "the text; raise ppo.kl_coefficient, or set ppo.kl_target or ppo.kl_budget",
         "与参考模型的 KL 已达每条回答 {kl:.1f} nats：偏离过大，奖励分数已不能反映回答的好坏；请调高 "
         "ppo.kl_coefficient，或设置 ppo.kl_target 或 ppo.kl_budget",
+        (
+            "raise rft.kl_coefficient, or lower optimizer.learning_rate",
+            "请调高 rft.kl_coefficient，或调低 optimizer.learning_rate",
+        ),
     ),
     Rule(
         "sampler",
@@ -280,6 +303,10 @@ RULES = (
         "lower optimizer.learning_rate or ppo.num_ppo_epochs",
         "更新中的平均概率比为 {ratio:.2f}，明显偏离 1：在同一批样本上更新过猛；请调低 optimizer.learning_rate 或 "
         "ppo.num_ppo_epochs",
+        (
+            "lower optimizer.learning_rate or rft.num_epochs",
+            "请调低 optimizer.learning_rate 或 rft.num_epochs",
+        ),
     ),
     Rule(
         "clipped",
@@ -288,6 +315,12 @@ RULES = (
         "justify; lower optimizer.learning_rate or ppo.num_ppo_epochs, or set ppo.max_kl",
         "{share:.0%} 的 token 被裁剪：策略在单个 rollout 内变化过大，超出了样本所能支撑的范围；请调低 "
         "optimizer.learning_rate 或 ppo.num_ppo_epochs，或设置 ppo.max_kl",
+        (
+            "lower optimizer.learning_rate or rft.num_epochs, or, where they are narrow, raise rft.clip_low "
+            "and rft.clip_high",
+            "请调低 optimizer.learning_rate 或 rft.num_epochs；若裁剪范围本来就很窄，可调高 "
+            "rft.clip_low 和 rft.clip_high",
+        ),
     ),
     Rule(
         "still",
@@ -306,6 +339,11 @@ RULES = (
         "critic 没有预测能力（最近 {n} 个 rollout 的 explained variance 为 {explained:.2f}），优势估计几乎全是噪声；"
         "请调高 ppo.critic_learning_rate 或设置 ppo.critic_warmup_rollouts；"
         "若分数整体远离 0，可用 ppo.score_baseline 将其平移到 0 附近",
+        (
+            "raise rft.critic_learning_rate, set rft.critic_warmup_rollouts, or do without a critic (advantage: group)",
+            "请调高 rft.critic_learning_rate 或设置 rft.critic_warmup_rollouts，"
+            "或改用不需要 critic 的优势估计（advantage: group）",
+        ),
     ),
     Rule(
         "endless",
@@ -314,6 +352,10 @@ RULES = (
         "forgetting the end token; raise ppo.missing_end_penalty, and check whether the reward pays for length",
         "只有 {ended:.0%} 的回答能自行结束（训练开始时为 {start:.0%}）：策略正在忘记结束符；请调高 "
         "ppo.missing_end_penalty，并检查奖励是否偏爱长回答",
+        (
+            "raise generation.max_new_tokens, set rft.overlong_buffer, and check whether the reward pays for length",
+            "请调高 generation.max_new_tokens、设置 rft.overlong_buffer，并检查奖励是否偏爱长回答",
+        ),
     ),
     Rule(
         "length",
@@ -323,6 +365,10 @@ RULES = (
         "check what the reward cannot see",
         "回答平均长度从 {start:.1f} 个 token 增至 {length:.1f} 个，分数也随之上升（相关系数 {r:.2f}）："
         "奖励可能只是偏爱长回答；请设置 ppo.length_penalty，或用 evaluation.judge 引入不参与训练的评判",
+        (
+            "set rft.overlong_buffer, or let evaluation.judge check what the reward cannot see",
+            "请设置 rft.overlong_buffer，或用 evaluation.judge 引入不参与训练的评判",
+        ),
     ),
     Rule(
         "short",
@@ -332,6 +378,10 @@ RULES = (
         "are far from 0",
         "回答平均长度从 {start:.1f} 个 token 降至 {length:.1f} 个：策略一有机会就结束；"
         "请检查奖励给最短的回答打了多少分，并调低 ppo.length_penalty；若分数整体远离 0，请设置 ppo.score_baseline",
+        (
+            "check how the reward scores the shortest answers, or add the verifier length to reward.verifiers",
+            "请检查奖励给最短的回答打了多少分，或在 reward.verifiers 中加入 length",
+        ),
     ),
     Rule(
         "entropy",
@@ -341,6 +391,19 @@ RULES = (
         "ppo.entropy_coefficient",
         "熵从每个 token {start:.2f} nats 塌缩到 {entropy:.2f}：策略每次的回答几乎相同，不再探索；请调低 "
         "optimizer.learning_rate、调高 ppo.kl_coefficient，或设置 ppo.entropy_coefficient",
+        (
+            "lower optimizer.learning_rate, raise rft.clip_high or rft.kl_coefficient, or set rft.entropy_coefficient",
+            "请调低 optimizer.learning_rate、调高 rft.clip_high 或 rft.kl_coefficient，或设置 rft.entropy_coefficient",
+        ),
+    ),
+    Rule(
+        "alike",
+        _alike,
+        "for {share:.0%} of the prompts all completions score the same (mean score {score:.2f}), so there is nothing "
+        "to learn from them: they are too easy or too hard; set rft.dynamic_sampling, take other data, or raise "
+        "generation.temperature",
+        "{share:.0%} 的 prompt 的各条回答得分完全相同（平均分 {score:.2f}），从中学不到任何东西：题目过易或过难；"
+        "请设置 rft.dynamic_sampling、更换数据，或调高 generation.temperature",
     ),
     Rule(
         "judge",
@@ -350,6 +413,10 @@ RULES = (
         "ppo.kl_coefficient, and fix the reward",
         "自 rollout {rollout} 以来，留出集上的奖励分数从 {score_then:.2f} 升至 {score:.2f}，评判的分数却从 {best:.2f} "
         "降至 {now:.2f}：策略在钻奖励的空子；请退回 best/ 中保存的角色，调高 ppo.kl_coefficient，并修正奖励",
+        (
+            "return to the roles in best/, raise rft.kl_coefficient, and fix the reward",
+            "请退回 best/ 中保存的角色，调高 rft.kl_coefficient，并修正奖励",
+        ),
     ),
     Rule(
         "held_out",

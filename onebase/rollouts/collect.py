@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -117,6 +117,26 @@ def collect(
     return rollout
 
 
+def measured(
+    base: OneBase, rollout: Rollout, roles: Roles, *, sampling: Sampling, budget: TokenBudget, as_sampled: bool = False
+) -> Rollout:
+    """The rollout, collected without roles, with what the roles measure of it.
+
+    Args:
+        as_sampled: take the policy's log-probs from the sampler instead of a pass, and minus these as its entropy,
+            which they estimate without bias. They differ from a pass's by rounding.
+    """
+    started = time.monotonic()
+    examples = with_lower_states(base, rollout.examples, role=roles.policy, budget=budget)
+    sampled = None
+    if as_sampled:
+        sampled = list(rollout.sampled_logprobs.split([example.num_counted for example in examples]))
+    temperature = sampling.temperature or 1.0
+    found = measure(base, examples, roles, temperature=temperature, budget=budget, sampled=sampled)
+    seconds = {**rollout.seconds, "logprobs": time.monotonic() - started}
+    return replace(rollout, examples=examples, measured=found, seconds=seconds)
+
+
 def with_samples(prompts: Sequence[Prompt], samples: Sequence[Sample]) -> list[Example]:
     """Joins each prompt with the completions drawn for it."""
     completions: list[list[list[int]]] = [[] for _ in prompts]
@@ -140,12 +160,19 @@ def score_request(chat: ChatFormat, examples: Sequence[Example]) -> ScoreRequest
 
 
 def measure(
-    base: OneBase, examples: Sequence[Example], roles: Roles, *, temperature: float, budget: TokenBudget
+    base: OneBase,
+    examples: Sequence[Example],
+    roles: Roles,
+    *,
+    temperature: float,
+    budget: TokenBudget,
+    sampled: list[Tensor] | None = None,
 ) -> Measured:
     """The roles' log-probs, entropy and values of every completion token.
 
     Args:
         temperature: divides the policy's and the reference's logits, as in sampling.
+        sampled: the policy's log-probs, if it need not be asked again; a critic on its trunk needs that pass anyway.
     """
     critic = roles.critic
     shared_trunk = critic is not None and base.roles[critic].adapter == base.roles[roles.policy].adapter
@@ -165,7 +192,10 @@ def measure(
         assert critic is not None
         return {"values": token_values(base, batch, role=critic)}
 
-    found = per_token(base, examples, policy_pass, budget=budget)
+    if sampled is not None and not shared_trunk:
+        found = {"logprobs": sampled, "entropy": [-logprobs for logprobs in sampled]}
+    else:
+        found = per_token(base, examples, policy_pass, budget=budget)
     reference = None
     if roles.reference is not None:
         reference = per_token(base, examples, reference_pass, budget=budget)["logprobs"]

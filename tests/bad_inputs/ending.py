@@ -35,7 +35,7 @@ RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters that a terminal would obey."""
 BASH_SAYS = re.compile(r"\[\d+\][+-]? +(Exit|Done|Interrupt|Terminated)")
 """Of a job in the background."""
-TOOLS = ("score", "chat", "doctor")
+TOOLS = ("score", "evaluate", "chat", "doctor")
 UNEXPECTED = re.compile(r"please report (it|them) with the command|^error: unexpected ")
 """Of the last resort, which is for what nobody thought of; a case has been thought of."""
 

@@ -49,6 +49,13 @@ def said(word: str) -> dict[str, Any]:
     return {"codes": {0, 3}, "says": word, "warns": rf"(?i)(warning|[0-9]+ ).*({word})|({word}).*[0-9]+ row"}
 
 
+EVAL = "eval fix/base d.jsonl --verifier exact --max-new-tokens 4 --samples 2"
+
+
+def tasks(count: int = 12) -> list[dict[str, Any]]:
+    return [{**row, "gold": f"no {i}"} for i, row in enumerate(questions(count))]
+
+
 TURNS = [{"role": "user", "content": "Is the cat good?"}, {"role": "assistant", "content": "The cat is good."}]
 
 
@@ -138,7 +145,7 @@ FOUND = [
           fine="columns go to the reward function by name, which takes them"),
     found("sft_options_lost", SFT, [{"question": f"which {i}?", "A": "one", "B": "two", "answer": "A"}
           for i in range(24)], **said("A")),
-    found("sft_choices_lost", SFT, [{"question": f"which {i}?", "choices": ["one", "two"], "answer": "A"}
+    found("sft_choices_lost", SFT, [{"question": f"which {i}?", "choices": ["one", "two"], "completion": "A"}
           for i in range(24)], **said("choices")),
     found("sft_context_lost", SFT, [{"question": f"which {i}?", "context": "long story", "answer": "A"}
           for i in range(24)], **said("context")),
@@ -177,6 +184,18 @@ FOUND = [
           **said("cut|short|equal")),
     found("ppo_prompt_over_context", PPO, with_row(questions(40), prompt="Is the cat good? " * 60),
           **said("cut|short|prompt")),
+    found("eval_gold_missing", EVAL, with_row(tasks(), gold=None)),
+    found("eval_column_missing", f"{EVAL} --by grade", tasks(), r"d\.jsonl:1.*grade"),
+    found("eval_gold_column_missing", f"{EVAL} --gold nosuch", tasks(), r"d\.jsonl:1: there is no column 'nosuch'"),
+    found("eval_texts", EVAL, [{"text": "Once."}] * 8, r"d\.jsonl:1.*question"),
+    found("eval_choice_unknown", EVAL, [{"question": f"q {i}", "options": ["A)1", "B)2"], "correct": "AF"[i == 6]}
+          for i in range(12)], r"d\.jsonl:7.*'correct'"),
+    found("eval_box_missing", EVAL.replace("exact", "numeric"),
+          [{"problem": f"q {i}", "solution": "So" if i == 6 else "$\\boxed{4}$"} for i in range(12)]),
+    found("eval_tests_empty", EVAL, with_row([{"text": "t", "code": "c", "test_list": ["x"]}] * 12, test_list=[])),
+    found("eval_nothing_decides", "eval fix/base d.jsonl --verifier answer_format", tasks(), "answer_format",
+          codes={2}),
+    found("eval_output_folder", f"{EVAL} --output fix", tasks(), "--output", codes={2}),
     Case("data_pretrain_too_short", PRETRAIN, {"d.txt": "a\n"}, {3}, says="d.txt"),
     Case("data_pretrain_one_text", PRETRAIN, {"d.txt": "The cat is good. " * 200}, {3}, says="d.txt|held out"),
 ]  # fmt: skip

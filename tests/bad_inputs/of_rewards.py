@@ -1,12 +1,13 @@
-"""Reward functions: what they return, raise, print and change behind the run's back."""
+"""Reward functions: what they return, raise, print and change behind the run's back. Verifiers, and rft around them."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
 from tests.bad_inputs.case import Case
-from tests.bad_inputs.prepared import BEST_OF, COMMANDS, PPO, files_for
+from tests.bad_inputs.prepared import BEST_OF, CALLABLE, COMMANDS, PPO, RFT, files_for, questions
 
 HEAD = "import os, sys, time, math, threading\n"
 DEF = "def score(prompts, completions, **columns):\n    "
@@ -252,4 +253,60 @@ def _behind_the_back() -> Iterator[Case]:
     yield odd("modules_cleared", f"sys.modules.pop('json', None); {GIVE}", stands)
 
 
-CASES = [*_cases()]
+def ver(name: str, words: str, says: str, rows: list[dict[str, object]] | None = None, **more: Any) -> Case:
+    """A run of rft with these words in place of its reward function; the rows have a number as their gold answer."""
+    rows = [{**row, "gold": str(i)} for i, row in enumerate(questions())] if rows is None else rows
+    command = shlex.split(RFT.replace(CALLABLE, words))
+    return Case(f"ver_{name}", command, {"d.jsonl": rows, **more.pop("files", {})}, says=says, **more)
+
+
+def _verifiers() -> Iterator[Case]:
+    numeric = "--reward.verifiers numeric"
+    yield ver("unknown", "--reward.verifiers numeri", "reward.verifiers.* no verifier 'numeri'")
+    yield ver("no_name", "--reward.verifiers '{tolerance: 1}'", "reward.verifiers.* has no name")
+    yield ver("option_unknown", "--reward.verifiers '{name: numeric, tol: 1}'", "numeric has no option 'tol'")
+    yield ver("option_wrong", "--reward.verifiers '{name: numeric, tolerance: 2}'", "numeric: tolerance = 2")
+    yield ver(
+        "option_all", "--reward.verifiers '{name: numeric, tolerance: 1}'", "it should be less than 1"
+    )
+    yield ver("option_missing", "--reward.verifiers '{name: pattern}'", "pattern needs its option 'pattern'")
+    yield ver("pattern_broken", "--reward.verifiers '{name: pattern, pattern: \"(\"}'", "not a regular expression")
+    yield ver("function_missing", "--reward.verifiers nosuch:score", "reward.verifiers.*nosuch")
+    yield ver("weight_nan", "--reward.verifiers '{name: numeric, weight: .nan}'", "numeric: weight")
+    yield ver("none", "--reward.verifiers '[]'", "'reward' needs 'reward.verifiers'")
+    yield ver("weight_alone", f"{numeric} --reward.weight 2", "reward.weight")
+    yield ver("gold_without_verifiers", f"{CALLABLE} --reward.gold gold", "reward.gold")
+    yield ver("code_without_leave", "--reward.verifiers code", "verifier code runs programs.*--allow-code-execution")
+    allowed = {"dotted": "reward.allow_code_execution: true\n", "group": "reward: {allow_code_execution: true}\n"}
+    for form, text in allowed.items():
+        yield Case(
+            f"ver_code_allowed_by_a_file_{form}",
+            ["rft", "c.yaml", *RFT.replace(CALLABLE, "--reward.verifiers code").split()[1:]],
+            {**files_for("rft"), "c.yaml": text},
+            says="allow_code_execution",
+        )
+    yield ver("no_gold", numeric, r"24 of 24 rows.*d\.jsonl:1: no gold answer.*reward\.gold", questions(), codes={3})
+    says = r"d\.jsonl:\d+: there is no column 'nosuch'"
+    yield ver("gold_column_missing", f"{numeric} --reward.gold nosuch", says, codes={3})
+    for name, gold in {"word": "four", "root": "3\\sqrt{2}", "pair": "(1, 2)", "list": [1, 2], "blank": " "}.items():
+        rows = [{**row, "gold": gold if i == 5 else "4"} for i, row in enumerate(questions())]
+        yield ver(f"gold_{name}", numeric, r"1 of 24 rows.*d\.jsonl:6: .*gold answer", rows, codes={3})
+    yield ver("choice_without_options", "--reward.verifiers choice", "lists no options", codes={3})
+    yield ver("code_without_tests", "--reward.verifiers code --allow-code-execution", r"d\.jsonl:\d+.*tests", codes={3})
+    for name, words, says in (
+        ("advantage_unknown", "--advantage grpo", "advantage"),
+        ("k1_group", "--generation.samples_per_prompt 1", "'advantage' = group compares.*samples_per_prompt"),
+        ("k1_rloo", "--generation.samples_per_prompt 1 --advantage rloo", "'advantage' = rloo compares"),
+        ("k1_skips", "--rft.dynamic_sampling true --generation.samples_per_prompt 1 --advantage gae", "dynamic"),
+        ("a2c_two_epochs", "--rft.policy_loss a2c --rft.num_epochs 2", "'rft.policy_loss' = a2c.*rft.num_epochs"),
+        ("a2c_two_minibatches", "--rft.policy_loss a2c --rft.minibatch_prompts 2", "a2c.*rft.minibatch_prompts"),
+        ("gspo_gae", "--rft.policy_loss gspo --advantage gae", "gspo.*advantage"),
+        ("overlong_beyond", "--rft.overlong_buffer 999", "overlong_buffer.*max_new_tokens"),
+        ("lam_without_critic", "--rft.lam 0.5", "'rft.lam' = 0.5 would change nothing"),
+    ):
+        words_left = RFT.replace("--generation.samples_per_prompt 2 ", "") if "samples_per" in words else RFT
+        words_left = words_left.replace("--rft.minibatch_prompts 4 ", "") if "minibatch" in words else words_left
+        yield Case(f"ver_{name}", f"{words_left} {words}", files_for("rft"), says=says)
+
+
+CASES = [*_cases(), *_verifiers()]

@@ -21,12 +21,16 @@ REWARD = f"reward {MODEL} {STEPS} {DATA}"
 DPO = f"dpo {MODEL} {STEPS} {DATA}"
 PPO = f"ppo {MODEL} {ROLLOUTS} {DATA} {CALLABLE}"
 BEST_OF = f"best-of {MODEL} {SAMPLES} {DATA} {CALLABLE}"
+RFT = (
+    f"rft {MODEL} --max_steps 2 {SAMPLES} --rft.rollout_prompts 4 --rft.minibatch_prompts 4 --evaluation.prompts 2 "
+    f"{DATA} {CALLABLE}"
+)
 ITERATE = f"iterate {MODEL} {SAMPLES} --rounds 1 --prompts_per_round 4 --batch.minibatch 4 {DATA} {CALLABLE}"
 PRETRAIN = (
     "pretrain --output_dir out --max_steps 2 --batch.minibatch 4 --batch.microbatch_tokens 2048 --data.train d.txt "
     "--tiny.hidden_size 16 --tiny.num_layers 1 --tiny.num_heads 2 --tiny.vocab_size 300 --tiny.max_length 32"
 )
-COMMANDS = {"sft": SFT, "reward": REWARD, "dpo": DPO, "ppo": PPO, "best-of": BEST_OF, "iterate": ITERATE,
+COMMANDS = {"sft": SFT, "reward": REWARD, "dpo": DPO, "ppo": PPO, "rft": RFT, "best-of": BEST_OF, "iterate": ITERATE,
             "pretrain": PRETRAIN}  # fmt: skip
 """A command of every training verb that works, with `rows_for` beside it."""
 

@@ -31,6 +31,7 @@ REQUIRED = {
     "ppo": PPO,
     "best-of": BEST_OF,
     "iterate": BEST_OF,
+    "rft": [*SFT, "reward.verifiers=numeric"],
 }
 
 
@@ -58,7 +59,7 @@ def test_every_key_has_a_help_line_and_stands_in_the_help_text(verb: str) -> Non
     text = describe_config(VERB_CONFIGS[verb])
     for key, field in config_keys(VERB_CONFIGS[verb]):
         assert field.description and "\n" not in field.description, key
-        assert f"--{key} " in text
+        assert (f"--{key} " in text) != bool(field.exclude), key
 
 
 def test_the_help_text_shows_type_and_default() -> None:
@@ -279,7 +280,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         (["data.eval_fraction=1"], "'data.eval_fraction' = 1: it should be less than or equal to 0.9"),
         (
             ["reward.callable=a:b"],
-            "'reward' needs exactly one of 'reward.role', 'reward.callable' and 'reward.model'; got",
+            "'reward' takes one of 'reward.role', 'reward.callable' and 'reward.model'; got role and callable",
         ),
         (["reward.role=null"], "'reward.role', 'reward.callable' and 'reward.model'; got none of them"),
         (["reward.role=null", "reward.callable=ab"], "'reward.callable' = 'ab': it should be written module:function"),
@@ -287,7 +288,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
             ["reward.role=null", "reward.model=m", "ppo.critic_start=reward"],
             "'ppo.critic_start' = reward needs 'reward.role'",
         ),
-        (["lora.dropout=0.1"], "'lora.dropout' above 0 would add noise to PPO's probability ratios; leave it at 0"),
+        (["lora.dropout=0.1"], "'lora.dropout' above 0 would add noise to the probability ratios; leave it at 0"),
         (["lora.layers=9-2"], "'lora.layers' = 9-2: it should be all, upper-half, upper-quarter, a range like 8-15"),
         (["data.train=[]"], "'data.train' = []: it should have at least 1 item"),
     ],

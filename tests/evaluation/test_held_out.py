@@ -32,6 +32,20 @@ class CharacterReward:
         return Scores(torch.tensor([self.factor * len(text) for text in request.completions]))
 
 
+class FailingReward(CharacterReward):
+    """Cannot check every fourth completion, from the second on."""
+
+    def __init__(self, *, decides: bool) -> None:
+        super().__init__()
+        self.decides = decides
+
+    def score(self, request: ScoreRequest) -> Scores:
+        count = len(request.completions)
+        failures = {i: f"maths: no verdict on {i}" for i in range(1, count, 4)}
+        right = torch.ones(count, dtype=torch.bool) if self.decides else None
+        return Scores(super().score(request).total, {}, failures, right)
+
+
 def base_with_roles(layout: str = "tree") -> tuple[OneBase, ChatFormat]:
     base = tiny_base("llama", layout=layout)
     add_adapter_role(base, "policy")
@@ -57,12 +71,13 @@ def evaluated(
     token_budget: int = 80,
     judges: Mapping[str, RewardSource] | None = None,
     stop: tuple[int, ...] = STOP,
+    reward: RewardSource | None = None,
 ) -> HeldOut:
     return evaluate_role(
         base,
         chat,
         prompts(),
-        CharacterReward(),
+        reward or CharacterReward(),
         role=role,
         reference="reference",
         sampling=Sampling(max_new_tokens=8, temperature=temperature, stop_ids=stop),
@@ -148,3 +163,22 @@ def test_the_rise_is_paired_by_prompt() -> None:
     before, after = evaluated(base, chat, role="reference"), evaluated(base, chat)
     assert improvement(before, after) == paired_bootstrap(before.scores, after.scores)
     assert improvement(before, before).mean == 0.0
+
+
+def test_completions_that_could_not_be_checked_are_counted_logged_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    base, chat = base_with_roles()
+    for decides in (True, False):
+        found = evaluated(base, chat, reward=FailingReward(decides=decides))
+        assert found.failed == 4 and found.metrics()["eval/failed"] == 4 / 15
+        said = "warning: 4 of 15 held-out completions could not be checked; the first: maths: no verdict on 1\n"
+        assert capsys.readouterr().err == said
+
+
+def test_that_all_could_be_checked_is_logged_too_where_a_verifier_decides(capsys: pytest.CaptureFixture[str]) -> None:
+    class AllRight(CharacterReward):
+        def score(self, request: ScoreRequest) -> Scores:
+            return Scores(super().score(request).total, right=torch.ones(len(request.completions), dtype=torch.bool))
+
+    base, chat = base_with_roles()
+    assert evaluated(base, chat, reward=AllRight()).metrics()["eval/failed"] == 0
+    assert "eval/failed" not in evaluated(base, chat).metrics() and capsys.readouterr().err == ""

@@ -101,7 +101,7 @@ def test_the_rise_is_said_with_what_it_shows(interval: Interval, verdict: str) -
 def test_samples_are_a_json_line_per_prompt_with_every_role(tmp_path: Path) -> None:
     before, after = held_out("reference"), held_out("policy", shift=1.5, completions=["漢\n字\u2028"] * 8)
     path = tmp_path / "run" / "samples.jsonl"
-    write_samples(path, [before, after])
+    write_samples(path, [before, after], names=[before.role, after.role])
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     assert len(rows) == 8
     assert rows[3] == {

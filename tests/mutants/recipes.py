@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant
 
 PPO = "onebase/recipes/ppo.py"
 PPO_SETUP = "onebase/recipes/setup/ppo.py"
+ROLLOUTS_SETUP = "onebase/recipes/setup/rollouts.py"
 DPO = "onebase/recipes/dpo.py"
 DPO_SETUP = "onebase/recipes/setup/dpo.py"
 REWARD = "onebase/recipes/reward.py"
@@ -49,7 +50,7 @@ MUTANTS = [
            f"{TEST_OPTIONS}::test_policy_and_critic_learn_at_their_own_rates"),
     Mutant(PPO, "rewards = scale_to_unit_variance(rewards, mask)", "rewards = whiten(rewards, mask)",
            "ppo.whiten_rewards drops the mean", f"{TEST_OPTIONS}::test_whitened_rewards_keep_their_mean"),
-    Mutant(PPO_SETUP, 'base.scalar_role("critic").head.weight.div_(base.scalar_role("reward").moments.std or 1.0)',
+    Mutant(ROLLOUTS_SETUP, 'base.scalar_role("critic").head.weight.div_(base.scalar_role("reward").moments.std or 1.0)',
            "pass",
            "the critic's head is not rescaled under reward.normalize: held_out",
            f"{TEST_OPTIONS}::test_a_reward_role_scores_and_starts_the_critic"),
@@ -106,15 +107,15 @@ MUTANTS = [
     Mutant(PPO_SETUP, "if not kl <= kl_budget:", "if kl > kl_budget:",
            "a KL that is no number is within the budget",
            f"{TEST_PPO}::test_a_kl_that_is_no_number_is_over_the_budget"),
-    Mutant(PPO_SETUP, 'base.add_role("reference", copy_of="policy")', 'base.add_role("reference")',
+    Mutant(ROLLOUTS_SETUP, 'copy_of="policy" if start_from is not None else None', 'copy_of=None',
            "the reference of a trained policy is the base",
            f"{TEST_PPO}::test_the_reference_is_what_the_policy_started_from"),
-    Mutant(PPO_SETUP, '"reward" if config.reward.role is not None else "policy"', '"policy"',
+    Mutant(ROLLOUTS_SETUP, '"reward" if has_reward_role else "policy"', '"policy"',
            "the critic never starts from the reward role",
            f"{TEST_PPO}::test_the_critic_starts_from_the_reward_role_where_there_is_one"),
-    Mutant(PPO_SETUP, "temperature=generation.temperature,", "",
+    Mutant(ROLLOUTS_SETUP, "temperature=generation.temperature,", "",
            "generation.temperature is ignored in sampling", WHOLE_UPDATE),
-    Mutant(PPO_SETUP, "return ppo.num_ppo_epochs * sum(", "return sum(",
+    Mutant(ROLLOUTS_SETUP, "return num_epochs * sum(", "return sum(",
            "the schedule ends with the first epoch of PPO",
            f"{TEST_PPO}::test_the_schedule_counts_every_step_of_every_epoch"),
     Mutant(PPO_SETUP, 'self.updates_done = state["updates_done"]', "pass",

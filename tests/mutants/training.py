@@ -14,6 +14,7 @@ COMPARISONS = "onebase/training/comparisons.py"
 LANGUAGE = "onebase/training/language.py"
 INTERVALS = "onebase/reporting/intervals.py"
 HELD_OUT = "onebase/evaluation/held_out.py"
+PASS_RATES = "onebase/evaluation/pass_rates.py"
 
 TEST_UPDATE = "tests/training/test_update.py"
 TEST_CHECKPOINT = "tests/training/test_checkpoint.py"
@@ -23,6 +24,7 @@ TEST_METRICS = "tests/runs/test_metrics.py"
 TEST_MEMORY = "tests/engines/test_budget.py"
 TEST_INTERVALS = "tests/reporting/test_intervals.py"
 TEST_HELD_OUT = "tests/evaluation/test_held_out.py"
+TEST_PASS_RATES = "tests/evaluation/test_pass_rates.py"
 
 SCHEDULE = f"{TEST_UPDATE}::test_the_schedule_has_the_values_computed_by_hand"
 SPLIT = f"{TEST_UPDATE}::test_the_split_into_microbatches_never_changes_parameters_or_metrics"
@@ -167,4 +169,14 @@ MUTANTS = [
     Mutant(HELD_OUT, 'stream="held-out")', 'stream=f"held-out-{role}")',
            "two roles are compared on different random numbers",
            f"{TEST_HELD_OUT}::test_two_roles_that_are_the_same_draw_the_same_samples"),
+    # -------------------------------------------------------------------------------------------------- pass rates
+    Mutant(PASS_RATES, "(all_draws - comb(num_samples - num_right, k)) / all_draws",
+           "1 - (1 - num_right / num_samples) ** k",
+           "pass@k draws with replacement, which biases it", TEST_PASS_RATES),
+    Mutant(PASS_RATES, "        if answer is not None:", "        if True:",
+           "samples without an answer vote", TEST_PASS_RATES),
+    Mutant(PASS_RATES, "if len(rights) == most]", "if len(rights) == most][:1]",
+           "of answers that tie the first counts alone", TEST_PASS_RATES),
+    Mutant(PASS_RATES, "rng.sample(samples, k)", "samples[:k]",
+           "maj@k reads the first k samples alone", TEST_PASS_RATES),
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from onebase.config.files import load_config
 from onebase.config.language import SFTConfig
 from onebase.config.preferences import RewardConfig
+from onebase.config.rft import RFTConfig
 from onebase.config.rollouts import PPOConfig
 from onebase.models.scratch import make_llama, train_tokenizer
 from onebase.recipes import reward, sft
@@ -154,6 +155,25 @@ SMALL_PPO: Options = {
 
 def small_ppo(base: Path, output: Path, data: Path, *more: Options) -> PPOConfig:
     return load(PPOConfig, common(base, output, data), SMALL_PPO, *more)
+
+
+SMALL_RFT: Options = {
+    "reward.verifiers": "tests.recipes.conftest:count_vowels",
+    "rft.rollout_prompts": 4,
+    "rft.minibatch_prompts": 2,
+    "rft.num_epochs": 2,
+    "generation.max_new_tokens": 6,
+    "generation.samples_per_prompt": 3,
+    "generation.stop": list("abcdefghijklmnopqrstuvwxyz"),  # so that lengths differ
+    "optimizer.learning_rate": 2e-3,
+    "max_steps": 2,
+    "lora.r": 4,
+}
+"""Two rollouts of four prompts, scored by a function."""
+
+
+def small_rft(base: Path, output: Path, data: Path, *more: Options) -> RFTConfig:
+    return load(RFTConfig, common(base, output, data), SMALL_RFT, *more)
 
 
 def with_run(config: PPOConfig) -> tuple[PPOConfig, Run]:

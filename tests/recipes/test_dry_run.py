@@ -13,9 +13,10 @@ import pytest
 
 from onebase.config.language import PretrainConfig, SFTConfig
 from onebase.config.preferences import DPOConfig, RewardConfig
+from onebase.config.rft import RFTConfig
 from onebase.config.rollouts import BestOfConfig, IterateConfig, PPOConfig
 from onebase.errors import ConfigError, MissingExtraError, ModelError, OnebaseError, RoleMismatchError
-from onebase.recipes import best_of, dpo, iterate, ppo, pretrain, reward, sft
+from onebase.recipes import best_of, dpo, iterate, ppo, pretrain, reward, rft, sft
 from onebase.recipes.setup.shared import open_run
 from onebase.runs import trackers
 from tests.recipes.conftest import Options, common, load, make_base, pair_rows, write_rows
@@ -26,6 +27,7 @@ VERBS: dict[str, tuple[Any, Any, Options]] = {
     "reward": (reward, RewardConfig, {}),
     "dpo": (dpo, DPOConfig, {}),
     "ppo": (ppo, PPOConfig, SAMPLED),
+    "rft": (rft, RFTConfig, {**SAMPLED, "advantage": "gae"}),
     "best-of": (best_of, BestOfConfig, {**SAMPLED, "data.eval_fraction": None}),
     "iterate": (iterate, IterateConfig, {**SAMPLED, "data.eval_fraction": None}),
 }
@@ -59,7 +61,7 @@ def test_another_adapter_than_the_one_a_role_brings_is_refused(
     own = json.loads((sft_role / "adapter_config.json").read_text(encoding="utf-8"))
     planned(verb, base, tmp_path, start, {"lora.r": own["r"], "lora.target_modules": own["target_modules"]})
     others: list[Options] = [{"lora.r": own["r"] + 1}, {"lora.target_modules": ["q_proj"]}, {"lora.layers": "0"}]
-    if verb != "ppo":  # where dropout is refused in any case
+    if verb not in ("ppo", "rft"):  # where dropout is refused in any case
         others.append({"lora.dropout": 0.5})
     for other in others:
         key, value = next(iter(other.items()))
@@ -89,7 +91,7 @@ def test_a_role_that_is_not_there_or_of_another_kind_is_refused(
     if verb != "reward":  # which goes on from either
         with pytest.raises(RoleMismatchError, match="this is a reward role, and a policy role is needed here"):
             planned(verb, base, tmp_path, {"start_from": str(reward_role)})
-    if verb in ("ppo", "best-of", "iterate"):
+    if verb in ("ppo", "rft", "best-of", "iterate"):
         with pytest.raises(RoleMismatchError, match="this is a policy role, and a reward role is needed here"):
             planned(verb, base, tmp_path, {"reward.callable": None, "reward.role": str(sft_role)})
 

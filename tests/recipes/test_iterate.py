@@ -152,7 +152,7 @@ def test_samples_that_all_score_alike_are_said_to_teach_nothing(base: Path, aske
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"reward.callable": None}, "'reward' needs one of"),
+        ({"reward.callable": None}, "'reward' needs 'reward.verifiers', or one of"),
         ({"generation.samples_per_prompt": 1}, "leaves nothing to choose from"),
         ({"learn": "sft", "chosen": "data"}, "'chosen' = data is for 'learn' = dpo"),
         ({"loss": "sigmod"}, "did you mean sigmoid"),

@@ -21,7 +21,8 @@ from onebase.models.base import OneBase
 from onebase.models.scratch import train_tokenizer
 from onebase.objectives.moments import RunningMoments
 from onebase.recipes import ppo
-from onebase.recipes.setup.ppo import num_updates
+from onebase.recipes.setup.ppo import updates_of
+from onebase.recipes.setup.rollouts import rollout_sampling
 from onebase.records import Prompt
 from onebase.rollouts.collect import Rollout, score_request
 from tests.recipes.conftest import (
@@ -192,9 +193,15 @@ def test_random_lengths_stay_between_their_ends_and_differ(base: Path, prompts: 
     more: Options = {"generation.random_min_new_tokens": 2, "generation.max_new_tokens": 9, "max_steps": 6}
     config = small_ppo(base, tmp_path / "run", prompts, more)
     trainer = Trained(config)
-    limits = [ppo.rollout_sampling(trainer.setup, index).max_new_tokens for index in range(40)]
+    setup = trainer.setup
+
+    def drawn(index: int) -> int:
+        generation, seed = setup.config.generation, setup.config.seed
+        return rollout_sampling(setup.sampling, generation, seed, index).max_new_tokens
+
+    limits = [drawn(index) for index in range(40)]
     assert set(limits) == set(range(2, 10))
-    assert limits == [ppo.rollout_sampling(trainer.setup, index).max_new_tokens for index in range(40)]
+    assert limits == [drawn(index) for index in range(40)]
 
 
 def test_the_upper_half_alone_gets_adapters(base: Path, prompts: Path, tmp_path: Path) -> None:
@@ -217,7 +224,7 @@ def test_the_schedule_counts_every_step_of_every_epoch(base: Path, prompts: Path
     more: Options = {"max_steps": 5, "ppo.num_ppo_epochs": 3, "ppo.rollout_prompts": 4, "ppo.minibatch_prompts": 2}
     # 13 prompts in rollouts of 4, 4, 4, 1 and again 4.
     config = small_ppo(base, tmp_path / "run", prompts, more)
-    assert num_updates(config, [Prompt([1])] * 13) == 3 * (2 + 2 + 2 + 1 + 2)
+    assert updates_of(config, [Prompt([1])] * 13) == 3 * (2 + 2 + 2 + 1 + 2)
 
 
 def test_the_reference_is_what_the_policy_started_from(

@@ -24,12 +24,13 @@ from onebase.data.batches import minibatch_indices
 from onebase.errors import CheckpointError, Interrupted, NonFiniteError, Stopped
 from onebase.models.loading import load_tokenizer
 from onebase.processes import Group
-from onebase.recipes import best_of, dpo, iterate, ppo, pretrain, reward, sft
+from onebase.recipes import best_of, dpo, iterate, ppo, pretrain, reward, rft, sft
 from onebase.training.checkpoint import checkpoints
 from onebase.training.update import MAX_REFUSED_IN_A_ROW
 from tests.recipes.conftest import (
     SENTENCES,
     SMALL_PPO,
+    SMALL_RFT,
     Options,
     answered_rows,
     common,
@@ -52,6 +53,7 @@ RECIPES = {
     "reward": reward,
     "dpo": dpo,
     "ppo": ppo,
+    "rft": rft,
     "best-of": best_of,
     "iterate": iterate,
 }
@@ -143,6 +145,27 @@ STAGES = {
         {**FOUR_ROLLOUTS, "ppo.critic": "head", "ppo.critic_warmup_rollouts": 1},
         [(3, "SIGTERM"), (5, "error"), (2, "error")],
     ),
+    "rft": Stage(
+        "rft",
+        {
+            **SMALL_RFT,
+            "max_steps": 4,
+            "evaluation.prompts": 4,
+            "evaluation.every_steps": 1,
+            "start_from": "SFT",
+            "rft.kl_coefficient": 0.1,
+            "rft.policy_loss": "kl_penalty",
+            "rft.dynamic_sampling": True,
+            "generation.samples_per_prompt": 2,
+            "generation.random_min_new_tokens": 3,
+        },
+        [(3, "SIGTERM"), (5, "error"), (2, "error")],
+    ),
+    "rft with a critic": Stage(
+        "rft",
+        {**SMALL_RFT, "max_steps": 4, "advantage": "gae", "evaluation.prompts": 4},
+        [(3, "SIGTERM"), (5, "error"), (2, "error")],
+    ),
     "best-of": Stage("best-of", {**SAMPLED, "data.eval_fraction": None}, STOPS),
     # A round is two batches of samples and some optimizer steps.
     "iterate": Stage("iterate", ROUNDS, [(2, "SIGTERM"), (2, "error"), (4, "SIGINT"), (3, "error")]),
@@ -175,6 +198,7 @@ class Materials:
             "reward": pair_rows,
             "dpo": pair_rows,
             "ppo": prompt_rows,
+            "rft": prompt_rows,
             "iterate": prompt_rows,
             "best-of": lambda: [{**row, "more": [None, {"big": 1 << 70, "漢": 0.1}]} for row in prompt_rows()],
         }
@@ -366,6 +390,7 @@ ROUNDING = {
     "kto": 1e-6,
     "ppo": 1e-6,
     "ppo with a head": 1e-6,
+    "rft with a critic": 1e-6,
 }
 """How far a weight may be from that of the run that nobody stopped, when the end of it ran with other microbatches; the
 weights moved by 1e-2 and more. Without dropout, whose random numbers depend on the split."""

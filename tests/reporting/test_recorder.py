@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from onebase.config.files import config_keys
+from onebase.config.rft import RFTConfig
 from onebase.config.rollouts import PPOConfig
 from onebase.reporting.recorder import FlightRecorder
 from onebase.reporting.rules import RULES, Finding, findings
@@ -32,6 +33,7 @@ HEALTHY: Row = {
     "policy/ratio": 1.0,
     "policy/clipfrac": 0.05,
     "policy/approxkl": 0.01,
+    "groups/without_variance": 0.5,
     "learning_rate": 1e-4,
     "train/optimizer_steps": 8.0,
 }
@@ -84,6 +86,7 @@ BEYOND: dict[str, list[Row]] = {
     "length": growing(),
     "short": run(4, mean_length=3.3),
     "entropy": run(4, entropy=0.19),
+    "alike": run(4, without_variance=0.91),
     "judge": evaluated([0.6, 0.7, 0.65, 0.64], [0.1, 0.2, 0.3, 0.4]),
     "held_out": evaluated([0.6, 0.7, 0.65, 0.64], [0.1, 0.2, 0.3, 0.4], name="score"),
     "refused": [*run(3), {"step": 5, **HEALTHY, "train/refused_steps": 0.125}],
@@ -111,6 +114,7 @@ WITHIN: dict[str, list[Row]] = {
     "length, not what is paid for": growing(**{"completions/score_length_correlation": 0.29}),
     "short": run(20, mean_length=3.4),
     "entropy": run(20, entropy=0.21),
+    "alike": run(20, without_variance=0.9),
     "judge, a little": evaluated([0.6, 0.7, 0.67, 0.661], [0.1, 0.2, 0.3, 0.4]),
     "judge, once": evaluated([0.6, 0.7, 0.65, 0.69], [0.1, 0.2, 0.3, 0.4]),
     "judge, the score falls too": evaluated([0.6, 0.7, 0.65, 0.64], [0.1, 0.2, 0.1, 0.1]),
@@ -187,24 +191,38 @@ def test_the_numbers_are_in_both_sentences() -> None:
         assert all(number in line for number in ("rollout 2", "0.20", "0.40", "0.70", "0.64"))
 
 
+@pytest.mark.parametrize("verb", ["ppo", "rft"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_a_sentence_is_one_and_names_what_to_change_in_both_languages(rule: Any) -> None:
-    known = {key for key, _ in config_keys(PPOConfig)}
-    groups = r"\b(?:ppo|model|generation|optimizer|evaluation)\.\w+"
-    keys = [set(re.findall(groups, text)) for text in (rule.en, rule.zh)]
+def test_a_sentence_is_one_and_names_what_to_change_in_both_languages(rule: Any, verb: str) -> None:
+    if rule.name == "alike" and verb == "ppo":
+        pytest.skip("only rft logs what it looks at")
+    known = {key for key, _ in config_keys(PPOConfig if verb == "ppo" else RFTConfig)}
+    groups = r"\b(?:ppo|rft|reward|model|generation|optimizer|evaluation)\.\w+"
+    en, zh = rule.sentences(verb)
+    keys = [set(re.findall(groups, text)) for text in (en, zh)]
     assert keys[0] == keys[1] and keys[0] <= known
-    assert keys[0] or "best/" in rule.en
-    assert set(re.findall(r"{(\w+)", rule.en)) == set(re.findall(r"{(\w+)", rule.zh))
-    assert "; " in rule.en and ". " not in rule.en and "\n" not in rule.en + rule.zh
-    assert "；" in rule.zh and "。" not in rule.zh and len(re.findall(r"[\u4e00-\u9fff]", rule.zh)) > 20
+    assert keys[0] or "best/" in en
+    assert set(re.findall(r"{(\w+)", en)) == set(re.findall(r"{(\w+)", zh))
+    assert "; " in en and ". " not in en and "\n" not in en + zh
+    assert "；" in zh and "。" not in zh and len(re.findall(r"[\u4e00-\u9fff]", zh)) > 20
+
+
+def test_the_same_fault_is_told_with_the_keys_of_the_verb() -> None:
+    rows = run(4, kl=21.0)
+    for verb, other in (("ppo", "rft"), ("rft", "ppo")):
+        (finding,) = findings(rows, verb=verb)
+        for sentence in (finding.en, finding.zh):
+            assert f"{verb}.kl_coefficient" in sentence and f"{other}." not in sentence and "21.0" in sentence
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_the_table_of_the_documentation_says_the_same(rule: Any) -> None:
     text = DOCS.read_text(encoding="utf-8")
-    row = next(line for line in text.splitlines() if line.startswith(f"| `{rule.name}` |"))
+    rows = [line for line in text.splitlines() if line.startswith(f"| `{rule.name}` |")]
+    assert len(rows) == (1 if rule.rft is None else 2)
     for sentence in (rule.en, rule.zh):
-        assert re.sub(r"{[^}]*}", "…", sentence) in row
+        assert re.sub(r"{[^}]*}", "…", sentence) in rows[0]
+    assert rule.rft is None or all(advice in rows[1] for advice in rule.rft)
 
 
 # ------------------------------------------------------------------------------------------------- in a run's folder
@@ -219,7 +237,7 @@ def lines(folder: Path) -> list[Row]:
 
 
 def test_findings_are_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recorder = FlightRecorder(tmp_path, lang="zh", start={}, done=0)
+    recorder = FlightRecorder(tmp_path, verb="ppo", lang="zh", start={}, done=0)
     found: list[Finding] = []
     for row in run(7, kl=-1.0, entropy=0.1):
         assert (tmp_path / "findings.jsonl").exists() == bool(found)
@@ -232,11 +250,20 @@ def test_findings_are_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
 
 
+def test_a_run_of_rft_is_advised_with_its_own_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = FlightRecorder(tmp_path, verb="rft", lang="en", start={}, done=0)
+    for row in run(4, clipfrac=0.5, without_variance=1.0):
+        recorder.look(row["step"], metrics(row))
+    assert [line["rule"] for line in lines(tmp_path)] == ["clipped", "alike"]
+    said = capsys.readouterr().err
+    assert "rft.num_epochs" in said and "rft.dynamic_sampling" in said and "ppo." not in said
+
+
 def test_a_run_that_goes_on_knows_what_was_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = run(30, kl=50.0 / 3, entropy=0.01) + [{**HEALTHY, "step": 32 + i, "objective/kl": 100 / 3} for i in range(9)]
 
     def flown(folder: Path, done: int) -> list[Row]:
-        recorder = FlightRecorder(folder, lang="en", start={"eval/score": 0.1}, done=done)
+        recorder = FlightRecorder(folder, verb="ppo", lang="en", start={"eval/score": 0.1}, done=done)
         for row in rows[done:]:
             recorder.look(row["step"], metrics(row))
         return lines(folder)

@@ -16,6 +16,7 @@ from onebase.models.base import OneBase
 from onebase.records import Example, Message, Prompt, RewardSource, Row, ScoreRequest, Scores
 from onebase.rewards.functions import FunctionReward
 from onebase.rollouts.collect import Measured, Roles, Rollout, collect, score_request, with_samples
+from onebase.rollouts.metrics import describe
 from onebase.sampling.local import LocalSampler
 from onebase.sampling.sampler import Sample, Sampling
 from onebase.seeds import sample_seeds
@@ -296,3 +297,18 @@ def test_samples_go_to_their_own_prompts() -> None:
     assert [example.completions for example in again] == [example.completions for example in rollout.examples]
     assert [example.prompt_ids for example in again] == [prompt.ids for prompt in prompts()]
     assert [example.row for example in again] == [example.row for example in prompts()]
+
+
+def test_what_could_not_be_checked_is_logged_even_where_that_is_nothing() -> None:
+    samples = [Sample(0, [5], [0.0], ended=True), Sample(0, [6, 7], [0.0, 0.0], ended=False)]
+    examples = [Example([1], [sample.ids for sample in samples])]
+    total, right = torch.tensor([1.0, 0.0]), torch.tensor([True, False])
+
+    def failed(scores: Scores) -> float | None:
+        request = ScoreRequest(examples, ["a", "a"], ["4", "5"])
+        return describe(Rollout(examples, samples, request, scores)).get("rewards/failed")
+
+    assert failed(Scores(total, right=right)) == 0
+    assert failed(Scores(total, {}, {1: "out of memory"}, right)) == 0.5
+    assert failed(Scores(total, {}, {1: "nothing to judge"})) == 0.5
+    assert failed(Scores(total)) is None

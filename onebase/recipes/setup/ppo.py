@@ -7,41 +7,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from onebase.config.ppo_groups import GenerationGroup, OptionalRewardSourceGroup
 from onebase.config.rollouts import PPOConfig
-from onebase.data.batches import num_minibatches
 from onebase.data.chat import ChatFormat
 from onebase.data.formats import read_files
-from onebase.data.prepare import dropped_line, encode_prompts, encode_rows
+from onebase.data.prepare import dropped_line, encode_rows
 from onebase.data.selection import drop_unusable
 from onebase.engines.budget import TokenBudget
-from onebase.errors import DataError
 from onebase.models.base import OneBase
 from onebase.models.role_files import load_role
 from onebase.objectives.kl import AdaptiveKL, FixedKL
 from onebase.objectives.moments import RunningMoments
-from onebase.processes import ALONE, Group
 from onebase.recipes.setup.dry_run import planned_base
-from onebase.recipes.setup.saved import warn_of_template
-from onebase.recipes.setup.shared import (
-    limits_of,
-    load_start,
-    make_update,
-    new_lora,
-    open_base,
-    open_chat,
-    read_rows,
-    token_budget,
-    warn_of_warmup,
+from onebase.recipes.setup.reward import open_reward_source, open_rules
+from onebase.recipes.setup.rollouts import (
+    add_critic,
+    add_policy,
+    longest_rollout_tree,
+    num_rollouts,
+    num_updates,
+    read_prompts,
+    sampling_of,
 )
+from onebase.recipes.setup.saved import warn_of_template
+from onebase.recipes.setup.shared import limits_of, make_update, open_base, open_chat, token_budget, warn_of_warmup
 from onebase.records import Example, Prompt, RewardSource
-from onebase.rewards.functions import FunctionReward
-from onebase.rewards.learned import ClassifierReward, RoleReward
 from onebase.runs.progress import say
-from onebase.sampling.local import LocalSampler, stop_ids
+from onebase.sampling.local import LocalSampler
 from onebase.sampling.sampler import Sampler, Sampling
 from onebase.training.run import Run
 from onebase.training.update import ParameterGroup, Update
@@ -111,12 +104,12 @@ class State:
 
 def set_up(config: PPOConfig, run: Run) -> tuple[Setup, State, Update]:
     """Loads the base, puts the four roles on it, reads the prompts and makes the optimizer."""
-    scorer, judge = open_functions(config, run.group)
+    rules = open_rules(config.reward, run.group, judge=config.evaluation.judge)
     base = open_base(config.model, run.group)
     ppo, chat = config.ppo, open_chat(base.tokenizer, config.model)
-    prompts, held_out, ptx = read_prompts(config, chat, base.context_length)
-    check_columns([scorer, judge], [*prompts, *held_out])
-    add_policy_and_reference(base, config)
+    prompts, held_out, ptx = read_all(config, chat, base.context_length)
+    rules.check(prompt.row for prompt in [*prompts, *held_out])
+    add_policy(base, config.start_from, config.lora)
     if config.reward.role is not None:
         load_role(base, "reward", config.reward.role, kinds=("reward",))
     if any(prompt.row and prompt.row.messages for prompt in prompts):
@@ -124,7 +117,13 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Setup, State, Update]:
             warn_of_template(folder, chat)
     if ppo.kl_placement == "reward" and ppo.kl_estimator != "k1":
         say(f"ppo: {ppo.kl_estimator} in the reward does not lead to the optimum of score minus KL, as k1 does")
-    add_critic(base, config)
+    add_critic(
+        base,
+        ppo.critic,
+        ppo.critic_start,
+        has_reward_role=config.reward.role is not None,
+        normalized=config.reward.normalize == "held_out",
+    )
     longest = longest_rollout_tree(base, config.generation, [*prompts, *held_out])
     budget = token_budget(base, config.batch, role="policy", longest=longest, before=run.token_budget)
     setup = Setup(
@@ -133,8 +132,8 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Setup, State, Update]:
         chat=chat,
         sampler=LocalSampler(base, "policy"),
         sampling=sampling_of(base, chat, config.generation),
-        reward=scorer or open_reward_source(config.reward, base, budget),
-        judges={} if judge is None else {"judge": judge},
+        reward=open_reward_source(config.reward, rules, base, budget),
+        judges=rules.judges,
         prompts=prompts,
         held_out=held_out,
         ptx=ptx,
@@ -149,7 +148,7 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Setup, State, Update]:
 def make_optimizer(setup: Setup, *, repro_folder: Path) -> Update:
     """Makes the optimizer over policy and critic."""
     config, base = setup.config, setup.base
-    learning_rate, total = config.optimizer.learning_rate, num_updates(config, setup.prompts)
+    learning_rate, total = config.optimizer.learning_rate, updates_of(config, setup.prompts)
     warn_of_warmup(config.optimizer, total)
     return make_update(
         base,
@@ -169,125 +168,38 @@ def make_optimizer(setup: Setup, *, repro_folder: Path) -> Update:
     )
 
 
-def sampling_of(base: OneBase, chat: ChatFormat, generation: GenerationGroup) -> Sampling:
-    """The sampling settings, with the tokens that end a completion."""
-    return Sampling(
-        max_new_tokens=generation.max_new_tokens,
-        temperature=generation.temperature,
-        top_k=generation.top_k,
-        top_p=generation.top_p,
-        stop_ids=stop_ids(base, [chat.end_token_id, *chat.single_tokens(generation.stop)]),
-    )
+def read_all(config: PPOConfig, chat: ChatFormat, context: int) -> tuple[list[Prompt], list[Prompt], list[Example]]:
+    """Reads training prompts, held-out prompts and the texts for PTX."""
+    prompts, held_out = read_prompts(config.data, config.evaluation, config.generation, chat, context, seed=config.seed)
+    if not config.ppo.ptx_data:
+        return prompts, held_out, []
+    rows, dropped = drop_unusable(read_files(config.ppo.ptx_data), max_share=config.data.max_dropped_share)
+    if dropped:
+        say(f"ppo.ptx_data: {dropped_line(dropped)}")
+    return prompts, held_out, encode_rows(rows, chat, limits_of(config.data, context))
 
 
-def longest_rollout_tree(base: OneBase, generation: GenerationGroup, prompts: Sequence[Prompt]) -> int:
-    """Padded tokens of the longest prompt with all its completions at maximum length."""
-    prompt, count = max(len(p.ids) for p in prompts), generation.samples_per_prompt
-    completion = generation.max_new_tokens
-    return prompt + count * completion if base.layout == "tree" else count * (prompt + completion)
-
-
-def add_policy_and_reference(base: OneBase, config: PPOConfig) -> None:
-    """Adds the policy and the reference: a saved role and its frozen copy, or a new adapter, which starts as the base,
-    and the base itself."""
-    if config.start_from is not None:
-        load_start(base, "policy", config.start_from, config.lora, kinds=("policy",), trains=True)
-        base.add_role("reference", copy_of="policy")
-        return
-    base.add_role("policy", adapter=new_lora(base, config.lora), trains=True)
-    base.add_role("reference")
-
-
-def add_critic(base: OneBase, config: PPOConfig) -> None:
-    """Adds the critic: an adapter copied from the reward role or the policy, or a head on the policy's trunk."""
-    if config.ppo.critic == "head":
-        base.share_adapter("critic", with_role="policy")
-    else:
-        start = config.ppo.critic_start
-        if start == "auto":
-            start = "reward" if config.reward.role is not None else "policy"
-        base.add_role("critic", copy_of=start, head=True, trains=True)
-        if config.reward.normalize == "held_out" and start == "reward":
-            # Its values are in units of raw scores, but the returns are in standard deviations of them.
-            with torch.no_grad():
-                base.scalar_role("critic").head.weight.div_(base.scalar_role("reward").moments.std or 1.0)
-
-
-def open_functions(config: PPOConfig, group: Group = ALONE) -> tuple[FunctionReward | None, FunctionReward | None]:
-    """Imports the reward function and the judge, if configured, before anything slow."""
-    judge, timeout = config.evaluation.judge, config.reward.timeout
-    return (
-        open_function(config.reward, group),
-        None if judge is None else FunctionReward(judge, timeout=timeout, key="evaluation.judge", group=group),
-    )
-
-
-def open_function(reward: OptionalRewardSourceGroup, group: Group = ALONE) -> FunctionReward | None:
-    """Imports the reward function if one is configured."""
-    return None if reward.callable is None else FunctionReward(reward.callable, timeout=reward.timeout, group=group)
-
-
-def check_columns(functions: Sequence[FunctionReward | None], prompts: Sequence[Prompt]) -> None:
-    """Raises ConfigError unless every function can be called with the columns of the prompts' rows."""
-    rows = [prompt.row.columns if prompt.row else {} for prompt in prompts]
-    for function in functions:
-        if function is not None:
-            function.check_columns(rows)
-
-
-def open_reward_source(reward: OptionalRewardSourceGroup, base: OneBase, budget: TokenBudget) -> RewardSource:
-    """Opens the configured reward: the role, which is already on the base, or another model."""
-    if reward.role is not None:
-        return RoleReward(base, "reward", budget=budget, normalize=reward.normalize == "held_out")
-    assert reward.model is not None
-    return ClassifierReward(reward.model, device=base.device, group=base.group)
-
-
-def read_prompts(config: PPOConfig, chat: ChatFormat, context: int) -> tuple[list[Prompt], list[Prompt], list[Example]]:
-    """Reads training prompts, held-out prompts (at most `evaluation.prompts`) and the texts for PTX."""
-    train, held_out = read_rows(config.data, config.seed)
-    if not held_out:
-        raise DataError(
-            "ppo compares policy and reference on held-out prompts, and none are left; set data.eval, or "
-            "data.eval_fraction above 0"
-        )
-    limits = limits_of(config.data, context)
-    lengths = {"max_new_tokens": config.generation.max_new_tokens, "opening_tokens": config.data.opening_tokens}
-    ptx: list[Example] = []
-    if config.ppo.ptx_data:
-        rows, dropped = drop_unusable(read_files(config.ppo.ptx_data), max_share=config.data.max_dropped_share)
-        if dropped:
-            say(f"ppo.ptx_data: {dropped_line(dropped)}")
-        ptx = encode_rows(rows, chat, limits)
-    return (
-        encode_prompts(train, chat, limits, **lengths),
-        encode_prompts(held_out[: config.evaluation.prompts], chat, limits, **lengths),
-        ptx,
-    )
-
-
-def num_rollouts(config: PPOConfig, prompts: Sequence[Prompt]) -> int:
-    """How many rollouts the run has: `max_steps`, or enough to read every prompt once."""
-    return config.max_steps or -(-len(prompts) // config.ppo.rollout_prompts)
-
-
-def num_updates(config: PPOConfig, prompts: Sequence[Prompt]) -> int:
-    """Optimizer steps in the run if no rollout stops early; an epoch's last rollout may be smaller."""
+def updates_of(config: PPOConfig, prompts: Sequence[Prompt]) -> int:
+    """Optimizer steps in the run if no rollout stops early."""
     ppo, count = config.ppo, len(prompts)
-    starts = range(0, count, ppo.rollout_prompts)
-    sizes = [min(ppo.rollout_prompts, count - starts[i % len(starts)]) for i in range(num_rollouts(config, prompts))]
-    return ppo.num_ppo_epochs * sum(num_minibatches(size, ppo.minibatch_prompts) for size in sizes)
+    return num_updates(
+        num_rollouts(config.max_steps, count, ppo.rollout_prompts),
+        count,
+        rollout_prompts=ppo.rollout_prompts,
+        minibatch_prompts=ppo.minibatch_prompts,
+        num_epochs=ppo.num_ppo_epochs,
+    )
 
 
 def plan(config: PPOConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
     base = planned_base(config)
     chat = open_chat(base.tokenizer, config.model)
-    prompts, held_out, ptx = read_prompts(config, chat, base.context)
-    check_columns(open_functions(config), [*prompts, *held_out])
+    prompts, held_out, ptx = read_all(config, chat, base.context)
+    open_rules(config.reward, judge=config.evaluation.judge).check(prompt.row for prompt in [*prompts, *held_out])
     ppo, k = config.ppo, config.generation.samples_per_prompt
     lengths = sorted(len(p.ids) for p in prompts)
-    total = num_updates(config, prompts)
+    total = updates_of(config, prompts)
     warn_of_warmup(config.optimizer, total)
     steps = ppo.num_ppo_epochs * -(-ppo.rollout_prompts // ppo.minibatch_prompts)
     critic = "its own adapter" if ppo.critic == "adapter" else "a head on the policy's adapter"
@@ -297,8 +209,8 @@ def plan(config: PPOConfig) -> str:
             f"roles       policy, reference, reward ({config.reward.source}), critic ({critic})",
             f"data        {len(prompts)} prompts (median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}), "
             f"{len(held_out)} held out, {len(ptx)} PTX texts",
-            f"rollouts    {num_rollouts(config, prompts)} of {ppo.rollout_prompts} prompts x {k} completions of at "
-            f"most {config.generation.max_new_tokens} tokens",
+            f"rollouts    {num_rollouts(config.max_steps, len(prompts), ppo.rollout_prompts)} of {ppo.rollout_prompts} "
+            f"prompts x {k} completions of at most {config.generation.max_new_tokens} tokens",
             f"updates     {total} optimizer steps, {steps} a rollout: {ppo.num_ppo_epochs} "
             f"epochs, minibatches of {ppo.minibatch_prompts} prompts ({ppo.minibatch_prompts * k} completions)",
             f"saves       {config.output_dir}/policy and {config.output_dir}/critic",
