@@ -144,14 +144,14 @@ def table(folder: Path, seeds: int) -> str:
             groups = shares(folder, f"{way}-{seed}")
             distinct.append(sum(len({row["completion"] for row in group}) for group in groups) / len(groups))
             seconds.append(json.loads((folder / f"{way}-{seed}" / "seconds.json").read_text()))
-            metrics = [json.loads(line) for line in (folder / f"{way}-{seed}" / "metrics.jsonl").open()]
-            entropy.append(metrics[-1].get("objective/entropy", float("nan")))
+            samples = [row for group in groups for row in group]
+            entropy.append(-sum(row["logprob"] for row in samples) / sum(row["tokens"] for row in samples))
         each = ", ".join(f"{one.mean:.2f}" for one in passes)
         mean = sum(one.mean for one in passes) / seeds
         rise = sum(one.mean for one in rises) / seeds
         above = sum(one.low > 0 for one in rises)
         cells = [title, each, f"{mean:.2f}", "" if way == "sft-few" else f"{rise:+.2f}, {above} of {seeds}"]
-        cells += [f"{sum(distinct) / seeds:.1f}", f"{sum(entropy) / seeds:.2f}" if entropy[0] == entropy[0] else ""]
+        cells += [f"{sum(distinct) / seeds:.1f}", f"{sum(entropy) / seeds:.2f}"]
         cells += [f"{ROLLOUTS * PROMPTS * SAMPLES:,}" if way in ADVANTAGES else "", f"{sum(seconds) / seeds:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

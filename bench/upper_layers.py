@@ -14,7 +14,7 @@ from typing import Any
 
 from onebase.demo import demo
 from onebase.evaluation.held_out import HeldOut
-from onebase.recipes import dpo, ppo, reward, sft
+from onebase.recipes import dpo, ppo, reward, rft, sft
 from onebase.reporting.intervals import paired_bootstrap
 
 LAYERS = ("all", "upper-half", "upper-quarter")
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def train(demo_run: Path, folder: Path, layers: str) -> tuple[dict[str, HeldOut], float]:
-    """Trains SFT, reward, DPO and PPO on the demo's base and data; returns the evaluations and PPO's seconds."""
+    """Trains SFT, reward, DPO, RFT and PPO on the demo's base and data; returns the evaluations and PPO's seconds."""
     folder.mkdir(parents=True)
     for name in ("data", "pretrain"):
         (folder / name).symlink_to((demo_run / name).resolve())
@@ -47,6 +47,7 @@ def train(demo_run: Path, folder: Path, layers: str) -> tuple[dict[str, HeldOut]
     sft.run(configs["sft"])
     reward.run(configs["reward"])
     dpo.run(configs["dpo"])
+    rft.train(configs["rft"])
     started = time.monotonic()
     ppo.train(configs["ppo"])
     seconds = time.monotonic() - started

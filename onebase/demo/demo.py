@@ -1,9 +1,10 @@
-"""`onebase demo`: pretraining, SFT, a reward role, DPO and PPO on a laptop, and a table of the results.
+"""`onebase demo`: pretraining, SFT, a reward role, DPO, RFT and PPO on a laptop, and a table of the results.
 
 A small grammar (`demo/grammar.py`) generates all texts, in English and Chinese, and knows the best behaviour: its gold
 score judges the result and is never trained on. The SFT answers come from simulated annotators of mixed quality, and
 the reward role learns from noisy preferences; PPO then has to find the behaviour these only hint at. DPO learns from
-the same preferences directly, as many as PPO samples answers.
+the same preferences directly, as many as PPO samples answers. RFT needs no preferences: a rule checks whether an answer
+gives the right fact, and says nothing about manners.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from onebase.config.files import dump_config
 from onebase.config.language import PretrainConfig, SFTConfig
 from onebase.config.preferences import DPOConfig, RewardConfig
+from onebase.config.rft import RFTConfig
 from onebase.config.rollouts import PPOConfig
 from onebase.config.run import VerbConfig
 from onebase.data.chat import chat_format
@@ -29,7 +31,7 @@ from onebase.evaluation.held_out import HeldOut, evaluate_role
 from onebase.evaluation.tables import figures_table, print_samples, result_console, rise_line
 from onebase.files import write_atomically
 from onebase.models.role_files import load_role
-from onebase.recipes import dpo, ppo, pretrain, reward, sft
+from onebase.recipes import dpo, ppo, pretrain, reward, rft, sft
 from onebase.records import Row
 from onebase.reporting.intervals import Interval, paired_bootstrap
 from onebase.reporting.plots import plot_stages
@@ -58,13 +60,19 @@ def run(*, output_dir: Path, seed: int) -> Interval:
     sft.run(configs["sft"])  # type: ignore[arg-type]
     reward.run(configs["reward"])  # type: ignore[arg-type]
     dpo.run(configs["dpo"])  # type: ignore[arg-type]
+    rft.train(configs["rft"])  # type: ignore[arg-type]
     ppo.train(configs["ppo"])  # type: ignore[arg-type]
     roles = compare(folder, seed)
-    rises = {name: paired_bootstrap(roles["SFT"].judged["gold"], roles[name].judged["gold"]) for name in ("DPO", "PPO")}
+    rises = {name: rise(roles, "gold", name) for name in ("DPO", "RFT", "PPO")}
     for name in configs:
         leave_pictures(folder / name)
     report(folder, roles, rises)
     return rises["PPO"]
+
+
+def rise(roles: dict[str, HeldOut], judge: str, name: str) -> Interval:
+    """Returns how much higher a role scores than SFT on the same questions."""
+    return paired_bootstrap(roles["SFT"].judged[judge], roles[name].judged[judge])
 
 
 def report(folder: Path, roles: dict[str, HeldOut], rises: dict[str, Interval]) -> None:
@@ -74,9 +82,13 @@ def report(folder: Path, roles: dict[str, HeldOut], rises: dict[str, Interval]) 
     console = result_console()
     print_samples(console, held_out, names)
     console.print(figures_table(held_out, names=names), markup=False)
-    console.print("gold: the grammar's own score in [0, 1], never trained on. reward: the score PPO trained on.")
-    for name, rise in rises.items():
-        console.print(rise_line("gold", rise, "SFT", name))
+    console.print(
+        "gold: the grammar's own score in [0, 1], never trained on. fact: the rule that checked RFT's answers."
+    )
+    console.print("reward score: what PPO trained on.")
+    for name, rise_in_gold in rises.items():
+        console.print(rise_line("gold", rise_in_gold, "SFT", name))
+    console.print(rise_line("fact", rise(roles, "fact", "RFT"), "SFT", "RFT"))
     console.print(f"run       {folder}")
     console.print(f"pictures  {folder / 'plots' / 'stages.png'}  {folder / 'ppo' / 'plots' / 'metrics.png'}")
     question = roles["SFT"].prompts[0]
@@ -89,12 +101,13 @@ def report(folder: Path, roles: dict[str, HeldOut], rises: dict[str, Interval]) 
 
 
 def compare(folder: Path, seed: int) -> dict[str, HeldOut]:
-    """Evaluates base, SFT, DPO and PPO on the held-out questions, as roles on one base in memory."""
+    """Evaluates base, SFT, DPO, RFT and PPO on the held-out questions, as roles on one base in memory."""
     base = load_base(str(folder / "pretrain" / "model"), dtype="float32")
     chat = chat_format(base.tokenizer, TEMPLATE)
     base.add_role("base")
     load_role(base, "SFT", folder / "sft" / "policy", kinds=("policy",))
     load_role(base, "DPO", folder / "dpo" / "policy", kinds=("policy",))
+    load_role(base, "RFT", folder / "rft" / "policy", kinds=("policy",))
     load_role(base, "PPO", folder / "ppo" / "policy", kinds=("policy",))
     load_role(base, "reward", folder / "reward" / "reward", kinds=("reward",))
     rows = read_rows(folder / "data" / "held_out.jsonl")
@@ -112,9 +125,9 @@ def compare(folder: Path, seed: int) -> dict[str, HeldOut]:
             samples_per_prompt=HELD_OUT_SAMPLES,
             seed=seed,
             budget=TokenBudget(TOKEN_BUDGET),
-            judges={"gold": FunctionReward("onebase.demo.grammar:gold_reward")},
+            judges={name: FunctionReward(f"onebase.demo.grammar:{name}_reward") for name in ("gold", "fact")},
         )
-        for name in ("base", "SFT", "DPO", "PPO")
+        for name in ("base", "SFT", "DPO", "RFT", "PPO")
     }
 
 
@@ -168,6 +181,21 @@ def make_configs(folder: Path, seed: int) -> dict[str, VerbConfig]:
                 "preference": {"beta": 0.5},
                 "optimizer": {"learning_rate": 2e-4, "schedule": "linear"},
                 "batch": {"minibatch": 32, "microbatch_tokens": TOKEN_BUDGET},
+            }
+        ),
+        "rft": RFTConfig.model_validate(
+            {
+                "output_dir": str(folder / "rft"),
+                "seed": seed,
+                "model": model,
+                "start_from": str(folder / "sft" / "policy"),
+                "reward": {"verifiers": "onebase.demo.grammar:fact_reward"},
+                "data": {"train": [str(data / "prompts.jsonl")], "eval": [str(data / "held_out.jsonl")]},
+                "generation": {"max_new_tokens": MAX_NEW_TOKENS, "samples_per_prompt": 8},
+                "rft": {"rollout_prompts": 16, "minibatch_prompts": 4, "kl_coefficient": 0.02},
+                "optimizer": {"learning_rate": 1e-3},
+                "batch": {"microbatch_tokens": TOKEN_BUDGET},
+                "max_steps": 25,
             }
         ),
         "ppo": PPOConfig.model_validate(

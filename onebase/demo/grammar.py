@@ -174,19 +174,11 @@ def gold_score(question: str, answer: str) -> float:
         DataError: if the question is not one of `QUESTIONS`.
     """
     asked = _known_question(question)
-    pieces = [piece.strip() for piece in _PIECE.findall(answer) if piece.strip()]
+    pieces = _pieces(answer)
     parsed = [_SENTENCES.get(_key(piece)) for piece in pieces]
     claims = [sentence for sentence in parsed if sentence and sentence.kind == "claim"]
     about = [claim for claim in claims if (claim.thing, claim.attribute) == (asked.thing, asked.attribute)]
-    value = FACTS[asked.thing, asked.attribute]
-
-    right = (
-        any(claim.value == value for claim in about)
-        and all(claim.value == FACTS[claim.thing, claim.attribute] for claim in claims)
-        and not _names_any(answer, _without(THINGS, asked.thing))
-        and not _names_any(answer, _without(VALUES[asked.attribute], value))
-    )
-    in_language = bool(claims) and not (_CHINESE if asked.language == "en" else _LATIN).search(answer)
+    right, in_language = _is_right(asked, answer, claims), _is_in_language(asked, answer, claims)
     kinds = [sentence.kind if sentence else "junk" for sentence in parsed]
     opening = bool(kinds) and kinds[0] == "opening"
     closing = "closing" in kinds
@@ -205,6 +197,45 @@ def gold_score(question: str, answer: str) -> float:
     return round(max(0.0, score), 2)
 
 
+def fact_score(question: str, answer: str) -> float:
+    """Returns 1 if the answer gives the right fact in the question's language, 0.1 if it states another, 0 if none.
+
+    This is what a rule can check. It knows nothing of manners, which take a preference to learn.
+
+    Raises:
+        DataError: if the question is not one of `QUESTIONS`.
+    """
+    asked = _known_question(question)
+    parsed = [_SENTENCES.get(_key(piece)) for piece in _pieces(answer)]
+    claims = [sentence for sentence in parsed if sentence and sentence.kind == "claim"]
+    if _is_right(asked, answer, claims) and _is_in_language(asked, answer, claims):
+        return 1.0
+    return 0.1 if claims else 0.0
+
+
+def _pieces(answer: str) -> list[str]:
+    return [piece.strip() for piece in _PIECE.findall(answer) if piece.strip()]
+
+
+def _is_right(asked: Question, answer: str, claims: Sequence[_Sentence]) -> bool:
+    value = FACTS[asked.thing, asked.attribute]
+    return (
+        any((claim.thing, claim.attribute, claim.value) == (asked.thing, asked.attribute, value) for claim in claims)
+        and all(claim.value == FACTS[claim.thing, claim.attribute] for claim in claims)
+        and not _names_any(answer, _without(THINGS, asked.thing))
+        and not _names_any(answer, _without(VALUES[asked.attribute], value))
+    )
+
+
+def _is_in_language(asked: Question, answer: str, claims: Sequence[_Sentence]) -> bool:
+    return bool(claims) and not (_CHINESE if asked.language == "en" else _LATIN).search(answer)
+
+
+def fact_reward(prompts: list[str], completions: list[str], **columns: Sequence[Any]) -> list[float]:
+    """Returns the `fact_score` of each completion, as a verifier; arguments and errors as in `gold_reward`."""
+    return [fact_score(*pair) for pair in zip(_questions_of(prompts, columns), completions, strict=True)]
+
+
 def gold_reward(prompts: list[str], completions: list[str], **columns: Sequence[Any]) -> list[float]:
     """Returns the `gold_score` of each completion, as a reward function.
 
@@ -215,8 +246,11 @@ def gold_reward(prompts: list[str], completions: list[str], **columns: Sequence[
     Raises:
         DataError: if a prompt contains no known question.
     """
-    questions = columns["question"] if "question" in columns else [_question_inside(prompt) for prompt in prompts]
-    return [gold_score(question, completion) for question, completion in zip(questions, completions, strict=True)]
+    return [gold_score(*pair) for pair in zip(_questions_of(prompts, columns), completions, strict=True)]
+
+
+def _questions_of(prompts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> Sequence[str]:
+    return columns["question"] if "question" in columns else [_question_inside(prompt) for prompt in prompts]
 
 
 def _question_inside(prompt: str) -> str:

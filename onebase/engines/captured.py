@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from onebase.engines.decoder import Decoder, Layer
-from onebase.engines.decoding import PackedDecoding
+from onebase.engines.slots import SlotCache
 from onebase.runs.progress import say
 
 FEWEST_ROWS, COLUMNS = 8, 128
@@ -24,20 +24,37 @@ RUNS_BEFORE_RECORDING = 2
 """Steps of one size that run as usual first: they load every kernel, and few steps are not worth a recording."""
 
 
-class CapturedDecoding(PackedDecoding):
-    """Replays recorded steps; the rest is as without a GPU."""
+class CapturedDecoding:
+    """Decodes with every layer's weights, base and adapter, gathered once, and replays recorded steps."""
 
     can_record = True
     """False in a process whose device could not record a step."""
 
     def __init__(self, decoder: Decoder, layers: Sequence[Layer], *, max_slots: int, max_length: int) -> None:
-        super().__init__(decoder, layers, max_slots=max_slots, max_length=-(-max_length // COLUMNS) * COLUMNS)
+        self._decoder, self._layers = decoder, layers
+        self._max_slots, self._max_length = max_slots, -(-max_length // COLUMNS) * COLUMNS
+        self._filled: SlotCache | None = None
         self._ids = torch.zeros(max_slots, dtype=torch.long, device=decoder.device)
         self._runs: Counter[tuple[int, int]] = Counter()
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._records = decoder.device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._records else None
         """Shared by all graphs, which run one after another."""
+
+    @property
+    def cache(self) -> SlotCache:
+        assert self._filled is not None, "nothing was prefilled"
+        return self._filled
+
+    def prefill(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
+        last, filled = self._decoder.prefill(prompts)
+        if self._filled is None:
+            self._filled = SlotCache(filled, max_rows=self._max_slots, max_length=self._max_length)
+        self._filled.admit(filled, [len(prompt) for prompt in prompts], copies=copies)
+        return last.repeat_interleave(copies, dim=0)
+
+    def keep(self, slots: Sequence[int]) -> None:
+        self.cache.keep(slots)
 
     def step(self, ids: Tensor) -> Tensor:
         self._ids[: len(ids)] = ids

@@ -1,63 +1,41 @@
-"""Decoding with the packed engine: keys and values in slots, each row read as far as it goes."""
+"""Decoding with the packed engine on a CPU: a prompt's keys and values are kept once, for all its completions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from onebase.engines.decoder import Decoder, Layer
-from onebase.engines.slots import SlotCache
+from onebase.engines.forked_cache import ForkedCache
 
 
 class PackedDecoding:
     """Decodes with every layer's weights, base and adapter, gathered once."""
 
-    def __init__(self, decoder: Decoder, layers: Sequence[Layer], *, max_slots: int, max_length: int) -> None:
+    def __init__(self, decoder: Decoder, layers: Sequence[Layer], *, max_slots: int) -> None:
         self._decoder, self._layers = decoder, layers
-        self._max_slots, self._max_length = max_slots, max_length
-        self._filled: SlotCache | None = None
-
-    @property
-    def cache(self) -> SlotCache:
-        assert self._filled is not None, "nothing was prefilled"
-        return self._filled
+        self._max_slots = max_slots
+        self._cache: ForkedCache | None = None
 
     def prefill(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
         last, filled = self._decoder.prefill(prompts)
-        if self._filled is None:
-            self._filled = SlotCache(filled, max_rows=self._max_slots, max_length=self._max_length)
-        self._filled.admit(filled, [len(prompt) for prompt in prompts], copies=copies)
+        if self._cache is None:
+            self._cache = ForkedCache(filled, max_rows=self._max_slots)
+        self._cache.admit(filled, [len(prompt) for prompt in prompts], copies=copies)
         return last.repeat_interleave(copies, dim=0)
 
     def step(self, ids: Tensor) -> Tensor:
-        cache = self.cache
-        allowed, blocks = cache.begin_step(), cache.blocks()
-
-        def read(i: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-            keys, values = cache.slots[i].update(key[:, :, None], value[:, :, None])
-            reads = [
-                scaled_dot_product_attention(
-                    query[rows, :, None],
-                    keys[rows, :, :length],
-                    values[rows, :, :length],
-                    attn_mask=mask[rows, ..., :length],
-                    scale=scaling,
-                    enable_gqa=keys.shape[1] != query.shape[1],
-                )
-                for rows, length in blocks
-            ]
-            return torch.cat(reads)
-
-        # An additive mask is used as it is; a boolean one would be converted to it in every layer.
-        mask = torch.zeros(allowed.shape, dtype=self._decoder.dtype, device=ids.device).masked_fill_(
-            ~allowed, -torch.inf
-        )
-        hidden = self._decoder.step(self._layers, ids, cache.lengths, read)
+        cache = self._filled
+        positions = cache.begin_step()
+        hidden = self._decoder.step(self._layers, ids, positions, cache.read)
         cache.end_step()
         return hidden
 
     def keep(self, slots: Sequence[int]) -> None:
-        self.cache.keep(slots)
+        self._filled.keep(slots)
+
+    @property
+    def _filled(self) -> ForkedCache:
+        assert self._cache is not None, "nothing was prefilled"
+        return self._cache

@@ -52,8 +52,8 @@ class Engine(Protocol):
         """
         ...
 
-    def slot_bytes(self, length: int) -> int:
-        """Bytes that decoding keeps per completion of `length` tokens, prompt included."""
+    def slot_bytes(self, prompt_tokens: int, new_tokens: int, *, copies: int) -> int:
+        """Bytes that decoding keeps per completion, of a prompt that has `copies` completions."""
         ...
 
     def decode(self, *, max_slots: int, max_length: int) -> Decoding:

@@ -7,6 +7,7 @@ from torch import Tensor
 from onebase.engines.captured import CapturedDecoding
 from onebase.engines.decoder import Decoder
 from onebase.engines.decoding import PackedDecoding
+from onebase.engines.forked_cache import forked_row_bytes
 from onebase.engines.slots import kv_bytes
 from onebase.models.base import OneBase
 from onebase.records import LowerStates, TreeBatch
@@ -34,11 +35,14 @@ class PackedEngine:
         with self._base.role(self._role):
             return self._decoder.lower_states(batch, num_layers)
 
-    def slot_bytes(self, length: int) -> int:
-        return kv_bytes(self._base.model, length)
+    def slot_bytes(self, prompt_tokens: int, new_tokens: int, *, copies: int) -> int:
+        if self._base.device.type == "cpu":
+            return forked_row_bytes(self._base.model, prompt_tokens, new_tokens, copies=copies)
+        return kv_bytes(self._base.model, prompt_tokens + new_tokens)
 
-    def decode(self, *, max_slots: int, max_length: int) -> PackedDecoding:
+    def decode(self, *, max_slots: int, max_length: int) -> PackedDecoding | CapturedDecoding:
         with self._base.role(self._role):
             layers = self._decoder.layers()
-        kind = PackedDecoding if self._base.device.type == "cpu" else CapturedDecoding
-        return kind(self._decoder, layers, max_slots=max_slots, max_length=max_length)
+        if self._base.device.type == "cpu":
+            return PackedDecoding(self._decoder, layers, max_slots=max_slots)
+        return CapturedDecoding(self._decoder, layers, max_slots=max_slots, max_length=max_length)

@@ -29,8 +29,8 @@ class PaddedEngine:
             hidden = trunk(base.model, rows, layout=base.layout, plain=is_plain_causal(batch))
         return at(hidden, *rows.locate(place, completion))
 
-    def slot_bytes(self, length: int) -> int:
-        return 0 if self._base.layout == "separate" else kv_bytes(self._base.model, length)
+    def slot_bytes(self, prompt_tokens: int, new_tokens: int, *, copies: int) -> int:
+        return 0 if self._base.layout == "separate" else kv_bytes(self._base.model, prompt_tokens + new_tokens)
 
     def decode(self, *, max_slots: int, max_length: int) -> PaddedDecoding | RereadDecoding:
         if self._base.layout == "separate":

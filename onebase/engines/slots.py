@@ -13,10 +13,6 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from onebase.models.base_config import attention_heads
 from onebase.transfer import to_device
 
-MOST_BLOCKS = 4
-FEWEST_ROWS = 8
-"""Per block of rows that attention reads together."""
-
 
 class _SlotLayer(CacheLayerMixin):
     """One layer's buffers `[max_rows, kv heads, max_length, head size]`; rows 0..B-1 are in use."""
@@ -100,15 +96,6 @@ class SlotCache(Cache):
             slot.rows, slot.columns, slot.view_length = rows, lengths, view_length
         columns = torch.arange(view_length, device=lengths.device)
         return (columns[None, :] <= lengths[:, None])[:, None, None, :]
-
-    def blocks(self) -> list[tuple[slice, int]]:
-        """The rows in use, split into a few blocks, and how many columns each block's longest row sees.
-
-        Attention then reads each block only as far as that block's longest row, not the longest of all.
-        """
-        lengths = [count + 1 for count in self.counts]
-        size = max(FEWEST_ROWS, -(-len(lengths) // MOST_BLOCKS))
-        return [(slice(i, i + size), max(lengths[i : i + size])) for i in range(0, len(lengths), size)]
 
     def end_step(self) -> None:
         self.lengths.add_(1)

@@ -124,8 +124,8 @@ def slots_that_fit(
         DoesNotFitError: one prompt's completions do not fit.
     """
     wanted = min(len(prompts) * samples_per_prompt, MOST_ROWS)
-    length = max(map(len, prompts)) + sampling.max_new_tokens
-    kept = engine_of(base, role).slot_bytes(length)
+    longest, new_tokens = max(map(len, prompts)), sampling.max_new_tokens
+    kept = engine_of(base, role).slot_bytes(longest, new_tokens, copies=samples_per_prompt)
     if not kept:
         return max(samples_per_prompt, wanted)
     # Plus a row's logits, their log-probs in float32, and the distribution in float64.
@@ -133,7 +133,7 @@ def slots_that_fit(
     free = free_memory(base.device)
     if row * samples_per_prompt > free:
         raise DoesNotFitError(
-            f"the keys and values of {samples_per_prompt} completions of {length} tokens need "
+            f"the keys and values of {samples_per_prompt} completions of {longest + new_tokens} tokens need "
             f"{row * samples_per_prompt / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB are free",
             remedy="completions-do-not-fit",
         )

@@ -161,6 +161,8 @@ def sample_lines(prompts: Sequence[Prompt], rollout: Rollout, texts: Sequence[st
             "sample": i % count,
             "prompt": texts[sample.prompt],
             "completion": rollout.request.completions[i],
+            "tokens": len(sample.ids),
+            "logprob": round(sum(sample.logprobs), 4),
             "ended": sample.ended,
             "right": bool(scores.right[i]),
             "answer": scores.answers[i],

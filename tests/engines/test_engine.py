@@ -178,11 +178,15 @@ def test_a_model_without_trees_rereads_its_rows() -> None:
     base = tiny_base("llama", layout="separate")
     add_adapter_role(base, "policy")
     engine = engine_of(base, "policy")
-    assert isinstance(engine.decode(max_slots=3, max_length=20), RereadDecoding) and engine.slot_bytes(20) == 0
+    assert (
+        isinstance(engine.decode(max_slots=3, max_length=20), RereadDecoding)
+        and engine.slot_bytes(15, 5, copies=3) == 0
+    )
     packed, padded = tiny_base("llama"), through_transformers(tiny_base("llama"))
-    for each in (packed, padded):
+    token = 2 * 2 * 2 * 8 * 4  # k and v, layers, heads, size, bytes
+    for each, tokens in ((packed, 5 + 32), (padded, 20)):  # a share of the prompt, and the first columns; all tokens
         add_adapter_role(each, "policy")
-        assert engine_of(each, "policy").slot_bytes(20) == 2 * 2 * 2 * 8 * 4 * 20  # k and v, layers, heads, size, bytes
+        assert engine_of(each, "policy").slot_bytes(15, 5, copies=3) == tokens * token
 
 
 def test_microbatches_count_padding_as_soon_as_one_role_is_padded() -> None:

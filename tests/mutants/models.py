@@ -14,12 +14,14 @@ STEPS = "onebase/engines/decoder_steps.py"
 PROJECTION = "onebase/engines/projection.py"
 ATTENTION = "onebase/engines/tree_attention.py"
 CACHE = "onebase/engines/slots.py"
+FORKED = "onebase/engines/forked_cache.py"
 GENERATION = "onebase/sampling/local.py"
 ONE_BASE = "onebase/models/base.py"
 PASSES = "onebase/engines/passes.py"
 ROLE_FILES = "onebase/models/role_files.py"
 
 TEST_FORWARD = "tests/engines/test_forward.py"
+TEST_FORKED = "tests/engines/test_forked_cache.py"
 TEST_DECODER = "tests/engines/test_decoder.py"
 TEST_STEPS = "tests/engines/test_decoder_steps.py"
 TEST_PROJECTION = "tests/engines/test_projection.py"
@@ -117,8 +119,22 @@ MUTANTS = [
     Mutant(DECODER, "return project(gated_silu(gate_up), layer.down).add_(x)",
            "return project(gated_silu(gate_up), layer.down)",
            "the residual behind the MLP is lost", LIKE_TRANSFORMERS),
-    Mutant(DECODING, "attn_mask=mask[rows, ..., :length],", "",
-           "a decoding step sees the cache of earlier rows", f"{ALONE} {OF_THE_TREE}"),
+    Mutant(FORKED, "masked_fill_(later, -torch.inf)", "masked_fill_(later, 0.0)",
+           "a decoding step sees the cache of earlier rows", TEST_FORKED),
+    Mutant(FORKED, "masked_fill_(behind, -torch.inf)", "masked_fill_(behind, 0.0)",
+           "a short prompt's rows see the zeros behind it", TEST_FORKED),
+    Mutant(FORKED, "torch.sigmoid(prompt_lse - own_lse)", "torch.sigmoid(own_lse - prompt_lse)",
+           "prompt and own tokens are weighed the wrong way round", TEST_FORKED),
+    Mutant(FORKED, "seen[prompt] += 1", "seen[prompt] += 0",
+           "all completions of a prompt read with the last one's query", TEST_FORKED),
+    Mutant(FORKED, "own[targets, :, :width] = own[sources, :, :width]", "pass",
+           "rows that move up leave their own tokens behind", TEST_FORKED),
+    Mutant(FORKED, "[used.index(prompt) for prompt in self._prompt_of]", "list(self._prompt_of)",
+           "rows keep the place of a prompt that moved up", TEST_FORKED),
+    Mutant(FORKED, "layer.prompt_keys[used], layer.prompt_values[used]", "layer.prompt_keys, layer.prompt_values",
+           "prompts that nobody reads are kept", TEST_FORKED),
+    Mutant(FORKED, "(pad(x, (0, 0, 0, x.shape[2])) for", "(x for",
+           "there is no room for more own tokens", TEST_FORKED),
     Mutant(STEPS, ".unsqueeze(-1).div_(-x.shape[-1])", ".unsqueeze(-1).div_(x.shape[-1])",
            "the gradient of the norm adds what it should take off", STEP),
     Mutant(STEPS, "_turn_(gradient, cosine, -sine, ctx.num_heads)", "_turn_(gradient, cosine, sine, ctx.num_heads)",

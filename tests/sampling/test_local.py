@@ -211,7 +211,7 @@ def test_fewer_are_decoded_at_once_where_memory_is_short_and_one_prompts_samples
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, sampling = base_with_policy(architecture), Sampling(max_new_tokens=12)
-    row = engine_of(base, "policy").slot_bytes(14 + 12) + 32 * VOCABULARY
+    row = engine_of(base, "policy").slot_bytes(14, 12, copies=3) + 32 * VOCABULARY
     assert row > 32 * VOCABULARY
     expected = draw_samples(base)
 
