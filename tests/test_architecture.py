@@ -45,7 +45,7 @@ BUDGETS = {
     "config": 1550,
     "data": 1850,
     "demo": 620,
-    "engines": 1750,
+    "engines": 2050,
     "evaluation": 330,
     "models": 1250,
     "objectives": 800,

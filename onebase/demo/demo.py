@@ -183,6 +183,15 @@ def make_configs(folder: Path, seed: int) -> dict[str, VerbConfig]:
                 "batch": {"minibatch": 32, "microbatch_tokens": TOKEN_BUDGET},
             }
         ),
+        **_that_sample(folder, seed, model),
+    }
+    return stages
+
+
+def _that_sample(folder: Path, seed: int, model: dict[str, str]) -> dict[str, VerbConfig]:
+    """The stages that sample answers, from the SFT policy on."""
+    data = folder / "data"
+    return {
         "rft": RFTConfig.model_validate(
             {
                 "output_dir": str(folder / "rft"),
@@ -221,7 +230,6 @@ def make_configs(folder: Path, seed: int) -> dict[str, VerbConfig]:
             }
         ),
     }
-    return stages
 
 
 def write_data(folder: Path, seed: int) -> None:

@@ -131,7 +131,8 @@ def mask_bytes_per_pair(base: OneBase, role: str) -> float:
     """Bytes that a tree's attention masks take per pair of tokens in its row.
 
     The mask itself takes one; where attention cannot use it as it is, every layer also keeps a copy in the model's
-    dtype. Without padding, all layers share one mask, held in float32 and in the model's dtype. FlexAttention has none.
+    dtype. Without padding, all layers share one mask, held in float32 and in the model's dtype; a tree that
+    is read in parts holds less. FlexAttention has none.
     """
     if runs_flat(base) or (base.flex and packs(base, role)):
         return 0.0

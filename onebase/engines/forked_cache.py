@@ -1,12 +1,8 @@
 """Keys and values of completions being decoded: a prompt's once for all its completions, and each completion's own.
 
-Attention reads the two parts apart, each with its own softmax, and joins them by what the parts weigh in one softmax
-over both (Juravsky et al. 2024, Hydragen, section 3.1):
-
-    out = w out_prompt + (1 - w) out_own,    w = sigmoid(lse_prompt - lse_own),    lse = log sum exp(scores)
-
-The completions of a prompt are then the queries of one matrix product with its keys, where a row each would read the
-same keys K times from memory.
+Attention reads the two parts apart and joins them (`partial_attention.py`). The completions of a prompt are then the
+queries of one matrix product with its keys, where a row each would read the same keys K times from memory (Juravsky et
+al. 2024, Hydragen).
 """
 
 from __future__ import annotations
@@ -20,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from onebase.engines.partial_attention import attend, join
 from onebase.engines.slots import kv_bytes, places_end_to_end
 
 FIRST_COLUMNS = 32
@@ -104,16 +101,14 @@ class ForkedCache:
         # The query heads that share a key head are its queries, so no key is copied.
         by_key_head = query.unflatten(1, (key_heads, -1))  # [B, kv heads, n, d]
         width = self._own_mask.shape[-1]
-        own, own_lse = _attend(
+        own = attend(
             by_key_head.float(),
             layer.keys[:num_rows, :, :width],
             layer.values[:num_rows, :, :width],
-            self._own_mask,
-            scaling,
+            scaling=scaling,
+            mask=self._own_mask,
         )
-        prompt, prompt_lse = self._read_prompts(layer, by_key_head, scaling)
-        weight = torch.sigmoid(prompt_lse - own_lse).unsqueeze(-1)
-        return torch.lerp(own, prompt.float(), weight).to(query.dtype).flatten(1, 2)
+        return join(*own, *self._read_prompts(layer, by_key_head, scaling))[0].to(query.dtype).flatten(1, 2)
 
     def _read_prompts(self, layer: _Layer, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """What each row reads from its prompt, `[B, kv heads, n, d]`, and the log of the softmax's sum, without d."""
@@ -124,12 +119,12 @@ class ForkedCache:
         reads: list[Tensor] = []
         sums: list[Tensor] = []
         for prompts, length, mask in self._blocks:
-            found, lse = _attend(
+            found, lse = attend(
                 by_prompt[prompts],
                 layer.prompt_keys[prompts, :, :length],
                 layer.prompt_values[prompts, :, :length],
-                mask,
-                scaling,
+                scaling=scaling,
+                mask=mask,
             )
             reads.append(found)
             sums.append(lse)
@@ -194,19 +189,6 @@ def forked_row_bytes(model: PreTrainedModel, prompt_tokens: int, new_tokens: int
     columns = max(FIRST_COLUMNS, 1 << (new_tokens - 1).bit_length())
     own = kv_bytes(model, columns) * torch.float32.itemsize // model.dtype.itemsize
     return own + -(-kv_bytes(model, prompt_tokens) // copies)
-
-
-def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """Attention `[B, heads, n, d]`, and the log of each softmax's sum `[B, heads, n]` in float32.
-
-    `scaled_dot_product_attention` runs the same kernel but does not return the sums.
-
-    Args:
-        mask: `[B, 1, 1, length]`, added to the scores, in the queries' number format.
-    """
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, keys, values, 0.0, False, attn_mask=mask.expand(-1, -1, query.shape[2], -1), scale=scaling
-    )
 
 
 def _stacked(before: Tensor, new: Tensor, lengths: Sequence[int], places: tuple[Tensor, Tensor]) -> Tensor:

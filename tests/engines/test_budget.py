@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from onebase.data.tree import build_tree_batch
-from onebase.engines import budget
+from onebase.engines import budget, tree_attention
 from onebase.engines.budget import (
     MOST_TOKENS,
     find_token_budget,
@@ -76,13 +76,25 @@ def test_a_tree_of_several_completions_holds_its_masks_too(count: int, completio
 
 
 @pytest.mark.parametrize(("count", "completions", "length"), [(1, 2, 60), (4, 4, 40)])
-def test_without_padding_the_masks_are_there_once_for_all_layers(count: int, completions: int, length: int) -> None:
+def test_without_padding_the_masks_are_there_once_for_all_layers(
+    count: int, completions: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = base_with_policy(num_layers=3)
     examples = trees(count, prompt=112 if completions == 2 else 64, completions=completions, length=length)
     width = examples[0].num_tokens
-    groups = group_trees(lay_out(base, examples), base.model.dtype)
-    held = sum(mask.nbytes for group in groups.groups for mask in (group.mask, group.all_masks) if mask is not None)
-    assert mask_bytes_per_pair(base, "policy") * count * width**2 == pytest.approx(held, rel=0.1)
+    batch = lay_out(base, examples)
+
+    def held() -> int:
+        groups = group_trees(batch, base.model.dtype)
+        crossing = sum(each.mask.nbytes for each in groups.crossings)
+        masks = (mask for group in groups.groups for mask in (group.mask, group.all_masks) if mask is not None)
+        return crossing + sum(mask.nbytes for mask in masks)
+
+    bound = mask_bytes_per_pair(base, "policy") * count * width**2
+    monkeypatch.setattr(tree_attention, "COST_OF_PARTS", 10**9)
+    assert bound == pytest.approx(held(), rel=0.1)
+    monkeypatch.setattr(tree_attention, "COST_OF_PARTS", -(10**9))  # the masks of trees in parts are smaller
+    assert held() < 0.3 * bound
 
 
 def test_rows_of_one_completion_need_no_mask() -> None:

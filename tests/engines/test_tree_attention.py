@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebase.data.rows import attention_mask, lay_in_rows
 from onebase.data.tree import build_tree_batch
+from onebase.engines import partial_attention
 from onebase.engines import tree_attention as module
 from onebase.engines.tree_attention import TreeGroups, group_sequences, group_trees, tree_attention
 from onebase.models.hardware import usual_size
@@ -31,6 +32,14 @@ TREES: dict[str, list[Shape]] = {
     "trees and plain sequences of one length": [(6, (2, 2)), (6, (4,)), (5, (5,)), (4, (1, 2, 3))],
 }
 HEADS = {"every head has its keys": (4, 4), "two heads share keys": (4, 2), "all heads share keys": (3, 1)}
+
+
+@pytest.fixture(autouse=True, params=["whole", "in parts"])
+def how_trees_are_read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs twice: trees as small as these are read whole unless parts seem to cost nothing."""
+    if request.param == "in parts":
+        monkeypatch.setattr(module, "COST_OF_PARTS", -(10**6))
+    return str(request.param)
 
 
 def batch_of(shapes: list[Shape]) -> TreeBatch:
@@ -120,7 +129,7 @@ def test_scores_in_parts_give_the_gradients_of_all_at_once(
 ) -> None:
     batch, (num_heads, num_kv_heads) = batch_of(TREES["trees of many lengths"] * 2), HEADS[heads]
     values = random(batch.input_ids.numel(), num_heads + 2 * num_kv_heads, SIZE)
-    monkeypatch.setattr(module, "SCORES_AT_ONCE", scores_at_once)
+    monkeypatch.setattr(partial_attention, "SCORES_AT_ONCE", scores_at_once)
     groups = group_trees(batch, torch.float32)
     real = torch.ones(len(values), dtype=torch.bool)
     check(values, groups, allowed_of(batch), real, num_heads)
@@ -131,7 +140,7 @@ def test_no_more_scores_nor_masks_exist_at_once_than_allowed(
     scores_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = batch_of(TREES["trees of many lengths"] * 2)
-    monkeypatch.setattr(module, "SCORES_AT_ONCE", scores_at_once)
+    monkeypatch.setattr(partial_attention, "SCORES_AT_ONCE", scores_at_once)
     groups = group_trees(batch, torch.float32)
     values = random(batch.input_ids.numel(), 12, SIZE).requires_grad_()
     found = tree_attention(values, groups, SCALING, num_heads=4)
@@ -231,13 +240,39 @@ def test_in_bfloat16_gradients_are_no_further_off_than_those_of_pytorchs_fused_a
         assert ours <= 1.5 * theirs, (part, ours, theirs, float(true[:, part].norm()))
 
 
-def test_a_group_whose_mask_is_lost_would_be_seen() -> None:
+def test_a_group_whose_mask_is_lost_would_be_seen(how_trees_are_read: str) -> None:
     batch = batch_of(TREES["one tree"])
     groups = group_trees(batch, torch.float32)
-    (group,) = groups.groups
     values = random(batch.input_ids.numel(), 12, SIZE)
     real = torch.ones(len(values), dtype=torch.bool)
-    causal = group.all_masks.new_full(group.all_masks.shape, -torch.inf).triu(1)
-    for leak in (replace(group, mask=None), replace(group, all_masks=causal)):
+    if how_trees_are_read == "whole":
+        (group,) = groups.groups
+        causal = group.all_masks.new_full(group.all_masks.shape, -torch.inf).triu(1)
+        leaks = [
+            replace(groups, groups=(each,)) for each in (replace(group, mask=None), replace(group, all_masks=causal))
+        ]
+    else:
+        # The tree's prompt and completions, in groups of similar length, and one crossing.
+        (crossing,) = groups.crossings
+        unmasked = [replace(group, all_masks=torch.zeros_like(group.all_masks)) for group in groups.groups]
+        leaks = [replace(groups, groups=tuple(unmasked)), replace(groups, crossings=())]
+        leaks += [replace(groups, crossings=(replace(crossing, mask=torch.zeros_like(crossing.mask)),))]
+    for leak in leaks:
         with pytest.raises(AssertionError, match="Tensor-likes are not close"):
-            check(values, replace(groups, groups=(leak,)), allowed_of(batch), real, 4)
+            check(values, leak, allowed_of(batch), real, 4)
+
+
+def test_a_large_tree_is_read_in_parts_and_a_small_one_whole(how_trees_are_read: str) -> None:
+    batch = batch_of([(150, (64,) * 8), (200, (100,)), (20, (9, 9, 9))])
+    groups = group_trees(batch, torch.float32)
+    if how_trees_are_read == "whole":  # as the costs are
+        assert [crossing.shape for crossing in groups.crossings] == [(1, 512, 160)]
+        assert [(group.shape, group.whole) for group in groups.groups] == [
+            ((1, 160), False),
+            ((8, 64), False),
+            ((1, 320), True),
+            ((1, 48), True),
+        ]
+        parts = 150 * 150 + 8 * 64 * (150 + 64)
+        computed = sum(group.shape[0] * group.shape[1] ** 2 for group in groups.groups if not group.whole)
+        assert computed + 512 * 160 < 1.1 * parts < 0.34 * (150 + 512) ** 2

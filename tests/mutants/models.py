@@ -14,6 +14,7 @@ STEPS = "onebase/engines/decoder_steps.py"
 PROJECTION = "onebase/engines/projection.py"
 ATTENTION = "onebase/engines/tree_attention.py"
 CACHE = "onebase/engines/slots.py"
+PARTIAL = "onebase/engines/partial_attention.py"
 FORKED = "onebase/engines/forked_cache.py"
 GENERATION = "onebase/sampling/local.py"
 ONE_BASE = "onebase/models/base.py"
@@ -123,8 +124,8 @@ MUTANTS = [
            "a decoding step sees the cache of earlier rows", TEST_FORKED),
     Mutant(FORKED, "masked_fill_(behind, -torch.inf)", "masked_fill_(behind, 0.0)",
            "a short prompt's rows see the zeros behind it", TEST_FORKED),
-    Mutant(FORKED, "torch.sigmoid(prompt_lse - own_lse)", "torch.sigmoid(own_lse - prompt_lse)",
-           "prompt and own tokens are weighed the wrong way round", TEST_FORKED),
+    Mutant(FORKED, "placed[self._place] = query", "placed[: len(query)] = query",
+           "queries stand beside the wrong prompt", TEST_FORKED),
     Mutant(FORKED, "seen[prompt] += 1", "seen[prompt] += 0",
            "all completions of a prompt read with the last one's query", TEST_FORKED),
     Mutant(FORKED, "own[targets, :, :width] = own[sources, :, :width]", "pass",
@@ -154,17 +155,26 @@ MUTANTS = [
     Mutant(PROJECTION, "(name,) = active", "name = next(iter(module.lora_A))",
            "the first adapter is used, whichever is in force",
            f"{TEST_PROJECTION}::test_a_layer_is_read_with_the_adapter_that_is_in_force"),
-    Mutant(ATTENTION, "| (branch == 0)[:, None, :])", "| (branch == 1)[:, None, :])",
+    Mutant(ATTENTION, "& (branch != 0)[:, None, :]", "& (branch != 1)[:, None, :]",
            "branches see the first branch instead of the prompt", PACKED),
-    Mutant(ATTENTION, "torch.bmm(gradient * scaling, value.transpose(1, 2))",
-           "torch.bmm(gradient, value.transpose(1, 2))",
+    Mutant(PARTIAL, "torch.bmm(g * scaling, v.transpose(1, 2))", "torch.bmm(g, v.transpose(1, 2))",
            "the gradient of attention is not scaled", PACKED),
-    Mutant(ATTENTION, "index_select(0, groups.columns).index_fill_(0, groups.padding, 0)",
-           "index_select(0, groups.columns)",
+    Mutant(PARTIAL, ".mul_(exact).mul_(scaling)", ".mul_(exact)",
+           "the gradient of a tree in parts is not scaled", PACKED),
+    Mutant(PARTIAL, ".sub_(product).mul_(exact)", ".mul_(exact)",
+           "the gradient of a part forgets that all parts share one softmax", PACKED),
+    Mutant(PARTIAL, "torch.sigmoid(other_lse - lse)", "torch.sigmoid(lse - other_lse)",
+           "two parts of attention are weighed the wrong way round", PACKED),
+    Mutant(PARTIAL, "torch.logaddexp(lse, other_lse)", "lse",
+           "the gradient of a completion normalises over its own tokens alone", PACKED),
+    Mutant(ATTENTION, "tensor.index_select(0, groups.columns).index_fill_(0, groups.padding, 0)",
+           "tensor.index_select(0, groups.columns)",
            "the gradient of a tree's last token is counted once per padding", PACKED),
-    Mutant(ATTENTION, "(x.unflatten(0, (rest, -1)).sum(1) for x", "(x.unflatten(0, (rest, -1)).mean(1) for x",
+    Mutant(ATTENTION, "(num_kv_heads, -1)).sum(1)", "(num_kv_heads, -1)).mean(1)",
            "keys shared by several query heads get the mean of their gradients", PACKED),
-    Mutant(ATTENTION, "is_causal=group.mask is None", "is_causal=False",
+    Mutant(ATTENTION, "masked_fill_(is_behind.view", "masked_fill_(is_behind.logical_not().view",
+           "completions read what stands behind their prompt", PACKED),
+    Mutant(ATTENTION, "causal=group.mask is None)", "causal=False)",
            "plain sequences see their future",
            f"{TEST_ATTENTION}::test_sequences_end_to_end_are_plain_causal_attention"),
     # ----------------------------------------------------------------------------------------- cache and sampling
