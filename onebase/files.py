@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from onebase import processes
 from onebase.errors import DoesNotFitError, OnebaseError
@@ -53,6 +54,32 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         _settle(folder, temporary, replaced)
 
 
+@contextmanager
+def atomic_file(path: Path) -> Iterator[TextIO]:
+    """Yields a text file to write, which takes its name only once all of it is on disk.
+
+    Raises:
+        DoesNotFitError: the disk is full, or the file is larger than allowed. Nothing half-written is left behind.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as handle:
+            yield handle
+        if processes.is_main():
+            _sync(temporary)
+            temporary.rename(path)
+            _sync(path.parent)
+    except OSError as error:
+        said = _no_room(error, path, temporary)
+        if said is None:
+            raise
+        raise said from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all.
 
@@ -61,20 +88,8 @@ def write_atomically(path: Path, text: str) -> None:
     """
     if not processes.is_main():
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.rename(path)
-        _sync(path.parent)
-    except OSError as error:
-        said = _no_room(error, path, temporary)
-        if said is None:
-            raise
-        raise said from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as handle:
+        handle.write(text)
 
 
 def settle_leftovers(folder: Path) -> None:

@@ -7,6 +7,7 @@ Shape letters used everywhere:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
@@ -18,12 +19,37 @@ from onebase.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that an assistant turn calls."""
+
+    name: str
+    arguments: str
+    """An object as JSON text, so that calls can be compared and hashed."""
+    id: str = ""
+    """What the turn with the result names; empty if the file has none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
 
     role: str
-    """`system`, `user` or `assistant`."""
+    """`system`, `user`, `assistant`, or `tool` for what a called function returned."""
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant turn calls after its content."""
+    name: str = ""
+    """The function that a `tool` turn's result is from; empty if the file does not say."""
+    call_id: str = ""
+    """The call that a `tool` turn answers; empty if the file does not say."""
+
+    @property
+    def text(self) -> str:
+        """The content and the calls as one text, for people and for verifiers; no template writes it."""
+        calls = (
+            f'{{"name": {json.dumps(c.name, ensure_ascii=False)}, "arguments": {c.arguments}}}' for c in self.tool_calls
+        )
+        return "\n".join((*filter(None, [self.content]), *calls))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +76,18 @@ class Row:
 
     notes: tuple[str, ...] = ()
     """What was read differently from how it is written, in words; printed once for all rows."""
+    tools: tuple[str, ...] = ()
+    """The functions the assistant may call, each defined as JSON text: `{"type": "function", "function": {..}}`."""
+    calls: tuple[tuple[ToolCall, ...], ...] | None = None
+    """What each answer calls after its text, which may be empty then; None if no answer calls anything."""
+    layout: str = field(default="", compare=False)
+    """How the file's rows were read: the name of their layout."""
+    source: int = 0
+    """Which source of a mixture it came from, counted from 0."""
+
+    def answer(self, k: int) -> Message:
+        """Answer `k` as the turn it would be."""
+        return Message("assistant", self.answers[k], () if self.calls is None else self.calls[k])
 
     def only(self, chosen: Sequence[int]) -> Row:
         """The row with only these answers, in this order, and their grades and endings."""
@@ -58,6 +96,7 @@ class Row:
             answers=tuple(self.answers[k] for k in chosen),
             grades=None if self.grades is None else tuple(self.grades[k] for k in chosen),
             ended=None if self.ended is None else tuple(self.ended[k] for k in chosen),
+            calls=None if self.calls is None else tuple(self.calls[k] for k in chosen),
         )
 
 

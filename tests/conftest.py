@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["ONEBASE_CACHE"] = ""  # tests that want the cache name a folder
 
 # With one test process per core, more threads would only get in each other's way.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -16,13 +16,13 @@ LAYERS = [
     {"start", "__main__"},
     {"cli"},
     {"demo"},
-    {"recipes", "tools"},
+    {"recipes", "tools", "convert"},
     {"evaluation"},
     {"rollouts"},
     {"training", "rewards"},
     {"sampling"},
     {"engines"},
-    {"models", "data"},
+    {"models", "data", "quality"},
     {"reporting"},
     {"runs"},
     {"objectives", "records", "verifiers"},
@@ -41,21 +41,23 @@ MAY_IMPORT_RECIPES = {
 }
 MAX_FUNCTION_LINES = 80
 BUDGETS = {
-    "cli": 560,
-    "config": 1550,
-    "data": 1850,
+    "cli": 800,
+    "config": 1720,
+    "convert": 1200,
+    "data": 4000,
     "demo": 620,
     "engines": 2050,
     "evaluation": 330,
     "models": 1250,
     "objectives": 800,
-    "recipes": 2900,
+    "quality": 1450,
+    "recipes": 3150,
     "reporting": 860,
     "rewards": 600,
     "rollouts": 240,
     "runs": 520,
     "sampling": 230,
-    "tools": 760,
+    "tools": 1350,
     "training": 1120,
     "verifiers": 1850,
 }
@@ -139,7 +141,7 @@ def test_objectives_import_torch_alone() -> None:
 
 
 def test_nothing_below_the_recipes_sees_a_config() -> None:
-    above = {"cli", "demo", "recipes", "tools", "config"}
+    above = {"cli", "convert", "demo", "recipes", "tools", "config"}
     seeing = [
         f"{module} imports {name}"
         for module in MODULES

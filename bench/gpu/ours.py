@@ -19,6 +19,7 @@ from onebase.models.adapters import lora_config
 from onebase.models.base import OneBase
 from onebase.objectives.kl import FixedKL
 from onebase.recipes import dpo, ppo, reward
+from onebase.recipes.setup.data import order_of
 from onebase.recipes.setup.ppo import Setup, State
 from onebase.records import Example, Prompt
 from onebase.rewards.learned import RoleReward
@@ -98,6 +99,7 @@ def ppo_setup(base: OneBase, budget: TokenBudget, prompts: list[list[int]], new_
         "generation.max_new_tokens": new_tokens,
     }
     config = load_config(PPOConfig, None, [*_PATHS, *(f"{key}={value}" for key, value in keys.items())])
+    all_prompts = [Prompt(ids) for ids in prompts]
     setup = Setup(
         config=config,
         base=base,
@@ -106,7 +108,8 @@ def ppo_setup(base: OneBase, budget: TokenBudget, prompts: list[list[int]], new_
         sampling=Sampling(max_new_tokens=new_tokens, stop_ids=()),
         reward=RoleReward(base, "reward", budget=budget),
         judges={},
-        prompts=[Prompt(ids) for ids in prompts],
+        prompts=all_prompts,
+        order=order_of(config.data, all_prompts, config.seed),
         held_out=[],
         ptx=[],
         budget=budget,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from cyclopts import App, Parameter, Token
+from cyclopts import App, Parameter
 
 from onebase import __version__
 from onebase.cli import modules, preflight, streams
+from onebase.cli.config import config
+from onebase.cli.data import data
+from onebase.cli.numbers import REAL, WHOLE, Real, Whole
 from onebase.cli.training import training_command
 from onebase.data.files import check_file
 from onebase.errors import ConfigError
@@ -27,21 +28,6 @@ app = App(
 )
 
 
-def _written_as(kind: type, pattern: str, what: str) -> Callable[[Any, Sequence[Token]], Any]:
-    """A converter for plain numbers: cyclopts would round 1.5 to an integer and accept 0x10 and 1_0."""
-
-    def convert(_hint: Any, tokens: Sequence[Token]) -> Any:
-        if not re.fullmatch(pattern, tokens[0].value):
-            raise ValueError(f"{shown(tokens[0].value, 60)} is not {what}")
-        return kind(tokens[0].value)
-
-    return convert
-
-
-_WHOLE = Parameter(converter=_written_as(int, r"[+-]?\d{1,18}", "a whole number"))
-_REAL = Parameter(converter=_written_as(float, r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", "a number"))
-Whole = Annotated[int, _WHOLE]
-Real = Annotated[float, _REAL]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Quantization = Literal["none", "nf4"]
 
@@ -58,7 +44,7 @@ def score(
     *,
     rank: bool = False,
     model: str | None = None,
-    microbatch_tokens: Annotated[int | None, _WHOLE] = None,
+    microbatch_tokens: Annotated[int | None, WHOLE] = None,
     dtype: Dtype | None = None,
     quantization: Quantization | None = None,
     device: str = "auto",
@@ -170,7 +156,7 @@ def eval_(
     max_new_tokens: Whole = 256,
     temperature: Real = 1.0,
     top_p: Real = 1.0,
-    limit: Annotated[int | None, _WHOLE] = None,
+    limit: Annotated[int | None, WHOLE] = None,
     by: list[str] | None = None,
     gold: str | None = None,
     seed: Whole = 0,
@@ -264,6 +250,9 @@ def doctor(*, json: bool = False, output_dir: Path = Path("runs")) -> None:
     modules.load("onebase.tools.doctor").run(output_dir=output_dir, as_json=json)
 
 
+app.command(data)
+app.command(config)
+
 runs = App(name="runs", help="List, inspect, plot and compare runs.", sort_key=50)
 app.command(runs)
 
@@ -313,7 +302,7 @@ def compare(*folders: Path, json: bool = False) -> None:
 
 
 @runs.command
-def report(run: Path, /, *, price_per_hour: Annotated[float | None, _REAL] = None) -> None:
+def report(run: Path, /, *, price_per_hour: Annotated[float | None, REAL] = None) -> None:
     """Write report.html into a run's folder: everything about the run on one page.
 
     Args:

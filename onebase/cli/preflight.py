@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:  # takes a tenth of a second, which --help need not spend
     from pydantic import BaseModel
 
     from onebase.config.verifiers import VerifierGroup
+    from onebase.quality.options import Filter
 
 
 def check(config: BaseModel) -> None:
@@ -28,11 +31,11 @@ def check(config: BaseModel) -> None:
         DataError: a file does not exist, or its kind is not supported.
     """
     keys: Any = config
-    groups = {"data": ("train", "eval"), "ppo": ("ptx_data",)}
-    for group, names in groups.items():
-        for name in names:
-            for path in getattr(getattr(keys, group, None), name, ()):
-                check_file(path)
+    data = getattr(keys, "data", None)
+    for path in (*getattr(data, "files", getattr(data, "train", ())), *getattr(data, "eval", ())):
+        check_file(path)
+    for path in getattr(getattr(keys, "ppo", None), "ptx_data", ()):
+        check_file(path)
 
 
 def check_models(config: BaseModel) -> None:
@@ -166,12 +169,78 @@ def read_verifiers(texts: Sequence[str]) -> Sequence[VerifierGroup]:
         raise ConfigError(f"--verifier: {said}") from None
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, option: str = "--output") -> None:
     """Checks that a file can be written here.
 
     Raises:
         ConfigError: it cannot.
     """
     if path.is_dir():
-        raise ConfigError(f"{shown(path, 200)} is a folder; name a file with --output")
-    check_writable(path.absolute().parent, "--output")
+        raise ConfigError(f"{shown(path, 200)} is a folder; name a file with {option}")
+    check_writable(path.absolute().parent, option)
+
+
+def read_filters(texts: Sequence[str], *, leaks: bool, difficulty: bool) -> list[Filter]:
+    """The filters that `--filter` names, or the standard ones; with those that a file to compare with asks for.
+
+    Raises:
+        ConfigError: there is no such filter or option, an option is out of range, or a filter has nothing to work on.
+    """
+    import yaml
+
+    from onebase.config.yaml_reader import Loader
+    from onebase.quality.options import FILTERS, STANDARD, in_order
+
+    found: list[Filter] = []
+    for text in texts or STANDARD:
+        try:
+            value = yaml.load(text, Loader) if text[:1] == "{" else {"name": text}
+        except yaml.YAMLError as error:
+            said = getattr(error, "problem", None) or error
+            raise ConfigError(f"--filter is not valid YAML: {shown(' '.join(str(said).split()), 200)}") from None
+        found.append(_filter(value))
+    named = {given.name for given in found}
+    for name, option, is_given in (("leaks", "--against", leaks), ("difficulty", "--difficulty", difficulty)):
+        if name in named and not is_given:
+            raise ConfigError(f"--filter {name} has nothing to compare with; add {option}")
+        if is_given and name not in named:
+            found.append(FILTERS[name]())
+    return in_order(found)
+
+
+def _filter(value: Any) -> Filter:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.dataclasses import dataclass
+
+    from onebase.quality.options import FILTERS
+
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(name, str) or name not in FILTERS:
+        near = get_close_matches(str(name), FILTERS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the filters are {', '.join(FILTERS)}"
+        raise ConfigError(f"--filter: there is no filter {shown(repr(name), 60)}; {hint}")
+    kind = FILTERS[name]
+    checked = TypeAdapter(dataclass(kind, frozen=True, config=ConfigDict(extra="forbid", strict=True)))
+    options = {key: option for key, option in value.items() if key != "name"}
+    try:
+        checked.validate_json(json.dumps(options, default=str))  # strict about types, but takes an object
+    except ValidationError as error:
+        said = "; ".join(
+            f"{name}: {shown('.'.join(map(str, problem['loc'])), 60)}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
+        )
+        raise ConfigError(f"--filter: {said}") from None
+    return kind(**options)
+
+
+def check_new_folder(folder: Path, option: str = "--output") -> None:
+    """Checks that a folder can be made here: there is none yet, or it is empty.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise ConfigError(f"{shown(folder, 200)} is a file; name a new folder with {option}")
+    check_writable(folder, option)
+    if os.path.isdir(folder) and any(os.scandir(folder)):
+        raise ConfigError(f"{shown(folder, 200)} is not empty; name a new folder with {option}, or empty this one")

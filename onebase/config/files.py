@@ -122,17 +122,21 @@ def _type_name(kind: Any) -> str:
         return "|".join(str(choice) for choice in get_args(kind))
     if hasattr(kind, "__metadata__"):  # Annotated: limits are reported when broken
         return _type_name(kind.__origin__)
-    if get_origin(kind) is list and _group_in(get_args(kind)[0]):
-        return "[name|{name: .., ..}, ...]"
+    if get_origin(kind) is list and (group := _group_in(get_args(kind)[0])) is not None:
+        first = next(iter(group.model_fields))
+        return f"[{first}|{{{first}: .., ..}}, ...]"
     if get_origin(kind) is list:
         return f"[{_type_name(get_args(kind)[0])}, ...]"
+    if get_origin(kind) is dict:
+        return "{name: .., ..}"
     if get_args(kind) and get_origin(kind) in (Union, UnionType):
         return "|".join(dict.fromkeys(_type_name(choice) for choice in get_args(kind)))
     return {type(None): "null", str: "text", float: "number", int: "integer", bool: "true|false"}.get(kind, str(kind))
 
 
-def _group_in(kind: Any) -> bool:
-    return any(isinstance(part, type) and issubclass(part, BaseModel) for part in (kind, *get_args(kind)))
+def _group_in(kind: Any) -> type[BaseModel] | None:
+    parts = (kind, *get_args(kind))
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
 
 
 def _plain(value: Any) -> str:
@@ -154,7 +158,7 @@ def _read_file(path: Path, model_class: type[BaseModel], entries: dict[str, _Ent
         if not isinstance(root, yaml.MappingNode):
             kind = "list" if isinstance(root, yaml.SequenceNode) else "value"
             raise ConfigError(f"{shown(path.name, 100)}: should hold 'key: value' lines, but it is one {kind}")
-        _flatten(loader, root, "", {}, shown(path.name, 100), entries, problems, whole=_list_keys(model_class))
+        _flatten(loader, root, "", {}, shown(path.name, 100), entries, problems, whole=_whole_keys(model_class))
     except yaml.YAMLError as error:
         raise fault(shown(path.name, 100), error) from error
 
@@ -189,7 +193,7 @@ def _flatten(
 ) -> None:
     """Adds the leaves of a mapping to `entries` by dotted name; `lines` records where each key was seen.
 
-    A mapping under a key in `whole` is one value: the only item of a list.
+    A mapping under a key in `whole` is one value: the only item of a list, or names for a row's keys.
     """
     for key_node, value_node in node.value:
         key = prefix + shown(loader.construct_object(key_node, deep=True), 100).replace("-", "_")
@@ -226,7 +230,8 @@ def _read_overrides(words: Sequence[str], model_class: type[BaseModel], problems
         word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
         key = name.replace("-", "_")
-        takes_list = key in keys and _takes_list(keys[key].annotation)
+        takes_list = key in keys and _takes(keys[key].annotation, list)
+        whole = key in keys and _takes(keys[key].annotation, list, dict)
         if not word.startswith("--") and not equals:
             problems.append(
                 f"{COMMAND_LINE}: '{shown(word, 100)}' is neither the config file, which comes first, nor --key value, "
@@ -247,21 +252,28 @@ def _read_overrides(words: Sequence[str], model_class: type[BaseModel], problems
                 while takes_list and rest and not ends_values(rest[0]):
                     values.append(rest.pop(0))
         for value in values:
-            _add_override(key, value, entries, problems, takes_list=takes_list)
+            _add_override(key, value, entries, problems, takes_list=takes_list, whole=whole)
     return entries
 
 
-def _list_keys(model_class: type[BaseModel]) -> frozenset[str]:
-    return frozenset(key for key, field in config_keys(model_class) if _takes_list(field.annotation))
+def _whole_keys(model_class: type[BaseModel]) -> frozenset[str]:
+    """The keys whose value may be a mapping: one item of a list, or a mapping of names."""
+    return frozenset(key for key, field in config_keys(model_class) if _takes(field.annotation, list, dict))
 
 
-def _takes_list(kind: Any) -> bool:
+def _takes(kind: Any, *origins: type) -> bool:
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType, Annotated) else ()
-    return get_origin(kind) is list or any(_takes_list(part) for part in parts)
+    return get_origin(kind) in origins or any(_takes(part, *origins) for part in parts)
 
 
 def _add_override(
-    key: str, text: str, entries: dict[str, _Entry], problems: list[str], *, takes_list: bool = False
+    key: str,
+    text: str,
+    entries: dict[str, _Entry],
+    problems: list[str],
+    *,
+    takes_list: bool = False,
+    whole: bool = False,
 ) -> None:
     found: dict[str, _Entry] = {}
     try:
@@ -269,7 +281,7 @@ def _add_override(
         # YAML only if it opens with a bracket or a quote: text like "Human:" or "- " stays text.
         marked = loader.get_single_node() if text[:1] in ("[", "{", '"', "'") else None
         node = marked or yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
-        if _has_keys(node) and not takes_list:
+        if _has_keys(node) and not whole:
             _flatten(loader, node, f"{key}.", {}, COMMAND_LINE, found, problems, whole=frozenset())
         else:
             value = loader.construct_object(node, deep=True)

@@ -69,6 +69,8 @@ Int = Annotated[int, BeforeValidator(_whole_number), Field(lt=2**63)]
 """The type of every integer key: takes `1e3`, but neither `true` nor text."""
 Float = Annotated[float, BeforeValidator(_number)]
 """The type of every other numeric key: takes neither `true` nor text."""
+Said = Annotated[str, _written(r"(?s).*\S.*", "a text that is not blank")]
+"""A text for the model to read."""
 PathText = Annotated[str, AfterValidator(_path)]
 """A file or folder; for some keys also a hub name."""
 
@@ -76,6 +78,9 @@ Strings = Annotated[list[str], BeforeValidator(_one_or_more)]
 """A list of strings; a single string is a list of one."""
 Paths = Annotated[list[PathText], BeforeValidator(_one_or_more)]
 """A list of files; a single file is a list of one."""
+
+Columns = Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+"""What a row's keys are read as: the name that is read -> a key of the file, or a template of keys in braces."""
 
 Trackers = Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeValidator(_one_or_more)]
 
@@ -112,7 +117,7 @@ class OptionalModelGroup(Group):
     device: Device = "auto"
     """auto, cpu, cuda, cuda:1; auto = the first GPU, else cpu."""
     chat_template: str | None = None
-    """A built-in name (plain, hh, chatml), a path to a Jinja file, or null for the tokenizer's own."""
+    """A shipped name (chatml, qwen, llama-3, hh, ...), a path to a Jinja file, or null for the tokenizer's own."""
     layout: Literal["auto", "tree", "separate"] = "auto"
     """tree = one copy of the prompt for its K completions; separate = a row each; auto = tree where it is exact."""
     gradient_checkpointing: bool = False
@@ -150,11 +155,53 @@ class LoraGroup(Group):
         return value
 
 
+class SourceGroup(Group):
+    """One source of a mixture: a file, and how much of it is read."""
+
+    path: PathText
+    """The file."""
+    weight: Positive | None = None
+    """Its part among the sources; null = by its number of rows."""
+    limit: Count | None = None
+    """Read at most this many of its rows."""
+    columns: Columns | None = None
+    """Its keys to read, if they differ from those of data.columns."""
+
+
+Sources = Annotated[list[PathText | SourceGroup], BeforeValidator(_one_or_more)]
+"""A list of files, some with a weight; a single one is a list of one."""
+
+
+class ReplayGroup(Group):
+    """General data mixed in against forgetting."""
+
+    path: Paths = []
+    """Files of general data; empty = none."""
+    share: Annotated[Float, Field(gt=0, lt=1)] = 0.1
+    """Their share of all training examples."""
+    limit: Count | None = None
+    """Read at most this many of their rows."""
+    columns: Columns | None = None
+    """Their keys to read, if they differ from those of data.columns."""
+
+    @model_validator(mode="after")
+    def _share_has_data(self) -> ReplayGroup:
+        for key in ("share", "limit"):
+            if not self.path and (value := getattr(self, key)) != ReplayGroup.model_fields[key].default:
+                raise ValueError(
+                    f"'data.replay.{key}' = {value} would change nothing without 'data.replay.path'; set it"
+                )
+        return self
+
+
 class FilesGroup(Group):
     """The data files, and which rows of them are used."""
 
-    train: Annotated[Paths, Field(min_length=1)]
-    """One file or a list of files (.jsonl, .json, .txt; .gz too)."""
+    train: Annotated[Sources, Field(min_length=1)]
+    """Files, folders, patterns or Hub datasets, in any known format; one may be {path: .., weight: .., limit: ..}."""
+    columns: Columns | None = None
+    """Keys to read: {prompt: question, completion: "{options} {answer}"}; null = known by their usual names."""
+    replay: ReplayGroup = ReplayGroup()
     eval: Paths = []
     """Files for evaluation; empty = hold out a part of `train`."""
     eval_fraction: Annotated[Float, Field(ge=0, le=0.9)] = 0.1
@@ -164,16 +211,35 @@ class FilesGroup(Group):
     max_dropped_share: Probability = 0.05
     """Stop if more than this share of the rows is unusable."""
 
+    @property
+    def files(self) -> list[str]:
+        """Every file that is trained on."""
+        return [source if isinstance(source, str) else source.path for source in self.train] + self.replay.path
+
+    @model_validator(mode="after")
+    def _weights_are_for_all(self) -> FilesGroup:
+        weighed = [isinstance(source, SourceGroup) and source.weight is not None for source in self.train]
+        if any(weighed) and not all(weighed):
+            raise ValueError(
+                "'data.train' gives some sources a weight and some none; give all of them one, or none: without, "
+                "every row of every source counts once"
+            )
+        return self
+
 
 class DataGroup(FilesGroup):
     """The data files, and which rows of them are used."""
 
+    system_prompt: Said | None = None
+    """A system turn for conversations without one; null = none."""
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
     max_completion_tokens: Count | None = None
     """Longest completion, in tokens; longer ones are cut; null = what the model can hold."""
     truncate_prompt: Literal["left", "drop", "error"] = "left"
     """What to do with a prompt that is too long: cut its oldest turns, then tokens; leave the row out; or stop."""
+    streaming: bool | Literal["auto"] = "auto"
+    """true = read and tokenize rows as they are needed, not all before the first step; auto = if they have 32 MiB."""
 
 
 class SFTDataGroup(DataGroup):
@@ -187,11 +253,15 @@ class SampleDataGroup(Group):
     """The prompts to sample from."""
 
     train: Annotated[Paths, Field(min_length=1)]
-    """One file or a list of files (.jsonl, .json, .txt; .gz too)."""
+    """A file, folder, pattern or Hub dataset, or a list (JSON, JSONL, CSV, Parquet, Arrow, text; also compressed)."""
+    columns: Columns | None = None
+    """Keys to read: {prompt: question, completion: "{options} {answer}"}; null = known by their usual names."""
     limit: Count | None = None
     """Read at most this many rows."""
     max_dropped_share: Probability = 0.05
     """Stop if more than this share of the rows is unusable."""
+    system_prompt: Said | None = None
+    """A system turn for conversations without one; null = none."""
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
     truncate_prompt: Literal["left", "drop", "error"] = "left"
@@ -203,6 +273,8 @@ class SampleDataGroup(Group):
 class PromptDataGroup(FilesGroup):
     """The data files, and which rows of them are used."""
 
+    system_prompt: Said | None = None
+    """A system turn for conversations without one; null = none."""
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
     truncate_prompt: Literal["left", "drop", "error"] = "left"

@@ -121,6 +121,105 @@ USUAL_NAMES: dict[str, tuple[str, ...] | str] = {
     "wandb": "set report_to: wandb",
     "resume_from_checkpoint": "run the same command again: it resumes from the newest checkpoint in output_dir",
     "overwrite_output_dir": "a run is never overwritten; choose another output_dir, or remove that folder first",
+    "data_seed": ("seed",),
+    "learning_rate": ("optimizer.learning_rate",),
+    "weight_decay": ("optimizer.weight_decay",),
+    "gradient_checkpointing": ("model.gradient_checkpointing",),
+    "streaming": ("data.streaming",),
+    "max_train_samples": ("data.limit",),
+    "interleave_probs": "give every file of data.train a weight: {path: .., weight: ..}",
+    "mix_strategy": "files of data.train are mixed by their sizes, or by weights: {path: .., weight: ..}",
+    **dict.fromkeys(
+        ("trust_remote_code", "allow_remote_code"),
+        "code in a model's folder is never run; the architecture has to be one of transformers'",
+    ),
+    **dict.fromkeys(
+        (
+            "deepspeed",
+            "fsdp",
+            "fsdp_config",
+            "fsdp_version",
+            "parallelism_config",
+            "tensor_parallel_size",
+            "dp_shard_size",
+        ),
+        "every process holds the whole base, which all roles share; it is not split over devices",
+    ),
+    **dict.fromkeys(
+        ("ddp_timeout", "ddp_backend", "ddp_find_unused_parameters", "local_rank"),
+        "processes are started by torchrun, whose options these are",
+    ),
+    **dict.fromkeys(
+        ("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "preprocessing_num_workers"),
+        "rows are read and tokenized in threads of their own, beside training",
+    ),
+    **dict.fromkeys(
+        ("dataset_num_proc", "dataset_processes", "dataset_prepared_path", "overwrite_cache", "tokenized_path"),
+        "tokenized rows are kept by their fingerprint, and made anew when anything in it changes",
+    ),
+    **dict.fromkeys(
+        (
+            "flash_attention",
+            "flash_attn",
+            "attn_implementation",
+            "xformers_attention",
+            "sdp_attention",
+            "use_flash_attention_2",
+        ),
+        "the kernel is chosen for the device when the base is loaded",
+    ),
+    **dict.fromkeys(
+        ("use_liger_kernel", "liger_kernel", "liger_rms_norm", "enable_liger_kernel", "use_unsloth", "torch_compile"),
+        "layers have their own kernels here, and no others can be chosen",
+    ),
+    **dict.fromkeys(("plot_loss", "include_num_input_tokens_seen"), "every finished run has its curves in report.html"),
+    **dict.fromkeys(
+        ("do_train", "do_eval", "do_predict", "predict_with_generate"), "the verb of the command line says what is done"
+    ),
+    **dict.fromkeys(
+        ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "optimizer"),
+        "the optimizer is AdamW with PyTorch's betas and epsilon",
+    ),
+    **dict.fromkeys(
+        ("lr_scheduler_kwargs", "cosine_min_lr_ratio"), "schedules have no options of their own; they end at 0"
+    ),
+    **dict.fromkeys(
+        ("tf32", "bf16_full_eval", "fp16_full_eval", "pure_bf16"), "the base's number format is model.dtype"
+    ),
+    **dict.fromkeys(
+        ("gradient_checkpointing_kwargs", "gradient_checkpointing_use_reentrant"),
+        "layers are recomputed without reentry",
+    ),
+    **dict.fromkeys(
+        (
+            "sample_packing",
+            "eval_sample_packing",
+            "neat_packing",
+            "eval_packing",
+            "pad_to_sequence_len",
+            "group_by_length",
+        ),
+        "rows are not packed; rows of similar length are batched together, without padding on a CPU",
+    ),
+    **dict.fromkeys(
+        ("logging_first_step", "logging_strategy", "disable_tqdm", "log_level"),
+        "every step is logged, to metrics.jsonl in output_dir",
+    ),
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"), "nothing is uploaded to a hub"
+    ),
+    **dict.fromkeys(("use_vllm", "vllm_mode", "vllm_gpu_memory_utilization"), "sampling runs on the base in memory"),
+    **dict.fromkeys(
+        ("wandb_project", "wandb_entity", "wandb_name", "wandb_watch", "wandb_log_model"),
+        "wandb reads its own environment variables (WANDB_PROJECT, ...); report_to: wandb turns it on",
+    ),
+    **dict.fromkeys(
+        ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), "best/ keeps the best roles"
+    ),
+    **dict.fromkeys(("model_type", "tokenizer_type"), "the model's folder says its classes"),
+    **dict.fromkeys(
+        ("special_tokens", "tokens", "add_tokens"), "a tokenizer is used as it is; give it its tokens first"
+    ),
 }
 """Names that TRL, LLaMA-Factory, OpenRLHF and others use, with our keys for the same thing (the first one that the verb
 has is suggested), or a sentence if there is no such key."""

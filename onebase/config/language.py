@@ -22,7 +22,6 @@ from onebase.config.groups import (
     fail_on,
 )
 from onebase.config.run import VerbConfig, adapter_problems
-from onebase.shown import shown
 
 
 class PretrainConfig(VerbConfig):
@@ -42,11 +41,6 @@ class PretrainConfig(VerbConfig):
         problems = []
         if self.model.quantization == "nf4":
             problems.append("'model.quantization' = nf4: pretraining changes every weight of the base; set it to none")
-        if self.model.chat_template is not None:
-            problems.append(
-                f"'model.chat_template' = {shown(self.model.chat_template, 60)} would change nothing: pretraining "
-                "reads plain text; leave it out"
-            )
         if not self.model.model_name_or_path and (self.block_length or 0) > self.tiny.max_length:
             problems.append(f"'block_length' = {self.block_length} is above 'tiny.max_length' = {self.tiny.max_length}")
         if self.model.model_name_or_path:

@@ -11,9 +11,13 @@ REMEDIES = {
     # Files and rows.
     "file-named-twice": "name it once (for more visits raise optimizer.num_epochs)",
     "unusable-rows": "correct these rows, or allow a larger share (data.max_dropped_share)",
+    "not-streamed": "write it as one (onebase data convert FILE OUT.jsonl --to jsonl), or set data.streaming: false",
     "no-rows-left": "look at data.train, data.limit and data.eval_fraction",
     "nothing-to-hold-out": "give more data, or data.eval",
     "evaluated-on-training-data": "leave data.eval out; a share of data.train is then held out",
+    "unknown-layout": "map its keys with data.columns, for a start {mapping}, or rename them",
+    "beside-the-prompt": "data.columns can join keys, such as prompt: {template}",
+    "two-readings": "choose with data.columns, such as {mapping}",
     "turn-weights": "choose the turns that count with data.train_on",
     # Lengths.
     "prompt-too-long": (
@@ -24,6 +28,10 @@ REMEDIES = {
         "raise data.max_completion_tokens, lower data.max_prompt_tokens, or allow a larger share "
         "(data.max_dropped_share)"
     ),
+    "no-end-learned": (
+        "raise data.max_completion_tokens, lower data.max_prompt_tokens, take a model with a longer context, or give "
+        "answers that end"
+    ),
     "no-room-for-prompts": "lower generation.max_new_tokens",
     "context-exceeded": "lower generation.max_new_tokens or data.max_prompt_tokens",
     "stop-of-several-tokens": "choose another string for generation.stop, or leave it out",
@@ -31,6 +39,10 @@ REMEDIES = {
     "template": "correct it, or set model.chat_template to another",
     "template-power": "take it out, or set model.chat_template to another",
     "template-refuses-row": "correct the row, or set model.chat_template to another",
+    "template-without-tools": (
+        "set model.chat_template to one that writes tools (qwen, llama-3, or the tokenizer's own), or drop these rows"
+    ),
+    "answers-begin-apart": "put them into rows of their own, or set model.chat_template to another",
     "template-loses-turn": "write it into a turn that is kept, or set model.chat_template to another",
     "template-loses-answer": "set model.chat_template to another",
     "template-rewrites-turns": "train on the completion, or set model.chat_template to another",

@@ -7,8 +7,10 @@ which changes the result; microbatches only split it and never do.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from onebase.records import Example
 from onebase.seeds import mixed_seed
@@ -25,9 +27,14 @@ def minibatch_indices(step: int, *, num_examples: int, size: int, seed: int) -> 
     Each epoch visits every example once, in an order drawn from `(seed, epoch)`.
     """
     epoch, position = divmod(step, num_minibatches(num_examples, size))
-    generator = torch.Generator().manual_seed(mixed_seed("order", seed, epoch))
-    order = torch.randperm(num_examples, generator=generator)
+    order = _epoch_order(num_examples, mixed_seed("order", seed, epoch))
     return order[position * size : (position + 1) * size].tolist()
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(num_examples: int, seed: int) -> Tensor:
+    # Kept for the epoch's other steps: permuting a hundred million examples takes seconds.
+    return torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed))
 
 
 def microbatch_indices(examples: Sequence[Example], max_tokens: int, *, layout: str = "tree") -> list[list[int]]:

@@ -1,19 +1,19 @@
 """Turns words into ids: applies the chat template, and finds where answers begin and end and which tokens count.
 
-A prompt's ids never depend on the answer after it, so all answers to it share them. An answer is encoded as the
-continuation of its prompt and ends in exactly one end token. Nothing here pads, and no id is treated as padding.
+All answers to a prompt share its ids. An answer is encoded as the continuation of its prompt and ends in exactly one
+end token. Nothing here pads, and no id is treated as padding. What a template writes is in `data/rendering.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from onebase.data.templates import BUILT_IN_TEMPLATES, built_in, check_template, render, template_text
+from onebase.data.rendering import Conversation, Rendering, asked_in
+from onebase.data.templates import BUILT_IN_TEMPLATES, built_in, check_template, template_text
 from onebase.errors import DataError, ModelError
 from onebase.records import Example, Message, Row
 from onebase.shown import shown
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
 TrainOn = Literal["completion", "assistant", "all"]
 
-_MARK = "ONEBASEANSWER"
-"""Placeholder for an answer, to see what a template writes around one. No template trims or splits it."""
 _ANCHORS = ("\n", "a", "0", "。", "=")
 """Put before a text to encode it as a continuation; the first one that does not merge with the text is used."""
+_GREETING = Conversation((Message("user", "Hi"),))
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> ChatFormat:
@@ -34,8 +33,9 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None = None)
 
     Args:
         tokenizer: not changed.
-        template: `plain`, `hh`, `chatml`, the path of a .jinja file, or None for the tokenizer's own template. The
-            named ones write the beginning token if the tokenizer itself puts one before a text.
+        template: the name of a shipped template (`BUILT_IN_TEMPLATES`), the path of a .jinja file, or None for the
+            tokenizer's own template. The shipped ones write the beginning token if the tokenizer itself puts one
+            before a text.
 
     Raises:
         ModelError: the tokenizer has no end token, or the template is unknown or cannot be read.
@@ -72,20 +72,6 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    """What a template writes after an answer, and which part of it is kept."""
-
-    suffix: str
-    """All of it."""
-    before: str
-    """The part before the first special token, which is kept; empty if there is none."""
-    closing: str
-    """The special token as text; empty if there is none."""
-    token_id: int
-    """The special token; if there is none, the tokenizer's end token, which then replaces the suffix."""
-
-
 @dataclass(frozen=True)
 class ChatFormat:
     """A tokenizer and the chat template it is used with."""
@@ -104,34 +90,37 @@ class ChatFormat:
     @cached_property
     def end_token_id(self) -> int:
         """The token that ends an answer: the one that closes the template's assistant turns, or the tokenizer's own."""
-        return self._ending((Message("user", "Hi"),), "").token_id if self.template else self._eos
+        return self.rendering.ending(_GREETING).token_id if self.template else self._eos
 
-    def render_prompt(self, messages: Sequence[Message], *, place: str = "") -> str:
+    @cached_property
+    def rendering(self) -> Rendering:
+        """The template in use with the tokenizer."""
+        return Rendering(
+            self.tokenizer, self.template, f"the chat template {self.name or f'of {_name(self.tokenizer)}'}"
+        )
+
+    def render_prompt(self, messages: Sequence[Message], *, tools: Sequence[str] = (), place: str = "") -> str:
         """The conversation as text, up to where the answer begins. Error messages start with `place`."""
-        text = self._render(messages, place, add_generation_prompt=True)
-        # Assistant turns may be rewritten: some templates drop earlier thinking.
-        lost = [message for message in messages if message.role != "assistant" and message.content.strip() not in text]
-        if lost:
-            raise DataError(
-                f"{_at(place)}{self._called} drops the {lost[0].role} turn {shown(repr(lost[0].content), 40)}",
-                remedy="template-loses-turn",
-            )
-        return text
+        return self.rendering.prompt(Conversation(tuple(messages), tuple(tools), place))
 
-    def encode_prompt(self, messages: Sequence[Message], *, prefix: str | None = None, place: str = "") -> list[int]:
+    def encode_prompt(
+        self, messages: Sequence[Message], *, tools: Sequence[str] = (), prefix: str | None = None, place: str = ""
+    ) -> list[int]:
         """The ids of `render_prompt`, the same as from `tokenizer.apply_chat_template(add_generation_prompt=True)`.
 
         A prefix is appended as the beginning of the answer, and the turn stays open.
         """
-        return self._prompt_ids(self._head(messages, prefix, place)[1], place)
+        asked = Conversation(tuple(messages), tuple(tools), place)
+        return self._prompt_ids(self._head(asked, self.rendering.prompt(asked), prefix)[1], place)
 
     def encode_example(self, row: Row, *, train_on: TrainOn = "completion", add_end: bool = True) -> Example:
         """Encodes a row: one prompt, and one completion per answer.
 
         `train_on` says which tokens count: with `completion` the answer; with `assistant` every assistant turn, the
         prompt then being everything before the first one; with `all` everything after the first token. A turn before
-        the last ends in an end token if the template writes one there. Plain text counts whole. In a row of next steps
-        the prefix is part of the prompt; with `assistant` it counts, because the assistant said it.
+        the last counts as the template writes it once others follow, with its end token if there is one there. Plain
+        text counts whole. In a row of next steps the prefix is part of the prompt; with `assistant` it counts, because
+        the assistant said it.
 
         Args:
             add_end: whether answers get an end token. Answers marked as unfinished never do, nor do next steps, which
@@ -150,7 +139,7 @@ class ChatFormat:
         elif train_on == "assistant":
             prompt_ids, completions, counted = self._encode_turns(row, add_end)
         else:
-            text, head = self._head(row.messages, row.prefix, row.place)
+            text, head = self._head(asked_in(row), self._opening(row), row.prefix)
             prompt_ids, counted = self._prompt_ids(head, row.place), None
             completions = self._encode_answers(row, text, head, add_end)
             if train_on == "all":
@@ -194,122 +183,70 @@ class ChatFormat:
         ends = [[self._eos] * (add_end and ended) for ended in _endings(row)]
         return texts[0][:1], [(ids + end)[1:] for ids, end in zip(texts, ends, strict=True)], None
 
+    def _opening(self, row: Row) -> str:
+        """The rendered prompt, up to where all of the row's answers begin."""
+        if row.prefix is not None:
+            return self.rendering.prompt(asked_in(row))
+        return self.rendering.opening(asked_in(row), [row.answer(k) for k in range(len(row.answers))])
+
     def _encode_answers(self, row: Row, prompt: str, head: list[int], add_end: bool) -> list[list[int]]:
         """Encodes each answer as the continuation of the rendered prompt; `head`: the prompt's ids with its prefix."""
+        asked = asked_in(row)
         if row.prefix is not None:
             return [self._continue(prompt, head, self._step_text(row, answer)) for answer in row.answers]
-        ending = self._ending(row.messages, row.place)
+        ending = self.rendering.ending(asked)
         completions = []
-        for answer, ended in zip(row.answers, _endings(row), strict=True):
+        for k, ended in enumerate(_endings(row)):
             if ended:
-                text = self._answer_text(row.messages, prompt, answer, ending, row.place)
+                text = self.rendering.answer(asked, prompt, row.answer(k), ending)
             else:
-                text = self._begun(row.messages, prompt, answer, row.place)
+                text = self.rendering.begun(asked, prompt, row.answers[k])
             ids = _without_end(self._continue(prompt, head, text), ending.token_id)
             completions.append(ids + [ending.token_id] * (add_end and ended))
         return completions
 
     def _encode_turns(self, row: Row, add_end: bool) -> tuple[list[int], list[list[int]], list[list[bool]]]:
         """Encodes a row so that every assistant turn counts; the prompt stops where the first one begins."""
-        turns = [index for index, message in enumerate(row.messages) if message.role == "assistant" and index]
-        stops = [*turns, len(row.messages)]
-        text = self.render_prompt(row.messages[: stops[0]], place=row.place)
-        prompt_ids = self._prompt_ids(self._ids(text), row.place)
+        asked = asked_in(row)
+        prompt, whole = self.rendering.prompt(asked), self._opening(row)
+        turns: list[tuple[int, int]] = []
+        for index, message in enumerate(row.messages):
+            if message.role == "assistant" and index:
+                turns.append(self.rendering.turn(asked, index, prompt, after=turns[-1][1] if turns else 0))
+        starts = [*(start for start, _ in turns), len(whole)]
+        prompt_ids = self._prompt_ids(self._ids(whole[: starts[0]]), row.place)
         ids: list[int] = []
         counted: list[bool] = []
-        for turn, stop in zip(turns, stops[1:], strict=True):
-            earlier, answer = row.messages[:turn], row.messages[turn].content
-            base = replace(row, messages=earlier, answers=(answer,), prefix=None, ended=None)
-            ending = self._ending(earlier, row.place)
-            # If the template closes turns without a special token, there is none at inference either.
-            (answer_ids,) = self._encode_answers(base, text, self._ids(text), add_end=bool(ending.closing))
-            text += self._answer_text(earlier, text, answer, ending, row.place) + ending.closing
-            later = self.render_prompt(row.messages[:stop], place=row.place)
-            if not later.startswith(text):
-                raise DataError(
-                    f"{_at(row.place)}the chat template rewrites an assistant turn once others follow, so turns cannot "
-                    "be learned in one sequence",
-                    remedy="template-rewrites-turns",
-                )
-            between = self._continue(text, self._ids(text), later[len(text) :])
-            ids += answer_ids + between
-            counted += [True] * len(answer_ids) + [False] * len(between)
-            text = later
-        begun, head = self._head(row.messages, row.prefix, row.place)
-        said = head[len(self._ids(text)) :]
+        for (start, stop), following in zip(turns, starts[1:], strict=True):
+            for begin, end, counts in ((start, stop, True), (stop, following, False)):
+                before = whole[:begin]
+                piece = self._continue(before, self._ids(before), whole[begin:end])
+                ids += piece
+                counted += [counts] * len(piece)
+        begun, head = self._head(asked, whole, row.prefix)
+        said = head[len(self._ids(whole)) :]
         answers = [said + last for last in self._encode_answers(row, begun, head, add_end)]
         return prompt_ids, [ids + last for last in answers], [counted + [True] * len(last) for last in answers]
 
-    def _head(self, messages: Sequence[Message], prefix: str | None, place: str) -> tuple[str, list[int]]:
-        """The rendered prompt and its ids, followed by the prefix, encoded like the beginning of an answer."""
-        text = self.render_prompt(messages, place=place)
+    def _head(self, asked: Conversation, text: str, prefix: str | None) -> tuple[str, list[int]]:
+        """A rendered prompt and its ids, followed by the prefix, encoded like the beginning of an answer."""
         ids = self._ids(text)
         if not prefix:
             return text, ids
-        begun = self._begun(messages, text, prefix, place)
+        begun = self.rendering.begun(asked, text, prefix)
         return text + begun, ids + self._continue(text, ids, begun)
-
-    def _begun(self, messages: Sequence[Message], prompt: str, beginning: str, place: str) -> str:
-        """The beginning of an answer as the template writes it after the rendered prompt, with the turn left open."""
-        if not beginning:
-            return ""
-        # With a word after it, the end of the beginning is safe from templates that trim answers.
-        turn = Message("assistant", beginning + _MARK)
-        opened = self._render([*messages, turn], place, add_generation_prompt=False).rpartition(_MARK)[0]
-        return opened[len(prompt) :] if opened.startswith(prompt) else beginning
 
     def _step_text(self, row: Row, step: str) -> str:
         """What a next step adds to the turn that its row's prefix began."""
         assert row.prefix is not None, "only a row with a prefix holds steps"
-        prompt = self.render_prompt(row.messages, place=row.place)
-        before, after = (self._begun(row.messages, prompt, text, row.place) for text in (row.prefix, row.prefix + step))
+        asked = asked_in(row)
+        prompt = self.rendering.prompt(asked)
+        before, after = (self.rendering.begun(asked, prompt, text) for text in (row.prefix, row.prefix + step))
         return after[len(before) :] if after.startswith(before) else step
-
-    def _answer_text(self, messages: Sequence[Message], prompt: str, answer: str, ending: _Ending, place: str) -> str:
-        """The text between the rendered prompt and the end token.
-
-        It is taken from the rendered conversation, because templates trim an answer or put a blank before it. If that
-        does not begin with the prompt (some templates drop an answer's thinking), it is the answer itself.
-        """
-        whole = self._render([*messages, Message("assistant", answer)], place, add_generation_prompt=False)
-        if not whole.startswith(prompt) or not whole[len(prompt) :].endswith(ending.suffix):
-            return answer
-        return whole[len(prompt) : len(whole) - len(ending.suffix)] + ending.before
-
-    def _ending(self, messages: Sequence[Message], place: str) -> _Ending:
-        rendered = self._render([*messages, Message("assistant", _MARK)], place, add_generation_prompt=False)
-        _, mark, suffix = rendered.rpartition(_MARK)
-        if not mark:
-            raise ModelError(f"{self._called} drops what the assistant says", remedy="template-loses-answer")
-        found = self._special.search(suffix)
-        if not found:
-            return _Ending(suffix, "", "", self._eos)
-        token_id = self.tokenizer.convert_tokens_to_ids(found[0])
-        assert isinstance(token_id, int)
-        return _Ending(suffix, suffix[: found.start()], found[0], token_id)
-
-    @cached_property
-    def _special(self) -> re.Pattern[str]:
-        # Some tokenizers add runs of blanks as tokens; these end nothing. Longest first: one may begin another.
-        names = {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}
-        return re.compile("|".join(re.escape(name) for name in sorted(filter(str.strip, names), key=len, reverse=True)))
 
     @property
     def _eos(self) -> int:
         return int(self.tokenizer.eos_token_id)
-
-    def _render(self, messages: Sequence[Message], place: str, *, add_generation_prompt: bool) -> str:
-        if self.template is None:
-            raise ModelError(
-                f"the tokenizer {_name(self.tokenizer)} has no chat template",
-                remedy="no-template",
-                names=", ".join(BUILT_IN_TEMPLATES),
-            )
-        return render(self.tokenizer, self.template, messages, place, self._called, generation=add_generation_prompt)
-
-    @property
-    def _called(self) -> str:
-        return f"the chat template {self.name or f'of {_name(self.tokenizer)}'}"
 
     def _ids(self, text: str) -> list[int]:
         try:

@@ -1,9 +1,9 @@
-"""Prepares answers for comparison: pairs labelled texts, and drops completions that are the same tokens."""
+"""Prepares answers for comparison: pairs labelled texts, ranks scored answers, drops completions of the same tokens."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from onebase.errors import DataError
@@ -13,13 +13,17 @@ from onebase.records import Example, Row
 def pair_labelled(rows: Sequence[Row], *, seed: int) -> list[Row]:
     """Pairs labelled texts, without a prompt: each text of the higher label with one of the lower.
 
-    Other rows are returned as they are. Each text is used once; the larger side loses its surplus.
+    Other rows are returned as they are. Each text is used once; the larger side loses its surplus. The
+    texts of a pair come from one source.
 
     Raises:
         DataError: all labels are equal.
     """
     if not rows or not all(not row.messages and row.grades is not None and len(row.answers) == 1 for row in rows):
         return list(rows)
+    if len(sources := sorted({row.source for row in rows})) > 1:
+        of_each = [[row for row in rows if row.source == source] for source in sources]
+        return [pair for some in of_each for pair in pair_labelled(some, seed=seed)]
     labels = sorted({row.grades[0] for row in rows if row.grades})
     if len(labels) != 2:
         raise DataError(
@@ -38,9 +42,51 @@ def pair_labelled(rows: Sequence[Row], *, seed: int) -> list[Row]:
             grades=(1.0, 0.0),
             place=f"{b.place} and {w.place}",
             ended=(b.ended or (True,)) + (w.ended or (True,)),
+            source=b.source,
         )
         for b, w in zip(better, worse, strict=False)
     ]
+
+
+def rank_scored(rows: Sequence[Row]) -> tuple[list[Row], int]:
+    """Joins answers that were scored one by one into a ranked list per prompt, where the prompt's first one stood.
+
+    Other rows are returned as they are. Also returns how many answers are left over: those whose prompt has no other
+    answer with another score.
+    """
+    lists: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        if _is_scored(row):
+            lists.setdefault((row.messages, row.prefix), []).append(row)
+    ranked: list[Row] = []
+    left = 0
+    for row in rows:
+        if not _is_scored(row):
+            ranked.append(row)
+            continue
+        same = lists.pop((row.messages, row.prefix), [])
+        if len({one.grades for one in same}) < 2:
+            left += len(same)
+            continue
+        ranked.append(
+            replace(
+                same[0],
+                answers=tuple(one.answers[0] for one in same),
+                grades=tuple(one.grades[0] for one in same if one.grades),
+                ended=tuple((one.ended or (True,))[0] for one in same),
+                place=" and ".join(one.place for one in same[:3]) + " and more" * (len(same) > 3),
+            )
+        )
+    return ranked, left
+
+
+def unranked_line(left: int) -> str:
+    """What `rank_scored` left over, in words; empty if nothing."""
+    return f"answers scored one by one are ranked by prompt; {left} have none to be compared with" if left else ""
+
+
+def _is_scored(row: Row) -> bool:
+    return bool(row.messages) and row.grades is not None and len(row.answers) == 1
 
 
 def drop_equal_completions(

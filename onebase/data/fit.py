@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from onebase.data.chat import ChatFormat, TrainOn
+from onebase.data.rendering import asked_in
 from onebase.errors import DataError, ModelError, PromptTooLongError
 from onebase.records import Example, Prompt, Row
 
@@ -72,6 +73,7 @@ class Cuts:
     turns: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     completions: list[str] = field(default_factory=list)
+    rewritten: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     reason: str = ""
     """What limited the last prompt that was too long."""
@@ -101,6 +103,11 @@ class Cuts:
         if said:
             why = f"; {self.reason}" if self.reason else ""
             self.limits.tell(f"of {rows} rows, {'; '.join(said)}{why}")
+        if self.rewritten:
+            self.limits.tell(
+                f"the chat template leaves out parts of earlier answers (thinking, say) in {len(self.rewritten)} of "
+                f"{rows} rows ({', '.join(self.rewritten[:3])})"
+            )
 
 
 def fit_row(row: Row, chat: ChatFormat, cuts: Cuts, *, train_on: TrainOn = "completion") -> Example | None:
@@ -120,6 +127,8 @@ def fit_row(row: Row, chat: ChatFormat, cuts: Cuts, *, train_on: TrainOn = "comp
             example = replace(chat.encode_example(shorter, train_on=train_on), row=row)
         example = replace(example, prompt_ids=last_tokens(example.prompt_ids, most, chat, row, cuts))
     room = min(limits.max_completion or limits.context, limits.context - len(example.prompt_ids))
+    if any(message.role == "assistant" for message in row.messages) and chat.rendering.rewritten(asked_in(row)):
+        cuts.rewritten.append(row.place)
     if all(len(ids) <= room for ids in example.completions):
         return example
     cuts.completions.append(row.place)
@@ -133,18 +142,18 @@ def fit_prompt(row: Row, chat: ChatFormat, cuts: Cuts, *, most: int, reason: str
     if not row.messages:
         text = chat.encode_example(row, add_end=False)
         return Prompt(text.tokens(0)[: min(opening_tokens, most)], row)
-    ids: Sequence[int] = chat.encode_prompt(row.messages, prefix=row.prefix, place=row.place)
+    ids: Sequence[int] = chat.encode_prompt(row.messages, tools=row.tools, prefix=row.prefix, place=row.place)
     if len(ids) > most:
         if not may_cut(row, len(ids), most, reason, cuts):
             return None
 
         def fits(cut: Row) -> bool:
-            return len(chat.encode_prompt(cut.messages, prefix=cut.prefix, place=cut.place)) <= most
+            return len(chat.encode_prompt(cut.messages, tools=cut.tools, prefix=cut.prefix, place=cut.place)) <= most
 
         shorter = without_oldest_turns(row, fits)
         if shorter is not row:
             cuts.turns.append(row.place)
-            ids = chat.encode_prompt(shorter.messages, prefix=row.prefix, place=row.place)
+            ids = chat.encode_prompt(shorter.messages, tools=row.tools, prefix=row.prefix, place=row.place)
         ids = last_tokens(ids, most, chat, row, cuts)
     return Prompt(ids, row)
 
@@ -198,7 +207,38 @@ def require_counted(examples: Sequence[Example]) -> None:
             )
 
 
+def require_end(examples: Sequence[Example], chat: ChatFormat, tell: Callable[[str], object] = str) -> None:
+    """Refuses data of which no answer's end is learned, because the policy would never stop.
+
+    Rows of next steps end no turn and are not counted; nor is an example without a row. Where the file itself says that
+    no answer ends, as samples of a policy may, `tell` is called with a line.
+
+    Raises:
+        DataError: answers end in the file, but in none the end is learned.
+    """
+    ends = {chat.end_token_id, int(chat.tokenizer.eos_token_id)}
+    cut = unfinished = 0
+    for example in examples:
+        row = example.row
+        if row is None or row.prefix is not None:
+            continue
+        for k, ids in enumerate(example.completions):
+            if ids[-1] in ends and (example.counted is None or example.counted[k][-1]):
+                return
+            finished = row.ended is None or row.ended[k]
+            cut, unfinished = cut + finished, unfinished + (not finished)
+    marked = f"{unfinished} are marked as unfinished (ended: false)"
+    if cut:
+        raise DataError(
+            f"no answer's end token is learned, so the policy would never stop: of {cut + unfinished} answers, {cut} "
+            f"are cut at the limit on their length{f' and {marked}' if unfinished else ''}",
+            remedy="no-end-learned",
+        )
+    if unfinished:
+        tell(f"warning: no answer's end token is learned: {marked}, which is all of them")
+
+
 def _prompt_ids(chat: ChatFormat, row: Row, train_on: TrainOn) -> Sequence[int]:
     if train_on == "completion":
-        return chat.encode_prompt(row.messages, prefix=row.prefix, place=row.place)
+        return chat.encode_prompt(row.messages, tools=row.tools, prefix=row.prefix, place=row.place)
     return chat.encode_example(row, train_on=train_on).prompt_ids

@@ -2,17 +2,28 @@
 
     transcript    {chosen, rejected}: hh-rlhf transcripts, or two lists of messages, that share their beginning
     pair          {prompt | query | question, chosen, rejected}, or instruction in place of prompt
+    stack_pair    {question, response_j, response_k}: stack-exchange-paired
+    openai_pair   {input: {messages}, preferred_output, non_preferred_output}
     votes         {prompt | query | question, "prediction 1", "prediction 2", .., preference}, or instruction
-    instruction   {instruction, output}, optional input, history; output is one text, or a list, best first
-    sharegpt      {conversations: [{from, value}]}; the same with chosen, rejected
-    messages      {messages: [{role, content}]}; the same with chosen, rejected
-    text          {text}, optional label 0 or 1; each paragraph of a .txt file
-    squad         {data: [{paragraphs: [{context, qas: [{question, answers}]}]}]}
-    prompt        {prompt | query | question}, optional completion or answer
+    annotated     {prompt | .., response1, response2, annotator1, ..}: PandaLM
+    scored        {prompt | .., completions: [{response, overall_score}]}: UltraFeedback, answers with votes; or
+                  {prompt | .., responses: [..], scores | ranks: [..]}, also a list of scores or ranks per annotator
+    label_studio  {data: {.., items: [{id, body}]}, annotations: [{result: [{type: ranker, ..}]}]}, or {.., items, rank:
+                  [{ranker}]}
+    argilla       {prompt | .., .., a question with responses that hold [{value, rank}]}, version 1 or 2
+    instruction   {instruction, output}, optional input, history; output is one text, a list, best first, or
+                  {chosen, rejected}
+    input_output  {input, output}, read the same way
+    conversation  {messages | conversations: [{role, content} | {from, value}]}; the same with chosen, rejected
+    turns         {data | dialogue | turns: [..]}: texts said in turn; utterances: [{speaker, text}]: Taskmaster
+    rated_turn    {context, generation, reward}: Taskmaster's rewards
+    text          {text}, optional label 0 or 1; each paragraph of a .txt file; {title, paragraphs}: poems
+    squad         {data: [{paragraphs: [{context, qas: [{question, answers}]}]}]}, or {context, question, answers}
+    prompt        {prompt | query | question}, optional completion, response, output, reply or answer
     math          {problem, solution | answer}: MATH
     word_problem  {Body, Question, Answer} or {question_concat, Answer} in any case: SVAMP; a prompt (or problem) with
                   golden, answer_number or a number as answer: CMATH, MGSM
-    choice        {prompt | query | question, options | choices, correct | answerKey | answer | label}: AQuA, MMLU, ARC
+    choice        {prompt | query | question, options | choices | A, B, ..., correct | answerKey | answer | label}
     tested_code   {text | prompt, code, test_list}: MBPP, also sanitized
     function      {prompt, canonical_solution, test, entry_point}: HumanEval
 
@@ -20,9 +31,11 @@
 answer stops mid-sentence, like a sample cut at its length limit: it gets no end token.
 
 A `system` text may accompany every prompt except a transcript's; `margin` (a number) and `tie` (true or false) may
-accompany two compared answers, and `label` one answer. A message is `{role, content}` or `{from, value}`; a function
-call is an assistant turn and its result a user turn, contents unchanged. Keys not named here become columns, and so do
-`label` and `answer`, which verifiers read.
+accompany two compared answers, `label` (or `kto_tag`) and a score one answer. A message is `{role, content}` or
+`{from, value}`, its content a text or a list of text parts; a function call is an assistant turn and its result a user
+turn, contents unchanged. Keys not named here become columns, and so do `label` and `answer`, which verifiers read. A
+column that belongs in the prompt, or that could be read instead, is an error (`unread.py`); a mapping of columns
+(`columns.py`) decides.
 
 Where a file gives the final answer alone, or ends its solutions in `#### 42` (GSM8K), the column `gold` holds it; code
 has the columns `tests` and `setup` (`data/tasks.py`).
@@ -38,19 +51,30 @@ each), and breaks 54 of its 384 ties.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from onebase.data import layouts, tasks
+from onebase.data import columns as mappings
+from onebase.data import dialogues, exports, layouts, ranked, tasks
+from onebase.data.containers import read_content
 from onebase.data.fields import Fields
-from onebase.data.files import check_file, file_id, json_lines, json_list, paragraphs, read_text, suffix_of
+from onebase.data.files import check_file, expand, file_id
 from onebase.data.json_text import listed
 from onebase.errors import DataError
 from onebase.records import Row
 from onebase.shown import shown
+
+
+class Original(NamedTuple):
+    """A row and the object it was read from."""
+
+    row: Row
+    values: Mapping[str, Any]
+    """As it stands in the file. A text of a .txt file is `{"text": ..}`, a question of a SQuAD file an object with its
+    prompt and columns: both are read back as the same row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,33 +91,71 @@ def _compares(row: Mapping[str, Any]) -> bool:
     return "chosen" in row or "rejected" in row
 
 
+def _has(*keys: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda row: all(key in row for key in keys)
+
+
 def _has_prompt(row: Mapping[str, Any]) -> bool:
     return "instruction" in row or layouts.prompt_key(row) is not None
 
 
+def _converses(row: Mapping[str, Any]) -> bool:
+    return "messages" in row or "conversations" in row or isinstance(row.get("conversation"), list)
+
+
+def _is_instruction(row: Mapping[str, Any]) -> bool:
+    return "instruction" in row and (layouts.answer_key(row) is not None or "output" in row)
+
+
+_PROMPT = "{prompt | query | question | instruction"
+
 # Tried in this order, so that a row gets the layout that uses most of its keys.
 _LAYOUTS = {
-    "conversation_pair": _Layout(
-        "{conversations | messages, chosen, rejected}",
-        lambda row: _compares(row) and ("conversations" in row or ("messages" in row and not _has_prompt(row))),
-        layouts.read_conversation_pair,
+    "label_studio": _Layout("{data, annotations}", exports.is_label_studio, exports.read_label_studio),
+    "argilla": _Layout(
+        "{prompt, .., responses or a question with ranks}",
+        lambda row: exports.rankings_of(row) is not None,
+        exports.read_argilla,
     ),
-    "sharegpt": _Layout("{conversations}", lambda row: "conversations" in row, layouts.read_sharegpt),
-    "messages": _Layout("{messages}", lambda row: "messages" in row and not _compares(row), layouts.read_messages),
-    "pair": _Layout(
-        "{prompt | query | question | instruction, chosen, rejected}",
-        lambda row: _compares(row) and _has_prompt(row),
+    "openai_pair": _Layout(
+        "{input: {messages}, preferred_output, non_preferred_output}",
+        _has("input", "preferred_output", "non_preferred_output"),
+        layouts.read_openai_pair,
+    ),
+    "conversation_pair": _Layout(
+        "{messages | conversations, chosen, rejected}",
+        lambda row: _compares(row) and ("conversations" in row or ("messages" in row and not _has_prompt(row))),
         layouts.read_pair,
     ),
-    "votes": _Layout(
-        '{prompt | query | question | instruction, "prediction 1", "prediction 2", .., preference}',
-        lambda row: _has_prompt(row) and "preference" in row and any(map(layouts.PREDICTION.fullmatch, row)),
-        layouts.read_votes,
+    "pair": _Layout(
+        _PROMPT + ", chosen, rejected}", lambda row: _compares(row) and _has_prompt(row), layouts.read_pair
     ),
-    "transcript": _Layout("{chosen, rejected}", _compares, layouts.read_transcripts),
-    "instruction": _Layout(
-        "{instruction, output}",
-        lambda row: "instruction" in row and "output" in row,
+    "stack_pair": _Layout(
+        "{question, response_j, response_k}", _has("question", "response_j", "response_k"), layouts.read_stack_pair
+    ),
+    "votes": _Layout(
+        _PROMPT + ', "prediction 1", "prediction 2", .., preference}',
+        lambda row: _has_prompt(row) and "preference" in row and any(map(ranked.PREDICTION.fullmatch, row)),
+        ranked.read_votes,
+    ),
+    "annotated": _Layout(
+        _PROMPT + ", response1, response2, annotator1, ..}",
+        lambda row: _has_prompt(row) and ranked.is_annotated(row),
+        ranked.read_annotated,
+    ),
+    "scored": _Layout(
+        _PROMPT + ", completions: [{response, overall_score}]} or {.., responses: [..], scores | ranks: [..]}",
+        lambda row: _has_prompt(row) and ranked.scored_list(row) is not None,
+        ranked.read_scored,
+    ),
+    "messages": _Layout(
+        "{messages | conversations}", lambda row: _converses(row) and not _compares(row), layouts.read_conversation
+    ),
+    "transcript": _Layout("{chosen, rejected}", _compares, dialogues.read_transcripts),
+    "instruction": _Layout("{instruction, output}", _is_instruction, layouts.read_instruction),
+    "input_output": _Layout(
+        "{input, output}",
+        lambda row: "input" in row and "output" in row and layouts.prompt_key(row) is None and "instruction" not in row,
         layouts.read_instruction,
     ),
     "tested_code": _Layout(
@@ -103,11 +165,16 @@ _LAYOUTS = {
     ),
     "function": _Layout(
         "{prompt, canonical_solution, test, entry_point}",
-        lambda row: all(key in row for key in ("prompt", "canonical_solution", "test", "entry_point")),
+        _has("prompt", "canonical_solution", "test", "entry_point"),
         tasks.read_function,
     ),
+    "rated_turn": _Layout(
+        "{context, generation, reward}", _has("context", "generation", "reward"), dialogues.read_rated_turn
+    ),
+    "utterances": _Layout("{utterances}", _has("utterances"), dialogues.read_utterances),
+    "squad": _Layout("{context, question, answers}", layouts.is_squad_row, layouts.read_squad_row),
     "choice": _Layout(
-        "{prompt | query | question, options | choices, correct | answerKey | answer | label}",
+        "{prompt | query | question, options | choices | A, B, .., correct | answerKey | answer | label}",
         tasks.is_choice,
         tasks.read_choice,
     ),
@@ -124,54 +191,115 @@ _LAYOUTS = {
     "prompt": _Layout(
         "{prompt | query | question}", lambda row: layouts.prompt_key(row) is not None, layouts.read_prompt
     ),
-    "text": _Layout("{text}", lambda row: "text" in row, layouts.read_text),
+    "poem": _Layout("{title, paragraphs}", _has("paragraphs"), layouts.read_poem),
+    "text": _Layout("{text}", _has("text"), layouts.read_text),
+    "turns": _Layout(
+        "{data | dialogue | turns}", lambda row: dialogues.turns_key(row) is not None, dialogues.read_turns
+    ),
 }
 
 
-def read_files(paths: Sequence[str | Path], *, limit: int | None = None) -> list[Row]:
+def read_files(
+    names: Sequence[str | Path], *, columns: Mapping[str, str] | None = None, limit: int | None = None
+) -> list[Row]:
     """The rows of several files, in order; each file may have its own layout. `limit` counts rows of all files.
+
+    Args:
+        names: files, folders, patterns or Hub datasets (`files.expand`).
+        columns: reads every row by this mapping (`columns.apply`) instead of by its own keys.
 
     Raises:
         DataError: a file is missing, even one beyond the limit, or is named twice.
     """
-    seen: dict[tuple[int, int], str | Path] = {}
-    for path in paths:
-        check_file(Path(path))
-        first = seen.setdefault(file_id(path), path)
-        if first is not path:
-            raise DataError(f"{shown(path)} and {shown(first)} are the same file", remedy="file-named-twice")
+    seen: dict[tuple[int, int], Path] = {}
+    for name in names:
+        check_file(name)
+        for path in expand(name):
+            first = seen.setdefault(file_id(path), path)
+            if first is not path:
+                raise DataError(f"{shown(path)} and {shown(first)} are the same file", remedy="file-named-twice")
     rows: list[Row] = []
-    for path in paths:
+    for path in seen.values():
         if limit is not None and len(rows) >= limit:
             break
-        rows += read_rows(path, limit=None if limit is None else limit - len(rows))
+        rows += read_rows(path, columns=columns, limit=None if limit is None else limit - len(rows))
     return rows
 
 
-def read_rows(path: str | Path, *, limit: int | None = None) -> list[Row]:
-    """The first `limit` rows of a file, or all of them. Raises DataError naming the file, the row and the key."""
+def read_rows(name: str | Path, *, columns: Mapping[str, str] | None = None, limit: int | None = None) -> list[Row]:
+    """The rows of `iter_rows` as a list."""
+    return list(iter_rows(name, columns=columns, limit=limit))
+
+
+def iter_rows(name: str | Path, *, columns: Mapping[str, str] | None = None, limit: int | None = None) -> Iterator[Row]:
+    """The first `limit` rows of a file (or of every file a name stands for), or all of them, one at a time.
+
+    JSON lines, CSV, Parquet, Arrow and text files are never held whole.
+
+    Args:
+        columns: reads every row by this mapping (`columns.apply`) instead of by its own keys.
+
+    Raises:
+        DataError: as it is reached, naming the file, the row and the key.
+        MissingExtraError: a file needs a package that is not installed.
+    """
     assert limit is None or limit >= 1, f"limit is {limit}, it counts rows from 1"
-    path = Path(path)
-    text = read_text(path)
-    suffix = suffix_of(path)
-    if suffix == ".txt":
-        parts = enumerate(paragraphs(text)[:limit], start=1)
-        return [Row(messages=(), answers=(part,), place=f"{path}:{number}") for number, part in parts]
-    found = json_lines(path, text, limit) if suffix == ".jsonl" else json_list(path, text)
-    if isinstance(found, dict):
-        return list(islice(layouts.squad_rows(found, path), limit))
-    name = detect(found[0][1], place=f"{path}:{found[0][0]}")
-    layout = _LAYOUTS[name]
-    rows = []
-    for number, values in found[:limit]:
-        fields = Fields(values, f"{path}:{number}")
-        if _layout_of(values) != name:
+    return islice((original.row for original in iter_originals(name, columns=columns)), limit)
+
+
+def iter_originals(name: str | Path, *, columns: Mapping[str, str] | None = None) -> Iterator[Original]:
+    """The rows of `iter_rows`, each with the object it was read from; arguments and errors as there."""
+    check_file(name)
+    return (original for path in expand(name) for original in _rows_of(path, columns))
+
+
+def _rows_of(path: Path, columns: Mapping[str, str] | None) -> Iterator[Original]:
+    content = read_content(path)
+    if content.squad is not None:
+        for row in layouts.squad_rows(content.squad, path):
+            row = replace(row, notes=(*content.notes, *row.notes), layout="squad")
+            yield Original(row, {"prompt": row.messages[-1].content, **row.columns})
+        return
+    reader = RowReader(columns, typed=content.typed, notes=content.notes)
+    for number, values in content.rows:
+        yield Original(reader.read(values, f"{path}:{number}"), values)
+
+
+class RowReader:
+    """Reads the objects of one file, all in the layout of the first.
+
+    Args:
+        columns: reads every row by this mapping (`columns.apply`) instead of by its own keys.
+        typed: False where every value is a text (CSV).
+        notes: what every row notes.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, str] | None = None, *, typed: bool = True, notes: Sequence[str] = ()
+    ) -> None:
+        self._columns, self._typed, self._name = columns, typed, ""
+        self._notes = notes  # some are found as rows are read
+        self._known: dict[Any, str | None] = {}
+
+    def read(self, values: Mapping[str, Any], place: str) -> Row:
+        """One row. Raises DataError naming `place` and the key."""
+        mapped = None if self._columns is None else mappings.apply(self._columns, values, place)
+        read = values if mapped is None else mapped.values
+        self._name = self._name or detect(read, place=place)
+        if _layout_again(read, self._known) != self._name:
             raise DataError(
-                f"{fields.place}: the keys {listed(values)} do not match the layout of the file's first row, "
-                f"{layout.keys}; complete this row, or move rows of another layout to their own file"
+                f"{place}: the keys {listed(read)} do not match the layout of the file's first row, "
+                f"{_LAYOUTS[self._name].keys}; complete this row, or move rows of another layout to their own file"
             )
-        rows.append(layout.read(fields))
-    return rows
+        fields = Fields(read, place, typed=self._typed, mapped=mapped is not None)
+        fields.notes += self._notes
+        row = replace(_LAYOUTS[self._name].read(fields), layout=self._name)
+        return row if mapped is None else replace(row, columns={**mapped.columns, **row.columns})
+
+
+def read_record(values: Mapping[str, Any], *, place: str) -> Row:
+    """One row from an object in memory, by its own keys. Raises DataError naming `place` and the key."""
+    return RowReader().read(values, place)
 
 
 def detect(first_row: Mapping[str, Any], *, place: str = "the first row") -> str:
@@ -179,9 +307,24 @@ def detect(first_row: Mapping[str, Any], *, place: str = "the first row") -> str
     name = _layout_of(first_row)
     if name is None:
         known = "; ".join(layout.keys for layout in _LAYOUTS.values())
-        raise DataError(f"{place}: no known layout has the keys {listed(first_row)}; rename them to one of: {known}")
+        raise DataError(
+            f"{place}: no known layout has the keys {listed(first_row)}; the layouts are: {known}",
+            remedy="unknown-layout",
+            mapping=mappings.suggested(first_row),
+        )
     return name
 
 
 def _layout_of(row: Mapping[str, Any]) -> str | None:
     return next((name for name, layout in _LAYOUTS.items() if layout.fits(row)), None)
+
+
+def _layout_again(row: Mapping[str, Any], known: dict[Any, str | None]) -> str | None:
+    """`_layout_of`, which a row without lists and objects shares with all rows of the same keys and types."""
+    kinds = tuple(map(type, row.values()))
+    if list in kinds or dict in kinds:
+        return _layout_of(row)
+    shape = (tuple(row), kinds)
+    if shape not in known:
+        known[shape] = _layout_of(row)
+    return known[shape]

@@ -14,6 +14,7 @@ from onebase.shown import shown
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 """An escape that may be half of a surrogate pair."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ROW = re.compile(r":\d+\Z")
 _BLANKS = re.compile(r"[ \t\n\r,]*")
 
 
@@ -33,9 +34,10 @@ def parse(text: str, place: str) -> Any:
     except json.JSONDecodeError as error:
         # For a line of a .jsonl file, `place` already has the line number.
         where = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
+        row = "" if _ROW.search(place) else _row_of(text)
         lines = error.msg == "Extra data"
         hint = "one object per line belongs in a file named .jsonl" if lines else "correct the file there"
-        raise DataError(f"{place}: invalid JSON at {where}: {error.msg}; {hint}") from None
+        raise DataError(f"{place}{row}: invalid JSON at {where}: {error.msg}; {hint}") from None
     except _Refused as error:
         raise DataError(f"{place}{_row_of(text)}: {error}") from None
     except RecursionError:
@@ -107,22 +109,39 @@ def _check_surrogates(value: Any, key: str) -> None:
             _check_surrogates(inner, f"{key}[{index}]")
 
 
+def row_reached(text: str) -> int:
+    """The number of the entry in which the beginning of a list breaks off; 0 if the text does not begin a list."""
+    if not text.lstrip().startswith("["):
+        return 0
+    number = 0
+    try:
+        for number, _ in enumerate(_entries(text), start=1):  # noqa: B007
+            pass
+    except (json.JSONDecodeError, IndexError):
+        pass
+    return number + 1
+
+
 def _row_of(text: str) -> str:
     """`:3` if the third entry of a list is the refused one; empty if the text is not a list."""
     if not text.lstrip().startswith("["):
         return ""
-    for number, entry in enumerate(_entries(text), start=1):
-        try:
-            json.loads(
-                entry,
-                object_pairs_hook=_object,
-                parse_constant=_constant,
-                parse_float=_number,
-                parse_int=_whole_number,
-            )
-            _check_surrogates(json.loads(entry), "")
-        except (_Refused, RecursionError):
-            return f":{number}"
+    number = 0
+    try:
+        for number, entry in enumerate(_entries(text), start=1):
+            try:
+                json.loads(
+                    entry,
+                    object_pairs_hook=_object,
+                    parse_constant=_constant,
+                    parse_float=_number,
+                    parse_int=_whole_number,
+                )
+                _check_surrogates(json.loads(entry), "")
+            except (_Refused, RecursionError):
+                return f":{number}"
+    except (json.JSONDecodeError, IndexError):
+        return f":{number + 1}"
     return ""
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
-from onebase.data.files import check_file, file_id
+from onebase.data.files import check_file, expand, file_id
+from onebase.data.unread import columns_beside
 from onebase.errors import DataError
 from onebase.records import Row
 from onebase.shown import shown
 
+_LEFT_OUT = " is left out"
+"""How notes on a part of a row that is not read end."""
+
 
 def check_split(train: Sequence[str], held_out: Sequence[str]) -> None:
     """Raises DataError if a file is on both sides, so that nothing would be held out."""
-    for path in (*train, *held_out):
-        check_file(path)
-    known = {file_id(path): path for path in train}
-    for path in held_out:
+    for name in (*train, *held_out):
+        check_file(name)
+    known = {file_id(path): path for name in train for path in expand(name)}
+    for path in (path for name in held_out for path in expand(name)):
         if (same := known.get(file_id(path))) is not None:
             raise DataError(
                 f"{shown(path)} is evaluation data, and training data as {shown(same)}: what was trained on says "
@@ -30,11 +35,16 @@ def remarks(train: Sequence[Row], held_out: Sequence[Row]) -> list[str]:
     Raises:
         DataError: the held-out rows are the training rows.
     """
-    lines = [f"{shown(note)}: {_places(rows)}" for note, rows in _by_note([*train, *held_out]).items()]
+    lines = [
+        f"{shown(note)}: {_places(rows)}"
+        for note, rows in _by_note([*train, *held_out]).items()
+        if not note.endswith(_LEFT_OUT)
+    ]
     orders = {"two assistant turns in a row": _answers_itself, "a system turn after others": _told_late}
     for what, is_so in orders.items():
         if found := [row for row in (*train, *held_out) if is_so(row)]:
             lines.append(f"{what}: {_places(found)}")
+    lines += _beside([*train, *held_out])
     lines += _mixed([*train, *held_out])
     seen: dict[Hashable, Row] = {}
     copies = [row for row in train if seen.setdefault(_key(row), row) is not row and row.messages]
@@ -63,6 +73,27 @@ def _answers_itself(row: Row) -> bool:
 def _told_late(row: Row) -> bool:
     roles = [message.role for message in row.messages]
     return any(role != "system" and after == "system" for role, after in zip(roles, roles[1:], strict=False))
+
+
+def _beside(rows: Sequence[Row]) -> list[str]:
+    """Lines for each file: which parts of its rows are left out, and which columns no model reads."""
+    gone: dict[str, Counter[str]] = {}
+    columns: dict[str, Counter[str]] = {}
+    for row in rows:
+        name = row.place.rpartition(":")[0]
+        if found := [note.removesuffix(_LEFT_OUT) for note in row.notes if note.endswith(_LEFT_OUT)]:
+            gone.setdefault(name, Counter()).update(found)
+        if found := columns_beside(row):
+            columns.setdefault(name, Counter()).update(found)
+    return [
+        f"{name}: {what}: "
+        + ", ".join(f"{shown(key, 60)} ({count} row{'s' * (count > 1)})" for key, count in keys.items())
+        for what, files in (
+            ("left out", gone),
+            ("in no prompt and no answer, columns for reward functions only", columns),
+        )
+        for name, keys in files.items()
+    ]
 
 
 def _mixed(rows: Sequence[Row]) -> list[str]:
@@ -94,7 +125,7 @@ def _by_note(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _key(row: Row) -> Hashable:
-    return row.messages, row.prefix, row.answers, row.grades
+    return row.messages, row.tools, row.prefix, row.answers, row.calls, row.grades
 
 
 def _places(rows: Sequence[Row]) -> str:

@@ -58,7 +58,7 @@ def drop_unusable(
     kept: list[Row] = []
     dropped: dict[str, list[str]] = {}
     for row in rows:
-        reason = unusable_prompt(row) or (_unusable_answers(row) if answers or not row.messages else None)
+        reason = unusable(row, answers=answers)
         if reason is None:
             kept.append(row)
         else:
@@ -73,6 +73,11 @@ def drop_unusable(
     return kept, dropped
 
 
+def unusable(row: Row, *, answers: bool = True) -> str | None:
+    """Why nothing can be learned from a row; None if something can."""
+    return unusable_prompt(row) or (_unusable_answers(row) if answers or not row.messages else None)
+
+
 def unusable_prompt(row: Row) -> str | None:
     """What is wrong with a row's prompt; None if nothing is."""
     if row.messages and not any(message.content.strip() for message in row.messages):
@@ -81,13 +86,16 @@ def unusable_prompt(row: Row) -> str | None:
 
 
 def _unusable_answers(row: Row) -> str | None:
-    if not all(answer.strip() for answer in row.answers):
+    answers = [row.answer(k).text.strip() for k in range(len(row.answers))]
+    if not all(answers):
         return "empty answer"
-    if len(row.answers) > 1 and len({answer.strip() for answer in row.answers}) == 1:
+    if len(answers) > 1 and len(set(answers)) == 1:
         return "equal answers"
     return None
 
 
 def _prompt_key(row: Row, seed: int) -> str:
-    turns = [(message.role, message.content) for message in row.messages]
+    turns: list[object] = [(message.role, message.text) for message in row.messages]
+    if turns and row.tools:
+        turns.append(row.tools)
     return hashlib.sha256(f"{seed}\n{json.dumps(turns or row.answers)}".encode()).hexdigest()

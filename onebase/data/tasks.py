@@ -21,7 +21,9 @@ _BOXED = re.compile(r"\\(?:boxed|fbox)(?=[\s{])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 """A brace, or an escaped character, which may be one."""
 _BARE_KEYS = ("golden", "answer_number")
-_CHOSEN_KEYS = ("correct", "answerKey", "answer", "label")
+_CHOSEN_KEYS = ("correct", "answerKey", "answer_idx", "answer", "label")
+_OPTION = re.compile(r"(?:options?|choices?|opt?)?[ _-]?([A-H]|(?<=.)[a-h1-8])")
+"""A key that holds one option: `A`, `option_b`, `opa`, `choice 1`."""
 _LETTERED = re.compile(r"\A\s*\(?([A-Z])[).:]\s*(.*?)\s*\Z", re.DOTALL)
 """An option behind its letter."""
 
@@ -83,8 +85,18 @@ def read_word_problem(fields: Fields) -> Row:
 
 def is_choice(row: Mapping[str, Any]) -> bool:
     """Whether a row has a question, its options and the right one, and no answer written out."""
-    options = "options" in row or "choices" in row
+    options = "options" in row or "choices" in row or bool(option_keys(row))
     return options and prompt_key(row) is not None and "completion" not in row and any(k in row for k in _CHOSEN_KEYS)
+
+
+def option_keys(row: Mapping[str, Any]) -> dict[str, str]:
+    """The keys that hold an option each, by their letter or number, if these count on from A, a or 1."""
+    found = {match[1]: key for key in row if (match := _OPTION.fullmatch(key))}
+    for first in "Aa1":
+        names = [name for n in range(8) if (name := chr(ord(first) + n)) in found]
+        if len(names) > 1 and names[0] == first and ord(names[-1]) - ord(first) == len(names) - 1:
+            return {name: found[name] for name in names}
+    return {}
 
 
 def read_choice(fields: Fields) -> Row:
@@ -109,14 +121,18 @@ def _lists(question: str, lines: list[str]) -> bool:
 
 def _options(fields: Fields) -> tuple[list[str], list[str]]:
     """The options' own labels, if they have any, and their texts: from a list, `{label, text}` or `{A: .., B: ..}`."""
-    key = "options" if "options" in fields.values else "choices"
-    value = fields.values[key]
+    key = next((key for key in ("options", "choices") if key in fields.values), "")
+    if not key:
+        keys = option_keys(fields.values)
+        given = [fields.checked(name, fields.values[name]) for name in keys.values()]
+        return list(keys), given
+    value = fields.untaken(key)
     labels: Any = []
     if isinstance(value, dict):
         labels, value = (value.get("label", []), value["text"]) if "text" in value else (list(value), [*value.values()])
     needed = f"2 to {len(ascii_uppercase)} texts, one per option"
     if not isinstance(value, list) or not 2 <= len(value) <= len(ascii_uppercase):
-        raise fields.wrong(key, fields.values[key], needed)
+        raise fields.wrong(key, value, needed)
     texts = [fields.checked(key, text, needed) for text in value]
     if not isinstance(labels, list) or len(labels) not in (0, len(texts)):
         raise fields.wrong(f"{key}.label", labels, f"a list of {len(texts)} labels, one per option")
@@ -126,7 +142,9 @@ def _options(fields: Fields) -> tuple[list[str], list[str]]:
 def _chosen(fields: Fields, labels: list[str], texts: list[str]) -> int:
     """Which option is right: named by its label, its place from 0, or its text."""
     key = next(key for key in _CHOSEN_KEYS if key in fields.values)
-    value, letters = fields.values[key], list(ascii_uppercase[: len(texts)])
+    value, letters = fields.untaken(key), list(ascii_uppercase[: len(texts)])
+    if type(value) is int and str(value) in labels:
+        value = str(value)
     if isinstance(value, str):
         if (label := value.strip(" ().:")) in labels:
             if labels != letters:

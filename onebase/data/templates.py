@@ -1,7 +1,8 @@
-"""Chat templates in Jinja: built in, from a tokenizer or from a file."""
+"""Chat templates in Jinja: shipped ones by name, from a tokenizer or from a file."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,7 @@ from jinja2 import Environment
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from onebase.data.bounds import bounded
+from onebase.data.tools import for_template
 from onebase.errors import DataError, ModelError
 from onebase.records import Message
 from onebase.shown import shown
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 LONGEST_ADDED = 1_000_000
 """Characters a template may write in addition to the conversation's own."""
+
+_FOLDER = Path(__file__).with_name("chat_templates")
+_SHIPPED = ("llama-3", "phi-3", "mistral", "gemma", "qwen", "zephyr", "alpaca", "vicuna")
 
 BUILT_IN_TEMPLATES = {
     # Contents joined by newlines, assistant turns appended without one: for story openings and base models.
@@ -42,7 +47,9 @@ BUILT_IN_TEMPLATES = {
         "{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
     ),
+    **{name: (_FOLDER / f"{name}.jinja").read_text(encoding="utf-8") for name in _SHIPPED},
 }
+"""Jinja text by name. A role keeps a hash of its template, so these texts stay: a better one gets a name of its own."""
 
 
 def built_in(name: str, *, with_bos: bool) -> str:
@@ -77,37 +84,48 @@ def render(
     place: str,
     called: str,
     *,
+    tools: Sequence[str] = (),
     generation: bool,
 ) -> str:
     """The conversation as the template writes it; with `generation`, up to where the answer begins.
+
+    Nothing here tells whether the template wrote all of it.
 
     Raises:
         DataError: the template refuses the conversation; the message starts with `place`.
         ModelError: the template fails, takes too long, or writes far more than the conversation; the message names it
             as `called`.
     """
-    turns = [{"role": message.role, "content": message.content} for message in messages]
+    turns = [for_template(message) for message in messages]
+    defined = [json.loads(tool) for tool in tools]
     at = f"{place}: " if place else ""
     roles = ", ".join(message.role for message in messages)
     try:
         with bounded():
             text = tokenizer.apply_chat_template(
-                turns, chat_template=template, tokenize=False, add_generation_prompt=generation
+                turns,
+                tools=defined or None,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=generation,
             )
     except TemplateSyntaxError as error:
         raise ModelError(
             f"{called} is not valid Jinja at line {error.lineno}: {shown(error.message, 200)}", remedy="template"
         ) from None
     except TemplateError as error:
+        of_tools = bool(tools) or any(message.role == "tool" or message.tool_calls for message in messages)
         raise DataError(
-            f"{at}{called} refuses the turns {roles}: {shown(error, 200)}", remedy="template-refuses-row"
+            f"{at}{called} refuses the turns {roles}: {shown(error, 200)}",
+            remedy="template-without-tools" if of_tools else "template-refuses-row",
         ) from None
     except Exception as error:
         reason = f"{type(error).__name__}: {shown(error, 200)}" if str(error) else type(error).__name__
         raise ModelError(
             f"{at}{called} fails on the turns {roles}{_line_of(error)}: {reason}", remedy="template"
         ) from None
-    if not isinstance(text, str) or len(text) > LONGEST_ADDED + 10 * sum(len(message.content) for message in messages):
+    given = sum(len(message.text) for message in messages) + sum(map(len, tools))
+    if not isinstance(text, str) or len(text) > LONGEST_ADDED + 10 * given:
         raise ModelError(f"{at}{called} writes {len(text):,} characters around the turns {roles}", remedy="template")
     return text
 

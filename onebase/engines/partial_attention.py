@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 SCORES_AT_ONCE = 1 << 23
 """Attention scores held at once where they are held at all: 32 MiB in float32, and as much again for their softmax."""
@@ -25,6 +26,7 @@ def attend(
     """What the queries read, `[B, heads, n, d]`, and the logs of their softmaxes' sums, `[B, heads, n]` in float32.
 
     On a CPU this is the kernel of `scaled_dot_product_attention`, which computes the sums but does not return them.
+    Elsewhere the sums are NaN: nothing is read in parts there.
 
     Args:
         key, value: `[B, heads, m, d]`.
@@ -37,17 +39,8 @@ def attend(
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, attn_mask=mask, scale=scaling
         )
-    if causal:
-        mask = later_keys(query.shape[2], query.device)
-    outs: list[Tensor] = []
-    sums: list[Tensor] = []
-    at_once = heads_at_once(len(query), query.shape[2], key.shape[2])
-    for q, k, v in zip(*(tensor.split(at_once, dim=1) for tensor in (query, key, value)), strict=True):
-        scores = (q.float() * scaling) @ k.float().transpose(-1, -2)
-        scores = scores if mask is None else scores.add_(mask)
-        sums.append(scores.logsumexp(-1))
-        outs.append(scores.softmax(-1).to(v.dtype) @ v)
-    return torch.cat(outs, dim=1), torch.cat(sums, dim=1)
+    read = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scaling)
+    return read, torch.full(query.shape[:-1], torch.nan, device=query.device)
 
 
 def join(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -103,11 +103,12 @@ def group_trees(batch: TreeBatch, dtype: torch.dtype) -> TreeGroups:
     Args:
         dtype: the masks' number format.
     """
-    branch, start = batch.branch.cpu(), 0
+    branch, start = batch.branch, 0
+    in_parts = branch.device.type == "cpu"  # a GPU has FlexAttention, and would wait for the lengths of the parts
     segments: list[_Span] = []
     crossing: list[tuple[_Span, _Span]] = []
     for length, branches in zip(batch.tree_lengths, batch.branches, strict=True):
-        parts = [] if branches == 1 else _parts_of(branch[start : start + length])
+        parts = _parts_of(branch[start : start + length]) if in_parts and branches > 1 else []
         if parts and _scores(parts) + COST_OF_PARTS * length < usual_size(length) ** 2:
             segments += [_Span(start + part.start, part.length, whole=False) for part in parts]
             prompt = parts[0].length

@@ -23,6 +23,9 @@ from typing import Any
 from onebase.config.rollouts import BestOfConfig
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import best_answer, encode_prompts
+from onebase.data.tools import for_file
+from onebase.data.unread import DECIDING
+from onebase.data.view import first_lines
 from onebase.errors import DataError
 from onebase.files import write_atomically
 from onebase.models.role_files import load_role
@@ -239,7 +242,8 @@ def pairs_with_data(prompt: Prompt, asked: Mapping[str, Any], answers: Sequence[
         for text in dict.fromkeys(answer.text for answer in answers)
         if text.strip() and text.strip() != chosen.text.strip()
     ]
-    return [{**columns_of(prompt), **paired(asked, chosen, answer)} for answer in differing]
+    calls = {"chosen": for_file(best.answer(0))} if best.calls and best.calls[0] else {}
+    return [{**columns_of(prompt), **paired(asked, chosen, answer), **calls} for answer in differing]
 
 
 def paired(asked: Mapping[str, Any], chosen: Answer, rejected: Answer) -> dict[str, Any]:
@@ -270,9 +274,9 @@ def own_answer(chat: ChatFormat, prompt: Prompt, sample: Sample, stops: Collecti
         return Answer(text, ended)
     text = (row.prefix or "") + text
     whole = slice(None, -1 if ended else None)  # without the end token: the text does not say which of several it was
-    sampled = [*chat.encode_prompt(row.messages, prefix=row.prefix), *sample.ids][whole]
+    sampled = [*chat.encode_prompt(row.messages, tools=row.tools, prefix=row.prefix), *sample.ids][whole]
     for wording in dict.fromkeys((text.strip(), text.removeprefix(" "), text, text.rstrip(), text.lstrip())):
-        again = replace(row, answers=(wording,), grades=None, prefix=None, ended=(ended,))
+        again = replace(row, answers=(wording,), grades=None, prefix=None, ended=(ended,), calls=None)
         if wording.strip() and chat.encode_example(again).tokens(0)[whole] == sampled:
             return Answer(wording, ended)
     return Answer(text.strip(), ended)
@@ -283,13 +287,18 @@ def asked_of(chat: ChatFormat, prompt: Prompt) -> dict[str, Any]:
     row = prompt.row
     if row is None or not row.messages:
         return {"prompt": chat.decode(prompt.ids)}
-    if len(row.messages) == 1 and row.messages[0].role == "user":
+    if len(row.messages) == 1 and row.messages[0].role == "user" and not row.tools:
         return {"prompt": row.messages[0].content}
-    return {"prompt": [{"role": message.role, "content": message.content} for message in row.messages]}
+    asked: dict[str, Any] = {"prompt": [for_file(message) for message in row.messages]}
+    if row.tools:
+        asked["tools"] = [json.loads(tool) for tool in row.tools]
+    return asked
 
 
 def columns_of(prompt: Prompt) -> Mapping[str, Any]:
-    return {} if prompt.row is None else prompt.row.columns
+    """The row's columns, but for those by whose names the row that is written would be read another way."""
+    columns = {} if prompt.row is None else prompt.row.columns
+    return {key: value for key, value in columns.items() if key not in DECIDING}
 
 
 def is_text(prompt: Prompt) -> bool:
@@ -332,13 +341,15 @@ def encode(config: BestOfConfig, chat: ChatFormat, context: int, rows: Sequence[
 def plan(config: BestOfConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
     base = planned_base(config)
-    prompts = encode(config, open_chat(base.tokenizer, config.model), base.context)
+    chat = open_chat(base.tokenizer, config.model)
+    prompts = encode(config, chat, base.context)
     open_rules(config.reward).check(prompt.row for prompt in prompts)
     return "\n".join(
         [
             *base.lines,
             f"samples     {len(prompts)} prompts x {config.generation.samples_per_prompt} answers of at most "
             f"{config.generation.max_new_tokens} tokens",
+            *first_lines(prompts[0], chat),
             f"writes      {config.output_dir}/best.jsonl and {config.output_dir}/pairs.jsonl",
         ]
     )

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from onebase.config.losses import LOSSES
 from onebase.config.preferences import DPOConfig
-from onebase.data.batches import minibatch_indices
+from onebase.data.streaming import Minibatches, Streamed
 from onebase.engines.budget import TokenBudget
 from onebase.engines.forward import token_logprobs
 from onebase.engines.passes import num_counted, per_completion
@@ -37,6 +37,7 @@ from onebase.models.role_files import save_role
 from onebase.objectives.masked import completion_sum
 from onebase.objectives.preference import implicit_rewards, mean_logprobs
 from onebase.objectives.unpaired import kto_kl, kto_loss
+from onebase.recipes.setup.data import order_of, read_record
 from onebase.recipes.setup.dpo import add_policy_and_reference, loss_weights, plan, read_examples
 from onebase.recipes.setup.reference_cache import computed_once
 from onebase.recipes.setup.shared import (
@@ -58,6 +59,7 @@ from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.loop import Loop
+from onebase.training.plan import amount
 from onebase.training.update import ParameterGroup, Update
 from onebase.transfer import to_device
 
@@ -87,7 +89,8 @@ def run(config: DPOConfig) -> dict[str, Any]:
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context_length)
     add_policy_and_reference(base, config)
-    total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    order = order_of(config.data, train, config.seed)
+    total = num_steps(config.max_steps, config.optimizer, order.size, config.batch.minibatch)
     warn_of_warmup(config.optimizer, total)
     budget = token_budget(
         base, config.batch, role="policy", longest=largest_example(base, train, held_out), before=run.token_budget
@@ -102,16 +105,9 @@ def run(config: DPOConfig) -> dict[str, Any]:
         repro_folder=run.folder / "refused",
     )
     weights = loss_weights(config)
-    cached = None
-    if needs_reference(weights) and config.preference.reference == "cached":
-        cached = computed_once(
-            base,
-            train,
-            lambda: completion_logprobs(base, train, role="reference", budget=budget),
-            folder=run.folder,
-        )
+    cached = cached_reference(base, train, config, budget, run.folder)
     say(
-        f"dpo: {' + '.join(f'{w:g} {name}' for name, w in weights.items())}; {len(train)} rows, {len(held_out)} held "
+        f"dpo: {' + '.join(f'{w:g} {name}' for name, w in weights.items())}; {amount(train)}, {len(held_out)} held "
         f"out, {total} steps, layout {base.layout}"
     )
 
@@ -120,27 +116,29 @@ def run(config: DPOConfig) -> dict[str, Any]:
 
     beta = beta_of(config, "sigmoid")
     answers_before = answers(base, chat, held_out, role="policy")
-    with Loop(
-        run,
-        "dpo",
-        total,
-        save=save,
-        weights=TrainedWeights(base, "policy"),
-        update=update,
-        inputs=inputs_of(base, train, held_out),
-        best=best_by("eval/accuracy", config.evaluation),
-    ) as loop:
+    with (
+        Loop(
+            run,
+            "dpo",
+            total,
+            save=save,
+            weights=TrainedWeights(base, "policy"),
+            update=update,
+            inputs=inputs_of(base, train, held_out),
+            best=best_by("eval/accuracy", config.evaluation),
+        ) as loop,
+        Minibatches(train, order, config.batch.minibatch, total=total) as minibatches,
+    ):
         for step in loop:
-            chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
-            examples = [train[i] for i in chosen]
-            references = [cached[i] for i in chosen] if cached is not None else None
+            examples = minibatches.examples(step)
+            references = [cached[i] for i in minibatches.indices(step)] if cached is not None else None
             if "kto" in weights:
                 metrics = kto_step(base, examples, references, update, config)
             else:
                 metrics = preference_step(base, examples, references, update, config, visit=step)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
                 metrics["eval/accuracy"] = evaluate(base, held_out, update.budget, beta=beta)["accuracy"]
-            loop.end_step(metrics, shown=["loss", "rewards/accuracies", "rewards/margins"])
+            loop.end_step(metrics | minibatches.speed(), shown=["loss", "rewards/accuracies", "rewards/margins"])
         loop.end_steps()
         after = evaluate(base, held_out, update.budget, beta=beta)
         loop.keep_best({"eval/accuracy": after["accuracy"]})
@@ -151,7 +149,7 @@ def run(config: DPOConfig) -> dict[str, Any]:
         "loss": weights,
         "steps": total,
         **{f"eval_{k}": v for k, v in after.items()},
-        "data": {"train": len(train), "held_out": len(held_out)},
+        "data": read_record(order, train, held_out, total, config.batch.minibatch),
         "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
     loop.finish(summary)
@@ -159,6 +157,19 @@ def run(config: DPOConfig) -> dict[str, Any]:
     held = f"held-out implicit reward accuracy {after['accuracy']:.3f} {after['accuracy_interval']}; "
     say(f"dpo: {held if held_out else ''}saved {run.folder / 'policy'}")
     return summary
+
+
+def cached_reference(
+    base: OneBase, train: Sequence[Example], config: DPOConfig, budget: TokenBudget, folder: Path
+) -> list[Tensor] | None:
+    """The reference's log-probs of every row, one tensor `[K]` each; None if they are computed in every step, or if no
+    loss reads them."""
+    live = config.preference.reference == "live" or isinstance(train, Streamed)
+    if live or not needs_reference(loss_weights(config)):
+        return None
+    return computed_once(
+        base, train, lambda: completion_logprobs(base, train, role="reference", budget=budget), folder=folder
+    )
 
 
 def warn_of_falling(folder: Path, num_steps: int) -> None:

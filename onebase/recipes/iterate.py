@@ -23,6 +23,7 @@ from onebase.config.language import SFTConfig
 from onebase.config.preferences import DPOConfig
 from onebase.config.rollouts import BestOfConfig, IterateConfig
 from onebase.data.batches import minibatch_indices
+from onebase.data.view import first_lines
 from onebase.errors import DataError
 from onebase.files import atomic_folder
 from onebase.recipes import best_of, dpo, sft
@@ -150,7 +151,8 @@ def plan(config: IterateConfig) -> str:
     rows = read_prompts(config.data, answers=config.chosen == "data")
     open_rules(config.reward).check(rows)
     sampling = BestOfConfig.model_validate(_sampling_options(config))
-    best_of.encode(sampling, open_chat(base.tokenizer, config.model), base.context, rows)
+    chat = open_chat(base.tokenizer, config.model)
+    prompts = best_of.encode(sampling, chat, base.context, rows)
     size, count = min(config.prompts_per_round, len(rows)), config.generation.samples_per_prompt
     how = "sft on the best" if config.learn == "sft" else f"dpo ({config.loss}), reference {config.reference}"
     return "\n".join(
@@ -158,6 +160,7 @@ def plan(config: IterateConfig) -> str:
             *base.lines,
             f"rounds      {config.rounds} of {size} prompts (of {len(rows)}) x {count} answers of at most "
             f"{config.generation.max_new_tokens} tokens, then {how}",
+            *first_lines(prompts[0], chat),
             f"saves       {config.output_dir}/round-<n>/ and {config.output_dir}/policy",
         ]
     )

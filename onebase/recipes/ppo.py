@@ -49,6 +49,7 @@ from onebase.objectives.masked import (
     whiten,
 )
 from onebase.objectives.policy import clipped_policy_loss, clipped_value_loss, policy_statistics, value_clipped
+from onebase.recipes.setup.data import read_record
 from onebase.recipes.setup.ppo import Setup, State, plan, set_up
 from onebase.recipes.setup.rollouts import num_rollouts, rollout_sampling
 from onebase.recipes.setup.shared import best_by, open_run
@@ -90,7 +91,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
     """Trains and saves `policy/` and `critic/`; returns the summary, and the held-out results before and after."""
     run = open_run(config)
     setup, state, update = set_up(config, run)
-    base, total = setup.base, num_rollouts(config.max_steps, len(setup.prompts), config.ppo.rollout_prompts)
+    base, total = setup.base, num_rollouts(config.max_steps, setup.order.size, config.ppo.rollout_prompts)
     say(
         f"ppo: {len(setup.prompts)} prompts, {len(setup.held_out)} held out, {total} rollouts of "
         f"{config.ppo.rollout_prompts} x {config.generation.samples_per_prompt} completions, layout {base.layout}, "
@@ -156,7 +157,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         "kl": after.row()["kl"].mean,
         "kl_budget": config.ppo.kl_budget,
         "ended": after.ended,
-        "data": {"train": len(setup.prompts), "held_out": len(setup.held_out)},
+        "data": read_record(setup.order, setup.prompts, setup.held_out, loop.done, config.ppo.rollout_prompts),
         "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
     loop.finish(summary)
@@ -167,9 +168,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
 def train_rollout(setup: Setup, state: State, update: Update, index: int) -> dict[str, float]:
     """One rollout and the updates on it; returns the metrics."""
     config, base = setup.config, setup.base
-    chosen = minibatch_indices(
-        index, num_examples=len(setup.prompts), size=config.ppo.rollout_prompts, seed=config.seed
-    )
+    chosen = setup.order.minibatch(index, config.ppo.rollout_prompts)
     count = config.generation.samples_per_prompt
     rollout = collect(
         base,

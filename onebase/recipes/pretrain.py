@@ -17,8 +17,10 @@ import torch
 
 from onebase.config.files import dump_config
 from onebase.config.language import PretrainConfig
-from onebase.data.batches import minibatch_indices
-from onebase.data.chat import chat_format
+from onebase.data.chat import ChatFormat, chat_format
+from onebase.data.mixing import Order
+from onebase.data.prepare import best_answer
+from onebase.data.view import first_lines
 from onebase.engines.opening import load_base, wrap_model
 from onebase.engines.passes import num_counted
 from onebase.errors import DataError, ModelError
@@ -26,14 +28,15 @@ from onebase.models.base import OneBase
 from onebase.models.hardware import peak_memory_mb
 from onebase.models.role_files import save_base
 from onebase.models.scratch import make_llama, read_tokenizer, train_tokenizer
+from onebase.recipes.setup.data import read_record, read_rows, sources_of
 from onebase.recipes.setup.shared import (
     as_configured,
     best_by,
     largest_example,
     make_update,
     num_steps,
+    open_chat,
     open_run,
-    read_rows,
     token_budget,
     warn_of_warmup,
 )
@@ -57,10 +60,13 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     run = open_run(config)
     train_rows, held_out_rows = read_rows(config.data, config.seed)
     base = open_or_make(config, train_rows)
-    train, held_out = to_blocks(base, train_rows, config), to_blocks(base, held_out_rows, config)
+    chat = open_chat(base.tokenizer, config.model)
+    of_sources = blocks_of_sources(base, train_rows, config, chat)
+    train, held_out = [block for some in of_sources for block in some], to_blocks(base, held_out_rows, config, chat)
+    order = Order(sources_of(config.data), [len(some) for some in of_sources], seed=config.seed)
     base.add_role("policy")
     base.train_base("policy")
-    total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    total = num_steps(config.max_steps, config.optimizer, order.size, config.batch.minibatch)
     warn_of_warmup(config.optimizer, total)
     update = make_update(
         base,
@@ -80,7 +86,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     )
 
     def save(folder: Path) -> None:
-        save_base(base, folder / "model")
+        save_base(base, folder / "model", chat=chat)
 
     with Loop(
         run,
@@ -93,7 +99,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         best=best_by("-eval/loss", config.evaluation),
     ) as loop:
         for step in loop:
-            chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
+            chosen = order.minibatch(step, config.batch.minibatch)
             metrics = language_step(base, [train[i] for i in chosen], update)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
                 metrics["eval/loss"] = mean_nll(base, held_out, budget=update.budget)
@@ -108,7 +114,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         "parameters": parameters,
         "eval_loss_before": before,
         "eval_loss_after": after,
-        "data": {"train": len(train), "held_out": len(held_out)},
+        "data": read_record(order, train, held_out, total, config.batch.minibatch),
         "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
     loop.finish(summary)
@@ -129,7 +135,7 @@ def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
     if tiny.tokenizer is not None:
         tokenizer = read_tokenizer(tiny.tokenizer)
     else:
-        texts = (row.answers[0] for row in rows if row.answers)
+        texts = (text for row in rows for text in (*(turn.content for turn in row.messages), *row.answers))
         tokenizer = train_tokenizer(texts, vocab_size=tiny.vocab_size or VOCAB_SIZE)
     model = make_llama(
         tokenizer,
@@ -146,22 +152,21 @@ def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
     return as_configured(wrap_model(model, tokenizer, layout="tree", name_or_path=""), config.model)
 
 
-def to_blocks(base: OneBase, rows: Sequence[Row], config: PretrainConfig) -> list[Example]:
+def to_blocks(
+    base: OneBase, rows: Sequence[Row], config: PretrainConfig, chat: ChatFormat | None = None
+) -> list[Example]:
     """Lays the texts end to end and cuts them into blocks; the last block may be shorter.
 
+    A conversation is laid out as its chat template writes it, and every token of it is learned.
+
     Raises:
-        DataError: a row is not plain text.
+        DataError: a row is a conversation, and there is no chat template to write it in.
         ModelError: blocks are longer than the model's context.
     """
-    chat = chat_format(base.tokenizer)
+    chat = chat or chat_format(base.tokenizer)
     ids: list[int] = []
     for row in rows:
-        if row.messages or len(row.answers) != 1:
-            raise DataError(
-                f"{row.place}: pretraining reads plain text (.txt, or rows with a 'text' key); conversations are for "
-                "`onebase sft`"
-            )
-        text = chat.encode_example(row)
+        text = as_text(row, chat)
         # Without a beginning token, a text starts after the end token of the previous one.
         start = [] if ids and text.prompt_ids[0] == ids[-1] else text.prompt_ids
         ids += [*start, *text.completions[0]]
@@ -170,6 +175,30 @@ def to_blocks(base: OneBase, rows: Sequence[Row], config: PretrainConfig) -> lis
         raise ModelError(f"block_length = {length} exceeds the model's context of {base.context_length}; lower it")
     blocks = [ids[start : start + length] for start in range(0, len(ids), length)]
     return [Example(block[:1], [block[1:]]) for block in blocks if len(block) > 1]
+
+
+def as_text(row: Row, chat: ChatFormat) -> Example:
+    """A plain text, or a conversation as its chat template writes it, every token counted.
+
+    Raises:
+        DataError: it is a conversation, and there is no chat template.
+    """
+    if (row.messages and chat.template is None) or (not row.messages and len(row.answers) != 1):
+        raise DataError(
+            f"{row.place}: pretraining reads plain text (.txt, or rows with a 'text' key), and the base has no chat "
+            "template to write conversations in; set model.chat_template, or use `onebase sft`"
+        )
+    return chat.encode_example(best_answer(row), train_on="all")
+
+
+def blocks_of_sources(
+    base: OneBase, rows: Sequence[Row], config: PretrainConfig, chat: ChatFormat
+) -> list[list[Example]]:
+    """The blocks of each source: no block holds texts of two."""
+    return [
+        to_blocks(base, [row for row in rows if row.source == number], config, chat)
+        for number in range(len(sources_of(config.data)))
+    ]
 
 
 def plan(config: PretrainConfig) -> str:
@@ -191,16 +220,21 @@ def plan(config: PretrainConfig) -> str:
         )
     base = describe_base(config.model.model_name_or_path, "none", config.model.dtype)
     train_rows, _ = read_rows(config.data, config.seed)
-    chat = chat_format(base.tokenizer)
-    train = [chat.encode_example(row) for row in train_rows]
-    tokens = num_counted(train)
+    chat, sources = open_chat(base.tokenizer, config.model), sources_of(config.data)
+    train = [as_text(row, chat) for row in train_rows]
     length = config.block_length or min(LONGEST_BLOCK, base.context)
-    steps = num_steps(config.max_steps, config.optimizer, -(-tokens // length), config.batch.minibatch)
+    tokens = [0] * len(sources)
+    for row, text in zip(train_rows, train, strict=True):
+        tokens[row.source] += num_counted([text])
+    order = Order(sources, [-(-count // length) for count in tokens], seed=config.seed)
+    steps = num_steps(config.max_steps, config.optimizer, order.size, config.batch.minibatch)
     warn_of_warmup(config.optimizer, steps)
     return "\n".join(
         [
             *base.lines,
             *describe_steps(train, [], steps=steps, minibatch=config.batch.minibatch),
+            *order.lines(),
+            *first_lines(train[0], chat),
             f"saves       {config.output_dir}/model",
         ]
     )

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from onebase.config.preferences import RewardConfig
-from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat
-from onebase.data.compared import drop_equal_completions, pair_labelled
+from onebase.data.compared import drop_equal_completions, pair_labelled, rank_scored, unranked_line
+from onebase.data.encoded import Encoder
 from onebase.data.prepare import dropped_line, encode_rows
+from onebase.data.streaming import Minibatches
+from onebase.data.view import first_lines
 from onebase.engines.budget import TokenBudget
 from onebase.engines.forward import completion_scores
 from onebase.engines.passes import num_counted, per_completion
@@ -38,6 +40,7 @@ from onebase.objectives.reward import (
     ranking_loss,
     ranking_pairs,
 )
+from onebase.recipes.setup.data import is_streamed, open_cache, order_of, read_record, read_rows, streamed
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.shared import (
     best_by,
@@ -50,18 +53,17 @@ from onebase.recipes.setup.shared import (
     open_base,
     open_chat,
     open_run,
-    read_rows,
     token_budget,
     warn_of_warmup,
 )
-from onebase.records import Example, TreeBatch
+from onebase.records import Example, Row, TreeBatch
 from onebase.reporting.intervals import bootstrap_mean
 from onebase.runs.progress import say
 from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
 from onebase.training.loop import Loop
-from onebase.training.plan import describe_steps
+from onebase.training.plan import amount, describe_steps
 from onebase.training.update import ParameterGroup, Update
 
 
@@ -72,7 +74,8 @@ def run(config: RewardConfig) -> dict[str, Any]:
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context_length)
     add_reward(base, config)
-    total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    order = order_of(config.data, train, config.seed)
+    total = num_steps(config.max_steps, config.optimizer, order.size, config.batch.minibatch)
     warn_of_warmup(config.optimizer, total)
     update = make_update(
         base,
@@ -85,10 +88,7 @@ def run(config: RewardConfig) -> dict[str, Any]:
         ),
         repro_folder=run.folder / "refused",
     )
-    say(
-        f"reward: {len(train)} questions with {sum(len(e.completions) for e in train)} answers, {len(held_out)} held "
-        f"out, {total} steps, layout {base.layout}"
-    )
+    say(f"reward: {amount(train)}, {len(held_out)} held out, {total} steps, layout {base.layout}")
 
     def save(folder: Path) -> None:
         if config.lora.r == 0:
@@ -96,28 +96,29 @@ def run(config: RewardConfig) -> dict[str, Any]:
         else:
             save_role(base, "reward", folder / "reward", kind="reward", chat=chat)
 
-    with Loop(
-        run,
-        "reward",
-        total,
-        save=save,
-        weights=TrainedWeights(base, "reward"),
-        update=update,
-        inputs=inputs_of(base, train, held_out),
-        best=best_by("eval/accuracy", config.evaluation),
-    ) as loop:
+    with (
+        Loop(
+            run,
+            "reward",
+            total,
+            save=save,
+            weights=TrainedWeights(base, "reward"),
+            update=update,
+            inputs=inputs_of(base, train, held_out),
+            best=best_by("eval/accuracy", config.evaluation),
+        ) as loop,
+        Minibatches(train, order, config.batch.minibatch, total=total) as minibatches,
+    ):
         for step in loop:
-            chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
+            examples = minibatches.examples(step)
             comparisons = [
-                draw_comparisons(train[i], max_pairs=config.ranking.max_pairs, seed=config.seed, visit=(step, i))
-                for i in chosen
+                draw_comparisons(example, max_pairs=config.ranking.max_pairs, seed=config.seed, visit=(step, i))
+                for i, example in zip(minibatches.indices(step), examples, strict=True)
             ]
-            metrics = train_step(
-                base, [train[i] for i in chosen], comparisons, update, config.ranking.centering_coefficient
-            )
+            metrics = train_step(base, examples, comparisons, update, config.ranking.centering_coefficient)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
                 metrics["eval/accuracy"] = evaluate(base, held_out, update.budget)["accuracy"]
-            loop.end_step(metrics, shown=["loss", "accuracy"])
+            loop.end_step(metrics | minibatches.speed(), shown=["loss", "accuracy"])
         loop.end_steps()
         held = evaluate(base, held_out, update.budget)
         loop.keep_best({"eval/accuracy": held["accuracy"]})
@@ -128,7 +129,7 @@ def run(config: RewardConfig) -> dict[str, Any]:
         "verb": "reward",
         "steps": total,
         **{f"eval_{name}": value for name, value in held.items()},
-        "data": {"train": len(train), "held_out": len(held_out)},
+        "data": read_record(order, train, held_out, total, config.batch.minibatch),
         "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
     loop.finish(summary)
@@ -206,14 +207,20 @@ def add_reward(base: OneBase, config: RewardConfig) -> None:
     base.scalar_role("reward").pooling = config.ranking.pooling
 
 
-def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
-    """Reads and encodes training and held-out lists; labelled texts are paired first.
+def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple[Sequence[Example], list[Example]]:
+    """Reads and encodes training and held-out lists; labelled texts are paired, and scored answers ranked, first.
 
     Raises:
         DataError: a row ranks nothing.
     """
-    train, held_out = read_rows(config.data, config.seed)
     limits = limits_of(config.data, context)
+    cache = open_cache(chat, limits, "completion")
+    if is_streamed(config.data):
+        encode = Encoder(chat, cache=cache)
+        return streamed(config.data, lambda row, cuts: _compared(encode(_ranked(row), cuts)), limits, cache=cache)
+    (train, left), (held_out, left_too) = map(rank_scored, read_rows(config.data, config.seed))
+    if line := unranked_line(left + left_too):
+        say(line)
     pairs = [pair_labelled(rows, seed=config.seed) for rows in (train, held_out)]
     if unpaired := [
         len(rows) - 2 * len(made)
@@ -223,14 +230,10 @@ def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple
         say(f"labelled texts are paired better against worse; {sum(unpaired)} of the more frequent label are left over")
     train, held_out = pairs
     for row in [*train, *held_out]:
-        if row.grades is None or len(row.answers) < 2:
-            raise DataError(
-                f"{row.place}: nothing is compared in this row; a reward role learns from chosen and rejected answers, "
-                "ranked lists, or texts labelled 0 and 1"
-            )
+        _ranked(row)
     sides = []
     for rows in (train, held_out):
-        lists = encode_rows(rows, chat, limits) if rows else []
+        lists = encode_rows(rows, chat, limits, cache=cache) if rows else []
         kept, dropped = drop_equal_completions(lists, max_share=config.data.max_dropped_share)
         if dropped:
             say(dropped_line(dropped))
@@ -240,6 +243,21 @@ def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple
     return sides[0], sides[1]
 
 
+def _ranked(row: Row) -> Row:
+    if row.grades is None or len(row.answers) < 2:
+        raise DataError(
+            f"{row.place}: nothing is compared in this row; a reward role learns from chosen and rejected answers, "
+            "ranked lists, or texts labelled 0 and 1 (which are not streamed)"
+        )
+    return row
+
+
+def _compared(example: Example | None) -> Example | None:
+    """The example without equal completions; None if nothing is left to compare."""
+    kept, _ = drop_equal_completions([example] if example else [], max_share=1.0)
+    return kept[0] if kept else None
+
+
 def plan(config: RewardConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
     base = planned_base(config)
@@ -247,7 +265,8 @@ def plan(config: RewardConfig) -> str:
         check_classifier(base.model, base.tokenizer)
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context)
-    steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    order = order_of(config.data, train, config.seed)
+    steps = num_steps(config.max_steps, config.optimizer, order.size, config.batch.minibatch)
     warn_of_warmup(config.optimizer, steps)
     drawn = [draw_comparisons(e, max_pairs=config.ranking.max_pairs, seed=0, visit=(0, 0)) for e in train]
     comparisons = sum(map(len, drawn))
@@ -255,6 +274,8 @@ def plan(config: RewardConfig) -> str:
         [
             *base.lines,
             *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
+            *order.lines(),
+            *first_lines(train[0], chat),
             f"comparisons {comparisons} an epoch, at most {config.ranking.max_pairs} of a list",
             f"saves       {config.output_dir}/{'reward' if config.lora.r else 'model'}",
         ]

@@ -57,6 +57,7 @@ from onebase.objectives.policy import (
     policy_statistics,
     value_clipped,
 )
+from onebase.recipes.setup.data import read_record
 from onebase.recipes.setup.rft import Setup, State, plan, set_up
 from onebase.recipes.setup.rollouts import num_rollouts, rollout_sampling
 from onebase.recipes.setup.shared import best_by, open_run
@@ -101,7 +102,7 @@ def train(config: RFTConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
     run = open_run(config)
     setup, state, update = set_up(config, run)
     base, trained = setup.base, trained_roles(setup)
-    total = num_rollouts(config.max_steps, len(setup.prompts), config.rft.rollout_prompts)
+    total = num_rollouts(config.max_steps, setup.order.size, config.rft.rollout_prompts)
     say(
         f"rft: {len(setup.prompts)} prompts, {len(setup.held_out)} held out, {total} rollouts of "
         f"{config.rft.rollout_prompts} x {config.generation.samples_per_prompt} completions, advantage "
@@ -163,7 +164,7 @@ def train(config: RFTConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         "refills": state.refills,
         "skipped_rollouts": state.skipped,
         "verifier_failures": state.failures,
-        "data": {"train": len(setup.prompts), "held_out": len(setup.held_out)},
+        "data": read_record(setup.order, setup.prompts, setup.held_out, state.prompts_read, 1),
         "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
     loop.finish(summary)
@@ -260,8 +261,7 @@ def next_prompts(setup: Setup, state: State, count: int) -> list[Prompt]:
     """The next prompts of the endless shuffled list; every epoch has its own order."""
     places = range(state.prompts_read, state.prompts_read + count)
     state.prompts_read += count
-    every = {"num_examples": len(setup.prompts), "size": 1, "seed": setup.config.seed}
-    return [setup.prompts[minibatch_indices(place, **every)[0]] for place in places]
+    return [setup.prompts[setup.order.minibatch(place, 1)[0]] for place in places]
 
 
 def estimate(rollout: Rollout, setup: Setup) -> tuple[Targets, dict[str, float]]:

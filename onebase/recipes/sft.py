@@ -8,18 +8,22 @@ over the M counted completion tokens of the whole minibatch, however it is split
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from onebase.config.language import SFTConfig
-from onebase.data.batches import minibatch_indices
 from onebase.data.chat import ChatFormat
+from onebase.data.encoded import Encoder
+from onebase.data.fit import require_end
 from onebase.data.prepare import best_answer, encode_rows
-from onebase.engines.passes import num_counted
+from onebase.data.streaming import Minibatches
+from onebase.data.view import first_lines
 from onebase.evaluation.answers import answers, write_answers
 from onebase.models.base import OneBase
 from onebase.models.hardware import peak_memory_mb
 from onebase.models.role_files import save_base, save_role
+from onebase.recipes.setup.data import is_streamed, open_cache, order_of, read_record, read_rows, streamed
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.shared import (
     best_by,
@@ -32,7 +36,6 @@ from onebase.recipes.setup.shared import (
     open_base,
     open_chat,
     open_run,
-    read_rows,
     token_budget,
     warn_of_warmup,
 )
@@ -41,7 +44,7 @@ from onebase.runs.progress import say
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
 from onebase.training.loop import Loop
-from onebase.training.plan import describe_steps
+from onebase.training.plan import amount, describe_steps
 from onebase.training.update import ParameterGroup
 
 
@@ -52,7 +55,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context_length)
     add_policy(base, config)
-    total = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    order = order_of(config.data, train, config.seed)
+    total = num_steps(config.max_steps, config.optimizer, order.size, config.batch.minibatch)
     warn_of_warmup(config.optimizer, total)
     update = make_update(
         base,
@@ -68,7 +72,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
     before = mean_nll(base, held_out, budget=update.budget, trained=False)
     answers_before = answers(base, chat, held_out, role="policy")
     say(
-        f"sft: {len(train)} examples ({num_counted(train)} counted tokens), {len(held_out)} held out, {total} steps, "
+        f"sft: {amount(train)}, {len(held_out)} held out, {total} steps, "
         f"train_on {config.data.train_on}, layout {base.layout}"
     )
 
@@ -78,22 +82,24 @@ def run(config: SFTConfig) -> dict[str, Any]:
         else:
             save_role(base, "policy", folder / "policy", kind="policy", chat=chat)
 
-    with Loop(
-        run,
-        "sft",
-        total,
-        save=save,
-        weights=TrainedWeights(base, "policy"),
-        update=update,
-        inputs=inputs_of(base, train, held_out),
-        best=best_by("-eval/loss", config.evaluation),
-    ) as loop:
+    with (
+        Loop(
+            run,
+            "sft",
+            total,
+            save=save,
+            weights=TrainedWeights(base, "policy"),
+            update=update,
+            inputs=inputs_of(base, train, held_out),
+            best=best_by("-eval/loss", config.evaluation),
+        ) as loop,
+        Minibatches(train, order, config.batch.minibatch, total=total) as minibatches,
+    ):
         for step in loop:
-            chosen = minibatch_indices(step, num_examples=len(train), size=config.batch.minibatch, seed=config.seed)
-            metrics = language_step(base, [train[i] for i in chosen], update)
+            metrics = language_step(base, minibatches.examples(step), update)
             if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0:
                 metrics["eval/loss"] = mean_nll(base, held_out, budget=update.budget)
-            loop.end_step(metrics, shown=["loss"])
+            loop.end_step(metrics | minibatches.speed(), shown=["loss"])
         loop.end_steps()
         after = mean_nll(base, held_out, budget=update.budget)
         loop.keep_best({"eval/loss": after})
@@ -104,7 +110,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
         "steps": total,
         "eval_loss_before": before,
         "eval_loss_after": after,
-        "data": {"train": len(train), "held_out": len(held_out)},
+        "data": read_record(order, train, held_out, total, config.batch.minibatch),
         "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
     loop.finish(summary)
@@ -124,17 +130,20 @@ def add_policy(base: OneBase, config: SFTConfig) -> None:
         base.add_role("policy", adapter=new_lora(base, config.lora), trains=True)
 
 
-def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
+def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[Sequence[Example], list[Example]]:
     """Reads training and held-out examples, encoded within the limits."""
+    limits, train_on = limits_of(config.data, context), config.data.train_on
+    cache = open_cache(chat, limits, train_on)
+    if is_streamed(config.data):
+        encode = Encoder(chat, train_on, cache)
+        return streamed(config.data, lambda row, cuts: encode(best_answer(row), cuts), limits, cache=cache)
     read = read_rows(config.data, config.seed)
     if compared := sum(len(row.answers) > 1 and row.grades is not None for rows in read for row in rows):
         say(f"{compared} rows compare answers; sft learns the best of each")
     train, held_out = ([best_answer(row) for row in rows] for rows in read)
-    limits, train_on = limits_of(config.data, context), config.data.train_on
-    return (
-        encode_rows(train, chat, limits, train_on=train_on),
-        encode_rows(held_out, chat, limits, train_on=train_on) if held_out else [],
-    )
+    examples = encode_rows(train, chat, limits, train_on=train_on, cache=cache)
+    require_end(examples, chat, say)
+    return examples, encode_rows(held_out, chat, limits, train_on=train_on) if held_out else []
 
 
 def plan(config: SFTConfig) -> str:
@@ -142,12 +151,15 @@ def plan(config: SFTConfig) -> str:
     base = planned_base(config)
     chat = open_chat(base.tokenizer, config.model)
     train, held_out = read_examples(config, chat, base.context)
-    steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    order = order_of(config.data, train, config.seed)
+    steps = num_steps(config.max_steps, config.optimizer, order.size, config.batch.minibatch)
     warn_of_warmup(config.optimizer, steps)
     return "\n".join(
         [
             *base.lines,
             *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
+            *order.lines(),
+            *first_lines(train[0], chat),
             f"saves       {config.output_dir}/{'policy' if config.lora.r else 'model'}",
         ]
     )

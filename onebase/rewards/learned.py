@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from onebase.data.rendering import Rendering, asked_in
+from onebase.data.tools import texts_of
 from onebase.engines.budget import TokenBudget
 from onebase.engines.forward import completion_scores
 from onebase.engines.passes import per_completion
@@ -20,7 +22,7 @@ from onebase.models.loading import check_finite, load_tokenizer
 from onebase.models.role_card import check_model_name
 from onebase.models.roles import Moments
 from onebase.processes import ALONE, Group
-from onebase.records import ScoreRequest, Scores
+from onebase.records import Message, Row, ScoreRequest, Scores
 from onebase.shown import shown
 
 LEAST_STD = 1e-6
@@ -156,15 +158,20 @@ class ClassifierReward:
         for row, prompt, completion in zip(rows, request.prompts, request.completions, strict=True):
             text, templated = prompt + completion, bool(self._tokenizer.chat_template and row and row.messages)
             if templated and row is not None:
-                turns = [{"role": message.role, "content": message.content} for message in row.messages]
-                turns.append({"role": "assistant", "content": f"{row.prefix or ''}{completion}".strip()})
-                text = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
+                text = self._rendered(row, f"{row.prefix or ''}{completion}".strip())
             # A template writes the special tokens itself; the tokenizer would add them once more.
             ids = self._tokenizer(text, add_special_tokens=not templated, truncation=most is not None, max_length=most)[
                 "input_ids"
             ]
             encoded.append(list(ids))
         return encoded
+
+    def _rendered(self, row: Row, answer: str) -> str:
+        """The conversation in the classifier's own template. Raises DataError if that leaves out the row's tools."""
+        rendering = Rendering(self._tokenizer, self._tokenizer.get_chat_template(), f"the chat template of {self.name}")
+        if texts_of(row.messages, row.tools):
+            rendering.prompt(asked_in(row))
+        return rendering.text(asked_in(row).then(Message("assistant", answer)))
 
     def _max_length(self) -> int | None:
         config = self._model.config

@@ -121,13 +121,13 @@ def task_of(row: Row, prompt: str, *, gold: str | None = None) -> Task:
         raise DataError(
             f"{shown(row.place, 200)}: there is no column {shown(gold, 60)!r} with a gold answer; the row has {there}"
         )
-    only = row.answers[0] if len(row.answers) == 1 else None
+    only = row.answer(0).text if len(row.answers) == 1 else None
     column = gold or next((name for name in ("gold", "answer") if row.columns.get(name) is not None), None)
     best = max(range(len(row.answers)), key=row.grades.__getitem__) if row.answers and row.grades else None
     return Task(
         prompt=prompt,
         gold=only if column is None else row.columns[column],
-        solution=only if best is None else row.answers[best],
+        solution=only if best is None else row.answer(best).text,
         columns=row.columns,
         place=row.place,
     )

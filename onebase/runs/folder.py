@@ -36,6 +36,7 @@ INPUT_KEYS = (
     "reward.role",
     "reward.model",
     "data.train",
+    "data.replay.path",
     "data.eval",
     "ppo.ptx_data",
 )
@@ -146,6 +147,7 @@ def _require_inputs_elsewhere(folder: Path, config: Mapping[str, Any]) -> None:
     for key in INPUT_KEYS:
         value = _value(config, key)
         for text in value if isinstance(value, list) else [value]:
+            text = text.get("path") if isinstance(text, dict) else text  # a source with a weight
             if not isinstance(text, str) or "\0" in text:
                 continue
             place = Path(os.path.realpath(text))  # Path.resolve raises if a link points to itself

@@ -13,9 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from onebase import processes
 from onebase.config.files import defaults_of
 from onebase.config.verbs import VERB_CONFIGS, verb_of
@@ -26,6 +23,7 @@ from onebase.runs.progress import say
 from onebase.runs.record import checkpoints, read_object
 from onebase.shown import json_shown
 from onebase.shown import shown as text_shown
+from onebase.tools.tables import print_table
 
 NO_RUN = ("checkpoint-", ".")
 """Prefixes of folder names that are not searched for runs."""
@@ -54,7 +52,7 @@ def ls(folder: Path, *, as_json: bool = False) -> None:
         lines = [[str(value) for value in described(run, folder).values()] for run in found]
         for line, run in zip(lines, found, strict=True):
             line[4] = duration(run.seconds)
-        _print_table(("run", "verb", "state", "steps", "time", "result"), lines)
+        print_table(("run", "verb", "state", "steps", "time", "result"), lines)
     for problem in unread:
         print(text_shown(f"skipped: {problem}"), file=sys.stderr)
     warn_of_damage(*found)
@@ -150,7 +148,7 @@ def compare(folders: Sequence[Path], *, as_json: bool = False) -> None:
     titles = {"config": "config, where it differs", "summary": "summary", "last_metrics": "last metrics"}
     for name, rows in tables.items():
         lines = [[key, *map(shown, values.values())] for key, values in rows.items()]
-        _print_table((titles[name], *runs), lines or [["(nothing)"]])
+        print_table((titles[name], *runs), lines or [["(nothing)"]])
         print()
 
 
@@ -273,11 +271,3 @@ def _print_pairs(pairs: Mapping[str, Any], title: str = "") -> None:
     width = max(map(len, told), default=0)
     for key, text in told.items():
         print(text_shown(f"  {key:<{width}}  {text}"))
-
-
-def _print_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    table = Table(*map(text_shown, head), box=None, pad_edge=False, header_style="bold")
-    for line in lines:
-        table.add_row(*map(text_shown, line))
-    width = None if sys.stdout.isatty() else 1000  # a program that reads this wants unwrapped lines
-    Console(file=sys.stdout, highlight=False, emoji=False, markup=False, width=width).print(table)

@@ -60,7 +60,7 @@ def run(
         line |= {"score": numbers[0]} if len(numbers) == 1 else {"scores": numbers}
         if rank:
             order = sorted(range(len(numbers)), key=lambda k: -numbers[k])
-            line["ranking"] = [{"answer": k, "score": numbers[k], "text": row.answers[k]} for k in order]
+            line["ranking"] = [{"answer": k, "score": numbers[k], "text": row.answer(k).text} for k in order]
         print(json_shown(line))
     if told := agreement([(row.grades, scored.tolist()) for row, scored in zip(rows, scores, strict=True)]):
         say(told)

@@ -22,6 +22,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from onebase.data.streaming import Streamed
 from onebase.errors import CheckpointError
 from onebase.files import atomic_folder
 from onebase.models.base import OneBase
@@ -168,8 +169,14 @@ def fingerprint_data(*sides: Sequence[Example | Prompt]) -> str:
     """Fingerprint of everything the run learns from, in order: other data makes another run."""
     digest = hashlib.sha256()
     for side in sides:
+        if isinstance(side, Streamed):
+            digest.update(side.fingerprint.encode() + b"|")
+            continue
         for item in side:
-            row = None if item.row is None else (item.row.answers, item.row.grades, dict(item.row.columns))
+            row: tuple[Any, ...] | None = None
+            if item.row is not None:
+                calls = () if item.row.calls is None else (item.row.calls,)
+                row = (item.row.answers, item.row.grades, dict(item.row.columns), *calls)
             if isinstance(item, Prompt):
                 digest.update(repr((list(item.ids), row)).encode())
             else:

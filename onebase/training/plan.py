@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from onebase.data.streaming import Streamed
 from onebase.engines.passes import num_counted
 from onebase.models.base_config import context_length, context_note
 from onebase.models.fingerprints import base_fingerprint
@@ -73,11 +74,20 @@ def describe_base(name_or_path: str, quantization: str, dtype: str, device_name:
     )
 
 
+def amount(examples: Sequence[Example]) -> str:
+    """How many examples and counted tokens there are, in words."""
+    if isinstance(examples, Streamed):
+        mean = num_counted(examples.sample()) / len(examples.sample())
+        return f"{len(examples)} streamed rows, about {mean * len(examples):.0f} counted tokens"
+    return f"{len(examples)} examples, {num_counted(examples)} counted tokens"
+
+
 def describe_steps(train: Sequence[Example], held_out: Sequence[Example], *, steps: int, minibatch: int) -> list[str]:
     """Returns the plan's lines on data and optimizer steps."""
-    lengths = sorted(example.num_tokens for example in train)
+    seen = train.sample() if isinstance(train, Streamed) else train
+    lengths = sorted(example.num_tokens for example in seen)
     return [
-        f"data        {len(train)} examples, {num_counted(train)} counted tokens; {len(held_out)} held out; "
+        f"data        {amount(train)}; {len(held_out)} held out; "
         f"tokens per example: median {lengths[len(lengths) // 2]}, longest {lengths[-1]}",
         f"steps       {steps} optimizer steps of {min(minibatch, len(train))} examples",
     ]

@@ -7,6 +7,7 @@ from tests.bad_inputs import (
     of_data,
     of_models,
     of_processes,
+    of_quality,
     of_records,
     of_rewards,
     of_roles,
@@ -14,5 +15,5 @@ from tests.bad_inputs import (
     of_words,
 )
 
-_TABLES = (of_config, of_data, of_models, of_roles, of_rewards, of_runs, of_records, of_processes, of_words)
+_TABLES = (of_config, of_data, of_models, of_roles, of_rewards, of_runs, of_records, of_processes, of_quality, of_words)
 ALL = [case for table in _TABLES for case in table.CASES]

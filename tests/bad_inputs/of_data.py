@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Iterator
 from typing import Any
 
@@ -120,12 +121,25 @@ FOUND = [
     found("reward_tie_text", REWARD, with_row(pairs(), tie="no"), "7.*tie"),
     found("sft_msg_toolcalls_lost", SFT, [{"messages": [*row["messages"][:1], {**row["messages"][1], "tool_calls":
           [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]}]} for row in talks()],
-          **said("tool_calls")),
+          **said("calls")),
     found("sft_msg_toolcalls_null_content", SFT, [{"messages": [*row["messages"][:1], {"role": "assistant", "content":
           None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, *row["messages"]]} for row in talks()],
-          **said("tool_calls|content")),
+          **said("calls|content")),
     found("sft_tools_lost", SFT, [{**row, "tools": [{"type": "function"}]} for row in talks()], **said("tools")),
-    found("sft_functions_lost", SFT, [{**row, "functions": [{"name": "f"}]} for row in talks()], **said("functions"),),
+    found("sft_functions_lost", SFT, [{**row, "functions": [{"name": "f"}]} for row in talks()], **said("tools"),),
+    found("sft_tools_no_json", SFT, [{**row, "tools": "[{"} for row in talks()], r"d\.jsonl:1.*'tools'.*not JSON"),
+    found("sft_call_no_json", SFT, [{"conversations": [{"from": "human", "value": f"q {n}"}, {"from": "function_call",
+          "value": "f(1)"}, {"from": "gpt", "value": "a"}]} for n in range(24)], r"d\.jsonl:1.*not JSON"),
+    found("sft_call_by_user", SFT, [{"messages": [{**row["messages"][0], "tool_calls": [{"name": "f"}]},
+          row["messages"][1]]} for row in talks()], r"d\.jsonl:1.*only the assistant calls tools"),
+    found("sft_no_end_is_learned", f"{SFT} --data.max_completion_tokens 2", answered(), "no answer's end token"),
+    found("sft_all_unfinished", SFT, [{**row, "ended": False} for row in answered()], **said("no answer's end token")),
+    found("show_tools", "data show d.jsonl --model fix/base --chat-template hh", [{**row, "tools": [{"name": "f"}]}
+          for row in answered()], r"d\.jsonl:1.*does not write 'f' of the row's tools"),
+    found("show_row_beyond", "data show d.jsonl --model fix/base --chat-template hh --row 99", answered(), "24 rows",
+          codes={2}),
+    found("show_broken_row", "data show d.jsonl --model fix/base --chat-template hh --row 7", lines(answered(), 7, "{"),
+          r"d\.jsonl:7"),
     found("sft_msg_two_assistant", SFT, [{"messages": [*row["messages"], row["messages"][1]]} for row in talks()],
           **said("assistant|in a row|alternate|follow")),
     found("sft_msg_system_mid", SFT, [{"messages": [*row["messages"], {"role": "system", "content": "s"},
@@ -144,7 +158,34 @@ FOUND = [
     found("ppo_options_lost", PPO, [{**row, "A": "one", "B": "two"} for row in questions()],
           fine="columns go to the reward function by name, which takes them"),
     found("sft_options_lost", SFT, [{"question": f"which {i}?", "A": "one", "B": "two", "answer": "A"}
-          for i in range(24)], **said("A")),
+          for i in range(24)], fine="the options end the prompt, and the letter is the answer"),
+    found("sft_options_beside_the_answer", SFT, [{"question": f"which {i}?", "option1": "one", "option2": "two",
+          "completion": "one"} for i in range(24)], r"d\.jsonl:1.*'option1'.*data\.columns"),
+    found("sft_two_answers", SFT, [{"prompt": f"a {i}", "completion": "b", "response": "c"} for i in range(24)],
+          r"d\.jsonl:1.*'completion', or by .*'response'.*data\.columns"),
+    found("sft_two_conversations", SFT, [{**row, "conversations": [{"from": "human", "value": "other"}]}
+          for row in talks()], r"d\.jsonl:1.*'messages', or by 'conversations'.*data\.columns"),
+    found("sft_keys_unknown", SFT, [{"frage": f"a {i}", "antwort": "b"} for i in range(24)],
+          r"d\.jsonl:1.*frage, antwort.*data\.columns, for a start \{prompt: frage, completion: antwort\}"),
+    found("sft_columns_missing", [*SFT.split(), "--data.columns", "{prompt: promt, completion: completion}"],
+          answered(),
+          r"d\.jsonl:1: there is no key 'promt' to read 'prompt' from; did you mean 'prompt'"),
+    found("sft_columns_missing_in_one_row", [*SFT.split(), "--data.columns",
+          "{prompt: prompt, completion: completion}"],
+          lines(answered(), 7, '{"prompt": "a"}'), r"d\.jsonl:7: there is no key 'completion'"),
+    found("sft_columns_template", [*SFT.split(), "--data.columns", '{prompt: "{prompt", completion: completion}'],
+          answered(), r"d\.jsonl:1: the template for 'prompt' has a single '\{'"),
+    found("sft_columns_text", [*SFT.split(), "--data.columns", "prompt"], answered(), "data.columns", codes={2}),
+    found("sft_columns_list", [*SFT.split(), "--data.columns", "[prompt]"], answered(), "data.columns", codes={2}),
+    found("sft_columns_empty", [*SFT.split(), "--data.columns", "{}"], answered(), "data.columns", codes={2}),
+    found("sft_image_part", SFT, [{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"},
+          {"type": "image_url", "image_url": "x"}]}, TURNS[1]]}] * 12, r"d\.jsonl:1.*'image_url'"),
+    found("reward_ranks_of_others", REWARD, [{"prompt": f"a {i}", "responses": ["x", "y"], "ranks": [1]}
+          for i in range(12)], r"d\.jsonl:1.*'ranks'"),
+    Case("data_sft_hub_without_network", SFT.replace("d.jsonl", "nobody/nothing:train"), {}, {3},
+         env={"HF_HUB_OFFLINE": "1"}, limit=20,
+         says="nobody/nothing:train is no file here, and the Hugging Face Hub cannot"),
+    Case("data_sft_pattern_of_nothing", SFT.replace("d.jsonl", "'*.parquet'"), {}, {3}, says="matches no file"),
     found("sft_choices_lost", SFT, [{"question": f"which {i}?", "choices": ["one", "two"], "completion": "A"}
           for i in range(24)], **said("choices")),
     found("sft_context_lost", SFT, [{"question": f"which {i}?", "context": "long story", "answer": "A"}
@@ -171,9 +212,9 @@ FOUND = [
     found("sft_completion_over_context", SFT, with_row(answered(40), completion="The cat is good. " * 60),
           **said("cut|short|completion")),
     found("sft_completion_10_MB", SFT, with_row(answered(40), completion="The cat is good. " * 600_000),
-          **said("cut|short|completion")),
+          r"d\.jsonl:7: 'completion' has 10,200,000 characters"),
     found("sft_prompt_10_MB", SFT, with_row(answered(40), prompt="Is the cat good? " * 600_000),
-          **said("cut|short|prompt")),
+          r"d\.jsonl:7: 'prompt' has 10,200,000 characters"),
     found("score_prompt_over_context", "score fix/run_rm/reward d.jsonl", with_row(pairs(),
           prompt="Is the cat good? " * 60), **said("cut|short|prompt"), writes=()),
     found("score_completion_over_context", "score fix/run_rm/reward d.jsonl", with_row(pairs(),
@@ -220,8 +261,8 @@ _PACKED = gzip.compress(_ROWS)
 def _files() -> Iterator[Case]:
     for name, content in GARBLED.items():
         for suffix in ("jsonl", "json"):
-            if (name, suffix) == ("list_of_rows", "json"):
-                continue
+            if name == "list_of_rows":
+                continue  # is read by either name
             yield Case(
                 f"file_{suffix}_{name}",
                 SFT.replace("d.jsonl", f"d.{suffix}"),
@@ -244,7 +285,24 @@ def _files() -> Iterator[Case]:
         "nosuch")),
         "folder_of_nothing": ("d", Folder()), "upper": ("D.JSONL", b""), "dots": ("...jsonl", b""),
         "missing": ("d.txt", TEXT), "txt_blanks": ("d.txt", b"\n\n \n"), "txt_binary": ("d.txt", bytes(range(256))),
+        "csv_short_row": ("d.csv", b"prompt,completion\na,b\nc\n"),
+        "csv_gbk": ("d.csv", "prompt,completion\n问,答\n".encode("gbk")),
+        "csv_open_quote": ("d.csv", b'prompt,completion\na,"b\n'),
+        "csv_same_names": ("d.csv", b"prompt,prompt\na,b\n"),
+        "zst_cut": ("d.jsonl.zst", b"\x28\xb5\x2f\xfd\x04\x58\x01"),
+        "xz_cut": ("d.jsonl.xz", lzma.compress(_ROWS)[:-20]),
+        "bz2_cut": ("d.jsonl.bz2", bz2.compress(_ROWS)[:-20]),
+        "txt_of_rows": ("d.txt", _ROWS),
+        "gbk": ("d.jsonl", '{"prompt": "问题", "completion": "答案"}\n'.encode("gbk")),
+        "utf16": ("d.jsonl", _ROWS.decode().encode("utf-16")),
+        "huge_field": ("d.jsonl", b'{"prompt": "a", "completion": "' + b"x" * 10_000_000 + b'"}\n'),
     }  # fmt: skip
+    readable = {
+        "bz2": "bzip2 is unpacked",
+        "gz_bz2": "the content tells how a file is packed",
+        "packed_without_suffix": "the content tells how a file is packed",
+        "no_suffix": "the content tells what it is",
+    }
     for name, (file, content) in kinds.items():
         wanted = "d.jsonl" if name == "missing" else file
         yield Case(
@@ -253,6 +311,7 @@ def _files() -> Iterator[Case]:
             {file: content},
             {3},
             says=wanted.replace(".", r"\."),
+            fine=readable.get(name, ""),
             limit=20 if name == "fifo" else 60,
         )
     for verb in ("reward", "dpo", "ppo", "best-of", "iterate", "pretrain"):

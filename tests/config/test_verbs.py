@@ -66,7 +66,7 @@ def test_the_help_text_shows_type_and_default() -> None:
     text = describe_config(PPOConfig)
     assert "--ppo.kl_estimator k1|k2|k3 = k1\n" in text
     assert "--ppo.value_clip number|null = 0.2\n" in text
-    assert "--data.train [text, ...] (required)\n" in text
+    assert "--data.train [path|{path: .., ..}, ...] (required)\n" in text
     assert "--batch.microbatch_tokens integer|auto = auto\n" in text
     assert "--lora.layers text|[integer, ...] = all\n" in text
     assert "ppo: Proximal policy optimization.\n" in text
@@ -188,7 +188,8 @@ def test_a_missing_key_is_told_with_its_meaning() -> None:
     assert messages(SFTConfig, "seed=1") == [
         "command line: 'output_dir' is missing: folder of the run: resolved config, metrics, checkpoints, roles",
         "command line: 'model.model_name_or_path' is missing: folder or hub name of the base model",
-        "command line: 'data.train' is missing: one file or a list of files (.jsonl, .json, .txt; .gz too)",
+        "command line: 'data.train' is missing: files, folders, patterns or Hub datasets, in any known format; one may "
+        "be {path: .., weight: .., limit: ..}",
     ]
 
 
@@ -430,7 +431,6 @@ def test_keys_of_a_new_model_are_refused_beside_a_model_that_is_there() -> None:
         (SFTConfig, ["lora.r=0", "lora.alpha=3"], "'lora.alpha' = 3.0 would change nothing: 'lora.r' = 0"),
         (RewardConfig, ["lora.r=0", "lora.target_modules=[q]"], "'lora.target_modules' = ['q'] would change nothing"),
         (PPOConfig, ["ppo.kl_horizon=5000"], "'ppo.kl_horizon' = 5000 has no effect without 'ppo.kl_target'; set it"),
-        (PretrainConfig, ["model.chat_template=hh"], "'model.chat_template' = hh would change nothing: pretraining"),
         (IterateConfig, ["learn=sft", "reference=kept"], "'reference' would change nothing: it is for 'learn' = dpo"),
     ],
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onebase.data.chat import ChatFormat, chat_format
-from onebase.data.compared import drop_equal_completions, pair_labelled
+from onebase.data.compared import drop_equal_completions, pair_labelled, rank_scored, unranked_line
 from onebase.data.fit import Limits
+from onebase.data.formats import read_rows
 from onebase.data.prepare import dropped_line, encode_rows
 from onebase.errors import DataError
 from onebase.records import Example, Message, Row
@@ -157,3 +159,43 @@ def test_rows_that_are_no_labelled_texts_come_back_as_they_are() -> None:
     plain = [Row((), ("text",)), labelled("other", 1.0)]
     assert pair_labelled(plain, seed=0) == plain
     assert pair_labelled([], seed=0) == []
+
+
+# ---------------------------------------------------------------------------------------------------- scored answers
+
+
+def scored(prompt: str, answer: str, score: float, number: int, **fields: Any) -> Row:
+    return Row((Message("user", prompt),), (answer,), grades=(score,), place=f"s:{number}", **fields)
+
+
+def test_answers_scored_one_by_one_are_ranked_by_prompt() -> None:
+    pair = ranked(9, "x", "y")
+    rows = [
+        scored("q", "a", 0.0, 1),
+        scored("alone", "b", 1.0, 2),
+        pair,
+        scored("q", "c", 2.0, 3, ended=(False,)),
+        scored("equal", "d", 1.0, 4),
+        scored("equal", "e", 1.0, 5),
+        scored("q", "f", 1.0, 6),
+    ]
+    found, left = rank_scored(rows)
+    assert found[1:] == [pair] and left == 3
+    assert found[0].messages == (Message("user", "q"),) and found[0].place == "s:1 and s:3 and s:6"
+    assert found[0].answers == ("a", "c", "f") and found[0].grades == (0.0, 2.0, 1.0)
+    assert found[0].ended == (True, False, True)
+    assert rank_scored(found) == (found, 0)
+    assert unranked_line(left) == "answers scored one by one are ranked by prompt; 3 have none to be compared with"
+    assert unranked_line(0) == ""
+
+
+def test_labelled_texts_are_no_scored_answers() -> None:
+    texts = [labelled("a", 1.0), labelled("b", 0.0)]
+    assert rank_scored(texts) == (texts, 0)
+
+
+def test_the_real_rewards_rank_the_contexts_that_have_both(shared: Path) -> None:
+    ranked_lists, left = rank_scored(read_rows(shared / "data/taskmaster_reward"))
+    both = [row for row in ranked_lists if {0.0, 1.0} <= set(row.grades or ())]
+    assert len(both) == len(ranked_lists) and sum(len(row.answers) for row in ranked_lists) + left == 3228
+    assert len(both) == 220

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from onebase.data.chat import ChatFormat, chat_format
-from onebase.data.fit import Limits
+from onebase.data.fit import Limits, require_end
+from onebase.data.mixing import Source
 from onebase.data.prepare import (
     best_answer,
     dropped_line,
     encode_prompts,
     encode_rows,
     read_split,
+    with_system,
 )
 from onebase.errors import DataError, ModelError, PromptTooLongError
 from onebase.records import Example, Message, Prompt, Row
@@ -44,7 +46,7 @@ def split_of(
     train: list[str], held_out: list[str], **overrides: Any
 ) -> tuple[list[Row], list[Row], dict[str, list[str]]]:
     options: dict[str, Any] = {"eval_fraction": 0.25, "limit": None, "seed": 0, "max_dropped_share": 0.5}
-    return read_split(train, held_out, **(options | overrides))
+    return read_split([Source((path,)) for path in train], held_out, **(options | overrides))
 
 
 def texts(rows: list[Row]) -> list[str]:
@@ -315,3 +317,49 @@ def test_completions_make_an_example_of_a_prompt_of_which_nothing_else_is_known(
     assert example == Example([1, 2], [[5], [6, 7]], None, None, None, row)
     assert example.tree is None and example.num_tokens == 5 and example.num_counted == 3
     assert prompt == Prompt([1, 2], row)
+
+
+# --------------------------------------------------------------------------------------------- ends, system turns
+
+
+def test_training_is_refused_where_no_answer_s_end_is_learned(chat: ChatFormat) -> None:
+    rows = [asked("q", "xxxxxxxx"), asked("r", "yyyyyyyy", "zzzzzzzz", grades=(1.0, 0.0))]
+    short = encode_rows(rows, chat, Limits(context=64, max_completion=4))
+    with pytest.raises(DataError) as caught:
+        require_end(short, chat)
+    assert str(caught.value) == (
+        "no answer's end token is learned, so the policy would never stop: of 3 answers, 3 are cut at the limit on "
+        "their length"
+    )
+    assert caught.value.remedy == "no-end-learned" and caught.value.exit_code == 3
+    unfinished = replace(asked("s", "zz"), ended=(False,))
+    with pytest.raises(
+        DataError, match=r"of 4 answers, 3 are cut at .* length and 1 are marked as unfinished \(ended: f"
+    ):
+        require_end([*short, *encode_rows([unfinished], chat, Limits(context=64))], chat)
+    # Where the file says so, it is only told.
+    told: list[str] = []
+    require_end(encode_rows([unfinished], chat, Limits(context=64)), chat, told.append)
+    assert told == [
+        "warning: no answer's end token is learned: 1 are marked as unfinished (ended: false), which is all of them"
+    ]
+    # One answer that ends is enough; a text ends too; next steps end no turn.
+    require_end([*short, *encode_rows([asked("s", "z")], chat, Limits(context=64))], chat)
+    require_end(encode_rows([Row((), ("text",))], chat, Limits(context=64)), chat)
+    require_end(encode_rows([asked("q", "a step", prefix="First, ")], chat, Limits(context=64)), chat)
+    require_end([Example([1], [[5]])], chat)
+
+
+def test_an_end_token_that_does_not_count_is_not_learned(chat: ChatFormat) -> None:
+    (example,) = encode_rows([asked("q", "x")], chat, Limits(context=64))
+    with pytest.raises(DataError, match="no answer's end token is learned"):
+        require_end([replace(example, counted=[[True, False]])], chat)
+
+
+def test_a_system_turn_is_put_before_conversations_without_one() -> None:
+    own = Row((Message("system", "Mine."), Message("user", "q")), ("a",))
+    text, plain = Row((), ("text",)), asked("q", "a")
+    added = with_system([own, text, plain], "Be brief.")
+    assert added[:2] == [own, text]
+    assert added[2] == replace(plain, messages=(Message("system", "Be brief."), Message("user", "q")))
+    assert with_system([plain], None) == [plain]

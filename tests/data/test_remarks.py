@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from onebase.data.mixing import Source
 from onebase.data.prepare import read_split
 from onebase.data.remarks import remarks
 from onebase.errors import DataError
@@ -24,7 +25,9 @@ def written(path: Path, numbers: range) -> str:
 
 
 def split_of(train: list[str], held_out: list[str]) -> tuple[list[Row], list[Row]]:
-    rows, held, _ = read_split(train, held_out, eval_fraction=0.1, limit=None, seed=0, max_dropped_share=0)
+    rows, held, _ = read_split(
+        [Source(tuple(train))], held_out, eval_fraction=0.1, limit=None, seed=0, max_dropped_share=0
+    )
     return rows, held
 
 

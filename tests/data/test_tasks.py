@@ -123,8 +123,11 @@ def test_a_body_and_its_question_are_one_prompt(tmp_path: Path) -> None:
 def test_the_keys_that_were_found_are_said_once(tmp_path: Path) -> None:
     rows = read_rows(written(tmp_path, [SVAMP, {**SVAMP, "Body": "Bob had 12 pens."}]))
     said = remarks(rows, [])
-    assert said == [f"question read from 'Body' and 'Question', gold from 'Answer': 2 rows ({tmp_path}/rows.jsonl:1, "
-                    f"{tmp_path}/rows.jsonl:2)"]  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    assert said == [
+        f"question read from 'Body' and 'Question', gold from 'Answer': 2 rows ({path}:1, {path}:2)",
+        f"{path}: in no prompt and no answer, columns for reward functions only: ID (2 rows), Type (2 rows)",
+    ]
     row = only(tmp_path, {"question": "1 + 1?", "golden": "2"})
     assert row.notes == ("question read from 'question', gold from 'golden'",)
 

@@ -30,6 +30,7 @@ from onebase.models.base import OneBase
 from onebase.models.roles import ScalarRole
 from onebase.objectives.kl import FixedKL
 from onebase.recipes import dpo, ppo, reward
+from onebase.recipes.setup.data import order_of
 from onebase.recipes.setup.ppo import Setup, State
 from onebase.records import Example, Prompt, Row
 from onebase.rewards.learned import RoleReward
@@ -163,6 +164,7 @@ def proximal(kind: str, critic: str) -> None:
         reward=RoleReward(base, "reward", budget=update.budget),
         judges={},
         prompts=prompts,
+        order=order_of(config.data, prompts, config.seed),
         held_out=[],
         ptx=[],
         budget=update.budget,

@@ -13,6 +13,7 @@ from onebase.engines.budget import TokenBudget
 from onebase.engines.passes import num_counted
 from onebase.models.base import OneBase
 from onebase.recipes import ppo
+from onebase.recipes.setup.data import order_of
 from onebase.recipes.setup.ppo import set_up
 from onebase.recipes.setup.shared import open_run
 from onebase.records import Example, Scores
@@ -71,7 +72,8 @@ class Trained:
 
     def with_prompts(self, count: int) -> None:
         """Leaves the first prompts alone."""
-        self.setup = replace(self.setup, prompts=self.setup.prompts[:count])
+        left, config = self.setup.prompts[:count], self.setup.config
+        self.setup = replace(self.setup, prompts=left, order=order_of(config.data, left, config.seed))
 
 
 def scores_of(rollout: Rollout) -> Tensor:

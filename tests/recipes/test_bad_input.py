@@ -63,7 +63,7 @@ UNUSABLE: list[tuple[str | None, str, str]] = [
     (None, "sft reward ppo", r"a.jsonl does not exist; check the path"),
     ("", "sft reward ppo", r"a.jsonl is empty; at least one row is needed"),
     ("\n\n", "sft reward ppo", r"a.jsonl is empty; at least one row is needed"),
-    ("{\n", "sft reward ppo", r"a.jsonl:1: "),
+    ("{\n", "sft reward ppo", r"a.jsonl: invalid JSON at line 2"),
     ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n', "sft reward ppo", r"a.jsonl:2: "),
     ('{"question_text": "a"}\n', "sft reward ppo", r"a.jsonl:1: no known layout has the keys question_text;"),
     (

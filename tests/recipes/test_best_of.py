@@ -21,6 +21,8 @@ from onebase.records import Message, Prompt, Row
 from onebase.sampling import local
 from onebase.sampling.local import generate
 from onebase.sampling.sampler import Sample
+from tests.data.test_chat import byte_level
+from tests.data.test_tools import ASKED, CALL, TOOLS
 from tests.recipes.conftest import Options, common, load, write_rows
 
 
@@ -117,6 +119,29 @@ def test_what_is_written_is_read_back_as_the_sampled_tokens(
             assert chat.encode_example(row).tokens(0) == [*prompt.ids, *sample.ids], (text, answer)
 
 
+def test_columns_that_would_change_how_a_row_is_read_are_not_written(base: Path, tmp_path: Path) -> None:
+    chat = chat_format(AutoTokenizer.from_pretrained(base), "plain")
+    columns = {
+        "messages": [{"role": "user", "content": "x"}],
+        "response": "y",
+        "instruction": "z",
+        "gold": "g",
+        "id": 1,
+    }
+    prompt = Prompt([1, 2], Row((Message("user", "q"),), columns=columns, place="f:1"))
+    answers = [best_of.Answer("a", True), best_of.Answer("b", True)]
+    asked = best_of.asked_of(chat, prompt)
+    for number, lines in enumerate(
+        (
+            best_of.best_row(prompt, asked, answers, [1.0, 0.0]),
+            best_of.best_and_worst(prompt, asked, answers, [1.0, 0.0]),
+        )
+    ):
+        (row,) = read_rows(write_rows(tmp_path / f"{number}.jsonl", lines))
+        assert row.messages == (Message("user", "q"),) and row.answers[0] == "a"
+        assert row.columns["gold"] == "g" and row.columns["id"] == 1
+
+
 def test_spin_keeps_where_its_own_answers_and_the_datas_ended(base: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"Is {n} good?", "completion": f"The cat is {n}", "ended": n % 2 == 0} for n in range(6)]
     data = write_rows(tmp_path / "asked.jsonl", rows)
@@ -159,6 +184,24 @@ def test_the_datas_own_answer_is_never_its_own_rejected_one() -> None:
     answers = [best_of.Answer(text, True) for text in ("yes", "no", "", "no")]
     pairs = best_of.pairs_with_data(prompt, {"prompt": "Well?"}, answers)
     assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [("yes", "no")]
+
+
+def test_tools_and_calls_of_a_prompt_are_written_with_its_answers(tmp_path: Path) -> None:
+    form = chat_format(byte_level(bos=False), "qwen")
+    asked = Row(ASKED, ("It rains.",), tools=TOOLS, place="f:1")
+    answers = [best_of.Answer("It is dry.", True), best_of.Answer("It pours.", True)]
+    prompt = Prompt(form.encode_prompt(asked.messages, tools=asked.tools), asked)
+    (pair, *_) = best_of.pairs_with_data(prompt, best_of.asked_of(form, prompt), answers)
+    (best,) = best_of.best_row(prompt, best_of.asked_of(form, prompt), answers, [1.0, 0.0])
+    for line, given in ((pair, ("It rains.", "It is dry.")), (best, ("It is dry.",))):
+        (read,) = read_rows(write_rows(tmp_path / "rows.jsonl", [line]))
+        assert read.messages == ASKED and read.tools == TOOLS and read.answers == given
+        assert form.encode_example(read).prompt_ids == prompt.ids
+    # The data's answer may be a call.
+    called = Prompt(prompt.ids, Row(ASKED[:1], ("",), tools=TOOLS, calls=((CALL,),)))
+    pairs = best_of.pairs_with_data(called, best_of.asked_of(form, called), answers)
+    (read,) = read_rows(write_rows(tmp_path / "rows.jsonl", pairs[:1]))
+    assert read.calls == ((CALL,), ()) and read.answers == ("", "It is dry.") and read.tools == TOOLS
 
 
 def test_sft_on_the_best_and_dpo_on_the_pairs_shorten_the_answers(base: Path, asked: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -42,7 +43,13 @@ def planned(verb: str, base: Path, folder: Path, *more: Options) -> str:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_fits_is_planned_and_leaves_nothing(verb: str, base: Path, sft_role: Path, tmp_path: Path) -> None:
-    assert "base   " in planned(verb, base, tmp_path, {"start_from": str(sft_role)})
+    plan = planned(verb, base, tmp_path, {"start_from": str(sft_role)})
+    assert "base   " in plan
+    # The first example, as `data show` would show it.
+    assert re.search(r"^example     .*rows\.jsonl:\d+, read as pair; template hh$", plan, re.MULTILINE)
+    assert "Human: " in plan and "Assistant:" in plan
+    if verb in ("sft", "dpo", "reward"):
+        assert "⟦" in plan and "end token <|eos|> learned in " in plan
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 

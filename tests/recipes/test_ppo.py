@@ -23,7 +23,6 @@ from onebase.objectives.moments import RunningMoments
 from onebase.recipes import ppo
 from onebase.recipes.setup.ppo import updates_of
 from onebase.recipes.setup.rollouts import rollout_sampling
-from onebase.records import Prompt
 from onebase.rollouts.collect import Rollout, score_request
 from tests.recipes.conftest import (
     ANIMALS,
@@ -224,7 +223,7 @@ def test_the_schedule_counts_every_step_of_every_epoch(base: Path, prompts: Path
     more: Options = {"max_steps": 5, "ppo.num_ppo_epochs": 3, "ppo.rollout_prompts": 4, "ppo.minibatch_prompts": 2}
     # 13 prompts in rollouts of 4, 4, 4, 1 and again 4.
     config = small_ppo(base, tmp_path / "run", prompts, more)
-    assert updates_of(config, [Prompt([1])] * 13) == 3 * (2 + 2 + 2 + 1 + 2)
+    assert updates_of(config, 13) == 3 * (2 + 2 + 2 + 1 + 2)
 
 
 def test_the_reference_is_what_the_policy_started_from(

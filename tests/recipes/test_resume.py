@@ -116,6 +116,8 @@ STAGES = {
         STOPS,
     ),
     "sft": Stage("sft", {**SCHEDULED, "lora.dropout": 0.2}, STOPS),
+    "sft streamed": Stage("sft", {**SCHEDULED, "data.streaming": True}, STOPS),
+    "dpo streamed": Stage("dpo", {**SCHEDULED, "data.streaming": True}, STOPS),
     "sft in full": Stage("sft", {**SCHEDULED, "lora.r": 0}, STOPS),
     "reward": Stage("reward", SCHEDULED, STOPS),
     "dpo": Stage("dpo", {**SCHEDULED, "start_from": "SFT"}, STOPS),

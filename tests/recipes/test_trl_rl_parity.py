@@ -45,6 +45,7 @@ from onebase.engines.opening import wrap_model
 from onebase.models.base import OneBase
 from onebase.objectives.kl import AdaptivePenalty
 from onebase.recipes import rft
+from onebase.recipes.setup.data import order_of
 from onebase.recipes.setup.rft import Setup, State, reference_of
 from onebase.records import Prompt, ScoreRequest, Scores
 from onebase.rollouts.collect import Roles, Rollout
@@ -168,6 +169,7 @@ def set_up(base: OneBase, options: Options, *, places: Sequence[int]) -> tuple[S
         options,
     )
     budget = TokenBudget(32)  # microbatches of one or two prompts
+    given = [Prompt(prompts()[place]) for place in places]
     setup = Setup(
         config=config,
         base=base,
@@ -177,7 +179,8 @@ def set_up(base: OneBase, options: Options, *, places: Sequence[int]) -> tuple[S
         reward=GivenScores(),
         judges={},
         roles=Roles("policy", reference_of(config)),
-        prompts=[Prompt(prompts()[place]) for place in places],
+        prompts=given,
+        order=order_of(config.data, given, config.seed),
         held_out=[],
         budget=budget,
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from onebase.data.tools import for_template
 from onebase.data.tree import build_tree_batch
 from onebase.engines.budget import TokenBudget
 from onebase.engines.forward import completion_scores
-from onebase.errors import ModelError, RewardError
+from onebase.errors import DataError, ModelError, RewardError
 from onebase.models.base import OneBase
 from onebase.models.classifier import harmless_padding
 from onebase.models.roles import Moments
 from onebase.models.scratch import train_tokenizer
 from onebase.records import Example, Message, Row, ScoreRequest
 from onebase.rewards.learned import ClassifierReward, RoleReward
+from tests.data.test_tools import ASKED, TOOLS
 from tests.tiny_models import add_adapter_role, random_ids, tiny_base
 
 CPU = torch.device("cpu")
@@ -185,6 +188,25 @@ def test_a_classifier_with_a_chat_template_gives_the_score_of_its_own_prompt(tmp
         inputs = tokenizer.apply_chat_template(turns, return_dict=True, return_tensors="pt")
         assert list(inputs["input_ids"][0]).count(tokenizer.bos_token_id) == len(begins and [1])
         torch.testing.assert_close(score, model(**inputs).logits[0, 0], rtol=0, atol=1e-5)
+
+
+def test_a_classifier_reads_a_row_s_tools_or_refuses_the_row(tmp_path: Path) -> None:
+    folder = save_classifier(tmp_path / "judge", max_length=4096)
+    tokenizer = own_tokenizer()
+    says = "{% for m in messages %}[{{ m.content }}{{ m.tool_calls }}]{% endfor %}{{ eos_token }}"
+    tokenizer.chat_template = "{{ tools }}" + says
+    tokenizer.save_pretrained(str(folder))
+    request = ScoreRequest([Example([1], [[2]], row=Row(ASKED, tools=TOOLS, place="f:1"))], ["q"], ["It rains."])
+    scores = ClassifierReward(str(folder), device=CPU).score(request).total
+    turns = [for_template(turn) for turn in (*ASKED, Message("assistant", "It rains."))]
+    defined = [json.loads(tool) for tool in TOOLS]
+    inputs = tokenizer.apply_chat_template(turns, tools=defined, return_dict=True, return_tensors="pt")
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    torch.testing.assert_close(scores[0], model(**inputs).logits[0, 0], rtol=0, atol=1e-5)
+    tokenizer.chat_template = says
+    tokenizer.save_pretrained(str(folder))
+    with pytest.raises(DataError, match="^f:1: the chat template of judge does not write 'weather' of the row's tools"):
+        ClassifierReward(str(folder), device=CPU).score(request)
 
 
 def test_of_a_text_longer_than_its_context_a_classifier_reads_the_end(tmp_path: Path) -> None:

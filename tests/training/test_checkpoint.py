@@ -30,7 +30,7 @@ from onebase.engines.passes import num_counted
 from onebase.errors import CheckpointError, ConfigError, DoesNotFitError, Stopped
 from onebase.models.role_files import save_role
 from onebase.models.roles import Moments
-from onebase.records import Example, Row, TreeBatch
+from onebase.records import Example, Row, ToolCall, TreeBatch
 from onebase.runs.folder import changed_keys
 from onebase.runs.record import read_metrics
 from onebase.training.averages import Averages
@@ -688,6 +688,7 @@ EXAMPLE = Example([3, 4], [[5, 6], [7]], None, (1.0, 0.0), 0.5, ROW)
         replace(EXAMPLE, row=replace(ROW, columns={"label": False, "gold": "7"})),  # what kto learns from
         replace(EXAMPLE, row=replace(ROW, columns={"label": True, "gold": "8"})),  # what a reward function reads
         replace(EXAMPLE, row=replace(ROW, answers=("yes", "maybe"))),  # what best-of pairs with
+        replace(EXAMPLE, row=replace(ROW, calls=((ToolCall("f", "{}"),), ()))),
     ],
 )
 def test_the_data_is_known_by_all_that_is_learnt_from(other: Example) -> None:

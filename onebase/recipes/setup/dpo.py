@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from onebase.config.losses import LOSSES
 from onebase.config.preferences import DPOConfig
 from onebase.data.chat import ChatFormat
-from onebase.data.compared import drop_equal_completions
+from onebase.data.compared import drop_equal_completions, rank_scored, unranked_line
+from onebase.data.encoded import Encoder
 from onebase.data.prepare import dropped_line, encode_rows
 from onebase.data.tree import separate
+from onebase.data.view import first_lines
 from onebase.errors import DataError
 from onebase.models.base import OneBase
 from onebase.models.role_files import load_role
+from onebase.recipes.setup.data import is_streamed, open_cache, order_of, read_rows, streamed
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.shared import (
     limits_of,
@@ -20,7 +24,6 @@ from onebase.recipes.setup.shared import (
     new_lora,
     num_steps,
     open_chat,
-    read_rows,
     warn_of_warmup,
 )
 from onebase.records import Example, Row
@@ -48,18 +51,30 @@ def add_policy_and_reference(base: OneBase, config: DPOConfig) -> None:
         load_role(base, "reference", config.reference_role, kinds=("policy",))
 
 
-def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[list[Example], list[Example]]:
+def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[Sequence[Example], list[Example]]:
     """Reads and encodes training and held-out rows: graded answers, or for kto single answers with a label.
 
     Raises:
         DataError: the loss cannot learn from a row, or too many rows' answers were cut to the same tokens.
     """
     unpaired = "kto" in loss_weights(config)
+    limits = limits_of(config.data, context)
+    cache = open_cache(chat, limits, "completion")
+    if is_streamed(config.data):
+        if unpaired:
+            raise DataError("kto compares all rows' labels and is not streamed; set data.streaming: false")
+        encode = Encoder(chat, cache=cache)
+        say("streamed rows: the reference's log-probs are computed in every step")
+        return streamed(config.data, lambda row, cuts: _learned(encode(_checked(row), cuts)), limits, cache=cache)
     sides = []
     for rows in read_rows(config.data, config.seed):
+        if not unpaired:
+            rows, left = rank_scored(rows)
+            if line := unranked_line(left):
+                say(line)
         for row in rows:
             _check_answers(row, unpaired=unpaired)
-        examples = encode_rows(rows, chat, limits_of(config.data, context)) if rows else []
+        examples = encode_rows(rows, chat, limits, cache=cache) if rows else []
         kept, dropped = drop_equal_completions(examples, max_share=config.data.max_dropped_share)
         # A reward role learns from a tie that two scores are equal; the losses here learn nothing from it.
         tied = [example.row.place for example in kept if example.row and _is_tied(example)]
@@ -76,6 +91,17 @@ def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[li
     if unpaired:
         _check_labels(sides[0])
     return sides[0], sides[1]
+
+
+def _checked(row: Row) -> Row:
+    _check_answers(row, unpaired=False)
+    return row
+
+
+def _learned(example: Example | None) -> Example | None:
+    """The example without equal completions; None if nothing is left to learn from."""
+    kept, _ = drop_equal_completions([example] if example else [], max_share=1.0)
+    return kept[0] if kept and not _is_tied(kept[0]) else None
 
 
 def labelled(example: Example) -> list[Example]:
@@ -129,14 +155,18 @@ def _check_answers(row: Row, *, unpaired: bool) -> None:
 def plan(config: DPOConfig) -> str:
     """What `run` would do, in words; reads the data and the model's configuration, not its weights."""
     base = planned_base(config)
-    train, held_out = read_examples(config, open_chat(base.tokenizer, config.model), base.context)
-    steps = num_steps(config.max_steps, config.optimizer, len(train), config.batch.minibatch)
+    chat = open_chat(base.tokenizer, config.model)
+    train, held_out = read_examples(config, chat, base.context)
+    order = order_of(config.data, train, config.seed)
+    steps = num_steps(config.max_steps, config.optimizer, order.size, config.batch.minibatch)
     warn_of_warmup(config.optimizer, steps)
     return "\n".join(
         [
             *base.lines,
             f"loss        {' + '.join(f'{weight:g} {name}' for name, weight in loss_weights(config).items())}",
             *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
+            *order.lines(),
+            *first_lines(train[0], chat),
             f"saves       {config.output_dir}/policy",
         ]
     )

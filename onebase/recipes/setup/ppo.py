@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,16 @@ from torch import Tensor
 from onebase.config.rollouts import PPOConfig
 from onebase.data.chat import ChatFormat
 from onebase.data.formats import read_files
+from onebase.data.mixing import Order
 from onebase.data.prepare import dropped_line, encode_rows
 from onebase.data.selection import drop_unusable
+from onebase.data.view import first_lines
 from onebase.engines.budget import TokenBudget
 from onebase.models.base import OneBase
 from onebase.models.role_files import load_role
 from onebase.objectives.kl import AdaptiveKL, FixedKL
 from onebase.objectives.moments import RunningMoments
+from onebase.recipes.setup.data import order_of
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.reward import open_reward_source, open_rules
 from onebase.recipes.setup.rollouts import (
@@ -53,6 +56,8 @@ class Setup:
     judges: Mapping[str, RewardSource]
     """Other sources that score the held-out completions, by name."""
     prompts: list[Prompt]
+    order: Order
+    """In which order the prompts are read."""
     held_out: list[Prompt]
     ptx: list[Example]
     budget: TokenBudget
@@ -135,6 +140,7 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Setup, State, Update]:
         reward=open_reward_source(config.reward, rules, base, budget),
         judges=rules.judges,
         prompts=prompts,
+        order=order_of(config.data, prompts, config.seed),
         held_out=held_out,
         ptx=ptx,
         budget=budget,
@@ -148,7 +154,7 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Setup, State, Update]:
 def make_optimizer(setup: Setup, *, repro_folder: Path) -> Update:
     """Makes the optimizer over policy and critic."""
     config, base = setup.config, setup.base
-    learning_rate, total = config.optimizer.learning_rate, updates_of(config, setup.prompts)
+    learning_rate, total = config.optimizer.learning_rate, updates_of(config, setup.order.size)
     warn_of_warmup(config.optimizer, total)
     return make_update(
         base,
@@ -179,12 +185,12 @@ def read_all(config: PPOConfig, chat: ChatFormat, context: int) -> tuple[list[Pr
     return prompts, held_out, encode_rows(rows, chat, limits_of(config.data, context))
 
 
-def updates_of(config: PPOConfig, prompts: Sequence[Prompt]) -> int:
+def updates_of(config: PPOConfig, num_prompts: int) -> int:
     """Optimizer steps in the run if no rollout stops early."""
-    ppo, count = config.ppo, len(prompts)
+    ppo = config.ppo
     return num_updates(
-        num_rollouts(config.max_steps, count, ppo.rollout_prompts),
-        count,
+        num_rollouts(config.max_steps, num_prompts, ppo.rollout_prompts),
+        num_prompts,
         rollout_prompts=ppo.rollout_prompts,
         minibatch_prompts=ppo.minibatch_prompts,
         num_epochs=ppo.num_ppo_epochs,
@@ -199,7 +205,8 @@ def plan(config: PPOConfig) -> str:
     open_rules(config.reward, judge=config.evaluation.judge).check(prompt.row for prompt in [*prompts, *held_out])
     ppo, k = config.ppo, config.generation.samples_per_prompt
     lengths = sorted(len(p.ids) for p in prompts)
-    total = updates_of(config, prompts)
+    order = order_of(config.data, prompts, config.seed)
+    total = updates_of(config, order.size)
     warn_of_warmup(config.optimizer, total)
     steps = ppo.num_ppo_epochs * -(-ppo.rollout_prompts // ppo.minibatch_prompts)
     critic = "its own adapter" if ppo.critic == "adapter" else "a head on the policy's adapter"
@@ -209,7 +216,9 @@ def plan(config: PPOConfig) -> str:
             f"roles       policy, reference, reward ({config.reward.source}), critic ({critic})",
             f"data        {len(prompts)} prompts (median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}), "
             f"{len(held_out)} held out, {len(ptx)} PTX texts",
-            f"rollouts    {num_rollouts(config.max_steps, len(prompts), ppo.rollout_prompts)} of {ppo.rollout_prompts} "
+            *order.lines(),
+            *first_lines(prompts[0], chat),
+            f"rollouts    {num_rollouts(config.max_steps, order.size, ppo.rollout_prompts)} of {ppo.rollout_prompts} "
             f"prompts x {k} completions of at most {config.generation.max_new_tokens} tokens",
             f"updates     {total} optimizer steps, {steps} a rollout: {ppo.num_ppo_epochs} "
             f"epochs, minibatches of {ppo.minibatch_prompts} prompts ({ppo.minibatch_prompts * k} completions)",

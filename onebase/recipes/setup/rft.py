@@ -9,10 +9,13 @@ from typing import Any
 
 from onebase.config.rft import RFTConfig
 from onebase.data.chat import ChatFormat
+from onebase.data.mixing import Order
+from onebase.data.view import first_lines
 from onebase.engines.budget import TokenBudget
 from onebase.models.base import OneBase
 from onebase.models.role_files import load_role
 from onebase.objectives.kl import AdaptivePenalty
+from onebase.recipes.setup.data import order_of
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.reward import open_reward_source, open_rules
 from onebase.recipes.setup.rollouts import (
@@ -49,6 +52,8 @@ class Setup:
     roles: Roles
     """Who measures a rollout: no reference without a KL penalty, no critic unless advantages come from one."""
     prompts: list[Prompt]
+    order: Order
+    """In which order the prompts are read."""
     held_out: list[Prompt]
     budget: TokenBudget
 
@@ -123,6 +128,7 @@ def set_up(config: RFTConfig, run: Run) -> tuple[Setup, State, Update]:
         judges=rules.judges,
         roles=Roles("policy", reference_of(config), "critic" if config.advantage == "gae" else None),
         prompts=prompts,
+        order=order_of(config.data, prompts, config.seed),
         held_out=held_out,
         budget=budget,
     )
@@ -138,7 +144,7 @@ def reference_of(config: RFTConfig) -> str | None:
 def make_optimizer(setup: Setup, *, repro_folder: Path) -> Update:
     """Makes the optimizer over the policy, and the critic if there is one."""
     config, base = setup.config, setup.base
-    total, learning_rate = updates_of(config, len(setup.prompts)), config.optimizer.learning_rate
+    total, learning_rate = updates_of(config, setup.order.size), config.optimizer.learning_rate
     warn_of_warmup(config.optimizer, total)
     groups = [ParameterGroup(base.parameters("policy"), learning_rate)]
     if config.advantage == "gae":
@@ -168,7 +174,8 @@ def plan(config: RFTConfig) -> str:
     open_rules(config.reward, judge=config.evaluation.judge).check(prompt.row for prompt in [*prompts, *held_out])
     rft, k = config.rft, config.generation.samples_per_prompt
     lengths = sorted(len(p.ids) for p in prompts)
-    total = updates_of(config, len(prompts))
+    order = order_of(config.data, prompts, config.seed)
+    total = updates_of(config, order.size)
     warn_of_warmup(config.optimizer, total)
     roles = ["policy"]
     if rft.kl_coefficient > 0:
@@ -190,7 +197,9 @@ def plan(config: RFTConfig) -> str:
             f"reward      {config.reward.source}",
             f"data        {len(prompts)} prompts (median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}), "
             f"{len(held_out)} held out",
-            f"rollouts    {num_rollouts(config.max_steps, len(prompts), rft.rollout_prompts)} of {rft.rollout_prompts} "
+            *order.lines(),
+            *first_lines(prompts[0], chat),
+            f"rollouts    {num_rollouts(config.max_steps, order.size, rft.rollout_prompts)} of {rft.rollout_prompts} "
             f"prompts x {k} completions of at most {config.generation.max_new_tokens} tokens{again}",
             f"updates     {total} optimizer steps: advantage {config.advantage}, policy loss {rft.policy_loss}, "
             f"{rft.num_epochs} epochs, minibatches of {rft.minibatch_prompts} prompts",

@@ -14,7 +14,8 @@ from onebase.data.chat import ChatFormat
 from onebase.data.prepare import encode_prompts
 from onebase.errors import DataError
 from onebase.models.base import OneBase
-from onebase.recipes.setup.shared import limits_of, load_start, new_lora, read_rows
+from onebase.recipes.setup.data import read_rows
+from onebase.recipes.setup.shared import limits_of, load_start, new_lora
 from onebase.records import Prompt
 from onebase.sampling.local import stop_ids
 from onebase.sampling.sampler import Sampling

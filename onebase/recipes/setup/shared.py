@@ -14,7 +14,6 @@ from onebase.config.groups import (
     DataGroup,
     EpochsOptimizerGroup,
     EvaluationGroup,
-    FilesGroup,
     LoraGroup,
     MicrobatchGroup,
     ModelGroup,
@@ -28,9 +27,10 @@ from onebase.data.batches import num_minibatches, row_shape
 from onebase.data.chat import ChatFormat, chat_format
 from onebase.data.fit import Limits
 from onebase.data.formats import read_files
-from onebase.data.prepare import dropped_line, read_split
+from onebase.data.prepare import dropped_line, with_system
 from onebase.data.remarks import remarks
 from onebase.data.selection import drop_unusable
+from onebase.data.streaming import Streamed
 from onebase.engines.budget import TokenBudget, find_token_budget
 from onebase.engines.opening import load_base
 from onebase.errors import ConfigError, ModelError
@@ -153,29 +153,16 @@ def load_start(base: OneBase, name: str, folder: str, lora: LoraGroup, *, kinds:
     return role
 
 
-def read_rows(data: FilesGroup, seed: int) -> tuple[list[Row], list[Row]]:
-    """Reads training and held-out rows; prints what was left out, and remarks on the rest."""
-    train, held_out, dropped = read_split(
-        data.train,
-        data.eval,
-        eval_fraction=data.eval_fraction,
-        limit=data.limit,
-        seed=seed,
-        max_dropped_share=data.max_dropped_share,
-    )
-    for line in [*filter(None, [dropped_line(dropped)]), *remarks(train, held_out)]:
-        say(line)
-    return train, held_out
-
-
 def read_prompts(data: SampleDataGroup, *, answers: bool = False) -> list[Row]:
     """Reads the rows to sample from and prints what was left out. With `answers`, the answers must be usable too."""
     rows, dropped = drop_unusable(
-        read_files(data.train, limit=data.limit), max_share=data.max_dropped_share, answers=answers
+        read_files(data.train, columns=data.columns, limit=data.limit),
+        max_share=data.max_dropped_share,
+        answers=answers,
     )
     for line in [*filter(None, [dropped_line(dropped)]), *remarks(rows, [])]:
         say(line)
-    return rows
+    return with_system(rows, data.system_prompt)
 
 
 def limits_of(data: DataGroup | SampleDataGroup | PromptDataGroup, context: int) -> Limits:
@@ -197,8 +184,12 @@ def token_budget(
 
 
 def largest_example(base: OneBase, *examples: Sequence[Example]) -> int:
-    """Padded tokens of the largest example in several lists, which is never split."""
-    return max(rows * width for side in examples for rows, width in (row_shape(e, base.layout) for e in side))
+    """Padded tokens of the largest example in several lists, which is never split; of streamed ones, in a sample."""
+    return max(
+        rows * width
+        for side in examples
+        for rows, width in (row_shape(e, base.layout) for e in (side.sample() if isinstance(side, Streamed) else side))
+    )
 
 
 def num_steps(max_steps: int | None, optimizer: EpochsOptimizerGroup, num_examples: int, minibatch: int) -> int:

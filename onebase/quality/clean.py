@@ -1,0 +1,189 @@
+"""Runs filters over rows: which rows each one drops, and what decided.
+
+Filters that look at one row come first, as the rows are read; filters that compare rows see only what these left. The
+order is that of `options.FILTERS` whatever the order the filters are given in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from onebase.quality import options
+from onebase.quality.diversity import Diversity, Sample, Space
+from onebase.quality.leaks import TestPrompts
+from onebase.quality.near_duplicates import NUM_HASHES, near_duplicates, signature_of
+from onebase.quality.noise import Claim, claim_of, losses, probabilities
+from onebase.quality.options import Filter, in_order
+from onebase.quality.row_filters import Finding, check_row
+from onebase.quality.texts import digest, parts_of, verdict_of
+from onebase.quality.votes import Votes
+from onebase.records import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What cleaning found."""
+
+    rows: int
+    findings: dict[int, list[Finding]]
+    """Why each dropped row is dropped, by its number from 0; the first finding counts, filters of single rows may add
+    more."""
+    dropped: dict[str, int]
+    """Rows that each filter dropped; a row counts for the first."""
+    alone: dict[str, int]
+    """Rows that each filter has something against, also where an earlier one dropped them already."""
+    before: Diversity
+    after: Diversity
+    not_measured: int
+    """Rows that the difficulty filter could not judge, and kept."""
+
+
+class Cleaner:
+    """Takes rows in order, then says which to drop.
+
+    Keeps of each row what the filters compare: its texts and 512 bytes for near-duplicates, its place, its votes.
+
+    Args:
+        filters: in any order.
+        test_rows: what the filter `leaks` looks for.
+        difficulty: by place of a row, from 0 (easy) to 1 (hard), for the filter `difficulty`.
+        seed: of the filter `noise`.
+    """
+
+    def __init__(
+        self,
+        filters: Sequence[Filter],
+        *,
+        test_rows: Sequence[Row] = (),
+        difficulty: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.filters, self.seed, self.difficulty = in_order(filters), seed, difficulty or {}
+        self.has = {given.name: given for given in self.filters}
+        leaks = self.has.get("leaks")
+        self.test_prompts = TestPrompts(test_rows, leaks) if isinstance(leaks, options.Leaks) and test_rows else None
+        self.findings: dict[int, list[Finding]] = {}
+        self.places: list[str] = []
+        self.left: list[int] = []
+        """Rows that no filter of single rows dropped; the lists below hold an entry for each."""
+        self.keys: list[bytes] = []
+        self.parts: list[list[str]] = []
+        self.verdicts: list[object] = []
+        self.signatures = bytearray()
+        self.claims: list[Claim | None] = []
+        self.votes = {kind: Votes() for kind in ("contradictions", "consistency") if kind in self.has}
+        self.sample = Sample()
+
+    def add(self, row: Row) -> None:
+        """Takes the next row."""
+        number = len(self.places)
+        self.places.append(row.place)
+        parts = parts_of(row)
+        self.sample.add(number, "\n".join(parts))
+        found = [finding for given in self.filters if (finding := check_row(given, row))]
+        if self.test_prompts is not None and (leaked := self.test_prompts.leaked(row)):
+            found.append(Finding("leaks", *leaked))
+        if found:
+            self.findings[number] = found
+            return
+        self.left.append(number)
+        for kind, votes in self.votes.items():
+            votes.add(number, row, kind)
+        if "duplicates" in self.has:
+            self.keys.append(digest(*parts, repr((verdict_of(row), [m.role for m in row.messages]))))
+        if "near_duplicates" in self.has:
+            self.parts.append(parts)
+            self.verdicts.append(verdict_of(row))
+            self.signatures += signature_of(parts).tobytes()
+        if "noise" in self.has:
+            self.claims.append(claim_of(row))
+
+    def finish(self) -> Cleaned:
+        """Compares the rows that are left, and returns everything found."""
+        for kind, votes in self.votes.items():
+            self._deny(kind, votes)
+        if "duplicates" in self.has:
+            self._drop_duplicates()
+        if isinstance(near := self.has.get("near_duplicates"), options.NearDuplicates):
+            self._drop_near_duplicates(near)
+        not_measured = 0
+        if isinstance(given := self.has.get("difficulty"), options.Difficulty):
+            not_measured = self._keep_the_middle(given)
+        if isinstance(noise := self.has.get("noise"), options.Noise):
+            self._drop_noise(noise)
+        names = [given.name for given in self.filters]
+        texts = self.sample.texts()
+        space = Space(list(texts.values()))
+        return Cleaned(
+            rows=len(self.places),
+            findings=dict(sorted(self.findings.items())),
+            dropped={n: sum(found[0].filter == n for found in self.findings.values()) for n in names},
+            alone={n: sum(any(f.filter == n for f in found) for found in self.findings.values()) for n in names},
+            before=space.diversity(),
+            after=space.diversity([number not in self.findings for number in texts]),
+            not_measured=not_measured,
+        )
+
+    def _standing(self) -> list[tuple[int, int]]:
+        """Places in the lists, with row numbers, of the rows that nothing has dropped yet."""
+        return [(at, number) for at, number in enumerate(self.left) if number not in self.findings]
+
+    def _drop(self, number: int, name: str, reason: str, value: Any) -> None:
+        self.findings[number] = [Finding(name, reason, value)]
+
+    def _deny(self, kind: str, votes: Votes) -> None:
+        reasons = {
+            "contradictions": "other rows say the opposite of the same answers",
+            "consistency": "other rows give the same prompt another gold answer",
+        }
+        for number, denied in votes.denied().items():
+            if number not in self.findings:
+                value = {"against": self.places[denied.by], "votes": list(denied.votes)}
+                self._drop(number, kind, reasons[kind], value)
+
+    def _drop_duplicates(self) -> None:
+        first: dict[bytes, int] = {}
+        for at, number in self._standing():
+            same = first.setdefault(self.keys[at], number)
+            if same != number:
+                self._drop(number, "duplicates", "the same as an earlier row", {"of": self.places[same]})
+
+    def _drop_near_duplicates(self, given: options.NearDuplicates) -> None:
+        standing = self._standing()
+        chosen = [at for at, _ in standing]
+        signatures = numpy.frombuffer(bytes(self.signatures), numpy.uint32).reshape(-1, NUM_HASHES)[chosen]
+        twins = near_duplicates(
+            [self.parts[at] for at in chosen],
+            signatures,
+            given.similarity,
+            verdicts=[self.verdicts[at] for at in chosen],
+        )
+        for at, twin in twins.items():
+            value = {"of": self.places[standing[twin.index][1]], "similarity": round(twin.similarity, 4)}
+            self._drop(standing[at][1], "near_duplicates", "nearly the same as an earlier row", value)
+
+    def _keep_the_middle(self, given: options.Difficulty) -> int:
+        standing = self._standing()
+        for _, number in standing:
+            value = self.difficulty.get(self.places[number])
+            if value is not None and not given.low <= value <= given.high:
+                reason = "too easy" if value < given.low else "too hard"
+                self._drop(number, "difficulty", reason, round(value, 4))
+        return sum(self.places[number] not in self.difficulty for _, number in standing)
+
+    def _drop_noise(self, given: options.Noise) -> None:
+        claims = [(number, claim) for at, number in self._standing() if (claim := self.claims[at]) is not None]
+        if not claims:
+            return
+        right = probabilities([claim for _, claim in claims], folds=given.folds, seed=self.seed)
+        loss = losses(right)
+        # Small-loss selection: those of the smallest loss stay, whatever their probability.
+        most = numpy.argsort(-loss, kind="stable")[: int(given.share * len(claims))]
+        for at in sorted(most.tolist()):
+            if right[at] < given.probability:
+                value = {"probability": round(float(right[at]), 4), "loss": round(float(loss[at]), 4)}
+                self._drop(claims[at][0], "noise", "heads trained on other prompts disbelieve the verdict", value)

@@ -1,0 +1,145 @@
+"""Turns the configuration's data into rows and examples, and says in which order a run reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import onebase.data
+from onebase.config.groups import DataGroup, FilesGroup, PromptDataGroup, SourceGroup
+from onebase.data.chat import ChatFormat
+from onebase.data.files import expand
+from onebase.data.fit import Cuts, Limits
+from onebase.data.formats import read_files
+from onebase.data.mixing import Order, Source
+from onebase.data.prepare import dropped_line, read_split, with_system
+from onebase.data.remarks import remarks
+from onebase.data.selection import unusable
+from onebase.data.streaming import Encode, Streamed, streams
+from onebase.data.token_cache import TokenCache, cache_root
+from onebase.records import Example, Prompt, Row
+from onebase.runs.progress import say
+
+STREAMED_FROM = 32 << 20
+"""Bytes of plain .jsonl files from which they are streamed by themselves."""
+MOST_HELD_OUT = 1000
+"""Rows held out of streamed ones."""
+CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(onebase.data.__file__).parent.glob("*.py"))))
+"""Changes with the code that turns rows into tokens."""
+
+
+def sources_of(data: FilesGroup) -> list[Source]:
+    """The configured sources: one for each entry with options of its own, and one for all plain files."""
+    found: list[Source] = []
+    plain: list[str] = []
+    for entry in data.train:
+        if isinstance(entry, SourceGroup):
+            found.append(Source((entry.path,), entry.weight, entry.limit, columns=entry.columns or data.columns))
+        else:
+            plain.append(entry)
+    if plain:
+        found.insert(0, Source(tuple(plain), columns=data.columns))
+    if data.replay.path:
+        replay = data.replay
+        columns = replay.columns or data.columns
+        found.append(Source(tuple(replay.path), limit=replay.limit, replayed=True, share=replay.share, columns=columns))
+    return found
+
+
+def read_rows(data: FilesGroup, seed: int) -> tuple[list[Row], list[Row]]:
+    """Reads training and held-out rows; prints what was left out, and remarks on the rest."""
+    train, held_out, dropped = read_split(
+        sources_of(data),
+        data.eval,
+        columns=data.columns,
+        eval_fraction=data.eval_fraction,
+        limit=data.limit,
+        seed=seed,
+        max_dropped_share=data.max_dropped_share,
+    )
+    for line in [*filter(None, [dropped_line(dropped)]), *remarks(train, held_out)]:
+        say(line)
+    system = system_prompt_of(data)
+    return with_system(train, system), with_system(held_out, system)
+
+
+def system_prompt_of(data: FilesGroup) -> str | None:
+    """The system turn for conversations that have none."""
+    return data.system_prompt if isinstance(data, DataGroup | PromptDataGroup) else None
+
+
+def order_of(data: FilesGroup, examples: Sequence[Example | Prompt], seed: int) -> Order:
+    """In which order a run reads these examples, which lie source by source."""
+    sources = sources_of(data)
+    if isinstance(examples, Streamed):
+        return Order(sources, examples.counts, seed=seed)
+    counts = [0] * len(sources)
+    for example in examples:
+        counts[example.row.source if example.row else 0] += 1
+    return Order(sources, counts, seed=seed)
+
+
+def read_record(
+    order: Order, train: Sequence[Example | Prompt], held_out: Sequence[Example | Prompt], steps: int, size: int
+) -> dict[str, object]:
+    """The summary's entry on the data: how much there was, and what `steps` minibatches of `size` were drawn from if it
+    is a mixture. Prints how fast streamed rows were read."""
+    found: dict[str, object] = {"train": len(train), "held_out": len(held_out)}
+    if order.lines():
+        found["sources"] = order.drawn(steps, size)
+    if isinstance(train, Streamed):
+        rate = train.read / max(1e-9, train.seconds)
+        told = f"; {train.told()}" if train.told() else ""
+        say(f"streamed {train.read} rows, {rate:.0f} a second beside training{told}")
+    return found
+
+
+def is_streamed(data: DataGroup) -> bool:
+    """Whether rows are read as they are needed."""
+    if data.streaming != "auto":
+        return data.streaming
+    files = [path for name in data.files for path in expand(name)]
+    return all(map(streams, files)) and sum(path.stat().st_size for path in files) >= STREAMED_FROM
+
+
+def streamed(
+    data: DataGroup, encode_row: Encode, limits: Limits, *, cache: TokenCache | None
+) -> tuple[Streamed, list[Example]]:
+    """Examples that are read as they are needed, and the held-out ones.
+
+    Without held-out files, rows spread evenly over the file are held out, at most a thousand.
+    """
+    began, system = time.monotonic(), system_prompt_of(data)
+
+    def encode(row: Row, cuts: Cuts) -> Example | None:
+        return encode_row(with_system([row], system)[0], cuts)
+
+    train = Streamed(sources_of(data), encode, limits)
+    rows = (
+        read_files(data.eval, columns=data.columns)
+        if data.eval
+        else train.hold_out(data.eval_fraction, most=MOST_HELD_OUT)
+    )
+    cuts = Cuts(limits)
+    held_out = [example for row in rows if not unusable(row) and (example := encode(row, cuts)) is not None]
+    if cache is not None:
+        cache.flush()
+    say(
+        f"{len(train)} rows are streamed, found in {time.monotonic() - began:.1f} s; they are not compared with one "
+        f"another, and {len(held_out)} are held out"
+    )
+    return train, held_out
+
+
+def open_cache(chat: ChatFormat, limits: Limits, train_on: str) -> TokenCache | None:
+    """The cache for rows encoded this way; None if caching is off."""
+    if (root := cache_root()) is None:
+        return None
+    tokenizer = getattr(chat.tokenizer, "backend_tokenizer", None)
+    told = tokenizer.to_str() if tokenizer is not None else repr(sorted(chat.tokenizer.get_vocab().items()))
+    special = (chat.tokenizer.bos_token_id, chat.tokenizer.eos_token_id, type(chat.tokenizer).__name__)
+    lengths = (limits.context, limits.max_prompt, limits.max_completion, limits.truncate_prompt)
+    digest = hashlib.sha256(repr((CODE.hexdigest(), told, special, chat.fingerprint, lengths, train_on)).encode())
+    return TokenCache(root / f"tokens-{digest.hexdigest()[:24]}")

@@ -1,0 +1,105 @@
+"""Mutants of `onebase/quality`: what counts as a fault in data, what decides it, and coefficients of agreement."""
+
+from tests.mutants.mutant import Mutant
+
+AGREEMENT = "onebase/quality/agreement.py"
+TEXTS = "onebase/quality/texts.py"
+NEAR = "onebase/quality/near_duplicates.py"
+ENCODINGS = "onebase/quality/encodings.py"
+VOTES = "onebase/quality/votes.py"
+LEAKS = "onebase/quality/leaks.py"
+NOISE = "onebase/quality/noise.py"
+CLEAN = "onebase/quality/clean.py"
+SPLIT = "onebase/quality/split.py"
+STATISTICS = "onebase/quality/statistics.py"
+ANNOTATORS = "onebase/quality/annotators.py"
+DATA_CLEAN = "onebase/tools/data_clean.py"
+
+TEST_AGREEMENT = "tests/quality/test_agreement.py"
+TEST_TEXTS = "tests/quality/test_texts.py"
+TEST_NEAR = "tests/quality/test_near_duplicates.py"
+TEST_ROWS = "tests/quality/test_row_filters.py"
+TEST_VOTES = "tests/quality/test_votes.py"
+TEST_LEAKS = "tests/quality/test_leaks.py"
+TEST_NOISE = "tests/quality/test_noise.py"
+TEST_CLEAN = "tests/quality/test_clean.py"
+TEST_SPLIT = "tests/quality/test_split.py"
+TEST_STATISTICS = "tests/quality/test_statistics.py"
+TEST_ANNOTATORS = "tests/quality/test_annotators.py"
+TEST_VERBS = "tests/tools/test_data_verbs.py"
+
+MUTANTS = [
+    # -------------------------------------------------------------------------------------------------- agreement
+    Mutant(AGREEMENT, "(totals.sum() * (totals.sum() - 1))", "totals.sum() ** 2",
+           "chance pairs a rating with itself", TEST_AGREEMENT),
+    Mutant(AGREEMENT, "units = given.sum(1) > 1", "units = given.sum(1) > 0",
+           "a lone rating counts as a unit", TEST_AGREEMENT),
+    Mutant(AGREEMENT, "numpy.cumsum(totals) - totals / 2", "numpy.cumsum(totals)",
+           "ordinal steps count the ratings at their ends in full", TEST_AGREEMENT),
+    Mutant(AGREEMENT, "- m * ties", "", "W is not corrected for ties", TEST_AGREEMENT),
+    Mutant(AGREEMENT, "ends - (sizes - 1) / 2", "ends", "tied units get the last rank", TEST_AGREEMENT),
+    Mutant(AGREEMENT, "((counts**2).sum(1) - m)", "(counts**2).sum(1)",
+           "Fleiss' kappa pairs a rating with itself", TEST_AGREEMENT),
+    # ------------------------------------------------------------------------------------------------------ texts
+    Mutant(TEXTS, "* inverses[: max(0, n - size + 1)]", "* numpy.uint64(1)",
+           "a run's hash depends on where it stands", TEST_TEXTS),
+    Mutant(TEXTS, "key=lambda k: -grades[k]", "key=lambda k: grades[k]",
+           "answers are compared worst first", TEST_TEXTS),
+    # -------------------------------------------------------------------------------------------- near-duplicates
+    Mutant(NEAR, "if similarity >= threshold:\n                    found[i]", "if True:\n                    found[i]",
+           "candidates are not compared exactly", TEST_NEAR),
+    Mutant(NEAR, "        if i not in found:\n", "        if True:\n",
+           "a row is a duplicate of one that was dropped", TEST_NEAR),
+    Mutant(NEAR, "_SLACK = 0.15", "_SLACK = -0.1", "likely duplicates are not compared", TEST_NEAR),
+    Mutant(NEAR, "if verdicts is not None and verdicts[i] != verdicts[j]:", "if False:",
+           "rows that contradict each other are duplicates", TEST_NEAR),
+    # -------------------------------------------------------------------------------------------------- encodings
+    Mutant(ENCODINGS, "if _PUNCTUATION.issuperset(found[1:]):", "if False:",
+           "an accented letter before punctuation is mojibake", TEST_ROWS),
+    Mutant(ENCODINGS, "if len(found) > 2 or first >= 0:", "if True:",
+           "two letters that may be one character are mojibake", TEST_ROWS),
+    # ------------------------------------------------------------------------------------------------------ votes
+    Mutant(VOTES, "if says == winner and most > second:", "if says == winner:",
+           "of two reversed preferences the first stands", TEST_VOTES),
+    Mutant(VOTES, "first, second = sorted((answers[i], answers[k]))", "first, second = answers[i], answers[k]",
+           "the order of the answers hides a contradiction", TEST_VOTES),
+    # ------------------------------------------------------------------------------------------------------ leaks
+    Mutant(LEAKS, "<= _COMMON", "<= 10**9", "an instruction that test prompts share is a leak", TEST_LEAKS),
+    Mutant(LEAKS, 'own = self._runs("\\n".join(parts_of(row)))', "own = self._runs(prompt_of(row))",
+           "a test prompt inside an answer is no leak", TEST_LEAKS),
+    # ------------------------------------------------------------------------------------------------------ noise
+    Mutant(NOISE, "numpy.array([numbers[order[claim.group]] for claim in claims], dtype=int)",
+           "numpy.arange(len(claims)) % folds",
+           "a head judges prompts it has seen", TEST_NOISE),
+    Mutant(NOISE, "numpy.array([1.0, -1.0]) / numpy.sqrt", "numpy.array([1.0, 1.0]) / numpy.sqrt",
+           "the worse answer counts for the verdict", TEST_NOISE),
+    Mutant(NOISE, "return _sigmoid(low * sums)", "return _sigmoid(sums)",
+           "probabilities are not scaled", TEST_NOISE),
+    # ------------------------------------------------------------------------------------------------------ clean
+    Mutant(CLEAN, "        if found:\n            self.findings[number] = found\n            return\n",
+           "        if found:\n            self.findings[number] = found\n",
+           "dropped rows take part in comparisons",
+           f"{TEST_CLEAN}::test_a_row_is_compared_only_with_rows_that_no_filter_of_single_rows_dropped"),
+    Mutant(CLEAN, "not given.low <= value <= given.high", "not given.low <= value",
+           "rows that are too hard stay",
+           f"{TEST_CLEAN}::test_difficulty_keeps_the_middle_and_what_was_not_measured"),
+    Mutant(CLEAN, "[: int(given.share * len(claims))]", "",
+           "noise may drop any share",
+           f"{TEST_CLEAN}::test_noise_drops_at_most_the_share_of_the_largest_loss"),
+    # ------------------------------------------------------------------------------------------------------ split
+    Mutant(SPLIT, "        for number, earlier in self.histories:\n            if earlier in self.numbers:",
+           "        for number, earlier in self.histories:\n            if False:",
+           "a conversation and its continuation are split", TEST_SPLIT),
+    Mutant(SPLIT, "join(order[a], order[b])", "pass", "similar prompts are split", TEST_SPLIT),
+    Mutant(SPLIT, "key = digest(str(seed), text)", "key = digest(str(number), text)",
+           "the split depends on the order of the rows", TEST_SPLIT),
+    # ------------------------------------------------------------------------------------- statistics, annotators
+    Mutant(STATISTICS, "(rows <= budget)", "(rows < budget)", "a row of just the budget does not fit", TEST_STATISTICS),
+    Mutant(STATISTICS, "0.5 if d == 0 else float(d > 0)", "float(d >= 0)",
+           "answers of one length count as longer", TEST_STATISTICS),
+    Mutant(ANNOTATORS, "2.0: -1.0}", "2.0: 2.0}", "a tie lies beside the two answers, not between", TEST_ANNOTATORS),
+    # ------------------------------------------------------------------------------------------------------ verbs
+    Mutant(DATA_CLEAN, '"row": original.values}', '"row": dict(original.row.columns)}',
+           "dropped rows lose their texts", TEST_VERBS),
+    Mutant(DATA_CLEAN, "if number != cleaned.rows:", "if False:", "a file that changed is written", TEST_VERBS),
+]
