@@ -187,6 +187,8 @@ class Decoder:
                 x = checkpoint(run, x, rotary, trees, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = run(x, rotary, trees)
+        if not layers:  # a role that adapts nothing starts behind all of them
+            x = _rows(x, columns)
         return _normed(x, self._trunk.norm)[:num_columns]
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

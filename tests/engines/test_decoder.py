@@ -581,6 +581,18 @@ def test_lower_states_change_neither_logprobs_nor_gradients(kind: str) -> None:
         torch.testing.assert_close(values(base, with_states, role=role), values(base, without, role=role), **ROUNDING)
 
 
+def test_a_role_that_adapts_nothing_starts_behind_the_last_layer() -> None:
+    base = base_of("llama", num_hidden_layers=4)
+    add_adapter_role(base, "policy")
+    base.add_role("base")
+    lowered, examples = with_and_without_lower_states(base, role="base")
+    assert [lower.num_layers for lower in lower_states_of(lowered) if lower is not None] == [4] * 5
+    with_states, without = (lay_out(base, some) for some in (lowered, examples))
+    for role in ("base", "policy"):
+        expected = token_logprobs(base, without, role=role)
+        torch.testing.assert_close(token_logprobs(base, with_states, role=role), expected, **ROUNDING)
+
+
 def test_lower_layers_are_not_run_again() -> None:
     base = base_of("llama", num_hidden_layers=4)
     add_adapter_role(base, "policy", layers="upper-quarter")

@@ -22,6 +22,7 @@ PASSES = "onebase/engines/passes.py"
 ROLE_FILES = "onebase/models/role_files.py"
 
 TEST_FORWARD = "tests/engines/test_forward.py"
+TEST_DECODER_LOWER = "tests/engines/test_decoder.py::test_a_role_that_adapts_nothing_starts_behind_the_last_layer"
 TEST_FORKED = "tests/engines/test_forked_cache.py"
 TEST_DECODER = "tests/engines/test_decoder.py"
 TEST_STEPS = "tests/engines/test_decoder_steps.py"
@@ -120,6 +121,8 @@ MUTANTS = [
     Mutant(DECODER, "return project(gated_silu(gate_up), layer.down).add_(x)",
            "return project(gated_silu(gate_up), layer.down)",
            "the residual behind the MLP is lost", LIKE_TRANSFORMERS),
+    Mutant(DECODER, "x = _rows(x, columns)\n        return", "pass\n        return",
+           "a role without an adapter reads the states of other tokens", TEST_DECODER_LOWER),
     Mutant(FORKED, "masked_fill_(later, -torch.inf)", "masked_fill_(later, 0.0)",
            "a decoding step sees the cache of earlier rows", TEST_FORKED),
     Mutant(FORKED, "masked_fill_(behind, -torch.inf)", "masked_fill_(behind, 0.0)",
