@@ -303,12 +303,12 @@ def read_record(values: Mapping[str, Any], *, place: str) -> Row:
 
 
 def detect(first_row: Mapping[str, Any], *, place: str = "the first row") -> str:
-    """The name of the layout with these keys. Raises DataError, listing keys and known layouts, if there is none."""
+    """The name of the layout with these keys. Raises DataError, listing keys and usual layouts, if there is none."""
     name = _layout_of(first_row)
     if name is None:
-        known = "; ".join(layout.keys for layout in _LAYOUTS.values())
         raise DataError(
-            f"{place}: no known layout has the keys {listed(first_row)}; the layouts are: {known}",
+            f"{place}: no known layout has the keys {listed(first_row)}; usual ones are {{prompt, completion}}, "
+            "{prompt, chosen, rejected}, {messages} and {text} (docs/data.md lists all)",
             remedy="unknown-layout",
             mapping=mappings.suggested(first_row),
         )

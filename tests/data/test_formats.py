@@ -457,10 +457,9 @@ def test_detect_names_the_layout_of_a_row() -> None:
     assert detect({"prompt": "", "canonical_solution": "", "test": "", "entry_point": ""}) == "function"
 
 
-def test_unknown_keys_are_listed_beside_the_known_layouts(tmp_path: Path) -> None:
+def test_unknown_keys_are_listed_beside_the_usual_layouts(tmp_path: Path) -> None:
     message = refusal(tmp_path, {"context": "", "reward": 1})
-    assert message.startswith("no known layout has the keys context, reward; the layouts are: ")
-    assert "{messages}" in message and "{prompt | query | question}" in message
+    assert message.startswith("no known layout has the keys context, reward; usual ones are {prompt, completion}, ")
     with pytest.raises(DataError, match=r"the first row: no known layout has the keys \(none\)"):
         detect({})
 
