@@ -110,7 +110,7 @@ MUTANTS = [
     Mutant(ROLLOUTS_SETUP, 'copy_of="policy" if start_from is not None else None', 'copy_of=None',
            "the reference of a trained policy is the base",
            f"{TEST_PPO}::test_the_reference_is_what_the_policy_started_from"),
-    Mutant(ROLLOUTS_SETUP, '"reward" if has_reward_role else "policy"', '"policy"',
+    Mutant(ROLLOUTS_SETUP, '"reward" if reward.role is not None else "policy"', '"policy"',
            "the critic never starts from the reward role",
            f"{TEST_PPO}::test_the_critic_starts_from_the_reward_role_where_there_is_one"),
     Mutant(ROLLOUTS_SETUP, "temperature=generation.temperature,", "",

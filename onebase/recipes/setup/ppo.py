@@ -18,7 +18,6 @@ from onebase.data.selection import drop_unusable
 from onebase.data.view import first_lines
 from onebase.engines.budget import TokenBudget
 from onebase.models.base import OneBase
-from onebase.models.role_files import load_role
 from onebase.objectives.kl import AdaptiveKL, FixedKL
 from onebase.objectives.moments import RunningMoments
 from onebase.recipes.setup.data import order_of
@@ -27,13 +26,13 @@ from onebase.recipes.setup.reward import open_reward_source, open_rules
 from onebase.recipes.setup.rollouts import (
     add_critic,
     add_policy,
+    load_reward_role,
     longest_rollout_tree,
     num_rollouts,
     num_updates,
     read_prompts,
     sampling_of,
 )
-from onebase.recipes.setup.saved import warn_of_template
 from onebase.recipes.setup.shared import limits_of, make_update, open_base, open_chat, token_budget, warn_of_warmup
 from onebase.records import Example, Prompt, RewardSource
 from onebase.runs.progress import say
@@ -115,20 +114,10 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Setup, State, Update]:
     prompts, held_out, ptx = read_all(config, chat, base.context_length)
     rules.check(prompt.row for prompt in [*prompts, *held_out])
     add_policy(base, config.start_from, config.lora)
-    if config.reward.role is not None:
-        load_role(base, "reward", config.reward.role, kinds=("reward",))
-    if any(prompt.row and prompt.row.messages for prompt in prompts):
-        for folder in filter(None, (config.start_from, config.reward.role)):
-            warn_of_template(folder, chat)
+    load_reward_role(base, config.reward, config.start_from, prompts, chat)
     if ppo.kl_placement == "reward" and ppo.kl_estimator != "k1":
         say(f"ppo: {ppo.kl_estimator} in the reward does not lead to the optimum of score minus KL, as k1 does")
-    add_critic(
-        base,
-        ppo.critic,
-        ppo.critic_start,
-        has_reward_role=config.reward.role is not None,
-        normalized=config.reward.normalize == "held_out",
-    )
+    add_critic(base, ppo.critic, ppo.critic_start, reward=config.reward)
     longest = longest_rollout_tree(base, config.generation, [*prompts, *held_out])
     budget = token_budget(base, config.batch, role="policy", longest=longest, before=run.token_budget)
     setup = Setup(

@@ -13,7 +13,6 @@ from onebase.data.mixing import Order
 from onebase.data.view import first_lines
 from onebase.engines.budget import TokenBudget
 from onebase.models.base import OneBase
-from onebase.models.role_files import load_role
 from onebase.objectives.kl import AdaptivePenalty
 from onebase.recipes.setup.data import order_of
 from onebase.recipes.setup.dry_run import planned_base
@@ -21,12 +20,12 @@ from onebase.recipes.setup.reward import open_reward_source, open_rules
 from onebase.recipes.setup.rollouts import (
     add_critic,
     add_policy,
+    load_reward_role,
     longest_rollout_tree,
     num_rollouts,
     read_prompts,
     sampling_of,
 )
-from onebase.recipes.setup.saved import warn_of_template
 from onebase.recipes.setup.shared import make_update, open_base, open_chat, token_budget, warn_of_warmup
 from onebase.records import Prompt, RewardSource
 from onebase.rollouts.collect import Roles
@@ -101,21 +100,11 @@ def set_up(config: RFTConfig, run: Run) -> tuple[Setup, State, Update]:
     )
     rules.check(prompt.row for prompt in [*prompts, *held_out])
     add_policy(base, config.start_from, config.lora, reference=rft.kl_coefficient > 0)
-    if config.reward.role is not None:
-        load_role(base, "reward", config.reward.role, kinds=("reward",))
-    if any(prompt.row and prompt.row.messages for prompt in prompts):
-        for folder in filter(None, (config.start_from, config.reward.role)):
-            warn_of_template(folder, chat)
+    load_reward_role(base, config.reward, config.start_from, prompts, chat)
     if rft.kl_coefficient and rft.kl_placement == "reward" and rft.estimator != "k1":
         say(f"rft: {rft.estimator} in the reward does not lead to the optimum of score minus KL, as k1 does")
     if config.advantage == "gae":
-        add_critic(
-            base,
-            rft.critic,
-            rft.critic_start,
-            has_reward_role=config.reward.role is not None,
-            normalized=config.reward.normalize == "held_out",
-        )
+        add_critic(base, rft.critic, rft.critic_start, reward=config.reward)
     longest = longest_rollout_tree(base, config.generation, [*prompts, *held_out])
     budget = token_budget(base, config.batch, role="policy", longest=longest, before=run.token_budget)
     setup = Setup(

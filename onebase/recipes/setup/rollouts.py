@@ -8,13 +8,15 @@ from dataclasses import replace
 import torch
 
 from onebase.config.groups import LoraGroup, PromptDataGroup, PromptEvaluationGroup
-from onebase.config.ppo_groups import GenerationGroup
+from onebase.config.ppo_groups import GenerationGroup, RewardSourceGroup
 from onebase.data.batches import num_minibatches
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import encode_prompts
 from onebase.errors import DataError
 from onebase.models.base import OneBase
+from onebase.models.role_files import load_role
 from onebase.recipes.setup.data import read_rows
+from onebase.recipes.setup.saved import warn_of_template
 from onebase.recipes.setup.shared import limits_of, load_start, new_lora
 from onebase.records import Prompt
 from onebase.sampling.local import stop_ids
@@ -60,21 +62,31 @@ def add_policy(base: OneBase, start_from: str | None, lora: LoraGroup, *, refere
         base.add_role("reference", copy_of="policy" if start_from is not None else None)
 
 
-def add_critic(base: OneBase, kind: str, start: str, *, has_reward_role: bool, normalized: bool) -> None:
+def load_reward_role(
+    base: OneBase, reward: RewardSourceGroup, start_from: str | None, prompts: Sequence[Prompt], chat: ChatFormat
+) -> None:
+    """Loads the reward role, if one is named; warns of saved roles that know another chat template."""
+    if reward.role is not None:
+        load_role(base, "reward", reward.role, kinds=("reward",))
+    if any(prompt.row and prompt.row.messages for prompt in prompts):
+        for folder in filter(None, (start_from, reward.role)):
+            warn_of_template(folder, chat)
+
+
+def add_critic(base: OneBase, kind: str, start: str, *, reward: RewardSourceGroup) -> None:
     """Adds the critic: an adapter copied from the reward role or the policy, or a head on the policy's trunk.
 
     Args:
         kind: `adapter` or `head`.
         start: `reward`, `policy`, or `auto`: the reward role if there is one.
-        normalized: whether scores are in standard deviations of the reward role's held-out scores.
     """
     if kind == "head":
         base.share_adapter("critic", with_role="policy")
         return
     if start == "auto":
-        start = "reward" if has_reward_role else "policy"
+        start = "reward" if reward.role is not None else "policy"
     base.add_role("critic", copy_of=start, head=True, trains=True)
-    if normalized and start == "reward":
+    if reward.normalize == "held_out" and start == "reward":
         # Its values are in units of raw scores, but the returns are in standard deviations of them.
         with torch.no_grad():
             base.scalar_role("critic").head.weight.div_(base.scalar_role("reward").moments.std or 1.0)
