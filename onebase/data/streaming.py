@@ -11,7 +11,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -249,18 +249,15 @@ class Minibatches:
         return found
 
     def _prepare(self, first: int) -> None:
-        for step, found in self._prepared(first):
+        for step in range(first, self._total):
+            found: list[Example] | BaseException
+            try:
+                found = laid([self._train[i] for i in self.indices(step)])
+            except BaseException as error:  # raised again where the step is asked for
+                found = error
             while not self._stopped.is_set():
                 with suppress(Full):  # and look again whether to stop
                     self._ready.put((step, found), timeout=0.1)
                     break
-            if self._stopped.is_set():
-                return
-
-    def _prepared(self, first: int) -> Iterator[tuple[int, list[Example] | BaseException]]:
-        for step in range(first, self._total):
-            try:
-                yield step, laid([self._train[i] for i in self.indices(step)])
-            except BaseException as error:
-                yield step, error
+            if self._stopped.is_set() or isinstance(found, BaseException):
                 return

@@ -118,9 +118,8 @@ def test_a_row_without_a_mapped_key_is_named(tmp_path: Path) -> None:
     path = written(tmp_path, [{"frage": "q", "antwort": "a"}, {"frage": "q"}])
     with pytest.raises(DataError, match=r"rows.jsonl:2: there is no key 'antwort' to read 'completion' from"):
         read_rows(path, columns={"prompt": "frage", "completion": "antwort"})
-    with pytest.raises(DataError, match="no known layout has the keys promt") as caught:
+    with pytest.raises(DataError, match="no known layout has the keys promt; usual ones are {prompt, completion}"):
         read_rows(path, columns={"promt": "frage"})
-    assert "{prompt | query | question}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
