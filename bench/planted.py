@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onebase.data.formats import read_rows
 from onebase.quality.clean import Cleaner
 from onebase.quality.options import FILTERS, Filter
+from onebase.reading.formats import read_rows
 from onebase.records import Message, Row
 
 SHARES = {

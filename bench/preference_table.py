@@ -25,13 +25,13 @@ from onebase.config.preferences import DPOConfig
 from onebase.config.rollouts import IterateConfig, PPOConfig
 from onebase.data.chat import chat_format
 from onebase.data.fit import Limits
-from onebase.data.formats import read_rows
 from onebase.data.prepare import encode_prompts
 from onebase.demo import demo
 from onebase.engines.budget import TokenBudget
 from onebase.engines.opening import load_base
 from onebase.evaluation.held_out import evaluate_role
 from onebase.models.role_files import load_role
+from onebase.reading.formats import read_rows
 from onebase.recipes import dpo, iterate, ppo
 from onebase.reporting.intervals import paired_bootstrap
 from onebase.rewards.functions import FunctionReward

@@ -10,8 +10,8 @@ import pytest
 from onebase.cli.commands import app
 from onebase.config.files import dump_config, load_config
 from onebase.config.verbs import VERB_CONFIGS
-from onebase.data.formats import read_rows
 from onebase.demo import demo
+from onebase.reading.formats import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -14,8 +14,8 @@ from onebase.cli.config import config
 from onebase.cli.data import data
 from onebase.cli.numbers import REAL, WHOLE, Real, Whole
 from onebase.cli.training import training_command
-from onebase.data.files import check_file
 from onebase.errors import ConfigError
+from onebase.reading.files import check_file
 from onebase.shown import shown
 from onebase.verbs import VERBS
 

@@ -11,8 +11,8 @@ from cyclopts import App
 
 from onebase.cli import modules, preflight, streams
 from onebase.cli.numbers import WHOLE, Real, Whole
-from onebase.data.files import check_file, file_id
 from onebase.errors import ConfigError, DataError
+from onebase.reading.files import check_file, file_id
 from onebase.shown import shown
 
 data = App(name="data", help="Show, describe, clean, split and convert data files.", sort_key=51)

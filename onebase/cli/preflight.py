@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onebase.data.files import check_file
 from onebase.errors import ConfigError
+from onebase.reading.files import check_file
 from onebase.shown import shown
 
 if TYPE_CHECKING:  # takes a tenth of a second, which --help need not spend

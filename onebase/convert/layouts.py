@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onebase.data.fields import PREFIX_KEY
+from onebase.reading.fields import PREFIX_KEY
 from onebase.records import Message, Row
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from onebase.convert.layouts import LAYOUTS, Layout, is_pair
-from onebase.data.formats import detect, read_record, read_rows
 from onebase.errors import ConfigError, DataError
 from onebase.files import atomic_file
+from onebase.reading.formats import detect, read_record, read_rows
 from onebase.records import Row
 from onebase.shown import shown
 

@@ -1,1 +1,1 @@
-"""From files to batches: `formats` reads rows, `chat` turns them into ids, `tree` and `batches` lay the ids out."""
+"""From rows to batches: `chat` turns rows into ids, `tree` and `batches` lay the ids out."""

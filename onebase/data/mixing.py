@@ -21,9 +21,9 @@ from itertools import accumulate
 import torch
 
 from onebase.data.batches import minibatch_indices, num_minibatches
-from onebase.data.files import check_file, expand, file_id
-from onebase.data.formats import read_files
 from onebase.errors import DataError
+from onebase.reading.files import check_file, expand, file_id
+from onebase.reading.formats import read_files
 from onebase.records import Row
 from onebase.seeds import mixed_seed
 from onebase.shown import shown

@@ -8,12 +8,12 @@ from dataclasses import replace
 from onebase.data.chat import ChatFormat, TrainOn
 from onebase.data.encoded import Encoder
 from onebase.data.fit import Cuts, Limits, fit_prompt, require_counted
-from onebase.data.formats import read_files
 from onebase.data.mixing import Source, read_sources
 from onebase.data.remarks import check_split
 from onebase.data.selection import drop_unusable, split_by_prompt
 from onebase.data.token_cache import FEWEST_ROWS, TokenCache
 from onebase.errors import DataError
+from onebase.reading.formats import read_files
 from onebase.records import Example, Message, Prompt, Row
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-from onebase.data.files import check_file, expand, file_id
-from onebase.data.unread import columns_beside
 from onebase.errors import DataError
+from onebase.reading.files import check_file, expand, file_id
+from onebase.reading.unread import columns_beside
 from onebase.records import Row
 from onebase.shown import shown
 

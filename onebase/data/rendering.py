@@ -11,8 +11,8 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from onebase.data.templates import BUILT_IN_TEMPLATES, render
-from onebase.data.tools import texts_of
 from onebase.errors import DataError, ModelError
+from onebase.reading.tools import texts_of
 from onebase.records import Message, Row
 from onebase.shown import shown
 

@@ -20,14 +20,14 @@ from typing import overload
 
 import numpy
 
-from onebase.data.files import expand
 from onebase.data.fit import Cuts, Limits
-from onebase.data.formats import RowReader
-from onebase.data.json_text import parse
 from onebase.data.mixing import Order, Source
 from onebase.data.selection import unusable
 from onebase.data.tree import laid
 from onebase.errors import DataError
+from onebase.reading.files import expand
+from onebase.reading.formats import RowReader
+from onebase.reading.json_text import parse
 from onebase.records import Example, Message, Row
 from onebase.shown import shown
 

@@ -12,8 +12,8 @@ from jinja2 import Environment
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from onebase.data.bounds import bounded
-from onebase.data.tools import for_template
 from onebase.errors import DataError, ModelError
+from onebase.reading.tools import for_template
 from onebase.records import Message
 from onebase.shown import shown
 

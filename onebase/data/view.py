@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onebase.data.chat import ChatFormat
-from onebase.data.tools import texts_of
+from onebase.reading.tools import texts_of
 from onebase.records import Example, Message, Prompt, Row
 from onebase.shown import shown
 

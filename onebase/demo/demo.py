@@ -21,7 +21,6 @@ from onebase.config.rollouts import PPOConfig
 from onebase.config.run import VerbConfig
 from onebase.data.chat import chat_format
 from onebase.data.fit import Limits
-from onebase.data.formats import read_rows
 from onebase.data.prepare import encode_prompts
 from onebase.demo import grammar
 from onebase.engines.budget import TokenBudget
@@ -31,6 +30,7 @@ from onebase.evaluation.held_out import HeldOut, evaluate_role
 from onebase.evaluation.tables import figures_table, print_samples, result_console, rise_line
 from onebase.files import write_atomically
 from onebase.models.role_files import load_role
+from onebase.reading.formats import read_rows
 from onebase.recipes import dpo, ppo, pretrain, reward, rft, sft
 from onebase.records import Row
 from onebase.reporting.intervals import Interval, paired_bootstrap

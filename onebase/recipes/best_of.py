@@ -23,12 +23,12 @@ from typing import Any
 from onebase.config.rollouts import BestOfConfig
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import best_answer, encode_prompts
-from onebase.data.tools import for_file
-from onebase.data.unread import DECIDING
 from onebase.data.view import first_lines
 from onebase.errors import DataError
 from onebase.files import write_atomically
 from onebase.models.role_files import load_role
+from onebase.reading.tools import for_file
+from onebase.reading.unread import DECIDING
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.reward import open_reward_source, open_rules
 from onebase.recipes.setup.rollouts import longest_rollout_tree, sampling_of

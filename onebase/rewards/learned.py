@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from onebase.data.rendering import Rendering, asked_in
-from onebase.data.tools import texts_of
 from onebase.engines.budget import TokenBudget
 from onebase.engines.forward import completion_scores
 from onebase.engines.passes import per_completion
@@ -22,6 +21,7 @@ from onebase.models.loading import check_finite, load_tokenizer
 from onebase.models.role_card import check_model_name
 from onebase.models.roles import Moments
 from onebase.processes import ALONE, Group
+from onebase.reading.tools import texts_of
 from onebase.records import Message, Row, ScoreRequest, Scores
 from onebase.shown import shown
 

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from onebase.data.files import PACKED, SUFFIXES, expand
-from onebase.data.formats import iter_originals, read_files
 from onebase.errors import DataError
 from onebase.files import atomic_folder
 from onebase.quality.clean import Cleaned, Cleaner
 from onebase.quality.options import Filter, described, in_order
+from onebase.reading.files import PACKED, SUFFIXES, expand
+from onebase.reading.formats import iter_originals, read_files
 from onebase.records import Row
 from onebase.runs.progress import say
 from onebase.shown import json_shown, shown

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from onebase.data.chat import ChatFormat, TrainOn, chat_format
 from onebase.data.fit import Cuts, Limits, Truncation, fit_row
-from onebase.data.formats import read_rows
 from onebase.data.prepare import with_system
 from onebase.data.selection import drop_unusable
 from onebase.data.view import CLOSED, OPENED, Piece, View, view_of, visible
@@ -20,6 +19,7 @@ from onebase.errors import ConfigError, DataError
 from onebase.models.base_config import UNLIMITED, context_length, read_config
 from onebase.models.loading import load_tokenizer
 from onebase.models.role_card import CARD_FILE, TEMPLATE_FILE, check_model_name, read_card
+from onebase.reading.formats import read_rows
 from onebase.records import Example, Prompt, Row
 from onebase.shown import shown
 from onebase.tools.example_page import write_page

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from onebase.data.formats import iter_originals
 from onebase.files import atomic_folder
 from onebase.quality.split import Splitter
+from onebase.reading.formats import iter_originals
 from onebase.runs.progress import say
 from onebase.shown import shown
 

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from onebase.data.formats import iter_originals
 from onebase.quality.statistics import Statistics, Tokens, overlaps, statistics
+from onebase.reading.formats import iter_originals
 from onebase.records import Row
 from onebase.reporting.intervals import Interval
 from onebase.runs.progress import say

@@ -10,7 +10,6 @@ from typing import Any
 
 from onebase.config.verifiers import VerifierGroup
 from onebase.data.fit import Limits
-from onebase.data.formats import read_files
 from onebase.data.prepare import encode_prompts
 from onebase.data.remarks import remarks
 from onebase.data.selection import unusable_prompt
@@ -20,6 +19,7 @@ from onebase.evaluation.held_out import prompt_text
 from onebase.evaluation.pass_rates import Judged, Rates, by_value, rates
 from onebase.evaluation.tables import print_rates
 from onebase.files import write_atomically
+from onebase.reading.formats import read_files
 from onebase.recipes.setup.saved import open_saved
 from onebase.recipes.setup.verifiers import open_verifiers
 from onebase.records import Prompt, RewardSource, Row, Scores

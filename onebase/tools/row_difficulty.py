@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy
 
-from onebase.data.containers import read_content
 from onebase.errors import DataError
 from onebase.quality.texts import normalised
+from onebase.reading.containers import read_content
 from onebase.records import Row
 from onebase.runs.progress import say
 from onebase.shown import shown

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from onebase.data.fit import Limits
-from onebase.data.formats import read_rows
 from onebase.data.prepare import encode_rows
 from onebase.data.selection import unusable_prompt
 from onebase.engines.budget import TokenBudget, find_token_budget
 from onebase.engines.forward import completion_scores
 from onebase.engines.passes import per_completion
 from onebase.errors import DataError
+from onebase.reading.formats import read_rows
 from onebase.recipes.setup.saved import open_saved
 from onebase.runs.progress import say
 from onebase.shown import json_shown

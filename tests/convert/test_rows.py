@@ -12,8 +12,8 @@ import pytest
 from onebase.cli.main import main
 from onebase.convert.layouts import LAYOUTS
 from onebase.convert.rows import best_first, converted, run
-from onebase.data.formats import read_record, read_rows
 from onebase.errors import ConfigError, DataError
+from onebase.reading.formats import read_record, read_rows
 from onebase.records import Message, Row
 
 TURNS = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "2+2?"))

@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from onebase.data.chat import ChatFormat, chat_format, check_tokenizer
 from onebase.data.fit import require_counted
-from onebase.data.formats import read_rows
 from onebase.data.selection import drop_unusable
 from onebase.data.templates import BUILT_IN_TEMPLATES, check_template
 from onebase.errors import DataError, ModelError
+from onebase.reading.formats import read_rows
 from onebase.records import Example, Message, Row
 
 CORPUS = [

@@ -10,9 +10,9 @@ import pytest
 from onebase.data.chat import ChatFormat, chat_format
 from onebase.data.compared import drop_equal_completions, pair_labelled, rank_scored, unranked_line
 from onebase.data.fit import Limits
-from onebase.data.formats import read_rows
 from onebase.data.prepare import dropped_line, encode_rows
 from onebase.errors import DataError
+from onebase.reading.formats import read_rows
 from onebase.records import Example, Message, Row
 from tests.tiny_models import EOS, tiny_tokenizer
 

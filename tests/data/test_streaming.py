@@ -11,11 +11,11 @@ import pytest
 from onebase.data.chat import ChatFormat, chat_format
 from onebase.data.encoded import Encoder
 from onebase.data.fit import Limits
-from onebase.data.formats import RowReader, read_rows
 from onebase.data.mixing import Order, Source
 from onebase.data.prepare import encode_rows
 from onebase.data.streaming import DEPTH, JsonLines, Minibatches, Streamed
 from onebase.errors import DataError
+from onebase.reading.formats import RowReader, read_rows
 from onebase.records import Example
 from tests.tiny_models import tiny_tokenizer
 

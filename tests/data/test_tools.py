@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from onebase.data.chat import chat_format
-from onebase.data.formats import read_rows
 from onebase.data.remarks import remarks
 from onebase.data.selection import drop_unusable, split_by_prompt
 from onebase.data.templates import BUILT_IN_TEMPLATES
-from onebase.data.tools import for_file, for_template, texts_of
 from onebase.errors import DataError
+from onebase.reading.formats import read_rows
+from onebase.reading.tools import for_file, for_template, texts_of
 from onebase.records import Message, Row, ToolCall
 from tests.data.test_chat import byte_level, with_template
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import pytest
 
-from onebase.data.formats import read_rows
 from onebase.demo.arithmetic import DIFFICULTIES, arithmetic_rows, working
 from onebase.errors import DataError
+from onebase.reading.formats import read_rows
 
 
 def tasks(difficulty: int, split: Literal["train", "held_out"] = "train", count: int = 40, seed: int = 0) -> list[str]:

@@ -8,7 +8,7 @@ BATCHES = "onebase/data/batches.py"
 CHAT = "onebase/data/chat.py"
 RENDERING = "onebase/data/rendering.py"
 TEMPLATES = "onebase/data/templates.py"
-TOOLS = "onebase/data/tools.py"
+TOOLS = "onebase/reading/tools.py"
 VIEW = "onebase/data/view.py"
 FIT = "onebase/data/fit.py"
 PREPARE = "onebase/data/prepare.py"
@@ -18,16 +18,16 @@ MIXING = "onebase/data/mixing.py"
 STREAMING = "onebase/data/streaming.py"
 CACHE = "onebase/data/token_cache.py"
 ENCODED = "onebase/data/encoded.py"
-FORMATS = "onebase/data/formats.py"
-FIELDS = "onebase/data/fields.py"
-FILES = "onebase/data/files.py"
-CONTAINERS = "onebase/data/containers.py"
-TABLES = "onebase/data/tables.py"
-LAYOUTS = "onebase/data/layouts.py"
-RANKED = "onebase/data/ranked.py"
-EXPORTS = "onebase/data/exports.py"
-COLUMNS = "onebase/data/columns.py"
-UNREAD = "onebase/data/unread.py"
+FORMATS = "onebase/reading/formats.py"
+FIELDS = "onebase/reading/fields.py"
+FILES = "onebase/reading/files.py"
+CONTAINERS = "onebase/reading/containers.py"
+TABLES = "onebase/reading/tables.py"
+LAYOUTS = "onebase/reading/layouts.py"
+RANKED = "onebase/reading/ranked.py"
+EXPORTS = "onebase/reading/exports.py"
+COLUMNS = "onebase/reading/columns.py"
+UNREAD = "onebase/reading/unread.py"
 REMARKS = "onebase/data/remarks.py"
 
 TEST_TREE = "tests/data/test_tree.py"
@@ -43,10 +43,10 @@ TEST_COMPARED = "tests/data/test_compared.py"
 TEST_MIXING = "tests/data/test_mixing.py"
 TEST_STREAMING = "tests/data/test_streaming.py"
 TEST_CACHE = "tests/data/test_token_cache.py"
-TEST_CONTAINERS = "tests/data/test_containers.py"
-TEST_LAYOUTS = "tests/data/test_layouts.py"
-TEST_COLUMNS = "tests/data/test_columns.py"
-TEST_LOST = "tests/data/test_nothing_lost.py"
+TEST_CONTAINERS = "tests/reading/test_containers.py"
+TEST_LAYOUTS = "tests/reading/test_layouts.py"
+TEST_COLUMNS = "tests/reading/test_columns.py"
+TEST_LOST = "tests/reading/test_nothing_lost.py"
 
 MUTANTS = [
     # ------------------------------------------------------------------------------------------------------- tree
@@ -225,7 +225,7 @@ MUTANTS = [
     Mutant(TABLES, "for start in range(0, batch.num_rows, _ROWS):", "for start in range(0, 1):",
            "a large batch of Arrow loses its end", TEST_CONTAINERS),
     Mutant(FORMATS, "if _layout_again(read, self._known) != self._name:", "if False:",
-           "rows of another layout are read as if they had the first row's", "tests/data/test_formats.py"),
+           "rows of another layout are read as if they had the first row's", "tests/reading/test_formats.py"),
     Mutant(FORMATS, "columns={**mapped.columns, **row.columns}", "columns=row.columns",
            "keys that a mapping does not name are lost", TEST_COLUMNS),
     Mutant(UNREAD, "others = [key for key in _OTHER_READINGS if key in columns]", "others: list[str] = []",

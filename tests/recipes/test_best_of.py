@@ -14,8 +14,8 @@ from onebase.config.language import SFTConfig
 from onebase.config.preferences import DPOConfig
 from onebase.config.rollouts import BestOfConfig
 from onebase.data.chat import chat_format
-from onebase.data.formats import read_rows
 from onebase.errors import ConfigError, DataError, PromptTooLongError
+from onebase.reading.formats import read_rows
 from onebase.recipes import best_of, dpo, sft
 from onebase.records import Message, Prompt, Row
 from onebase.sampling import local

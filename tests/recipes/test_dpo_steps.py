@@ -13,8 +13,8 @@ from onebase.config.language import SFTConfig
 from onebase.config.preferences import DPOConfig
 from onebase.config.rollouts import BestOfConfig
 from onebase.data.chat import chat_format
-from onebase.data.formats import read_rows
 from onebase.models.loading import load_tokenizer
+from onebase.reading.formats import read_rows
 from onebase.recipes import best_of, dpo, sft
 from tests.recipes.conftest import ANIMALS, Options, common, count_vowels, load, metric_rows, words, write_rows
 

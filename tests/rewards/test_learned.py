@@ -11,7 +11,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from onebase.data.tools import for_template
 from onebase.data.tree import build_tree_batch
 from onebase.engines.budget import TokenBudget
 from onebase.engines.forward import completion_scores
@@ -20,6 +19,7 @@ from onebase.models.base import OneBase
 from onebase.models.classifier import harmless_padding
 from onebase.models.roles import Moments
 from onebase.models.scratch import train_tokenizer
+from onebase.reading.tools import for_template
 from onebase.records import Example, Message, Row, ScoreRequest
 from onebase.rewards.learned import ClassifierReward, RoleReward
 from tests.data.test_tools import ASKED, TOOLS

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from onebase.config.remedies import with_remedy
-from onebase.data.formats import read_files
 from onebase.errors import DataError, RewardError, VerifierError
 from onebase.processes import Group
+from onebase.reading.formats import read_files
 from onebase.records import Example, Message, Row, ScoreRequest, Scores
 from onebase.rewards.functions import FunctionReward
 from onebase.rewards.verified import VerifiedReward, Weighted, check_gold, task_of

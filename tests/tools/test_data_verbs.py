@@ -11,8 +11,8 @@ import pytest
 
 from bench.planted import plant
 from onebase.cli.main import main
-from onebase.data.formats import iter_originals, read_rows
 from onebase.errors import DataError
+from onebase.reading.formats import iter_originals, read_rows
 from onebase.tools import data_clean
 from onebase.tools.row_difficulty import ranks, wrong_shares
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from onebase.cli.main import main
-from onebase.data.formats import read_rows
 from onebase.engines.budget import TokenBudget
 from onebase.engines.forward import token_logprobs
 from onebase.engines.passes import per_token
 from onebase.errors import DataError
+from onebase.reading.formats import read_rows
 from onebase.recipes.setup.saved import open_saved
 from onebase.tools import row_difficulty
 from onebase.tools.row_difficulty import difficulties

@@ -10,15 +10,15 @@ from pathlib import Path
 import onebase.data
 from onebase.config.groups import DataGroup, FilesGroup, PromptDataGroup, SourceGroup
 from onebase.data.chat import ChatFormat
-from onebase.data.files import expand
 from onebase.data.fit import Cuts, Limits
-from onebase.data.formats import read_files
 from onebase.data.mixing import Order, Source
 from onebase.data.prepare import dropped_line, read_split, with_system
 from onebase.data.remarks import remarks
 from onebase.data.selection import unusable
 from onebase.data.streaming import Encode, Streamed, streams
 from onebase.data.token_cache import TokenCache, cache_root
+from onebase.reading.files import expand
+from onebase.reading.formats import read_files
 from onebase.records import Example, Prompt, Row
 from onebase.runs.progress import say
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from onebase.config.rollouts import PPOConfig
 from onebase.data.chat import ChatFormat
-from onebase.data.formats import read_files
 from onebase.data.mixing import Order
 from onebase.data.prepare import dropped_line, encode_rows
 from onebase.data.selection import drop_unusable
@@ -20,6 +19,7 @@ from onebase.engines.budget import TokenBudget
 from onebase.models.base import OneBase
 from onebase.objectives.kl import AdaptiveKL, FixedKL
 from onebase.objectives.moments import RunningMoments
+from onebase.reading.formats import read_files
 from onebase.recipes.setup.data import order_of
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.reward import open_reward_source, open_rules

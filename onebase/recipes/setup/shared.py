@@ -26,7 +26,6 @@ from onebase.config.run import RunConfig
 from onebase.data.batches import num_minibatches, row_shape
 from onebase.data.chat import ChatFormat, chat_format
 from onebase.data.fit import Limits
-from onebase.data.formats import read_files
 from onebase.data.prepare import dropped_line, with_system
 from onebase.data.remarks import remarks
 from onebase.data.selection import drop_unusable
@@ -39,6 +38,7 @@ from onebase.models.base import OneBase
 from onebase.models.role_files import load_role
 from onebase.models.roles import Role
 from onebase.processes import Group, launched
+from onebase.reading.formats import read_files
 from onebase.records import Example, Row
 from onebase.runs.progress import say
 from onebase.shown import shown

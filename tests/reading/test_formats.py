@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from onebase.data.formats import detect, read_files, read_rows
 from onebase.data.remarks import remarks
 from onebase.data.selection import drop_unusable, split_by_prompt
 from onebase.errors import DataError
+from onebase.reading.formats import detect, read_files, read_rows
 from onebase.records import Message, Row
 
 

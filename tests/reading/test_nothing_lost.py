@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from onebase.data.formats import iter_rows, read_rows
 from onebase.data.remarks import remarks
 from onebase.errors import DataError
+from onebase.reading.formats import iter_rows, read_rows
 from onebase.records import Row
 
 ROLES = {"role", "from", "speaker", "type"}

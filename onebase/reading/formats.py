@@ -38,7 +38,7 @@ column that belongs in the prompt, or that could be read instead, is an error (`
 (`columns.py`) decides.
 
 Where a file gives the final answer alone, or ends its solutions in `#### 42` (GSM8K), the column `gold` holds it; code
-has the columns `tests` and `setup` (`data/tasks.py`).
+has the columns `tests` and `setup` (`reading/tasks.py`).
 
 `initial_reason_steps` may accompany every prompt: it is the beginning of the assistant's answer, and the answers are
 the steps that may follow it (Step-DPO, Lai et al. 2024).
@@ -57,13 +57,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onebase.data import columns as mappings
-from onebase.data import dialogues, exports, layouts, ranked, tasks
-from onebase.data.containers import read_content
-from onebase.data.fields import Fields
-from onebase.data.files import check_file, expand, file_id
-from onebase.data.json_text import listed
 from onebase.errors import DataError
+from onebase.reading import columns as mappings
+from onebase.reading import dialogues, exports, layouts, ranked, tasks
+from onebase.reading.containers import read_content
+from onebase.reading.fields import Fields
+from onebase.reading.files import check_file, expand, file_id
+from onebase.reading.json_text import listed
 from onebase.records import Row
 from onebase.shown import shown
 

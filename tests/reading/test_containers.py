@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from onebase.cli.failures import told
-from onebase.data import files, hub
-from onebase.data.files import LONGEST_FIELD, check_file, expand, kind_of
-from onebase.data.formats import iter_rows, read_files, read_rows
 from onebase.errors import DataError, MissingExtraError
+from onebase.reading import files, hub
+from onebase.reading.files import LONGEST_FIELD, check_file, expand, kind_of
+from onebase.reading.formats import iter_rows, read_files, read_rows
 from onebase.records import Message
 
 ROWS = [{"prompt": f"frage {n}?", "completion": f"答案 {n}", "note": None if n % 2 else "x\ny"} for n in range(7)]

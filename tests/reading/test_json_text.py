@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from onebase.data.json_text import described, parse
 from onebase.errors import DataError
+from onebase.reading.json_text import described, parse
 
 
 def refusal(text: str) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from onebase.data.formats import read_rows
-from onebase.data.layouts import final_answer
 from onebase.data.remarks import remarks
-from onebase.data.tasks import last_boxed
-from tests.data.test_formats import only, refusal, user, written
+from onebase.reading.formats import read_rows
+from onebase.reading.layouts import final_answer
+from onebase.reading.tasks import last_boxed
+from tests.reading.test_formats import only, refusal, user, written
 
 # worked solutions
 

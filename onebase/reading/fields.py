@@ -1,7 +1,7 @@
 """Reads one object of a data file key by key: each value is checked as it is read, and messages name its place.
 
-Tools are read with their definitions, calls and results (`data/tools.py`). Anything that would be lost from the text a
-model reads is refused.
+Tools are read with their definitions, calls and results (`reading/tools.py`). Anything that would be lost from the text
+a model reads is refused.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onebase.data.json_text import described, listed
-from onebase.data.tools import TOOL_KEYS, read_calls, read_tools
-from onebase.data.unread import check_nothing_is_left_out
 from onebase.errors import DataError
+from onebase.reading.json_text import described, listed
+from onebase.reading.tools import TOOL_KEYS, read_calls, read_tools
+from onebase.reading.unread import check_nothing_is_left_out
 from onebase.records import Message, Row, ToolCall
 from onebase.shown import shown
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from onebase.config.remedies import with_remedy
-from onebase.data.formats import detect, read_rows
-from onebase.data.ranked import by_wins
 from onebase.errors import DataError
+from onebase.reading.formats import detect, read_rows
+from onebase.reading.ranked import by_wins
 from onebase.records import Message
-from tests.data.test_formats import assistant, only, refusal, said, user, written
+from tests.reading.test_formats import assistant, only, refusal, said, user, written
 
 # prompts and answers
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any
 
-from onebase.data.fields import Fields
-from onebase.data.layouts import prompt_key
+from onebase.reading.fields import Fields
+from onebase.reading.layouts import prompt_key
 from onebase.records import Message, Row
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)(?=[\s{])\s*")

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from onebase.data.fields import SCORE, Fields, is_grade
-from onebase.data.layouts import prompt_of
 from onebase.errors import DataError
+from onebase.reading.fields import SCORE, Fields, is_grade
+from onebase.reading.layouts import prompt_of
 from onebase.records import Row
 
 PREDICTION = re.compile(r"prediction ([1-9]\d*)")

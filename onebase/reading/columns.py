@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from onebase.data.json_text import described, listed
 from onebase.errors import DataError
+from onebase.reading.json_text import described, listed
 from onebase.shown import shown
 
 _STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onebase.data.json_text import described
 from onebase.errors import DataError
+from onebase.reading.json_text import described
 from onebase.records import Message, ToolCall
 
 TOOL_KEYS = ("tools", "functions")

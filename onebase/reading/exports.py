@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from onebase.data.fields import Fields
-from onebase.data.json_text import listed
-from onebase.data.layouts import prompt_of
-from onebase.data.ranked import TEXT, by_wins, first_of
 from onebase.errors import DataError
+from onebase.reading.fields import Fields
+from onebase.reading.json_text import listed
+from onebase.reading.layouts import prompt_of
+from onebase.reading.ranked import TEXT, by_wins, first_of
 from onebase.records import Row
 
 

@@ -13,12 +13,12 @@ from onebase.cli.main import main
 from onebase.config.files import dump_config, load_config
 from onebase.config.language import SFTConfig
 from onebase.config.remedies import with_remedy
-from onebase.data.columns import apply, suggested
-from onebase.data.formats import read_rows
 from onebase.data.remarks import remarks
 from onebase.errors import ConfigError, DataError
+from onebase.reading.columns import apply, suggested
+from onebase.reading.formats import read_rows
 from onebase.records import Message
-from tests.data.test_formats import written
+from tests.reading.test_formats import written
 from tests.tiny_models import save_tiny
 
 ROW = {

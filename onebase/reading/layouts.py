@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onebase.data.fields import Fields, is_grade
-from onebase.data.json_text import described
 from onebase.errors import DataError
+from onebase.reading.fields import Fields, is_grade
+from onebase.reading.json_text import described
 from onebase.records import Message, Row
 
 PROMPT_KEYS = ("prompt", "query", "question")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from onebase.data.fields import Answer, Fields, transcript
-from onebase.data.json_text import parse
 from onebase.errors import DataError
+from onebase.reading.fields import Answer, Fields, transcript
+from onebase.reading.json_text import parse
 from onebase.records import Message, Row
 
 TURNS_KEYS = ("turns", "dialog", "dialogue", "data")

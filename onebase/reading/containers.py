@@ -14,10 +14,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from onebase.data import tables
-from onebase.data.files import LONGEST_FIELD, kind_of, lines, naming_the_row, not_utf8, opened, whole_text
-from onebase.data.json_text import described, listed, parse
 from onebase.errors import DataError
+from onebase.reading import tables
+from onebase.reading.files import LONGEST_FIELD, kind_of, lines, naming_the_row, not_utf8, opened, whole_text
+from onebase.reading.json_text import described, listed, parse
 from onebase.shown import shown
 
 Numbered = Iterable[tuple[int, dict[str, Any]]]

@@ -20,9 +20,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
-from onebase.data import hub
-from onebase.data.json_text import row_reached
 from onebase.errors import DataError, MissingExtraError
+from onebase.reading import hub
+from onebase.reading.json_text import row_reached
 from onebase.shown import shown
 
 SUFFIXES = {
