@@ -8,6 +8,8 @@ import sys
 MALLOC = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 """glibc caches small freed blocks. An aligned tensor leaves such a block at its end; once cached, it keeps
 freed tensors apart for good, and new tensors no longer fit where old ones were. These settings turn the caches off."""
+ANSWERED_AT_ONCE = {"--help", "-h", "--version"}
+"""Words after which no weights are loaded."""
 
 
 def main() -> int:
@@ -21,12 +23,13 @@ def main() -> int:
 def start_again_where_needed() -> None:
     """Restarts this process, under the same PID, with the settings it lacks.
 
-    These are `MALLOC`, which glibc reads once at start, unless the user has set its own; and UTF-8 file names, if the
-    locale would make them ASCII.
+    These are `MALLOC`, which glibc reads once at start, unless the user has set its own or only asks for help; and
+    UTF-8 file names, if the locale would make them ASCII.
     """
     settings = {}
     told = os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform == "linux" and "glibc.malloc." not in told and _is_glibc():
+    weights = ANSWERED_AT_ONCE.isdisjoint(sys.argv[1:])
+    if weights and sys.platform == "linux" and "glibc.malloc." not in told and _is_glibc():
         settings["GLIBC_TUNABLES"] = f"{told}:{MALLOC}".lstrip(":")
     if sys.getfilesystemencoding() != "utf-8":
         settings["PYTHONUTF8"] = "1"

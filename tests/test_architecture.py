@@ -16,13 +16,14 @@ LAYERS = [
     {"start", "__main__"},
     {"cli"},
     {"demo"},
-    {"recipes", "tools", "convert"},
+    {"serving", "deploying"},
+    {"recipes", "tools", "convert", "exporting"},
     {"evaluation"},
     {"rollouts"},
     {"training", "rewards"},
     {"sampling"},
     {"engines"},
-    {"models", "data", "quality"},
+    {"models", "data", "quality", "streaming"},
     {"reading"},
     {"reporting"},
     {"runs"},
@@ -42,24 +43,28 @@ MAY_IMPORT_RECIPES = {
 }
 MAX_FUNCTION_LINES = 80
 BUDGETS = {
-    "cli": 800,
-    "config": 1720,
-    "convert": 1200,
+    "cli": 1010,
+    "config": 1830,
+    "convert": 1400,
     "data": 1950,
     "demo": 620,
+    "deploying": 260,
     "engines": 2050,
     "evaluation": 330,
+    "exporting": 1250,
     "models": 1250,
     "objectives": 800,
     "quality": 1450,
     "reading": 2150,
-    "recipes": 3150,
+    "recipes": 3200,
     "reporting": 860,
     "rewards": 600,
     "rollouts": 240,
     "runs": 520,
-    "sampling": 230,
-    "tools": 1350,
+    "sampling": 320,
+    "serving": 1550,
+    "streaming": 470,
+    "tools": 1380,
     "training": 1120,
     "verifiers": 1850,
 }
@@ -143,7 +148,7 @@ def test_objectives_import_torch_alone() -> None:
 
 
 def test_nothing_below_the_recipes_sees_a_config() -> None:
-    above = {"cli", "convert", "demo", "recipes", "tools", "config"}
+    above = {"cli", "convert", "demo", "deploying", "exporting", "recipes", "serving", "tools", "config"}
     seeing = [
         f"{module} imports {name}"
         for module in MODULES

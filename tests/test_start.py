@@ -44,6 +44,12 @@ def test_other_settings_of_the_c_library_are_kept() -> None:
     assert started(tunables="glibc.pthread.rseq=0")[-1] == f"glibc.pthread.rseq=0:{MALLOC}"
 
 
+def test_what_is_answered_at_once_starts_once() -> None:
+    for word in ("--help", "-h", "--version"):
+        _, said = started("sft", word)
+        assert said == f"None|sft|{word}"
+
+
 def test_what_a_person_told_the_allocator_stays() -> None:
     (_, said) = started(tunables="glibc.malloc.mxfast=64")
     assert said == "glibc.malloc.mxfast=64"

@@ -9,10 +9,12 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from onebase import __version__
-from onebase.cli import modules, preflight, streams
+from onebase.cli import exporting, modules, preflight, streams
 from onebase.cli.config import config
 from onebase.cli.data import data
+from onebase.cli.deploying import deploy
 from onebase.cli.numbers import REAL, WHOLE, Real, Whole
+from onebase.cli.serving import serve
 from onebase.cli.training import training_command
 from onebase.errors import ConfigError
 from onebase.reading.files import check_file
@@ -23,6 +25,7 @@ app = App(
     name="onebase",
     help="From supervised fine-tuning to preference alignment on one frozen base model, every role an adapter on it.",
     version=__version__,
+    help_format="plaintext",  # what reads Markdown takes a fifth of the time to import
     default_parameter=Parameter(negative=()),  # no --no-rank, no --empty-compare
     suppress_keyboard_interrupt=False,  # main() handles it
 )
@@ -42,6 +45,7 @@ def score(
     file: Path,
     /,
     *,
+    columns: str | None = None,
     rank: bool = False,
     model: str | None = None,
     microbatch_tokens: Annotated[int | None, WHOLE] = None,
@@ -54,6 +58,7 @@ def score(
     Args:
         role: Folder of a reward role.
         file: Rows with answers: completion, chosen and rejected, or output with one answer or a list.
+        columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
         rank: Also print each row's completions from best to worst.
         model: Folder of the base model, if it is not where the role says.
         microbatch_tokens: Tokens in one forward pass; by default measured on this machine.
@@ -63,6 +68,7 @@ def score(
     """
     if microbatch_tokens is not None and microbatch_tokens < 1:
         raise ConfigError(f"--microbatch-tokens is {microbatch_tokens}; it should be at least 1, or left out")
+    mapping = preflight.read_columns(columns)
     preflight.check_device(device)
     check_file(file)
     preflight.check_roles({role: ("reward",)}, model=model)
@@ -70,6 +76,7 @@ def score(
     modules.load("onebase.tools.score").run(
         role=role,
         file=file,
+        columns=mapping,
         rank=rank,
         model=model,
         microbatch_tokens=microbatch_tokens,
@@ -144,6 +151,9 @@ def chat(
     )
 
 
+app.command(serve)
+
+
 @app.command(name="eval")
 def eval_(
     role: str,
@@ -151,6 +161,7 @@ def eval_(
     /,
     *,
     verifier: list[str],
+    columns: str | None = None,
     samples: Whole = 8,
     k: list[Whole] | None = None,
     max_new_tokens: Whole = 256,
@@ -174,6 +185,7 @@ def eval_(
         role: Folder of a policy role, or of a base model.
         file: Rows with prompts and what their verifiers need: a gold answer, or tests.
         verifier: numeric, exact, ..., or {name: numeric, tolerance: 0.01}; repeat it for several.
+        columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
         samples: Answers per question.
         k: A k of pass@k and maj@k; repeat it for several. By default 1, 2, 4, ... up to --samples.
         max_new_tokens: Longest answer, in tokens.
@@ -191,6 +203,7 @@ def eval_(
         quantization: none, or nf4 for a base in 4 bits; by default what the role was trained with.
         device: auto, cpu, cuda, cuda:1.
     """
+    mapping = preflight.read_columns(columns)
     preflight.check_device(device)
     preflight.check_sampling({}, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     ks = preflight.check_samples(samples, k or [], temperature=temperature, limit=limit)
@@ -203,6 +216,7 @@ def eval_(
     modules.load("onebase.tools.evaluate").run(
         role=role,
         file=file,
+        columns=mapping,
         verifiers=verifiers,
         samples=samples,
         ks=ks,
@@ -250,8 +264,11 @@ def doctor(*, json: bool = False, output_dir: Path = Path("runs")) -> None:
     modules.load("onebase.tools.doctor").run(output_dir=output_dir, as_json=json)
 
 
+for _command in (exporting.merge, exporting.export, exporting.push):
+    app.command(_command)
 app.command(data)
 app.command(config)
+app.command(deploy)
 
 runs = App(name="runs", help="List, inspect, plot and compare runs.", sort_key=50)
 app.command(runs)

@@ -31,7 +31,7 @@ def convert(
     Args:
         file: The other tool's YAML file.
         from_: The tool.
-        stage: For trl, the word after `trl` (sft, dpo, reward, kto, grpo, rloo), where the keys do not tell it.
+        stage: For trl, the word after trl (sft, dpo, reward, kto, grpo, rloo), where the keys do not tell it.
         output: The file to write instead of printing; it must not exist.
     """
     if output is not None:

@@ -24,9 +24,10 @@ def show(
     /,
     *,
     model: str,
+    columns: str | None = None,
     row: Annotated[int, WHOLE] = 1,
     chat_template: str | None = None,
-    train_on: Literal["completion", "assistant", "all"] = "completion",
+    train_on: Literal["completion", "assistant", "all", "score"] | None = None,
     system_prompt: str | None = None,
     max_prompt_tokens: Annotated[int | None, WHOLE] = None,
     max_completion_tokens: Annotated[int | None, WHOLE] = None,
@@ -38,9 +39,10 @@ def show(
     Args:
         file: A data file.
         model: Folder of a model, a role or a tokenizer; no weights are loaded.
+        columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
         row: Which row, counted from 1.
         chat_template: As model.chat_template: a shipped template by name, or a .jinja file.
-        train_on: As data.train_on.
+        train_on: As data.train_on; score shows answers as a reward role scores them, which is the default for one.
         system_prompt: As data.system_prompt.
         max_prompt_tokens: As data.max_prompt_tokens.
         max_completion_tokens: As data.max_completion_tokens.
@@ -58,6 +60,7 @@ def show(
     check_file(file)
     modules.load("onebase.tools.data_show").run(
         file=file,
+        columns=preflight.read_columns(columns),
         model=model,
         row=row,
         chat_template=chat_template,
@@ -70,13 +73,15 @@ def show(
     )
 
 
-@data.command
+@data.command(help_format="markdown")  # its lines are joined
 def clean(
     *files: Path,
     output: Path,
+    columns: str | None = None,
     filter: list[str] | None = None,
     against: list[Path] | None = None,
     difficulty: str | None = None,
+    reward: str | None = None,
     seed: Whole = 0,
     json: bool = False,
     model: str | None = None,
@@ -92,9 +97,11 @@ def clean(
     Args:
         files: Data files.
         output: A new folder for kept/, dropped/ and report.json.
+        columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
         filter: near_duplicates, ..., or {name: near_duplicates, similarity: 0.7}; repeat it for several.
         against: A test file whose prompts must not be trained on (adds the filter leaks); repeat it for several.
         difficulty: A role, or samples from 'onebase eval --output'; keeps the middle (adds the filter difficulty).
+        reward: A reward role that judges which answer is better (adds the filter noise, which trains heads without it).
         seed: Random seed of the filter noise.
         json: Print one JSON object.
         model: Folder of the base model, if it is not where the role says.
@@ -104,7 +111,9 @@ def clean(
     """
     _check_files(files)
     _check_files(against or [], needed=False)
-    chosen = preflight.read_filters(filter or [], leaks=bool(against), difficulty=difficulty is not None)
+    chosen = preflight.read_filters(
+        filter or [], leaks=bool(against), difficulty=difficulty is not None, reward=reward is not None
+    )
     preflight.check_new_folder(output)
     _check_seed(seed)
     preflight.check_device(device)
@@ -114,12 +123,17 @@ def clean(
         else:
             check_file(Path(difficulty))
         streams.say_first(f"data clean: measuring difficulty with {difficulty}")
+    if reward is not None:
+        preflight.check_roles({reward: ("reward",)}, model=model)
+        streams.say_first(f"data clean: judging preferences with {reward}")
     modules.load("onebase.tools.data_clean").run(
         files=files,
+        columns=preflight.read_columns(columns),
         output=output,
         filters=chosen,
         against=against or [],
         difficulty=difficulty,
+        reward=reward,
         seed=seed,
         as_json=json,
         model=model,
@@ -130,12 +144,13 @@ def clean(
 
 
 @data.command
-def split(file: Path, /, *, output: Path, test: Real = 0.1, seed: Whole = 0) -> None:
+def split(file: Path, /, *, output: Path, columns: str | None = None, test: Real = 0.1, seed: Whole = 0) -> None:
     """Split a file into train and test by prompt: rows with one prompt, or nearly one, stay together.
 
     Args:
         file: A data file.
         output: A new folder for train.jsonl and test.jsonl.
+        columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
         test: The share of the rows for test.
         seed: Another seed chooses other prompts.
     """
@@ -144,12 +159,15 @@ def split(file: Path, /, *, output: Path, test: Real = 0.1, seed: Whole = 0) -> 
         raise ConfigError(f"--test is {test:g}; it should be a share between 0 and 1")
     preflight.check_new_folder(output)
     _check_seed(seed)
-    modules.load("onebase.tools.data_split").run(file=file, output=output, test=test, seed=seed)
+    modules.load("onebase.tools.data_split").run(
+        file=file, output=output, columns=preflight.read_columns(columns), test=test, seed=seed
+    )
 
 
 @data.command
 def stats(
     *files: Path,
+    columns: str | None = None,
     model: str | None = None,
     chat_template: str | None = None,
     json: bool = False,
@@ -159,6 +177,7 @@ def stats(
 
     Args:
         files: Data files.
+        columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
         model: Folder of a model or a tokenizer, to count tokens; no weights are loaded.
         chat_template: As model.chat_template: a template by name, or a .jinja file.
         json: Print one JSON object.
@@ -170,7 +189,12 @@ def stats(
     if chat_template is not None and model is None:
         raise ConfigError("--chat-template says how tokens are counted; name a tokenizer with --model too")
     modules.load("onebase.tools.data_stats").run(
-        files=files, model=model, chat_template=chat_template, as_json=json, plots=plots
+        files=files,
+        columns=preflight.read_columns(columns),
+        model=model,
+        chat_template=chat_template,
+        as_json=json,
+        plots=plots,
     )
 
 
@@ -181,6 +205,7 @@ def convert(
     /,
     *,
     to: Literal["trl", "llamafactory", "openai", "sharegpt", "alpaca", "jsonl"],
+    columns: str | None = None,
     drop: list[str] | None = None,
 ) -> None:
     """Convert a data file to the layout of another tool, or to ours; what a layout cannot hold is named.
@@ -189,6 +214,7 @@ def convert(
         file: A file in any layout that onebase reads.
         output: The .jsonl or .json file to write; it must not exist.
         to: The layout to write.
+        columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
         drop: A part to leave out if the layout cannot hold it (margin, ended, tie, answers, a column's name, columns,
             or rows); repeat it for several.
     """
@@ -196,7 +222,9 @@ def convert(
     preflight.check_writable(output.absolute().parent, "output file")
     if os.path.lexists(output):
         raise ConfigError(f"{shown(output, 200)} exists; choose another name, or remove it first")
-    modules.load("onebase.convert.rows").run(file=file, output=output, to=to, drop=drop or [])
+    modules.load("onebase.convert.rows").run(
+        file=file, output=output, to=to, drop=drop or [], columns=preflight.read_columns(columns)
+    )
 
 
 def _check_files(files: Sequence[Path], *, needed: bool = True) -> None:

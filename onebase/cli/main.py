@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code. A failure prints one line per problem to stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
     training.run_folder = None
-    groups = (["runs"], ["config"], ["data"])
+    groups = (["runs"], ["config"], ["data"], ["deploy"])
     verb = " ".join(word for word in words[: 2 if words[:1] in groups else 1] if not word.startswith("-"))
     streams.open_streams()
     if any("\0" in word for word in words):

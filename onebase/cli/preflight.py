@@ -20,6 +20,7 @@ from onebase.shown import shown
 if TYPE_CHECKING:  # takes a tenth of a second, which --help need not spend
     from pydantic import BaseModel
 
+    from onebase.config.serving import ServeConfig
     from onebase.config.verifiers import VerifierGroup
     from onebase.quality.options import Filter
 
@@ -92,6 +93,25 @@ def check_roles(roles: Mapping[str, tuple[str, ...]], *, model: str | None) -> N
     check_opened({folder: (folder, kinds) for folder, kinds in roles.items()}, model=model)
 
 
+def read_serving(folders: Sequence[str], file: Path | None, given: Mapping[str, Any]) -> ServeConfig:
+    """The config of the server: a file's, where the command line does not say otherwise. Its roles and base are there.
+
+    Raises:
+        ConfigError: a key or a value is wrong, or nothing is named to serve.
+        ModelError: a folder is no role, or the base does not exist.
+    """
+    from onebase.config.files import load_config
+    from onebase.config.serving import ServeConfig, names_of
+    from onebase.recipes.setup.named_folders import check_opened
+
+    words = [word for key, value in given.items() for word in (f"--{key}", json.dumps(value))]
+    if folders:
+        words += ["--roles", json.dumps(names_of(folders))]
+    config = load_config(ServeConfig, file, words)
+    check_opened({name: (role.role, ("policy", "reward")) for name, role in config.roles.items()}, model=config.model)
+    return config
+
+
 def check_device(name: str) -> None:
     """Checks that this names a device; whether the device exists shows when it is used.
 
@@ -152,21 +172,50 @@ def read_verifiers(texts: Sequence[str]) -> Sequence[VerifierGroup]:
     Raises:
         ConfigError: there is no such verifier, or it has no such option.
     """
-    import yaml
     from pydantic import TypeAdapter, ValidationError
 
     from onebase.config.verifiers import Verifiers
-    from onebase.config.yaml_reader import Loader
 
     try:
-        values = [yaml.load(text, Loader) if text[:1] == "{" else text for text in texts]
+        values = [_yaml(text, "--verifier") if text[:1] == "{" else text for text in texts]
         return TypeAdapter(Verifiers).validate_python(values)
-    except yaml.YAMLError as error:
-        said = getattr(error, "problem", None) or error
-        raise ConfigError(f"--verifier is not valid YAML: {shown(' '.join(str(said).split()), 200)}") from None
     except ValidationError as error:
         said = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors(include_url=False))
         raise ConfigError(f"--verifier: {said}") from None
+
+
+def read_columns(text: str | None) -> dict[str, str] | None:
+    """The mapping that `--columns` gives, read like `data.columns`; None without one.
+
+    Raises:
+        ConfigError: it maps no names to keys.
+    """
+    if text is None:
+        return None
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    from onebase.config.groups import Columns
+
+    mapping: TypeAdapter[dict[str, str]] = TypeAdapter(Columns, config=ConfigDict(coerce_numbers_to_str=True))
+    try:
+        return mapping.validate_python(_yaml(text, "--columns"))
+    except ValidationError:
+        raise ConfigError(
+            f"--columns is {shown(text, 60)}; it should map what is read to the file's keys, as in "
+            "'{prompt: question, completion: answer}'"
+        ) from None
+
+
+def _yaml(text: str, option: str) -> Any:
+    import yaml
+
+    from onebase.config.yaml_reader import Loader
+
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        said = getattr(error, "problem", None) or error
+        raise ConfigError(f"{option} is not valid YAML: {shown(' '.join(str(said).split()), 200)}") from None
 
 
 def check_output(path: Path, option: str = "--output") -> None:
@@ -180,28 +229,22 @@ def check_output(path: Path, option: str = "--output") -> None:
     check_writable(path.absolute().parent, option)
 
 
-def read_filters(texts: Sequence[str], *, leaks: bool, difficulty: bool) -> list[Filter]:
+def read_filters(texts: Sequence[str], *, leaks: bool, difficulty: bool, reward: bool) -> list[Filter]:
     """The filters that `--filter` names, or the standard ones; with those that a file to compare with asks for.
 
     Raises:
         ConfigError: there is no such filter or option, an option is out of range, or a filter has nothing to work on.
     """
-    import yaml
-
-    from onebase.config.yaml_reader import Loader
     from onebase.quality.options import FILTERS, STANDARD, in_order
 
     found: list[Filter] = []
     for text in texts or STANDARD:
-        try:
-            value = yaml.load(text, Loader) if text[:1] == "{" else {"name": text}
-        except yaml.YAMLError as error:
-            said = getattr(error, "problem", None) or error
-            raise ConfigError(f"--filter is not valid YAML: {shown(' '.join(str(said).split()), 200)}") from None
+        value = _yaml(text, "--filter") if text[:1] == "{" else {"name": text}
         found.append(_filter(value))
     named = {given.name for given in found}
-    for name, option, is_given in (("leaks", "--against", leaks), ("difficulty", "--difficulty", difficulty)):
-        if name in named and not is_given:
+    needed = {"leaks": ("--against", leaks), "difficulty": ("--difficulty", difficulty), "noise": ("", reward)}
+    for name, (option, is_given) in needed.items():
+        if name in named and option and not is_given:
             raise ConfigError(f"--filter {name} has nothing to compare with; add {option}")
         if is_given and name not in named:
             found.append(FILTERS[name]())

@@ -53,7 +53,8 @@ def load_config(model_class: type[Config], path: Path | None, overrides: Sequenc
     entries: dict[str, _Entry] = {}
     if path is not None:
         _read_file(path, model_class, entries, problems)
-    given = _read_overrides(overrides, model_class, problems)
+    entries = _written_out(entries, model_class)
+    given = _written_out(_read_overrides(overrides, model_class, problems), model_class)
     problems += _only_on_command_line(entries, model_class)
     known = _known_only({**entries, **given}, model_class, problems)
     try:
@@ -206,12 +207,13 @@ def _flatten(
             _flatten(loader, value_node, f"{key}.", lines, place, entries, problems, whole=whole)
         else:
             value = loader.construct_object(value_node, deep=True)
-            entries[_key_of(key, value)] = _Entry(value, place)
+            entries[key] = _Entry(value, place)
 
 
-def _key_of(key: str, value: Any) -> str:
-    """`model: folder` is short for `model.model_name_or_path: folder`."""
-    return "model.model_name_or_path" if key == "model" and isinstance(value, str) else key
+def _written_out(entries: dict[str, _Entry], model_class: type[BaseModel]) -> dict[str, _Entry]:
+    """The entries, with `model: folder` as `model.model_name_or_path: folder` where `model` is a group of keys."""
+    short = "model" in _groups(model_class) and "model" in entries and isinstance(entries["model"].value, str)
+    return {"model.model_name_or_path" if short and key == "model" else key: entry for key, entry in entries.items()}
 
 
 def _has_keys(node: yaml.Node | None) -> TypeGuard[yaml.MappingNode]:
@@ -285,7 +287,7 @@ def _add_override(
             _flatten(loader, node, f"{key}.", {}, COMMAND_LINE, found, problems, whole=frozenset())
         else:
             value = loader.construct_object(node, deep=True)
-            found[_key_of(key, value)] = _Entry(value, COMMAND_LINE)
+            found[key] = _Entry(value, COMMAND_LINE)
     except yaml.YAMLError:
         problems.append(f"{COMMAND_LINE}: the value of '--{shown(key, 100)}' is not valid YAML: {shown(text, 100)}")
     for name, entry in found.items():

@@ -227,7 +227,14 @@ class FilesGroup(Group):
         return self
 
 
-class DataGroup(FilesGroup):
+class StreamedGroup(FilesGroup):
+    """The data files, and which rows of them are used."""
+
+    streaming: bool | Literal["auto"] = "auto"
+    """true = read and tokenize rows as they are needed, not all before the first step; auto = if they have 32 MiB."""
+
+
+class DataGroup(StreamedGroup):
     """The data files, and which rows of them are used."""
 
     system_prompt: Said | None = None
@@ -237,9 +244,7 @@ class DataGroup(FilesGroup):
     max_completion_tokens: Count | None = None
     """Longest completion, in tokens; longer ones are cut; null = what the model can hold."""
     truncate_prompt: Literal["left", "drop", "error"] = "left"
-    """What to do with a prompt that is too long: cut its oldest turns, then tokens; leave the row out; or stop."""
-    streaming: bool | Literal["auto"] = "auto"
-    """true = read and tokenize rows as they are needed, not all before the first step; auto = if they have 32 MiB."""
+    """What to do with a prompt that is too long: cut its oldest turns, then its last; leave the row out; or stop."""
 
 
 class SFTDataGroup(DataGroup):
@@ -265,7 +270,7 @@ class SampleDataGroup(Group):
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
     truncate_prompt: Literal["left", "drop", "error"] = "left"
-    """What to do with a prompt that is too long: cut its oldest turns, then tokens; leave the row out; or stop."""
+    """What to do with a prompt that is too long: cut its oldest turns, then its last; leave the row out; or stop."""
     opening_tokens: Count = 16
     """For plain text: the policy is given this many first tokens of each text to continue."""
 
@@ -278,7 +283,7 @@ class PromptDataGroup(FilesGroup):
     max_prompt_tokens: Count | None = None
     """Longest prompt, in tokens; null = what the model can hold."""
     truncate_prompt: Literal["left", "drop", "error"] = "left"
-    """What to do with a prompt that is too long: cut its oldest turns, then tokens; leave the row out; or stop."""
+    """What to do with a prompt that is too long: cut its oldest turns, then its last; leave the row out; or stop."""
 
     opening_tokens: Count = 16
     """For plain text: the policy is given this many first tokens of each text to continue."""

@@ -225,6 +225,10 @@ USUAL_NAMES: dict[str, tuple[str, ...] | str] = {
 has is suggested), or a sentence if there is no such key."""
 
 
+NOT_IN_EVERY_VERB = {"streaming": "this verb reads its prompts at once; data.limit bounds how many"}
+"""What to say of a key that other verbs have."""
+
+
 def hint(key: str, keys: Collection[str], groups: Mapping[str, Collection[str]], top: Collection[str]) -> str:
     """What the user may have meant by a key that this verb does not have.
 
@@ -238,6 +242,8 @@ def hint(key: str, keys: Collection[str], groups: Mapping[str, Collection[str]],
         return usual
     if found := next((name for name in usual or () if (name in keys or name in groups) and name != key), None):
         return f"did you mean '{found}'?"
+    if sentence := NOT_IN_EVERY_VERB.get(key.rpartition(".")[2]):
+        return sentence
     names = [*keys, *groups]
 
     def closeness(name: str) -> tuple[float, float]:

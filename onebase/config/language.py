@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from onebase.config.groups import (
     BatchGroup,
     EvaluationGroup,
-    FilesGroup,
     Int,
     LoraGroup,
     ModelGroup,
@@ -18,6 +17,7 @@ from onebase.config.groups import (
     PretrainOptimizerGroup,
     SFTDataGroup,
     SFTOptimizerGroup,
+    StreamedGroup,
     TinyModelGroup,
     fail_on,
 )
@@ -29,7 +29,7 @@ class PretrainConfig(VerbConfig):
 
     model: OptionalModelGroup = OptionalModelGroup()
     tiny: TinyModelGroup = TinyModelGroup()
-    data: FilesGroup
+    data: StreamedGroup
     optimizer: PretrainOptimizerGroup = PretrainOptimizerGroup()
     batch: BatchGroup = BatchGroup()
     evaluation: EvaluationGroup = EvaluationGroup()

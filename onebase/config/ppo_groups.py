@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from onebase.config.groups import (
     FUNCTION,
+    Columns,
     Count,
     Float,
     Group,
@@ -195,6 +196,8 @@ class PPOGroup(ActorCriticGroup):
     """Weight of the language-model loss on ptx_data."""
     ptx_data: Paths = []
     """Files of text or conversations for the language-model loss."""
+    ptx_columns: Columns | None = None
+    """Their keys to read, as in data.columns; null = known by their usual names."""
 
     @model_validator(mode="after")
     def _keys_agree(self) -> PPOGroup:
@@ -215,6 +218,8 @@ class PPOGroup(ActorCriticGroup):
         if bool(self.ptx_data) != (self.ptx_coefficient > 0):
             missing = "ptx_coefficient" if self.ptx_data else "ptx_data"
             problems.append(f"'ppo.ptx_data' and 'ppo.ptx_coefficient' go together; 'ppo.{missing}' is not set")
+        if self.ptx_columns and not self.ptx_data:
+            problems.append("'ppo.ptx_columns' would change nothing without 'ppo.ptx_data'; set it, or leave it out")
         fail_on(problems)
         return self
 

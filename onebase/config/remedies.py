@@ -11,11 +11,13 @@ REMEDIES = {
     # Files and rows.
     "file-named-twice": "name it once (for more visits raise optimizer.num_epochs)",
     "unusable-rows": "correct these rows, or allow a larger share (data.max_dropped_share)",
-    "not-streamed": "write it as one (onebase data convert FILE OUT.jsonl --to jsonl), or set data.streaming: false",
+    "not-streamed": "set data.streaming: false",
+    "no-text": "set model.chat_template, or use `onebase sft`",
+    "no-cache": "set ONEBASE_CACHE to a folder that can be written, or data.streaming: false",
     "no-rows-left": "look at data.train, data.limit and data.eval_fraction",
     "nothing-to-hold-out": "give more data, or data.eval",
     "evaluated-on-training-data": "leave data.eval out; a share of data.train is then held out",
-    "unknown-layout": "map its keys with data.columns, for a start {mapping}, or rename them",
+    "unknown-layout": "map its keys with data.columns (or --columns), for a start {mapping}, or rename them",
     "beside-the-prompt": "data.columns can join keys, such as prompt: {template}",
     "two-readings": "choose with data.columns, such as {mapping}",
     "turn-weights": "choose the turns that count with data.train_on",
@@ -24,6 +26,10 @@ REMEDIES = {
         "set data.truncate_prompt to left (leaves out the oldest turns) or drop (leaves out the row), or shorten it"
     ),
     "prompts-dropped": "set data.truncate_prompt: left, or allow a larger share (data.max_dropped_share)",
+    "prompts-do-not-fit": (
+        "raise data.max_prompt_tokens, shorten what stands beside the last turn (system text, tools), or allow more "
+        "(data.max_dropped_share)"
+    ),
     "answers-cut-to-equal": (
         "raise data.max_completion_tokens, lower data.max_prompt_tokens, or allow a larger share "
         "(data.max_dropped_share)"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import onebase.data
 from onebase.data.chat import ChatFormat, TrainOn
-from onebase.data.fit import Cuts, fit_row
-from onebase.data.token_cache import Array, TokenCache, row_key
+from onebase.data.fit import Cuts, Limits, fit_row
+from onebase.data.token_cache import Array, TokenCache, cache_root, code_of, row_key
 from onebase.records import Example, Row
 
 TURNS, TOKENS, COMPLETIONS, DROPPED = 1, 2, 4, 8
@@ -89,3 +91,20 @@ def _note(cuts: Cuts, flags: int, place: str, reason: str) -> None:
             places.append(place)
     if flags and not cuts.reason:
         cuts.reason = reason
+
+
+def open_cache(chat: ChatFormat, limits: Limits, train_on: TrainOn) -> TokenCache | None:
+    """The cache for rows encoded this way; None if caching is off."""
+    if (root := cache_root()) is None:
+        return None
+    lengths = (limits.context, limits.max_prompt, limits.max_completion, limits.truncate_prompt)
+    return TokenCache(root / f"tokens-{tokens_key(chat, lengths, train_on)}")
+
+
+def tokens_key(chat: ChatFormat, *more: object) -> str:
+    """Changes with what decides how rows become tokens: the tokenizer, the template, the code, and `more`."""
+    tokenizer = getattr(chat.tokenizer, "backend_tokenizer", None)
+    told = tokenizer.to_str() if tokenizer is not None else repr(sorted(chat.tokenizer.get_vocab().items()))
+    special = (chat.tokenizer.bos_token_id, chat.tokenizer.eos_token_id, type(chat.tokenizer).__name__)
+    parts = (code_of(onebase.data), told, special, chat.fingerprint, *more)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -27,8 +28,8 @@ class Limits:
     max_prompt: int | None = None
     max_completion: int | None = None
     truncate_prompt: Truncation = "left"
-    """`left` cuts the oldest turns, except a system turn and the last user turn, and then the oldest tokens; `drop`
-    drops the row; `error` stops."""
+    """`left` cuts the oldest turns, except a system turn and the last user turn, and then the beginning of that turn's
+    text; a row that is too long without any of it is dropped. `drop` drops the row; `error` stops."""
     max_dropped_share: float = 0.05
     tell: Callable[[str], object] = str
     """Called with a line about what was cut, if anything was."""
@@ -85,16 +86,18 @@ class Cuts:
             DataError: more than the allowed share of the rows was dropped.
         """
         if len(self.dropped) > self.limits.max_dropped_share * rows:
-            raise DataError(
+            fact = (
                 f"{len(self.dropped)} of {rows} rows have prompts that are too long, more than the allowed share of "
-                f"{self.limits.max_dropped_share:g} (first {', '.join(self.dropped[:3])}): {self.reason}",
-                remedy="prompts-dropped",
+                f"{self.limits.max_dropped_share:g} (first {', '.join(self.dropped[:3])}): {self.reason}"
             )
+            if self.limits.truncate_prompt == "drop":
+                raise DataError(fact, remedy="prompts-dropped")
+            raise DataError(fact, remedy="prompts-do-not-fit")
         said = [
             f"{len(places)} {what} ({', '.join(places[:3])})"
             for places, what in (
                 (self.turns, "prompts lost their oldest turns"),
-                (self.tokens, "prompts lost their oldest tokens"),
+                (self.tokens, "prompts lost the beginning of their last user turn"),
                 (self.dropped, "rows with longer prompts were left out"),
                 (self.completions, "rows had answers cut at the end, which then teach no end token"),
             )
@@ -121,11 +124,10 @@ def fit_row(row: Row, chat: ChatFormat, cuts: Cuts, *, train_on: TrainOn = "comp
     if len(example.prompt_ids) > most:
         if not may_cut(row, len(example.prompt_ids), most, reason, cuts):
             return None
-        shorter = without_oldest_turns(row, lambda cut: len(_prompt_ids(chat, cut, train_on)) <= most)
-        if shorter is not row:
-            cuts.turns.append(row.place)
-            example = replace(chat.encode_example(shorter, train_on=train_on), row=row)
-        example = replace(example, prompt_ids=last_tokens(example.prompt_ids, most, chat, row, cuts))
+        shorter = cut_to_fit(row, lambda cut: len(_prompt_ids(chat, cut, train_on)) <= most, cuts)
+        if shorter is None:
+            return None
+        example = replace(chat.encode_example(shorter, train_on=train_on), row=row)
     room = min(limits.max_completion or limits.context, limits.context - len(example.prompt_ids))
     if any(message.role == "assistant" for message in row.messages) and chat.rendering.rewritten(asked_in(row)):
         cuts.rewritten.append(row.place)
@@ -142,19 +144,18 @@ def fit_prompt(row: Row, chat: ChatFormat, cuts: Cuts, *, most: int, reason: str
     if not row.messages:
         text = chat.encode_example(row, add_end=False)
         return Prompt(text.tokens(0)[: min(opening_tokens, most)], row)
-    ids: Sequence[int] = chat.encode_prompt(row.messages, tools=row.tools, prefix=row.prefix, place=row.place)
+
+    def encoded(cut: Row) -> Sequence[int]:
+        return chat.encode_prompt(cut.messages, tools=cut.tools, prefix=cut.prefix, place=cut.place)
+
+    ids = encoded(row)
     if len(ids) > most:
         if not may_cut(row, len(ids), most, reason, cuts):
             return None
-
-        def fits(cut: Row) -> bool:
-            return len(chat.encode_prompt(cut.messages, tools=cut.tools, prefix=cut.prefix, place=cut.place)) <= most
-
-        shorter = without_oldest_turns(row, fits)
-        if shorter is not row:
-            cuts.turns.append(row.place)
-            ids = chat.encode_prompt(shorter.messages, tools=row.tools, prefix=row.prefix, place=row.place)
-        ids = last_tokens(ids, most, chat, row, cuts)
+        shorter = cut_to_fit(row, lambda cut: len(encoded(cut)) <= most, cuts)
+        if shorter is None:
+            return None
+        ids = encoded(shorter)
     return Prompt(ids, row)
 
 
@@ -172,6 +173,24 @@ def may_cut(row: Row, length: int, most: int, reason: str, cuts: Cuts) -> bool:
     return True
 
 
+def cut_to_fit(row: Row, fits: Callable[[Row], bool], cuts: Cuts) -> Row | None:
+    """The row without as much of its oldest turns, and then of the beginning of its last user turn, as it takes to fit.
+
+    None if it is dropped, because what is left beside that turn is too long already: the system turn, tools and their
+    results, what the template writes. No turn ever loses what the template writes around it.
+    """
+    shorter = without_oldest_turns(row, fits)
+    cut = shorter if fits(shorter) else without_beginning(shorter, fits)
+    if cut is None:
+        cuts.dropped.append(row.place)
+        return None
+    if shorter is not row:
+        cuts.turns.append(row.place)
+    if cut is not shorter:
+        cuts.tokens.append(row.place)
+    return cut
+
+
 def without_oldest_turns(row: Row, fits: Callable[[Row], bool]) -> Row:
     """Drops as many of the oldest turns as it takes to fit, down to the system turn and the last user turn.
 
@@ -187,13 +206,19 @@ def without_oldest_turns(row: Row, fits: Callable[[Row], bool]) -> Row:
     return row
 
 
-def last_tokens(ids: Sequence[int], most: int, chat: ChatFormat, row: Row, cuts: Cuts) -> Sequence[int]:
-    """The last `most` ids; a beginning token stays in front."""
-    if len(ids) <= most:
-        return ids
-    cuts.tokens.append(row.place)
-    keeps_bos = ids[0] == chat.tokenizer.bos_token_id and most > 1
-    return [*ids[:keeps_bos], *ids[len(ids) - most + keeps_bos :]]
+def without_beginning(row: Row, fits: Callable[[Row], bool]) -> Row | None:
+    """The row with as much of the end of its last user turn's text as fits; None if none of it does."""
+    index = max((n for n, message in enumerate(row.messages) if message.role == "user"), default=None)
+    if index is None:
+        return None
+    text = row.messages[index].content
+
+    def cut(start: int) -> Row:
+        turn = replace(row.messages[index], content=text[start:])
+        return replace(row, messages=(*row.messages[:index], turn, *row.messages[index + 1 :]))
+
+    start = bisect_left(range(len(text)), True, key=lambda start: fits(cut(start)))
+    return cut(start) if text[start:].strip() else None
 
 
 def require_counted(examples: Sequence[Example]) -> None:
@@ -207,11 +232,21 @@ def require_counted(examples: Sequence[Example]) -> None:
             )
 
 
-def require_end(examples: Sequence[Example], chat: ChatFormat, tell: Callable[[str], object] = str) -> None:
+def require_end(
+    examples: Sequence[Example],
+    chat: ChatFormat,
+    tell: Callable[[str], object] = str,
+    *,
+    preferred: bool = False,
+) -> None:
     """Refuses data of which no answer's end is learned, because the policy would never stop.
 
     Rows of next steps end no turn and are not counted; nor is an example without a row. Where the file itself says that
     no answer ends, as samples of a policy may, `tell` is called with a line.
+
+    Args:
+        preferred: count only answers that are better than another of their row, or labelled good. What ends only in
+            worse answers is unlearned.
 
     Raises:
         DataError: answers end in the file, but in none the end is learned.
@@ -223,19 +258,28 @@ def require_end(examples: Sequence[Example], chat: ChatFormat, tell: Callable[[s
         if row is None or row.prefix is not None:
             continue
         for k, ids in enumerate(example.completions):
+            if preferred and not _is_preferred(example, row, k):
+                continue
             if ids[-1] in ends and (example.counted is None or example.counted[k][-1]):
                 return
             finished = row.ended is None or row.ended[k]
             cut, unfinished = cut + finished, unfinished + (not finished)
+    better = "better " if preferred else ""
     marked = f"{unfinished} are marked as unfinished (ended: false)"
     if cut:
         raise DataError(
-            f"no answer's end token is learned, so the policy would never stop: of {cut + unfinished} answers, {cut} "
-            f"are cut at the limit on their length{f' and {marked}' if unfinished else ''}",
+            f"no {better}answer's end token is learned, so the policy would never stop: of {cut + unfinished} "
+            f"{better}answers, {cut} are cut at the limit on their length{f' and {marked}' if unfinished else ''}",
             remedy="no-end-learned",
         )
     if unfinished:
-        tell(f"warning: no answer's end token is learned: {marked}, which is all of them")
+        tell(f"warning: no {better}answer's end token is learned: {marked}, which is all of them")
+
+
+def _is_preferred(example: Example, row: Row, k: int) -> bool:
+    if example.grades is not None and len(example.grades) > 1:
+        return example.grades[k] > min(example.grades)
+    return bool(row.columns.get("label", True))
 
 
 def _prompt_ids(chat: ChatFormat, row: Row, train_on: TrainOn) -> Sequence[int]:

@@ -19,6 +19,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from onebase.data.batches import minibatch_indices, num_minibatches
 from onebase.errors import DataError
@@ -50,8 +51,8 @@ class Source:
         return shown(", ".join(self.paths), 200)
 
 
-def read_sources(sources: Sequence[Source], *, limit: int | None = None) -> list[Row]:
-    """The rows of all sources, in order, each with its source's number. `limit` counts rows of those not replayed.
+def check_named_once(sources: Sequence[Source]) -> None:
+    """Checks that every file is there, and in one source only.
 
     Raises:
         DataError: a file is missing, or is named twice.
@@ -63,6 +64,15 @@ def read_sources(sources: Sequence[Source], *, limit: int | None = None) -> list
             first = seen.setdefault(file_id(path), path)
             if first is not path:
                 raise DataError(f"{shown(path)} and {shown(first)} are the same file", remedy="file-named-twice")
+
+
+def read_sources(sources: Sequence[Source], *, limit: int | None = None) -> list[Row]:
+    """The rows of all sources, in order, each with its source's number. `limit` counts rows of those not replayed.
+
+    Raises:
+        DataError: a file is missing, or is named twice.
+    """
+    check_named_once(sources)
     rows: list[Row] = []
     left = limit
     for number, source in enumerate(sources):
@@ -110,7 +120,7 @@ class Order:
         source = bisect_right(self._ends, place)
         visit = epoch * self._quotas[source] + place - self._ends[source] + self._quotas[source]
         again, position = divmod(visit, self._counts[source])
-        return self._starts[source] + _permutation(self._counts[source], self._seed, source, again)[position]
+        return self._starts[source] + int(_permutation(self._counts[source], self._seed, source, again)[position])
 
     def drawn(self, steps: int, size: int) -> list[dict[str, object]]:
         """What so many minibatches of this size are drawn from, source by source: its name, its rows, and how many
@@ -158,6 +168,7 @@ def _quotas(sources: Sequence[Source], counts: Sequence[int]) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def _permutation(count: int, seed: int, source: int, again: int) -> list[int]:
+def _permutation(count: int, seed: int, source: int, again: int) -> Tensor:
+    # A tensor, because a list of a hundred million numbers takes gigabytes.
     generator = torch.Generator().manual_seed(mixed_seed("source", seed, source, again))
-    return torch.randperm(count, generator=generator).tolist()
+    return torch.randperm(count, generator=generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onebase.errors import DataError
 from onebase.records import Row
@@ -63,14 +63,23 @@ def drop_unusable(
             kept.append(row)
         else:
             dropped.setdefault(reason, []).append(row.place)
-    gone = len(rows) - len(kept)
-    if gone > max_share * len(rows):
+    check_share(dropped, len(rows), max_share)
+    return kept, dropped
+
+
+def check_share(dropped: Mapping[str, Sequence[str]], count: int, max_share: float) -> None:
+    """Checks the places of dropped rows, by reason, against the `count` rows there were.
+
+    Raises:
+        DataError: they are more than `max_share` of all.
+    """
+    gone = sum(map(len, dropped.values()))
+    if gone > max_share * count:
         counts = ", ".join(f"{reason}: {len(at)} (first {', '.join(at[:3])})" for reason, at in dropped.items())
         raise DataError(
-            f"{gone} of {len(rows)} rows cannot be used, more than the allowed share of {max_share:g}: {counts}",
+            f"{gone} of {count} rows cannot be used, more than the allowed share of {max_share:g}: {counts}",
             remedy="unusable-rows",
         )
-    return kept, dropped
 
 
 def unusable(row: Row, *, answers: bool = True) -> str | None:

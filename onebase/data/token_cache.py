@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy
@@ -47,6 +48,15 @@ def cache_root() -> Path | None:
     if given is not None:
         return Path(given) if given.strip() else None
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onebase"
+
+
+def code_of(*packages: ModuleType) -> str:
+    """SHA-256 of the code in these packages' folders: what it made is made anew when the code changes."""
+    digest = hashlib.sha256()
+    for package in packages:
+        for path in sorted(Path(package.__path__[0]).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def row_key(row: Row) -> bytes:

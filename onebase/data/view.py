@@ -7,7 +7,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from onebase.data.chat import ChatFormat
 from onebase.reading.tools import texts_of
@@ -21,6 +21,12 @@ LONGEST_CHARACTER = 4
 """Tokens of one byte that one character may take."""
 FEWEST = 4
 """Characters of a cut text that are looked for; fewer stand anywhere."""
+Scored = Literal["last", "mean"]
+SCORED: dict[Scored, str] = {
+    "last": "each has one score, read at its last token",
+    "mean": "each has one score, the mean of its tokens' scores",
+}
+"""Where a reward role reads an answer's score, by its pooling; it learns from scores that are compared."""
 OPENED, CLOSED = "⟦", "⟧"
 """Around what is learned, where colours may be missing."""
 
@@ -44,6 +50,8 @@ class Branch:
 
     pieces: tuple[Piece, ...]
     grade: float | None
+    scored: bool = False
+    """Whether it is scored as a whole, and no token of it is learned."""
 
     @property
     def num_tokens(self) -> int:
@@ -55,8 +63,15 @@ class Branch:
 
     @property
     def ends(self) -> bool:
-        """Whether its end token is learned."""
-        return self.pieces[-1].ends and self.pieces[-1].learned
+        """Whether it ends in an end token that is learned, or scored."""
+        return self.pieces[-1].ends and (self.pieces[-1].learned or self.scored)
+
+    @property
+    def told(self) -> str:
+        """Its grade and its lengths in a few words."""
+        grade = f"grade {self.grade:g}, " if self.grade is not None else ""
+        learned = "" if self.scored else f", {self.num_learned} learned"
+        return f"{grade}{self.num_tokens} tokens{learned}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +83,8 @@ class View:
     branches: tuple[Branch, ...]
     end_token: str
     """As text."""
+    scored: Scored | None = None
+    """How a reward role reads it; None where tokens are learned one by one."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -76,36 +93,41 @@ class View:
     @property
     def summary(self) -> str:
         """Lengths, what is learned, and whether the answers end, in one line."""
-        answers = [
-            f"{branch.num_tokens} ({'all' if branch.num_learned == branch.num_tokens else branch.num_learned} learned)"
-            for branch in self.branches
-        ]
-        count = (
-            "no answer"
-            if not answers
-            else f"answer {answers[0]}"
-            if len(answers) == 1
-            else f"answers {', '.join(answers)}"
-        )
-        ending = sum(branch.ends for branch in self.branches)
-        ends = "" if not answers else f"; end token {shown(self.end_token)} learned in {ending} of {len(answers)}"
-        return f"tokens: prompt {self.num_prompt_tokens}, {count}{ends}"
+        prompt = f"tokens: prompt {self.num_prompt_tokens}"
+        if not self.branches:
+            return f"{prompt}, no answer"
+        answers = [_told(branch) for branch in self.branches]
+        ending = f"{sum(branch.ends for branch in self.branches)} of {len(answers)}"
+        end = f"end token {shown(self.end_token)}"
+        how = f"{end} at the end of {ending}; {SCORED[self.scored]}" if self.scored else f"{end} learned in {ending}"
+        return f"{prompt}, answer{'s' * (len(answers) > 1)} {', '.join(answers)}; {how}"
 
 
-def view_of(example: Example | Prompt, chat: ChatFormat) -> View:
-    """The example in pieces. Its row tells which text is the row's own."""
+def _told(branch: Branch) -> str:
+    if branch.scored:
+        return str(branch.num_tokens)
+    learned = "all" if branch.num_learned == branch.num_tokens else branch.num_learned
+    return f"{branch.num_tokens} ({learned} learned)"
+
+
+def view_of(example: Example | Prompt, chat: ChatFormat, *, scored: Scored | None = None) -> View:
+    """The example in pieces. Its row tells which text is the row's own.
+
+    Args:
+        scored: shows it as a reward role with this pooling reads it: whole answers are scored, and no token is learned
+            by itself.
+    """
     row = example.row or Row(())
     prompt = _pieces(chat.tokenizer, example.prompt_ids if isinstance(example, Example) else example.ids, None)
     if isinstance(example, Prompt):
-        return View(row, _marked(prompt, row, row.messages), (), _spelled(chat, chat.end_token_id))
-    ends = {chat.end_token_id, int(chat.tokenizer.eos_token_id)}
+        return View(row, _marked(prompt, row, row.messages), (), _spelled(chat, chat.end_token_id), scored)
     branches = []
     for k, ids in enumerate(example.completions):
-        counted = [True] * len(ids) if example.counted is None else list(example.counted[k])
+        counted = [scored is None] * len(ids) if example.counted is None else list(example.counted[k])
         pieces = _pieces(chat.tokenizer, ids, counted)
         last = len(pieces) - 1
-        if row.prefix is not None or (row.ended is not None and not row.ended[k]):
-            ends = set()
+        unfinished = row.prefix is not None or (row.ended is not None and not row.ended[k])
+        ends = set() if unfinished else {chat.end_token_id, int(chat.tokenizer.eos_token_id)}
         # Where every assistant turn counts, earlier ones end in the middle.
         pieces = tuple(
             replace(p, ends=True) if p.ids[-1] in ends and (n == last or (example.counted and p.learned)) else p
@@ -114,9 +136,10 @@ def view_of(example: Example | Prompt, chat: ChatFormat) -> View:
         answer = [row.answer(k)] if k < len(row.answers) else []
         begun = [Message("assistant", row.prefix)] if row.prefix else []
         whole = _marked((*prompt, *pieces), row, [*row.messages, *begun, *answer])
-        branches.append(Branch(whole[len(prompt) :], None if example.grades is None else float(example.grades[k])))
+        grade = None if example.grades is None else float(example.grades[k])
+        branches.append(Branch(whole[len(prompt) :], grade, scored is not None))
     end = chat.end_token_id if row.messages else int(chat.tokenizer.eos_token_id)
-    return View(row, whole[: len(prompt)], tuple(branches), _spelled(chat, end))
+    return View(row, whole[: len(prompt)], tuple(branches), _spelled(chat, end), scored)
 
 
 def plain(pieces: Sequence[Piece]) -> str:
@@ -135,9 +158,15 @@ def visible(text: str) -> str:
     return shown(text.replace("\n", "↵\n"), lines=True)
 
 
-def first_lines(example: Example | Prompt, chat: ChatFormat, *, width: int = 100) -> list[str]:
-    """A plan's lines about an example: its layout and template, its lengths, and each part in a line."""
-    view = view_of(example, chat)
+def first_lines(
+    example: Example | Prompt, chat: ChatFormat, *, scored: Scored | None = None, width: int = 100
+) -> list[str]:
+    """A plan's lines about an example: its layout and template, its lengths, and each part in a line.
+
+    Args:
+        scored: as in `view_of`.
+    """
+    view = view_of(example, chat, scored=scored)
     template = "no template" if not view.row.messages else f"template {chat.name or 'of the tokenizer'}"
     layout = f", read as {view.row.layout}" if view.row.layout else ""
     lines = [f"example     {shown(view.row.place)}{layout}; {template}", f"            {view.summary}"]

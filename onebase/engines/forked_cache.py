@@ -150,9 +150,11 @@ class ForkedCache:
         self._prompt_of = [self._prompt_of[i] for i in kept]
         used = sorted(set(self._prompt_of))
         if len(used) <= SHARE_IN_USE * len(self._prompt_lengths):
-            for layer in self._layers:
-                layer.prompt_keys, layer.prompt_values = layer.prompt_keys[used], layer.prompt_values[used]
             self._prompt_lengths = [self._prompt_lengths[prompt] for prompt in used]
+            longest = max(self._prompt_lengths, default=0)
+            for layer in self._layers:
+                layer.prompt_keys = layer.prompt_keys[used, :, :longest]
+                layer.prompt_values = layer.prompt_values[used, :, :longest]
             self._prompt_of = [used.index(prompt) for prompt in self._prompt_of]
         if kept:
             self._lay_out()

@@ -265,6 +265,26 @@ class OneBase:
         self.trained_in_full = name
         self.model.requires_grad_(True)
 
+    def merged(self, name: str) -> PreTrainedModel:
+        """Merges a role's adapter into the base's own weights and returns the model; all roles leave the base.
+
+        A weight in 16 bits is added to in float32 and rounded once.
+
+        Raises:
+            ModelError: the base is quantised, or the adapter cannot be merged.
+        """
+        if getattr(self.model, "is_quantized", False):
+            raise ModelError("an adapter cannot be merged into a quantised base; load the base in 16 bits")
+        if (adapter := self.roles[name].adapter) is not None and self._peft is not None:
+            try:
+                tuner: Any = self._peft.base_model
+                tuner.merge_and_unload(adapter_names=[adapter])
+            except (ValueError, RuntimeError, NotImplementedError) as error:  # kinds that PEFT cannot merge
+                raise ModelError(f"the adapter of role '{name}' cannot be merged: {shown(error, 200)}") from error
+        self._peft, self._tuner_layers, self._active = None, [], None
+        self.roles.clear()
+        return self.model
+
     def adapter_config(self, name: str) -> PeftConfig | None:
         """The PEFT configuration of a role's adapter; None if the role runs with adapters off."""
         role = self.roles[name]

@@ -1,4 +1,4 @@
-"""Saves a reward role trained in full as the transformers sequence classifier it has become."""
+"""Turns a reward role whose weights are the base's own into the transformers sequence classifier that it is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from onebase.errors import ModelError
 from onebase.files import atomic_folder
 from onebase.models.base import OneBase
+from onebase.models.heads import ScalarHead
 from onebase.shown import shown
 
 
@@ -51,26 +52,44 @@ def check_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
+def as_classifier(
+    base: OneBase, head: ScalarHead, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base with a scalar head as a transformers sequence classifier with one label, and its tokenizer.
+
+    Args:
+        tokenizer: not changed; the one returned pads with a token that ends no text.
+
+    Raises:
+        ModelError: transformers has no sequence classifier for this architecture, or there is no such token.
+    """
+    check_classifier(base.model, tokenizer)
+    config = copy.deepcopy(base.model.config)
+    config.num_labels = 1
+    tokenizer = copy.deepcopy(tokenizer)
+    # The classifier takes the last token that is not padding for the end of a row.
+    tokenizer.pad_token_id = config.pad_token_id = harmless_padding(tokenizer)
+    with torch.device("meta"):
+        classifier = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    setattr(classifier, classifier.base_model_prefix, base.model.base_model)  # the trunk itself, not a copy
+    score = torch.nn.Linear(base.hidden_size, 1, bias=False, device=base.device, dtype=base.model.dtype)
+    with torch.no_grad():
+        score.weight.copy_(head.weight)
+    classifier.score = score
+    return classifier.eval(), tokenizer
+
+
 def save_classifier(base: OneBase, name: str, folder: str | Path) -> None:
     """Writes the base and the role's head as a transformers sequence classifier with one label.
 
     For a reward role trained in full, which is a full model and no longer a role on the base it came from.
 
     Raises:
-        ModelError: transformers has no sequence classifier for this architecture.
+        ModelError: as `as_classifier`.
     """
     head = base.scalar_role(name).head
     assert head is not None, f"role '{name}' has no scalar head"
-    config = copy.deepcopy(base.model.config)
-    config.num_labels = 1
-    # The classifier takes the last token that is not padding for the end of a row.
-    check_classifier(base.model, base.tokenizer)
-    tokenizer = copy.deepcopy(base.tokenizer)
-    tokenizer.pad_token_id = config.pad_token_id = harmless_padding(tokenizer)
-    classifier = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    classifier.base_model.load_state_dict(base.model.base_model.state_dict())
-    with torch.no_grad():
-        classifier.score.weight.copy_(head.weight)
+    classifier, tokenizer = as_classifier(base, head, base.tokenizer)
     with atomic_folder(Path(folder)) as temporary:
-        classifier.to(base.model.dtype).save_pretrained(temporary)
+        classifier.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -33,9 +33,6 @@ def base_fingerprint(name_or_path: str) -> str:
         return "unknown"
     entries: dict[str, bytes] = {}
     for file in files:
-        if file.suffix == ".bin":
-            entries |= _entries(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
-            continue
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():
                 stored = handle.get_slice(name)
@@ -99,13 +96,12 @@ def _digest(entries: dict[str, bytes]) -> str:
 
 
 def _weight_files(name_or_path: str) -> list[Path]:
-    """The files transformers reads the weights from: safetensors if there are any, else `pytorch_model*.bin`."""
+    """The safetensors files that transformers reads the weights from."""
     folder = Path(name_or_path)
     if folder.is_dir():
-        return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        for entry in (f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"):
-            found = cached_file(name_or_path, entry, _raise_exceptions_for_missing_entries=False)
-            if found:
-                return sorted(Path(found).parent.glob(f"{stem}*.{suffix}"))
+        return sorted(folder.glob("model*.safetensors"))
+    for entry in ("model.safetensors", "model.safetensors.index.json"):
+        found = cached_file(name_or_path, entry, _raise_exceptions_for_missing_entries=False)
+        if found:
+            return sorted(Path(found).parent.glob("model*.safetensors"))
     return []

@@ -21,6 +21,8 @@ from onebase.models.base_config import cannot_load, empty_model, read_base_confi
 from onebase.processes import ALONE, Group
 from onebase.shown import shown
 
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
+"""One of these holds a tokenizer's vocabulary."""
 _LEFT_OUT = re.compile(r"inv_freq$|masked_bias$|attn\.bias$|(^|\.)(vision|visual|audio|multi_modal|mtp)")
 """Stored tensors that no causal language model reads: tables from older versions, modules for images and sound."""
 
@@ -96,10 +98,22 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: there is no tokenizer, or it cannot be loaded.
     """
+    packed = [name for name in _TOKENIZER_FILES if (Path(name_or_path) / f"{name}.gz").is_file()]
+    if packed and not any((Path(name_or_path) / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{shown(name_or_path)}: no tokenizer could be loaded: {packed[0]}.gz is packed, and has to be unpacked "
+            "(gunzip, in a copy of the folder if it should stay as it is)"
+        )
     try:
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # tokenizers has no error class of its own
         raise cannot_load(name_or_path, "tokenizer", error) from error
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):  # made from its configuration: no text would have a token
+        raise ModelError(
+            f"{shown(name_or_path)}: no tokenizer could be loaded: it knows special tokens alone; add its vocabulary "
+            "(tokenizer.json)"
+        )
+    return tokenizer
 
 
 def load_model(name: str, dtype: torch.dtype, quantization: str, device: torch.device) -> PreTrainedModel:
@@ -146,6 +160,7 @@ def _from_folder(name: str, **arguments: Any) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
             trust_remote_code=False,
+            use_safetensors=True,  # pickled weights can run code
             **arguments,
         )
     except (torch.OutOfMemoryError, MemoryError):

@@ -20,6 +20,8 @@ ADAPTER_FILE = "adapter_model.safetensors"
 TEMPLATE_FILE = "chat_template.jinja"
 Kind = Literal["policy", "reward", "critic"]
 SCALAR_KINDS = ("reward", "critic")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Endings of files with weights that can run code as they are read."""
 
 
 class RoleCard(BaseModel):
@@ -76,7 +78,7 @@ def check_role_folder(folder: str | Path, kinds: Sequence[str]) -> RoleCard:
     """Reads a role's card and checks that its folder is complete and its kind one of these. Needs no torch.
 
     Raises:
-        ModelError: as `read_card`, or the adapter is missing.
+        ModelError: as `read_card`, or the adapter is missing or pickled.
         RoleMismatchError: the role is of another kind.
     """
     card = read_card(folder)
@@ -84,6 +86,7 @@ def check_role_folder(folder: str | Path, kinds: Sequence[str]) -> RoleCard:
         raise RoleMismatchError(
             f"{shown(folder)}: this is a {card.kind} role, and a {' or '.join(kinds)} role is needed here"
         )
+    _refuse_pickles(Path(folder), "adapter_model")
     for name in ("adapter_config.json", ADAPTER_FILE):
         if not (Path(folder) / name).is_file():
             raise ModelError(f"{shown(Path(folder) / name)}: missing; the folder is not complete")
@@ -99,8 +102,8 @@ def check_model_name(name: str, *, key: str = "model.model_name_or_path") -> Non
     """Checks that this is a folder with a model, or a hub name that can be fetched. Needs no torch.
 
     Raises:
-        ModelError: the folder does not exist or has no config.json; or the hub name is not in the cache and the hub
-            cannot be reached, which huggingface_hub itself would retry for minutes.
+        ModelError: the folder does not exist, has no config.json or only pickled weights; or the hub name is not in
+            the cache and the hub cannot be reached, which huggingface_hub itself would retry for minutes.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -108,6 +111,7 @@ def check_model_name(name: str, *, key: str = "model.model_name_or_path") -> Non
             role = folder / CARD_FILE
             hint = "this is a role, and a model is needed here" if role.is_file() else "is this a model's folder?"
             raise ModelError(f"{shown(name)}: no model could be loaded: it has no config.json; {hint}")
+        _refuse_pickles(folder, "*model")
     elif name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name.split("/")[0]).is_dir():
         raise ModelError(f"{shown(name)}: no such folder; {key} takes a folder or a hub name")
     else:
@@ -130,6 +134,16 @@ def _check_hub(name: str, key: str) -> None:
             f"{shown(name)}: no such folder here, and no model of that name in the cache; {constants.ENDPOINT} cannot "
             "be reached to fetch it"
         ) from error
+
+
+def _refuse_pickles(folder: Path, stem: str) -> None:
+    """Raises ModelError for a folder whose weights are only in files that can run code as they are read."""
+    pickled = sorted(path.name for end in PICKLED for path in folder.glob(f"{stem}*{end}"))
+    if pickled and not any(folder.glob(f"{stem}*.safetensors")):
+        raise ModelError(
+            f"{shown(folder)}: its weights are pickled ({shown(pickled[0], 60)}), and reading such a file can run any "
+            "code; use a copy with safetensors"
+        )
 
 
 def _nearest_role(folder: Path) -> str:

@@ -16,7 +16,7 @@ from onebase.quality import options
 from onebase.quality.diversity import Diversity, Sample, Space
 from onebase.quality.leaks import TestPrompts
 from onebase.quality.near_duplicates import NUM_HASHES, near_duplicates, signature_of
-from onebase.quality.noise import Claim, claim_of, losses, probabilities
+from onebase.quality.noise import Claim, believed, claim_of, losses, probabilities
 from onebase.quality.options import Filter, in_order
 from onebase.quality.row_filters import Finding, check_row
 from onebase.quality.texts import digest, parts_of, verdict_of
@@ -40,6 +40,8 @@ class Cleaned:
     after: Diversity
     not_measured: int
     """Rows that the difficulty filter could not judge, and kept."""
+    not_judged: int = 0
+    """Rows that a reward role could not judge for the filter noise, and that were kept."""
 
 
 class Cleaner:
@@ -51,6 +53,8 @@ class Cleaner:
         filters: in any order.
         test_rows: what the filter `leaks` looks for.
         difficulty: by place of a row, from 0 (easy) to 1 (hard), for the filter `difficulty`.
+        margins: by place of a row, a reward role's score of the best answer minus that of the worst; the filter `noise`
+            then goes by these, and trains no heads.
         seed: of the filter `noise`.
     """
 
@@ -60,9 +64,10 @@ class Cleaner:
         *,
         test_rows: Sequence[Row] = (),
         difficulty: Mapping[str, float] | None = None,
+        margins: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
-        self.filters, self.seed, self.difficulty = in_order(filters), seed, difficulty or {}
+        self.filters, self.seed, self.difficulty, self.margins = in_order(filters), seed, difficulty or {}, margins
         self.has = {given.name: given for given in self.filters}
         leaks = self.has.get("leaks")
         self.test_prompts = TestPrompts(test_rows, leaks) if isinstance(leaks, options.Leaks) and test_rows else None
@@ -99,7 +104,7 @@ class Cleaner:
             self.parts.append(parts)
             self.verdicts.append(verdict_of(row))
             self.signatures += signature_of(parts).tobytes()
-        if "noise" in self.has:
+        if "noise" in self.has and self.margins is None:
             self.claims.append(claim_of(row))
 
     def finish(self) -> Cleaned:
@@ -110,11 +115,11 @@ class Cleaner:
             self._drop_duplicates()
         if isinstance(near := self.has.get("near_duplicates"), options.NearDuplicates):
             self._drop_near_duplicates(near)
-        not_measured = 0
+        not_measured = not_judged = 0
         if isinstance(given := self.has.get("difficulty"), options.Difficulty):
             not_measured = self._keep_the_middle(given)
         if isinstance(noise := self.has.get("noise"), options.Noise):
-            self._drop_noise(noise)
+            not_judged = self._drop_noise(noise)
         names = [given.name for given in self.filters]
         texts = self.sample.texts()
         space = Space(list(texts.values()))
@@ -126,6 +131,7 @@ class Cleaner:
             before=space.diversity(),
             after=space.diversity([number not in self.findings for number in texts]),
             not_measured=not_measured,
+            not_judged=not_judged,
         )
 
     def _standing(self) -> list[tuple[int, int]]:
@@ -175,15 +181,27 @@ class Cleaner:
                 self._drop(number, "difficulty", reason, round(value, 4))
         return sum(self.places[number] not in self.difficulty for _, number in standing)
 
-    def _drop_noise(self, given: options.Noise) -> None:
-        claims = [(number, claim) for at, number in self._standing() if (claim := self.claims[at]) is not None]
-        if not claims:
-            return
-        right = probabilities([claim for _, claim in claims], folds=given.folds, seed=self.seed)
+    def _drop_noise(self, given: options.Noise) -> int:
+        """Drops what is disbelieved; returns how many rows a role was to judge and could not."""
+        if self.margins is not None:
+            standing = [number for _, number in self._standing()]
+            judged = [number for number in standing if self.places[number] in self.margins]
+            right = believed(numpy.array([self.margins[self.places[number]] for number in judged]))
+            why = "the reward role prefers another answer"
+        else:
+            claims = [(number, claim) for at, number in self._standing() if (claim := self.claims[at]) is not None]
+            standing = judged = [number for number, _ in claims]
+            right = probabilities([claim for _, claim in claims], folds=given.folds, seed=self.seed)
+            why = "heads trained on other prompts disbelieve the verdict"
+        if not judged:
+            return len(standing)
         loss = losses(right)
         # Small-loss selection: those of the smallest loss stay, whatever their probability.
-        most = numpy.argsort(-loss, kind="stable")[: int(given.share * len(claims))]
+        most = numpy.argsort(-loss, kind="stable")[: int(given.share * len(judged))]
         for at in sorted(most.tolist()):
             if right[at] < given.probability:
                 value = {"probability": round(float(right[at]), 4), "loss": round(float(loss[at]), 4)}
-                self._drop(claims[at][0], "noise", "heads trained on other prompts disbelieve the verdict", value)
+                if self.margins is not None:
+                    value["margin"] = round(self.margins[self.places[judged[at]]], 4)
+                self._drop(judged[at], "noise", why, value)
+        return len(standing) - len(judged)

@@ -21,6 +21,8 @@ NUM_HASHES = 128
 RUN, RUN_CJK = 5, 3
 _AT_A_TIME = 1024
 """Runs hashed at once: the products then stay in the processor's cache."""
+MOST_NEAR, MOST_COMPARED = 1000, 100
+"""Earlier entries that one entry is held against, and those of them that are compared exactly."""
 _SLACK = 0.15
 """Candidates whose signatures share this much less than the threshold are not compared: four standard errors."""
 
@@ -79,6 +81,9 @@ def near_duplicates(
 ) -> dict[int, Twin]:
     """The entries that are near-duplicates of an earlier one that is none itself, with that one.
 
+    Time grows with the number of entries, even if all share an instruction and so most bands: at most 1,000 candidates
+    are looked at, those of the rarest bands first, and the 100 whose signatures agree most are compared exactly.
+
     Args:
         parts: each entry's texts. All parts of two near-duplicates are similar, first with first, second with second,
             so that two answers to one long prompt stay apart.
@@ -92,17 +97,14 @@ def near_duplicates(
     found: dict[int, Twin] = {}
     for i in numpy.flatnonzero((groups >= 0).any(1)).tolist():
         own = [(band, int(group)) for band, group in enumerate(groups[i]) if group >= 0]
-        near = numpy.array(sorted({j for bucket in own for j in kept.get(bucket, ())}), dtype=int)
-        if len(near):
-            shared = (signatures[near] == signatures[i]).mean(1)
-            likely = near[shared >= threshold - _SLACK]
-            for j in likely[numpy.argsort(-shared[shared >= threshold - _SLACK], kind="stable")].tolist():
-                if verdicts is not None and verdicts[i] != verdicts[j]:
-                    continue
-                similarity = sets.similarity(i, j, threshold)
-                if similarity >= threshold:
-                    found[i] = Twin(j, similarity)
-                    break
+        near = _from_rarest([kept[bucket] for bucket in own if bucket in kept])
+        if verdicts is not None:
+            near = [j for j in near if verdicts[i] == verdicts[j]]
+        for j in _likely(i, near, signatures, threshold)[:MOST_COMPARED]:
+            similarity = sets.similarity(i, j, threshold)
+            if similarity >= threshold:
+                found[i] = Twin(j, similarity)
+                break
         if i not in found:
             for bucket in own:
                 kept.setdefault(bucket, []).append(i)
@@ -119,22 +121,37 @@ def similar_pairs(
             quadratic time.
     """
     groups = _buckets(signatures, threshold)
+    earlier: dict[tuple[int, int], list[int]] = {}
     sets = _Sets([[text] for text in texts])
-    seen: set[tuple[int, int]] = set()
-    for band in range(groups.shape[1]):
-        members = numpy.flatnonzero(groups[:, band] >= 0)
-        order = members[numpy.argsort(groups[members, band], kind="stable")]
-        edges = numpy.flatnonzero(numpy.diff(groups[order, band])) + 1
-        for bucket in numpy.split(order, edges):
-            for n, i in enumerate(bucket.tolist()):
-                for j in bucket[max(0, n - most) : n].tolist():
-                    if (j, i) in seen:
-                        continue
-                    seen.add((j, i))
-                    if (signatures[i] == signatures[j]).mean() < threshold - _SLACK:
-                        continue
-                    if sets.similarity(i, j, threshold) >= threshold:
-                        yield j, i
+    for i in numpy.flatnonzero((groups >= 0).any(1)).tolist():
+        buckets = [earlier.setdefault((band, int(g)), []) for band, g in enumerate(groups[i]) if g >= 0]
+        near = sorted({j for bucket in buckets for j in bucket[-most:]})
+        for j in _likely(i, near, signatures, threshold):
+            if sets.similarity(i, j, threshold) >= threshold:
+                yield j, i
+        for bucket in buckets:
+            bucket.append(i)
+
+
+def _from_rarest(buckets: Sequence[Sequence[int]]) -> list[int]:
+    """The entries of these buckets in order: of the smallest first, and of a large one the last."""
+    near: set[int] = set()
+    for bucket in sorted(buckets, key=len):
+        if len(near) >= MOST_NEAR:
+            break
+        near.update(bucket[-(MOST_NEAR - len(near)) :])
+    return sorted(near)
+
+
+def _likely(i: int, near: Sequence[int], signatures: NDArray[numpy.uint32], threshold: float) -> list[int]:
+    """The candidates whose signatures agree nearly as much as the threshold asks, those that agree most first."""
+    if not near:
+        return []
+    candidates = numpy.array(near)
+    shared = (signatures[candidates] == signatures[i]).mean(1)
+    likely = shared >= threshold - _SLACK
+    order = numpy.argsort(-shared[likely], kind="stable")
+    return [int(j) for j in candidates[likely][order]]
 
 
 class Index:

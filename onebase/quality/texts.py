@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy
@@ -24,6 +24,7 @@ def squeezed(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+@lru_cache(maxsize=16)  # a row's texts are asked for by several filters
 def normalised(text: str) -> str:
     """The text without differences that rarely matter: case, white space, full-width and other compatibility forms."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 from onebase.quality.texts import digest, normalised, prompt_of, squeezed
@@ -49,12 +49,21 @@ class Votes:
             if len(counts) == 1:
                 continue
             (winner, most), (_, second) = counts.most_common(2)
+            (first, by_first), (_, by_other) = islice(_first_of_each(votes).items(), 2)
             for index, says in votes:
                 if says == winner and most > second:
                     continue
-                by = next(other for other, said in votes if said != says)
+                by = by_other if says == first else by_first
                 found.setdefault(index, Denied(by, (counts[says], len(votes) - counts[says])))
         return found
+
+
+def _first_of_each(votes: list[tuple[int, Any]]) -> dict[Any, int]:
+    """The first row that says each thing, in the order of the rows."""
+    found: dict[Any, int] = {}
+    for index, says in votes:
+        found.setdefault(says, index)
+    return found
 
 
 def preferences(row: Row) -> Iterator[tuple[bytes, Any]]:

@@ -16,7 +16,16 @@ from typing import Any
 
 from onebase.errors import DataError
 from onebase.reading import tables
-from onebase.reading.files import LONGEST_FIELD, kind_of, lines, naming_the_row, not_utf8, opened, whole_text
+from onebase.reading.files import (
+    LONGEST_FIELD,
+    is_packed,
+    kind_of,
+    lines,
+    naming_the_row,
+    not_utf8,
+    opened,
+    whole_text,
+)
 from onebase.reading.json_text import described, listed, parse
 from onebase.shown import shown
 
@@ -51,20 +60,35 @@ def read_content(path: Path) -> Content:
         return Content(_csv(path, kind), typed=False)
     if kind == "txt":
         return Content(_texts(path))
+    if _in_lines(path, kind):
+        notes = ["one object per line, though the file is named .json"] * (kind == "json")
+        return Content(_json_lines(path), notes=notes)
+    content = json_content(path, whole_text(path))
+    if kind == "jsonl":
+        content.notes.append("one JSON value, though the file is named .jsonl")
+    return content
+
+
+def is_plain_lines(path: Path) -> bool:
+    """Whether a file is JSON lines as they are: named so, not compressed, an object on each line.
+
+    Raises:
+        DataError: the file is of no known type, empty or damaged.
+    """
+    return kind_of(path) == "jsonl" and not is_packed(path) and _in_lines(path, "jsonl")
+
+
+def _in_lines(path: Path, kind: str) -> bool:
+    """Whether a `json` or `jsonl` file has an object on each line, as its beginning tells."""
     try:
         beginning = _beginning(path)
     except DataError:
         if kind == "jsonl":
             raise
-        beginning = ""  # reading all of it will tell the row, too
-    if kind == "jsonl" and not beginning.startswith("[") and beginning.split("\n")[0].rstrip() != "{":
-        return Content(_json_lines(path))
-    if kind == "json" and _holds_lines(beginning):
-        return Content(_json_lines(path), notes=["one object per line, though the file is named .json"])
-    content = json_content(path, whole_text(path))
-    if kind == "jsonl":
-        content.notes.append("one JSON value, though the file is named .jsonl")
-    return content
+        return False  # reading all of it will tell the row, too
+    if kind == "json":
+        return _holds_lines(beginning)
+    return not beginning.startswith("[") and beginning.split("\n")[0].rstrip() != "{"
 
 
 def _beginning(path: Path) -> str:
@@ -93,11 +117,15 @@ def _holds_lines(beginning: str) -> bool:
 def _json_lines(path: Path) -> Numbered:
     for number, line in lines(path):
         if line.strip():
-            place = f"{path}:{number}"
-            value = _object(parse(line, place), place)
-            if len(line) > LONGEST_FIELD:
-                _check_lengths(value, place)
-            yield number, value
+            yield number, json_line(line, f"{path}:{number}")
+
+
+def json_line(line: str, place: str) -> dict[str, Any]:
+    """The object on a line. Raises DataError, naming `place`, for anything else and for a text that is too long."""
+    value = _object(parse(line, place), place)
+    if len(line) > LONGEST_FIELD:
+        _check_lengths(value, place)
+    return value
 
 
 def json_content(path: Path, text: str) -> Content:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import glob
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -126,17 +127,32 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         with open(path, "rb") as raw:
-            head = raw.read(6)
-            raw.seek(0)
-            packing = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
-            named = PACKED.get(path.suffix.lower())
-            with _unpacked(raw, packing or named) as stream:
+            packing = _packing(raw, path)
+            with _unpacked(raw, packing) as stream:
                 yield stream
     except _DAMAGED as error:
-        raise _damaged(path, packing or named, error) from None
+        raise _damaged(path, packing, error) from None
     except OSError as error:
         if error.errno is None:  # bz2 and Arrow report damage without a system's error number
-            raise _damaged(path, packing or named, error) from None
+            raise _damaged(path, packing, error) from None
+        raise _unreadable(path, error) from None
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is compressed. Raises DataError if it cannot be read."""
+    try:
+        with open(path, "rb") as raw:
+            return _packing(raw, path) is not None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal. Raises DataError if it cannot be read."""
+    try:
+        with open(path, "rb") as raw:
+            return hashlib.file_digest(raw, "sha256").hexdigest()
+    except OSError as error:
         raise _unreadable(path, error) from None
 
 
@@ -198,6 +214,14 @@ def not_utf8(place: str, data: bytes, error: UnicodeDecodeError) -> DataError:
             pass
     byte = f"byte {error.start} is 0x{data[error.start]:02x}"
     return DataError(f"{place} is not UTF-8: {byte}{guess}; save it as UTF-8")
+
+
+def _packing(raw: IO[bytes], path: Path) -> str | None:
+    """How an open file is compressed: its first bytes tell, else its suffix."""
+    head = raw.read(6)
+    raw.seek(0)
+    found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+    return found or PACKED.get(path.suffix.lower())
 
 
 @contextmanager

@@ -59,15 +59,19 @@ def read_stack_pair(fields: Fields) -> Row:
 
 
 def read_openai_pair(fields: Fields) -> Row:
-    """OpenAI's preference format: `{input: {messages}, preferred_output, non_preferred_output}`."""
+    """OpenAI's preference format: `{input: {messages, tools}, preferred_output, non_preferred_output}`."""
     outer = fields.take("input")
     if not isinstance(outer, dict):
         raise fields.wrong("input", outer, "an object with the key 'messages'")
+    read = ["messages"]
+    if outer.get("tools") and "tools" not in fields.values:
+        fields.values = {**fields.values, "tools": outer["tools"]}
+        read.append("tools")
     inner = Fields(outer, f"{fields.place}: input")
     prompt = inner.prompt("messages")
     pair = fields.answer("preferred_output", prompt), fields.answer("non_preferred_output", prompt)
     fields.notes += inner.notes
-    fields.note_left_out("input", outer, ("messages",))
+    fields.note_left_out("input", outer, read)
     return fields.compared(prompt, *pair)
 
 

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from onebase.config.losses import LOSSES
 from onebase.config.preferences import DPOConfig
-from onebase.data.streaming import Minibatches, Streamed
 from onebase.engines.budget import TokenBudget
 from onebase.engines.forward import token_logprobs
 from onebase.engines.passes import num_counted, per_completion
@@ -55,6 +54,8 @@ from onebase.records import Example, Prompt, TreeBatch
 from onebase.reporting.intervals import bootstrap_mean
 from onebase.runs.progress import say
 from onebase.runs.record import read_metrics
+from onebase.streaming.examples import Streamed
+from onebase.streaming.minibatches import Minibatches
 from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons

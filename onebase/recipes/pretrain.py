@@ -9,8 +9,9 @@ the same texts. Every parameter trains; the result is a transformers folder, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -19,16 +20,17 @@ from onebase.config.files import dump_config
 from onebase.config.language import PretrainConfig
 from onebase.data.chat import ChatFormat, chat_format
 from onebase.data.mixing import Order
-from onebase.data.prepare import best_answer
+from onebase.data.prepare import dropped_line
+from onebase.data.texts import as_text, blocks_of
 from onebase.data.view import first_lines
 from onebase.engines.opening import load_base, wrap_model
 from onebase.engines.passes import num_counted
-from onebase.errors import DataError, ModelError
+from onebase.errors import ModelError
 from onebase.models.base import OneBase
 from onebase.models.hardware import peak_memory_mb
 from onebase.models.role_files import save_base
 from onebase.models.scratch import make_llama, read_tokenizer, train_tokenizer
-from onebase.recipes.setup.data import read_record, read_rows, sources_of
+from onebase.recipes.setup.data import is_streamed, read_record, read_rows, sources_of, streamed_rows
 from onebase.recipes.setup.shared import (
     as_configured,
     best_by,
@@ -43,6 +45,8 @@ from onebase.recipes.setup.shared import (
 from onebase.records import Example, Row
 from onebase.runs.progress import say
 from onebase.runs.trackers import require_trackers
+from onebase.streaming.blocks import Blocks, tokenized
+from onebase.streaming.rows import StreamedRows
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
 from onebase.training.loop import Loop
@@ -58,12 +62,12 @@ VOCAB_SIZE = 1024
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Trains a model and saves it as `model/` in the run's folder; returns the summary."""
     run = open_run(config)
-    train_rows, held_out_rows = read_rows(config.data, config.seed)
-    base = open_or_make(config, train_rows)
+    train_rows, held_out_rows = read_texts(config)
+    base = open_or_make(config, train_rows.learned() if isinstance(train_rows, StreamedRows) else train_rows)
     chat = open_chat(base.tokenizer, config.model)
-    of_sources = blocks_of_sources(base, train_rows, config, chat)
-    train, held_out = [block for some in of_sources for block in some], to_blocks(base, held_out_rows, config, chat)
-    order = Order(sources_of(config.data), [len(some) for some in of_sources], seed=config.seed)
+    train, counts = blocks_to_learn(base, train_rows, config, chat)
+    held_out = to_blocks(base, held_out_rows, config, chat)
+    order = Order(sources_of(config.data), counts, seed=config.seed)
     base.add_role("policy")
     base.train_base("policy")
     total = num_steps(config.max_steps, config.optimizer, order.size, config.batch.minibatch)
@@ -80,9 +84,10 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     )
     before = mean_nll(base, held_out, budget=update.budget, trained=False)
     parameters = sum(p.numel() for p in base.model.parameters())
+    counted = train.num_counted if isinstance(train, Blocks) else num_counted(train)
     say(
         f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(base.tokenizer)}, {len(train)} blocks "
-        f"({num_counted(train)} tokens), {len(held_out)} held out, {total} steps"
+        f"({counted} tokens), {len(held_out)} held out, {total} steps"
     )
 
     def save(folder: Path) -> None:
@@ -122,7 +127,14 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     return summary
 
 
-def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
+def read_texts(config: PretrainConfig) -> tuple[Sequence[Row], list[Row]]:
+    """Training and held-out rows; training rows that are streamed are `StreamedRows`."""
+    if is_streamed(config.data, kept=True):
+        return streamed_rows(config.data)
+    return read_rows(config.data, config.seed)
+
+
+def open_or_make(config: PretrainConfig, rows: Iterable[Row]) -> OneBase:
     """Loads the model to train further, or makes a new one with the given tokenizer or one trained on the texts."""
     if config.model.model_name_or_path is not None:
         # In float32: an update is often smaller than the last bit of a bfloat16 weight.
@@ -152,6 +164,30 @@ def open_or_make(config: PretrainConfig, rows: Sequence[Row]) -> OneBase:
     return as_configured(wrap_model(model, tokenizer, layout="tree", name_or_path=""), config.model)
 
 
+def blocks_to_learn(
+    base: OneBase, rows: Sequence[Row], config: PretrainConfig, chat: ChatFormat
+) -> tuple[Sequence[Example], list[int]]:
+    """The blocks of all sources, in order, and how many each source has: no block holds texts of two.
+
+    Raises:
+        DataError: no row is left, or as `to_blocks`.
+    """
+    if isinstance(rows, StreamedRows):
+        train, dropped = tokenized(
+            rows,
+            chat,
+            block_length(base, config),
+            max_dropped_share=config.data.max_dropped_share,
+            tell=say,
+        )
+        if dropped:
+            say(dropped_line(dropped))
+        return train, train.counts
+    sources = range(len(sources_of(config.data)))
+    found = [to_blocks(base, [row for row in rows if row.source == number], config, chat) for number in sources]
+    return [block for some in found for block in some], list(map(len, found))
+
+
 def to_blocks(
     base: OneBase, rows: Sequence[Row], config: PretrainConfig, chat: ChatFormat | None = None
 ) -> list[Example]:
@@ -164,41 +200,15 @@ def to_blocks(
         ModelError: blocks are longer than the model's context.
     """
     chat = chat or chat_format(base.tokenizer)
-    ids: list[int] = []
-    for row in rows:
-        text = as_text(row, chat)
-        # Without a beginning token, a text starts after the end token of the previous one.
-        start = [] if ids and text.prompt_ids[0] == ids[-1] else text.prompt_ids
-        ids += [*start, *text.completions[0]]
+    return blocks_of((as_text(row, chat) for row in rows), block_length(base, config))
+
+
+def block_length(base: OneBase, config: PretrainConfig) -> int:
+    """Tokens of a block. Raises ModelError if they are more than the model's context."""
     length = config.block_length or min(LONGEST_BLOCK, base.context_length)
     if length > base.context_length:
         raise ModelError(f"block_length = {length} exceeds the model's context of {base.context_length}; lower it")
-    blocks = [ids[start : start + length] for start in range(0, len(ids), length)]
-    return [Example(block[:1], [block[1:]]) for block in blocks if len(block) > 1]
-
-
-def as_text(row: Row, chat: ChatFormat) -> Example:
-    """A plain text, or a conversation as its chat template writes it, every token counted.
-
-    Raises:
-        DataError: it is a conversation, and there is no chat template.
-    """
-    if (row.messages and chat.template is None) or (not row.messages and len(row.answers) != 1):
-        raise DataError(
-            f"{row.place}: pretraining reads plain text (.txt, or rows with a 'text' key), and the base has no chat "
-            "template to write conversations in; set model.chat_template, or use `onebase sft`"
-        )
-    return chat.encode_example(best_answer(row), train_on="all")
-
-
-def blocks_of_sources(
-    base: OneBase, rows: Sequence[Row], config: PretrainConfig, chat: ChatFormat
-) -> list[list[Example]]:
-    """The blocks of each source: no block holds texts of two."""
-    return [
-        to_blocks(base, [row for row in rows if row.source == number], config, chat)
-        for number in range(len(sources_of(config.data)))
-    ]
+    return length
 
 
 def plan(config: PretrainConfig) -> str:
@@ -206,35 +216,50 @@ def plan(config: PretrainConfig) -> str:
     check_writable(Path(config.output_dir), dump_config(config))
     require_trackers(config.report_to)
     if config.model.model_name_or_path is None:
-        tiny, rows = config.tiny, [row for side in read_rows(config.data, config.seed) for row in side]
-        vocabulary = f"of at most {tiny.vocab_size or VOCAB_SIZE}"
-        if tiny.tokenizer is not None:
-            vocabulary = f"{len(read_tokenizer(tiny.tokenizer))} of {tiny.tokenizer}"
-        return "\n".join(
-            [
-                f"base        new: Llama, {tiny.num_layers} layers, width {tiny.hidden_size}, context "
-                f"{tiny.max_length}, vocabulary {vocabulary}",
-                f"data        {len(rows)} texts, {sum(len(row.answers[0]) for row in rows if row.answers)} characters",
-                f"saves       {config.output_dir}/model",
-            ]
-        )
+        return "\n".join([*lines_on_new_model(config), f"saves       {config.output_dir}/model"])
     base = describe_base(config.model.model_name_or_path, "none", config.model.dtype)
-    train_rows, _ = read_rows(config.data, config.seed)
+    rows, held_out = read_texts(config)
     chat, sources = open_chat(base.tokenizer, config.model), sources_of(config.data)
-    train = [as_text(row, chat) for row in train_rows]
+    seen = rows.sample() if isinstance(rows, StreamedRows) else rows
+    texts = [as_text(row, chat) for row in seen]
+    tokens: list[list[int]] = [[] for _ in sources]
+    for row, text in zip(seen, texts, strict=True):
+        tokens[row.source].append(num_counted([text]))
+    totals = list(map(sum, tokens))
+    if isinstance(rows, StreamedRows):  # the sample stands for all
+        mean = fmean(count for own in tokens for count in own)
+        totals = [round(count * (fmean(own) if own else mean)) for own, count in zip(tokens, rows.counts, strict=True)]
     length = config.block_length or min(LONGEST_BLOCK, base.context)
-    tokens = [0] * len(sources)
-    for row, text in zip(train_rows, train, strict=True):
-        tokens[row.source] += num_counted([text])
-    order = Order(sources, [-(-count // length) for count in tokens], seed=config.seed)
+    order = Order(sources, [-(-count // length) for count in totals], seed=config.seed)
     steps = num_steps(config.max_steps, config.optimizer, order.size, config.batch.minibatch)
     warn_of_warmup(config.optimizer, steps)
+    amounts = describe_steps(texts, held_out, steps=steps, minibatch=config.batch.minibatch)
+    if isinstance(rows, StreamedRows):
+        amounts[0] = f"data        {len(rows)} streamed texts, about {sum(totals)} tokens; {len(held_out)} held out"
     return "\n".join(
         [
             *base.lines,
-            *describe_steps(train, [], steps=steps, minibatch=config.batch.minibatch),
+            *amounts,
             *order.lines(),
-            *first_lines(train[0], chat),
+            *first_lines(texts[0], chat),
             f"saves       {config.output_dir}/model",
         ]
     )
+
+
+def lines_on_new_model(config: PretrainConfig) -> list[str]:
+    """The plan's lines on a model that is made, and on its texts."""
+    tiny, (train, held_out) = config.tiny, read_texts(config)
+    vocabulary = f"of at most {tiny.vocab_size or VOCAB_SIZE}"
+    if tiny.tokenizer is not None:
+        vocabulary = f"{len(read_tokenizer(tiny.tokenizer))} of {tiny.tokenizer}"
+    if isinstance(train, StreamedRows):
+        amount = f"{len(train)} streamed texts"
+    else:
+        characters = sum(len(row.answers[0]) for row in [*train, *held_out] if row.answers)
+        amount = f"{len(train) + len(held_out)} texts, {characters} characters"
+    return [
+        f"base        new: Llama, {tiny.num_layers} layers, width {tiny.hidden_size}, context "
+        f"{tiny.max_length}, vocabulary {vocabulary}",
+        f"data        {amount}",
+    ]

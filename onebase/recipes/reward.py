@@ -20,9 +20,8 @@ from torch import Tensor
 from onebase.config.preferences import RewardConfig
 from onebase.data.chat import ChatFormat
 from onebase.data.compared import drop_equal_completions, pair_labelled, rank_scored, unranked_line
-from onebase.data.encoded import Encoder
+from onebase.data.encoded import Encoder, open_cache
 from onebase.data.prepare import dropped_line, encode_rows
-from onebase.data.streaming import Minibatches
 from onebase.data.view import first_lines
 from onebase.engines.budget import TokenBudget
 from onebase.engines.forward import completion_scores
@@ -40,7 +39,14 @@ from onebase.objectives.reward import (
     ranking_loss,
     ranking_pairs,
 )
-from onebase.recipes.setup.data import is_streamed, open_cache, order_of, read_record, read_rows, streamed
+from onebase.recipes.setup.data import (
+    check_compares,
+    is_streamed,
+    order_of,
+    read_record,
+    read_rows,
+    streamed,
+)
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.shared import (
     best_by,
@@ -59,6 +65,8 @@ from onebase.recipes.setup.shared import (
 from onebase.records import Example, Row, TreeBatch
 from onebase.reporting.intervals import bootstrap_mean
 from onebase.runs.progress import say
+from onebase.streaming.examples import OnDemand
+from onebase.streaming.minibatches import Minibatches
 from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.comparisons import PairTensors, draw_comparisons
@@ -217,7 +225,7 @@ def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple
     cache = open_cache(chat, limits, "completion")
     if is_streamed(config.data):
         encode = Encoder(chat, cache=cache)
-        return streamed(config.data, lambda row, cuts: _compared(encode(_ranked(row), cuts)), limits, cache=cache)
+        return streamed(config.data, lambda row, cuts: _compared(encode(_ranked_alone(row), cuts)), limits, cache=cache)
     (train, left), (held_out, left_too) = map(rank_scored, read_rows(config.data, config.seed))
     if line := unranked_line(left + left_too):
         say(line)
@@ -247,9 +255,14 @@ def _ranked(row: Row) -> Row:
     if row.grades is None or len(row.answers) < 2:
         raise DataError(
             f"{row.place}: nothing is compared in this row; a reward role learns from chosen and rejected answers, "
-            "ranked lists, or texts labelled 0 and 1 (which are not streamed)"
+            "ranked lists, or texts labelled 0 and 1"
         )
     return row
+
+
+def _ranked_alone(row: Row) -> Row:
+    check_compares(row)
+    return _ranked(row)
 
 
 def _compared(example: Example | None) -> Example | None:
@@ -268,14 +281,15 @@ def plan(config: RewardConfig) -> str:
     order = order_of(config.data, train, config.seed)
     steps = num_steps(config.max_steps, config.optimizer, order.size, config.batch.minibatch)
     warn_of_warmup(config.optimizer, steps)
-    drawn = [draw_comparisons(e, max_pairs=config.ranking.max_pairs, seed=0, visit=(0, 0)) for e in train]
-    comparisons = sum(map(len, drawn))
+    seen = train.sample() if isinstance(train, OnDemand) else train
+    drawn = [draw_comparisons(e, max_pairs=config.ranking.max_pairs, seed=0, visit=(0, 0)) for e in seen]
+    comparisons = round(sum(map(len, drawn)) / len(seen) * len(train))
     return "\n".join(
         [
             *base.lines,
             *describe_steps(train, held_out, steps=steps, minibatch=config.batch.minibatch),
             *order.lines(),
-            *first_lines(train[0], chat),
+            *first_lines(train[0], chat, scored=config.ranking.pooling),
             f"comparisons {comparisons} an epoch, at most {config.ranking.max_pairs} of a list",
             f"saves       {config.output_dir}/{'reward' if config.lora.r else 'model'}",
         ]

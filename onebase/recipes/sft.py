@@ -14,16 +14,15 @@ from typing import Any
 
 from onebase.config.language import SFTConfig
 from onebase.data.chat import ChatFormat
-from onebase.data.encoded import Encoder
+from onebase.data.encoded import Encoder, open_cache
 from onebase.data.fit import require_end
 from onebase.data.prepare import best_answer, encode_rows
-from onebase.data.streaming import Minibatches
 from onebase.data.view import first_lines
 from onebase.evaluation.answers import answers, write_answers
 from onebase.models.base import OneBase
 from onebase.models.hardware import peak_memory_mb
 from onebase.models.role_files import save_base, save_role
-from onebase.recipes.setup.data import is_streamed, open_cache, order_of, read_record, read_rows, streamed
+from onebase.recipes.setup.data import is_streamed, order_of, read_record, read_rows, streamed
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.shared import (
     best_by,
@@ -41,6 +40,7 @@ from onebase.recipes.setup.shared import (
 )
 from onebase.records import Example
 from onebase.runs.progress import say
+from onebase.streaming.minibatches import Minibatches
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
 from onebase.training.loop import Loop
@@ -136,7 +136,9 @@ def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[Se
     cache = open_cache(chat, limits, train_on)
     if is_streamed(config.data):
         encode = Encoder(chat, train_on, cache)
-        return streamed(config.data, lambda row, cuts: encode(best_answer(row), cuts), limits, cache=cache)
+        stream, others = streamed(config.data, lambda row, cuts: encode(best_answer(row), cuts), limits, cache=cache)
+        require_end(stream.sample(), chat, say)
+        return stream, others
     read = read_rows(config.data, config.seed)
     if compared := sum(len(row.answers) > 1 and row.grades is not None for rows in read for row in rows):
         say(f"{compared} rows compare answers; sft learns the best of each")

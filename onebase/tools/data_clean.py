@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +27,9 @@ def run(
     output: Path,
     filters: Sequence[Filter],
     against: Sequence[Path] = (),
+    columns: Mapping[str, str] | None = None,
     difficulty: str | None = None,
+    reward: str | None = None,
     seed: int = 0,
     as_json: bool = False,
     model: str | None = None,
@@ -44,22 +46,26 @@ def run(
         filters: in any order.
         against: test files, for the filter `leaks`.
         difficulty: a role's folder, or samples that `onebase eval --output` wrote, for the filter `difficulty`.
+        reward: a reward role's folder, whose margins the filter `noise` goes by.
 
     Raises:
         DataError: a row cannot be read, the files change while they are read, or nothing would be kept.
     """
     started = time.monotonic()
     files = [path for name in files for path in expand(name)]
-    test_rows = read_files(against) if against else []
+    test_rows = read_files(against, columns=columns) if against else []
     measured: dict[str, float] = {}
-    if difficulty is not None:
-        from onebase.tools.row_difficulty import difficulties
+    judged: dict[str, float] | None = None
+    if difficulty is not None or reward is not None:
+        from onebase.tools.row_difficulty import difficulties, margins
 
-        rows = [row for file in files for row in _rows(file)]
-        measured = difficulties(rows, difficulty, model=model, dtype=dtype, quantization=quantization, device=device)
-    cleaner = Cleaner(filters, test_rows=test_rows, difficulty=measured, seed=seed)
+        rows = [row for file in files for row in _rows(file, columns)]
+        opening: dict[str, Any] = {"model": model, "dtype": dtype, "quantization": quantization, "device": device}
+        measured = difficulties(rows, difficulty, **opening) if difficulty is not None else {}
+        judged = margins(rows, reward, **opening) if reward is not None else None
+    cleaner = Cleaner(filters, test_rows=test_rows, difficulty=measured, margins=judged, seed=seed)
     for file in files:
-        for row in _rows(file):
+        for row in _rows(file, columns):
             cleaner.add(row)
         say(f"data clean: read {shown(file)}, {len(cleaner.places)} rows so far")
     cleaned = cleaner.finish()
@@ -71,7 +77,7 @@ def run(
         )
     report = report_of(cleaned, files, filters)
     with atomic_folder(output) as folder:
-        write_apart(files, cleaned, folder)
+        write_apart(files, cleaned, folder, columns)
         (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if as_json:
         print(json_shown(report, indent=2))
@@ -81,11 +87,13 @@ def run(
     say(f"data clean: {cleaned.rows - len(cleaned.findings)} rows kept in {shown(output / 'kept')} ({rate:.0f} rows/s)")
 
 
-def _rows(file: Path) -> Iterator[Row]:
-    return (original.row for original in iter_originals(file))
+def _rows(file: Path, columns: Mapping[str, str] | None) -> Iterator[Row]:
+    return (original.row for original in iter_originals(file, columns=columns))
 
 
-def write_apart(files: Sequence[Path], cleaned: Cleaned, folder: Path) -> None:
+def write_apart(
+    files: Sequence[Path], cleaned: Cleaned, folder: Path, columns: Mapping[str, str] | None = None
+) -> None:
     """Writes each file's rows as JSON lines: kept objects as they were, dropped ones under `row`, with why and where.
 
     Raises:
@@ -99,7 +107,7 @@ def write_apart(files: Sequence[Path], cleaned: Cleaned, folder: Path) -> None:
             open(folder / "kept" / name, "w", encoding="utf-8") as kept,
             open(folder / "dropped" / name, "w", encoding="utf-8") as dropped,
         ):
-            for original in iter_originals(file):
+            for original in iter_originals(file, columns=columns):
                 found = cleaned.findings.get(number)
                 if found is None:
                     _write(kept, original.values)
@@ -138,6 +146,7 @@ def report_of(cleaned: Cleaned, files: Sequence[Path], filters: Sequence[Filter]
             for given in in_order(filters)
         ],
         "difficulty_not_measured": cleaned.not_measured,
+        "noise_not_judged": cleaned.not_judged,
         "diversity": {"before": asdict(cleaned.before), "after": asdict(cleaned.after)},
     }
 
@@ -162,3 +171,5 @@ def print_report(cleaned: Cleaned, report: dict[str, Any]) -> None:
     print_table(("diversity", "all rows", "kept"), lines)
     if cleaned.not_measured:
         say(f"data clean: {cleaned.not_measured} rows have no measured difficulty, and were kept")
+    if cleaned.not_judged:
+        say(f"data clean: the reward role could not judge {cleaned.not_judged} rows, which were kept")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.rule import Rule
@@ -14,7 +15,7 @@ from onebase.data.chat import ChatFormat, TrainOn, chat_format
 from onebase.data.fit import Cuts, Limits, Truncation, fit_row
 from onebase.data.prepare import with_system
 from onebase.data.selection import drop_unusable
-from onebase.data.view import CLOSED, OPENED, Piece, View, view_of, visible
+from onebase.data.view import CLOSED, OPENED, Piece, Scored, View, view_of, visible
 from onebase.errors import ConfigError, DataError
 from onebase.models.base_config import UNLIMITED, context_length, read_config
 from onebase.models.loading import load_tokenizer
@@ -28,7 +29,8 @@ NO_LIMIT = 2**31
 """Positions of a tokenizer without a model."""
 ASCII = str.maketrans({OPENED: "[[", CLOSED: "]]", "↵": "\\n", "─": "-"})
 """What stands for the marks on a terminal that cannot show them."""
-LEGEND = f"{OPENED}learned{CLOSED}  |  bold: the row's own text  |  dim: written by the chat template"
+UNLEARNED = "bold: the row's own text  |  dim: written by the chat template"
+LEGEND = f"{OPENED}learned{CLOSED}  |  {UNLEARNED}"
 
 
 def run(
@@ -36,8 +38,9 @@ def run(
     file: Path,
     model: str,
     row: int = 1,
+    columns: Mapping[str, str] | None = None,
     chat_template: str | None = None,
-    train_on: TrainOn = "completion",
+    train_on: TrainOn | Literal["score"] | None = None,
     system_prompt: str | None = None,
     max_prompt_tokens: int | None = None,
     max_completion_tokens: int | None = None,
@@ -46,12 +49,16 @@ def run(
 ) -> None:
     """Prints a row as training would see it, or writes it as an HTML page.
 
+    Args:
+        train_on: `score` shows the row as a reward role reads it; None is `score` where `model` is one, and otherwise
+            `completion`.
+
     Raises:
         ConfigError: the file has fewer rows.
         DataError: the file or the row cannot be read, or the template refuses the row.
         ModelError: there is no tokenizer, or no such template.
     """
-    rows = read_rows(file, limit=row)
+    rows = read_rows(file, columns=columns, limit=row)
     if len(rows) < row:
         raise ConfigError(f"--row is {row}, and {shown(file)} has {len(rows)} rows")
     if not Path(model).is_dir():
@@ -61,11 +68,13 @@ def run(
     context = _context(model, tokenizer.model_max_length)
     limits = Limits(context, max_prompt_tokens, max_completion_tokens, truncate_prompt)
     (chosen,) = with_system([rows[row - 1]], system_prompt)
-    example, notes = _fitted(chosen, chat, Cuts(limits), train_on)
-    facts = _facts(chosen, chat, model, train_on, context)
+    scored = _pooling(model, train_on)
+    learned: TrainOn = "completion" if train_on is None or train_on == "score" else train_on
+    example, notes = _fitted(chosen, chat, Cuts(limits), learned)
+    facts = _facts(chosen, chat, model, "score" if scored else learned, context)
     if example is None:
         raise DataError(f"{chosen.place}: {'; '.join(notes)}")
-    view = view_of(example, chat)
+    view = view_of(example, chat, scored=scored)
     if html is not None:
         write_page(html, view, facts, notes)
         print(html)
@@ -83,15 +92,24 @@ def _fitted(row: Row, chat: ChatFormat, cuts: Cuts, train_on: TrainOn) -> tuple[
     example = fit_row(row, chat, cuts, train_on=train_on)
     happened = {
         f"the prompt is cut, its oldest turns are left out: {cuts.reason}": cuts.turns,
-        f"the prompt is cut, its oldest tokens are left out: {cuts.reason}": cuts.tokens,
+        f"the prompt is cut, the beginning of its last user turn is left out: {cuts.reason}": cuts.tokens,
         f"the prompt has {len(whole.prompt_ids)} tokens, so training leaves this row out: {cuts.reason}": cuts.dropped,
-        "answers are cut at the end, and teach no end token": cuts.completions,
+        "answers are cut at the end, before their end token": cuts.completions,
         "the chat template leaves out parts of earlier answers (thinking, say)": cuts.rewritten,
     }
     notes += [note for note, places in happened.items() if places]
     if example is not None and example.num_tokens < whole.num_tokens:
         notes.append(f"{whole.num_tokens - example.num_tokens} of the row's {whole.num_tokens} tokens are cut")
     return example, notes
+
+
+def _pooling(model: str, train_on: str | None) -> Scored | None:
+    """Where the score of an answer is read, if the row is shown as a reward role reads it."""
+    card = read_card(model) if (Path(model) / CARD_FILE).is_file() else None
+    role = card is not None and card.kind == "reward"
+    if train_on == "score" or (train_on is None and role):
+        return card.pooling if card is not None and role else "last"
+    return None
 
 
 def _saved_template(model: str) -> str | None:
@@ -109,7 +127,7 @@ def _context(model: str, of_tokenizer: int) -> int:
     return int(of_tokenizer) if of_tokenizer < UNLIMITED else NO_LIMIT
 
 
-def _facts(row: Row, chat: ChatFormat, model: str, train_on: TrainOn, context: int) -> list[tuple[str, str]]:
+def _facts(row: Row, chat: ChatFormat, model: str, train_on: str, context: int) -> list[tuple[str, str]]:
     kinds = [f"{len(row.messages)} turn{'s' * (len(row.messages) != 1)}" if row.messages else "plain text"]
     kinds += [f"{len(row.tools)} tools"] * bool(row.tools)
     kinds += [f"{len(row.answers)} answer{'s' * (len(row.answers) != 1)}"]
@@ -130,13 +148,11 @@ def show(view: View, facts: Sequence[tuple[str, str]], notes: Sequence[str]) -> 
     console.print(Text(f"{view.summary}"))
     for note in notes:
         console.print(Text(f"note: {shown(note)}", style="yellow"))
-    console.print(Text(_marks(console, LEGEND), style="dim"))
+    console.print(Text(_marks(console, LEGEND if not view.scored else UNLEARNED), style="dim"))
     _section(console, f"prompt, {view.num_prompt_tokens} tokens", view.prompt)
     for k, branch in enumerate(view.branches, start=1):
-        grade = f", grade {branch.grade:g}" if branch.grade is not None else ""
         end = "ends" if branch.ends else "does not end"
-        told = f"{branch.num_tokens} tokens, {branch.num_learned} learned, {end}"
-        _section(console, f"answer {k} of {len(view.branches)}{grade}, {told}", branch.pieces)
+        _section(console, f"answer {k} of {len(view.branches)}, {branch.told}, {end}", branch.pieces)
 
 
 def _section(console: Console, title: str, pieces: Sequence[Piece]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from onebase.files import atomic_folder
@@ -14,14 +15,14 @@ from onebase.shown import shown
 SIDES = ("train", "test")
 
 
-def run(*, file: Path, output: Path, test: float, seed: int = 0) -> None:
+def run(*, file: Path, output: Path, test: float, columns: Mapping[str, str] | None = None, seed: int = 0) -> None:
     """Writes `train.jsonl` and `test.jsonl` with the file's objects, unchanged and in order, and `split.json`.
 
     Raises:
         DataError: a row cannot be read, or all prompts are alike.
     """
     splitter = Splitter()
-    for original in iter_originals(file):
+    for original in iter_originals(file, columns=columns):
         splitter.add(original.row)
     split = splitter.split(test, seed=seed)
     counts = (split.test.count(False), split.test.count(True))
@@ -36,7 +37,7 @@ def run(*, file: Path, output: Path, test: float, seed: int = 0) -> None:
     with atomic_folder(output) as folder:
         sides = [open(folder / f"{side}.jsonl", "w", encoding="utf-8") for side in SIDES]
         try:
-            for original, tested in zip(iter_originals(file), split.test, strict=True):
+            for original, tested in zip(iter_originals(file, columns=columns), split.test, strict=True):
                 sides[tested].write(json.dumps(original.values, ensure_ascii=False) + "\n")
         finally:
             for file_of_side in sides:

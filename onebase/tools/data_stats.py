@@ -22,6 +22,7 @@ def run(
     files: Sequence[Path],
     model: str | None = None,
     chat_template: str | None = None,
+    columns: Mapping[str, str] | None = None,
     as_json: bool = False,
     plots: Path | None = None,
 ) -> None:
@@ -32,7 +33,7 @@ def run(
         ModelError: `model` has no tokenizer.
     """
     count = _counter(model, chat_template) if model is not None else lambda row: None
-    found = [statistics(str(file), _rows(file, count)) for file in files]
+    found = [statistics(str(file), _rows(file, columns, count)) for file in files]
     shared = overlaps(found)
     if as_json:
         overlap = [{"files": list(pair), "prompts": number} for pair, number in shared.items()]
@@ -52,8 +53,10 @@ def run(
             say(f"data stats: drew {shown(path)}")
 
 
-def _rows(file: Path, count: Callable[[Row], Tokens | None]) -> Iterator[tuple[Row, Mapping[str, Any], Tokens | None]]:
-    for original in iter_originals(file):
+def _rows(
+    file: Path, columns: Mapping[str, str] | None, count: Callable[[Row], Tokens | None]
+) -> Iterator[tuple[Row, Mapping[str, Any], Tokens | None]]:
+    for original in iter_originals(file, columns=columns):
         yield original.row, original.values, count(original.row)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ def run(
     output: Path | None,
     as_json: bool,
     gold: str | None = None,
+    columns: Mapping[str, str] | None = None,
     allow_code_execution: bool = False,
     model: str | None = None,
     dtype: str | None = None,
@@ -73,7 +74,7 @@ def run(
         raise ConfigError(
             f"{names}: this says nothing about right or wrong; add a verifier of answers, such as numeric"
         )
-    rows = read_tasks(file, parts, limit=limit, by=by, gold=gold)
+    rows = read_tasks(file, parts, columns=columns, limit=limit, by=by, gold=gold)
     base, chat = open_saved(
         {"policy": (role, ("policy",))}, model=model, dtype=dtype, quantization=quantization, device=device
     )
@@ -113,10 +114,16 @@ def run(
 
 
 def read_tasks(
-    file: Path, parts: Sequence[Weighted], *, limit: int | None, by: Sequence[str], gold: str | None
+    file: Path,
+    parts: Sequence[Weighted],
+    *,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None,
+    by: Sequence[str],
+    gold: str | None,
 ) -> list[Row]:
     """The rows to evaluate on, each with the columns in `by`, and with a gold answer that the verifiers accept."""
-    rows = read_files([file], limit=limit)
+    rows = read_files([file], columns=columns, limit=limit)
     for row in rows:
         reason = "a text without a question" if not row.messages else unusable_prompt(row)
         if reason:

@@ -12,12 +12,12 @@ from onebase.files import write_atomically
 from onebase.shown import shown
 
 LEGEND = (
-    '<p class=legend><span><span class="t said learned">learned</span> counts in the loss</span>'
     '<span><span class="t said">text</span> the row\'s own</span>'
     "<span><span class=t>text</span> written by the chat template</span>"
     '<span><span class="t learned ends">end</span> the end token</span>'
     "<span class=soft>A token's id shows when you point at it.</span></p>"
 )
+LEARNED = '<span><span class="t said learned">learned</span> counts in the loss</span>'
 
 
 def write_page(path: Path, view: View, facts: Sequence[tuple[str, str]], notes: Sequence[str]) -> None:
@@ -33,16 +33,15 @@ def write_page(path: Path, view: View, facts: Sequence[tuple[str, str]], notes: 
         f"<p class=result>{escape(view.summary[0].upper() + view.summary[1:])}</p>",
         f"<dl class=facts>{told}</dl>",
         *(f"<p class=out>{escape(shown(note))}</p>" for note in notes),
-        LEGEND,
+        f"<p class=legend>{LEARNED * (view.scored is None)}{LEGEND}",
         f"<h2>Prompt <small>{view.num_prompt_tokens} tokens, shared by all answers</small></h2>",
         _tokens(view.prompt),
         "<div class=tree>" * bool(view.branches),
     ]
     for k, branch in enumerate(view.branches, start=1):
-        grade = f"grade {branch.grade:g}, " if branch.grade is not None else ""
-        end = "its end token is learned" if branch.ends else "it has no end token"
-        told = f"{grade}{branch.num_tokens} tokens, {branch.num_learned} learned, {end}"
-        sections += [f"<h2>Answer {k} <small>{told}</small></h2>", _tokens(branch.pieces)]
+        verb = "scored" if branch.scored else "learned"
+        end = f"its end token is {verb}" if branch.ends else "it has no end token"
+        sections += [f"<h2>Answer {k} <small>{branch.told}, {end}</small></h2>", _tokens(branch.pieces)]
     sections.append("</div>" * bool(view.branches))
     page = (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"

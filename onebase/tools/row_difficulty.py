@@ -1,19 +1,24 @@
-"""How hard rows are, from 0 (easy) to 1 (hard): by a role's loss on them, or by how often samples were wrong."""
+"""What a role, or samples, say of rows: how hard they are, from 0 to 1, and how clearly one answer wins."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from onebase.data.prepare import best_answer
 from onebase.errors import DataError
 from onebase.quality.texts import normalised
 from onebase.reading.containers import read_content
-from onebase.records import Row
+from onebase.records import Example, Row
 from onebase.runs.progress import say
 from onebase.shown import shown
+
+if TYPE_CHECKING:
+    from onebase.engines.budget import TokenBudget
+    from onebase.models.base import OneBase
 
 
 def difficulties(
@@ -74,37 +79,65 @@ def ranks(losses: dict[str, float]) -> dict[str, float]:
     return dict(zip(losses, middle[place].tolist(), strict=True))
 
 
+def margins(rows: Sequence[Row], role: str, **opening: Any) -> dict[str, float]:
+    """The reward role's score of the best answer minus that of the worst, of each row that ranks answers, by its place.
+
+    Raises:
+        DataError: no row ranks answers.
+    """
+    found = _margins(rows, role, **opening)
+    if not found:
+        raise DataError(f"{shown(role)} judges answers that are compared, and no row compares any; take --reward out")
+    say(f"data clean: {shown(role)} judged {len(found)} of {len(rows)} rows")
+    return found
+
+
+def _margins(rows: Sequence[Row], role: str, **opening: Any) -> dict[str, float]:
+    # torch takes seconds to import, which samples in a file need not wait for.
+    from onebase.engines.forward import completion_scores
+    from onebase.engines.passes import per_completion
+
+    compared = [row for row in rows if row.grades is not None and len(set(row.grades)) > 1]
+    pairs = [row.only([_index(row, max), _index(row, min)]) for row in compared]
+    if not pairs:
+        return {}
+    base, examples, budget = _opened(pairs, role, "reward", **opening)
+    scores = per_completion(base, examples, lambda b: completion_scores(base, b, role="reward"), budget=budget)
+    return {_place(e): float(better - worse) for e, (better, worse) in zip(examples, scores, strict=True)}
+
+
 def _losses(rows: Sequence[Row], role: str, **opening: Any) -> dict[str, float]:
     """The role's loss on each row it can be measured on, by place."""
-    # torch takes seconds to import, which samples in a file need not wait for.
-    from torch.nn.functional import logsigmoid
-
-    from onebase.data.fit import Limits
-    from onebase.data.prepare import best_answer, encode_rows
-    from onebase.engines.budget import TokenBudget, find_token_budget
-    from onebase.engines.forward import completion_scores, token_logprobs
-    from onebase.engines.passes import per_completion, per_token
+    from onebase.engines.forward import token_logprobs
+    from onebase.engines.passes import per_token
     from onebase.models.role_card import read_card
+
+    if (Path(role) / "role.json").is_file() and read_card(role).kind == "reward":
+        found = _margins(rows, role, **opening)
+        return {place: float(numpy.logaddexp(0, -margin)) for place, margin in found.items()}
+    answered = [best_answer(row) for row in rows if row.answers and all(answer.strip() for answer in row.answers)]
+    if not answered:
+        return {}
+    base, examples, budget = _opened(answered, role, "policy", **opening)
+    logps = per_token(base, examples, lambda b: {"logp": token_logprobs(base, b, role="policy")}, budget=budget)["logp"]
+    return {_place(e): -float(logprobs.mean()) for e, logprobs in zip(examples, logps, strict=True)}
+
+
+def _opened(rows: Sequence[Row], role: str, name: str, **opening: Any) -> tuple[OneBase, list[Example], TokenBudget]:
+    """The base with the role on it, and the rows as it reads them."""
+    from onebase.data.fit import Limits
+    from onebase.data.prepare import encode_rows
+    from onebase.engines.budget import TokenBudget, find_token_budget
     from onebase.recipes.setup.saved import open_saved
 
-    ranking = (Path(role) / "role.json").is_file() and read_card(role).kind == "reward"
-    name = "reward" if ranking else "policy"
-    if ranking:
-        chosen = [row for row in rows if row.grades is not None and len(set(row.grades)) > 1]
-        chosen = [row.only([_index(row, max), _index(row, min)]) for row in chosen]
-    else:
-        chosen = [best_answer(row) for row in rows if row.answers and all(answer.strip() for answer in row.answers)]
-    if not chosen:
-        return {}
     base, chat = open_saved({name: (role, (name,))}, **opening)
-    examples = encode_rows(chosen, chat, Limits(base.context_length, tell=lambda line: say(f"data clean: {line}")))
-    budget = TokenBudget(find_token_budget(base, name, longest=max(example.num_tokens for example in examples)))
-    places = [example.row.place if example.row else "" for example in examples]
-    if ranking:
-        scores = per_completion(base, examples, lambda b: completion_scores(base, b, role=name), budget=budget)
-        return {p: -float(logsigmoid(s[0] - s[1])) for p, s in zip(places, scores, strict=True)}
-    found = per_token(base, examples, lambda b: {"logp": token_logprobs(base, b, role=name)}, budget=budget)["logp"]
-    return {place: -float(logprobs.mean()) for place, logprobs in zip(places, found, strict=True)}
+    examples = encode_rows(rows, chat, Limits(base.context_length, tell=lambda line: say(f"data clean: {line}")))
+    longest = max(example.num_tokens for example in examples)
+    return base, examples, TokenBudget(find_token_budget(base, name, longest=longest))
+
+
+def _place(example: Example) -> str:
+    return example.row.place if example.row else ""
 
 
 def _index(row: Row, which: Any) -> int:

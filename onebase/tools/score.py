@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ def run(
     role: str,
     file: Path,
     rank: bool,
+    columns: Mapping[str, str] | None = None,
     model: str | None,
     microbatch_tokens: int | None,
     dtype: str | None = None,
@@ -37,7 +38,7 @@ def run(
     Raises:
         DataError: a row has no answer.
     """
-    rows = read_rows(file)
+    rows = read_rows(file, columns=columns)
     for row in rows:
         if reason := unusable_prompt(row):
             raise DataError(f"{row.place}: {reason}; correct the row")

@@ -22,13 +22,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from onebase.data.streaming import Streamed
 from onebase.errors import CheckpointError
 from onebase.files import atomic_folder
 from onebase.models.base import OneBase
 from onebase.models.roles import ScalarRole
 from onebase.records import Example, Prompt
 from onebase.runs.record import checkpoints
+from onebase.streaming.examples import OnDemand
 
 STATE_FILE, SUMS_FILE = "state.pt", "checksums.json"
 FORMAT = 2
@@ -169,7 +169,7 @@ def fingerprint_data(*sides: Sequence[Example | Prompt]) -> str:
     """Fingerprint of everything the run learns from, in order: other data makes another run."""
     digest = hashlib.sha256()
     for side in sides:
-        if isinstance(side, Streamed):
+        if isinstance(side, OnDemand):
             digest.update(side.fingerprint.encode() + b"|")
             continue
         for item in side:

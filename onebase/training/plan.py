@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from onebase.data.streaming import Streamed
 from onebase.engines.passes import num_counted
 from onebase.models.base_config import context_length, context_note
 from onebase.models.fingerprints import base_fingerprint
 from onebase.models.loading import check_tokenizer, choose_device, hardware_dtype, load_tokenizer, stored_shapes
 from onebase.records import Example
 from onebase.shown import shown
+from onebase.streaming.examples import OnDemand, Streamed
 
 NF4_BYTES_PER_WEIGHT = 0.5625
 """4 bits, and a float32 scale for every 64 weights (Dettmers et al. 2023, section 3, without double quantisation)."""
@@ -82,9 +82,9 @@ def amount(examples: Sequence[Example]) -> str:
     return f"{len(examples)} examples, {num_counted(examples)} counted tokens"
 
 
-def describe_steps(train: Sequence[Example], held_out: Sequence[Example], *, steps: int, minibatch: int) -> list[str]:
+def describe_steps(train: Sequence[Example], held_out: Sequence[object], *, steps: int, minibatch: int) -> list[str]:
     """Returns the plan's lines on data and optimizer steps."""
-    seen = train.sample() if isinstance(train, Streamed) else train
+    seen = train.sample() if isinstance(train, OnDemand) else train
     lengths = sorted(example.num_tokens for example in seen)
     return [
         f"data        {amount(train)}; {len(held_out)} held out; "

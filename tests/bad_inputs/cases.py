@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.bad_inputs import (
     of_config,
+    of_converting,
     of_data,
     of_models,
     of_processes,
@@ -15,5 +16,17 @@ from tests.bad_inputs import (
     of_words,
 )
 
-_TABLES = (of_config, of_data, of_models, of_roles, of_rewards, of_runs, of_records, of_processes, of_quality, of_words)
+_TABLES = (
+    of_config,
+    of_converting,
+    of_data,
+    of_models,
+    of_roles,
+    of_rewards,
+    of_runs,
+    of_records,
+    of_processes,
+    of_quality,
+    of_words,
+)
 ALL = [case for table in _TABLES for case in table.CASES]

@@ -69,6 +69,7 @@ def _paths() -> Iterator[Case]:
         "--once", "hi",
         "--reward", "@"], ()), "chat_model": (["chat", "fix/run_sft/policy", "--once", "hi", "--model", "@"], ()),
         "chat_compare": (["chat", "--compare", "fix/run_sft/policy", "@", "--once", "hi"], ()),
+        "deploy": (["deploy", "render", "@", "--target", "docker", "--into", "dd", "--write"], ()),
         "runs_ls": (["runs", "ls", "@"], ("folder", "empty")), "runs_show": (["runs", "show", "@"], ()),
         "runs_plot": (["runs", "plot", "@"], ()), "runs_report": (["runs", "report", "@"], ()),
         "doctor": (["doctor", "--output-dir", "@"], ("missing", "deep_missing", "folder", "tilde", "dots", "empty",

@@ -6,10 +6,10 @@ import errno
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,13 +60,15 @@ def test_help_does_not_import_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_help_answers_within_a_second() -> None:
+def test_help_takes_less_than_a_second() -> None:
     def seconds() -> float:
-        start = time.perf_counter()
-        assert onebase_command("--help").returncode == 0
-        return time.perf_counter() - start
+        """Of a core: other programs make the answer late, but not longer."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
 
-    assert min(seconds() for _ in range(3)) < 1  # the quickest: other programs can only slow it down
+    start = seconds()
+    assert onebase_command("--help").returncode == 0
+    assert seconds() - start < 1
 
 
 def test_version_is_printed_by_the_module_and_the_script() -> None:

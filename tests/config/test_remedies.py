@@ -20,7 +20,19 @@ from onebase.config.verbs import VERB_CONFIGS
 from onebase.errors import ModelError, OnebaseError, PromptTooLongError
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("data", "engines", "models", "rewards", "runs", "sampling", "rollouts", "training", "verifiers")
+ROOMS = (
+    "data",
+    "engines",
+    "models",
+    "reading",
+    "rewards",
+    "runs",
+    "sampling",
+    "streaming",
+    "rollouts",
+    "training",
+    "verifiers",
+)
 TREES = {
     str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8"))
     for room in ROOMS

@@ -275,6 +275,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         (["ppo.kl_placement=loss"], "'ppo.kl_placement' = loss needs 'ppo.kl_estimator' = k2 or k3"),
         (["ppo.ptx_coefficient=1"], "go together; 'ppo.ptx_data' is not set"),
         (["ppo.ptx_data=a.txt"], "go together; 'ppo.ptx_coefficient' is not set"),
+        (["ppo.ptx_columns={text: a}"], "'ppo.ptx_columns' would change nothing without 'ppo.ptx_data'"),
         (["generation.random_min_new_tokens=80"], "= 80 is above 'generation.max_new_tokens' = 64"),
         (["generation.temperature=0"], "'generation.temperature' = 0: it should be greater than 0"),
         (["generation.top_p=1.5"], "'generation.top_p' = 1.5: it should be less than or equal to 1"),
@@ -462,6 +463,8 @@ def test_a_key_without_effect_is_refused(model_class: type[BaseModel], words: li
         (SFTConfig, "output", "did you mean 'output_dir'?"),
         (PPOConfig, "max_new_tokens", "did you mean 'generation.max_new_tokens'?"),
         (PPOConfig, "lora.lora_alpha", "did you mean 'lora.alpha'?"),
+        (SFTConfig, "streaming", "did you mean 'data.streaming'?"),
+        (PPOConfig, "data.streaming", "this verb reads its prompts at once; data.limit bounds how many"),
     ],
 )
 def test_the_usual_names_of_the_field_are_known(model_class: type[BaseModel], key: str, meant: str) -> None:

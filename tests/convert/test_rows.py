@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from onebase.cli.main import main
 from onebase.convert.layouts import LAYOUTS
-from onebase.convert.rows import best_first, converted, run
+from onebase.convert.rows import ListsNeeded, best_first, converted, run
 from onebase.errors import ConfigError, DataError
 from onebase.reading.formats import read_record, read_rows
 from onebase.records import Message, Row
@@ -119,7 +120,8 @@ def test_turns_that_do_not_alternate_are_never_merged_or_lost() -> None:
         try:
             record = written(row("e", messages=messages), to)
         except DataError as error:
-            assert to == "alpaca" and "cannot hold messages" in str(error)
+            said = {"alpaca": "messages", "llamafactory": "turns that do not alternate"}[to]
+            assert f"cannot hold {said}" in str(error)
         else:
             assert read_record(record, place="").messages == messages
 
@@ -219,3 +221,51 @@ def test_the_command_writes_lines_or_a_list_and_tells_what_it_dropped(
     assert '"formatting": "sharegpt"' in capsys.readouterr().err
     with pytest.raises(ConfigError, match="name a .jsonl file"):
         run(file=source, output=tmp_path / "o.csv", to="trl")
+
+
+def test_pairs_become_lists_where_a_file_holds_longer_ones(tmp_path: Path) -> None:
+    pair, longer = PAIR, row("4", "5", "6", grades=(2.0, 2.0, 0.0))
+    for to, key in (("jsonl", "responses"), ("alpaca", "output")):
+        for order in ([pair, longer], [longer, pair]):
+            with pytest.raises(ListsNeeded):
+                [*converted(order, to, drop=(), dropped=Counter())]
+            records = [*converted(order, to, drop=(), dropped=Counter(), lists=True)]
+            assert [len(record[key]) for record in records] == [len(row.answers) for row in order]
+            assert [read_record(record, place="").answers for record in records] == [row.answers for row in order]
+    source, output = tmp_path / "d.jsonl", tmp_path / "o.jsonl"
+    lists = [{"instruction": "2+2?", "output": answers} for answers in (["4", "5"], ["4", "5", "6"], ["4", "3"])]
+    source.write_text("".join(json.dumps(row) + "\n" for row in lists))
+    run(file=source, output=output, to="jsonl")
+    assert [len(row.answers) for row in read_rows(output)] == [2, 3, 2]
+
+
+def test_rows_are_written_as_they_are_read() -> None:
+    def rows() -> Iterator[Row]:
+        yield SINGLE
+        raise AssertionError("a second row was read before the first was written")
+
+    assert next(converted(rows(), "trl", drop=(), dropped=Counter())) == written(SINGLE, "trl")
+
+
+def test_what_was_read_otherwise_or_not_at_all_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "d.jsonl"
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    turns = [{"role": "user", "content": parts, "mood": "glad"}, {"role": "assistant", "content": "c"}]
+    source.write_text(json.dumps({"messages": turns}) + "\n")
+    words = ["data", "convert", str(source), str(tmp_path / "o.jsonl"), "--to", "trl", "--drop", "margn"]
+    assert main(words) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "the text parts of a message are joined: 1 row",
+        "'messages[].mood' is left out: 1 row",
+        "nothing to drop in any row: margn",
+        f"1 of 1 row written to {tmp_path / 'o.jsonl'}",
+    ]
+
+
+def test_labels_of_answers_are_true_and_false_for_other_tools() -> None:
+    labelled = row("4", columns={"label": 1})
+    for to in ("trl", "sharegpt", "llamafactory"):
+        assert written(labelled, to)["label"] is True
+    assert written(labelled, "jsonl")["label"] == 1
+    text = Row((), ("good",), grades=(1.0,), columns={"label": 1}, place="d.jsonl:1")
+    assert type(written(text, "trl")["label"]) is int

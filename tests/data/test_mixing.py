@@ -50,6 +50,26 @@ def test_weights_are_kept_and_an_epoch_ends_with_the_first_source_read_once() ->
     assert [i for i in first if i >= 1000] != [i for i in second if i >= 1000]
 
 
+def test_which_rows_of_a_larger_source_come_depends_on_the_seed_and_on_how_often_it_was_read() -> None:
+    sources, counts = [source("general", weight=0.6), source("domain", weight=0.4)], [100, 40]
+    drawn_in = {(seed, n): {i for i in epoch(Order(sources, counts, seed=seed), n) if i < 100}
+                for seed in (0, 1) for n in (0, 5)}  # fmt: skip
+    assert {len(rows) for rows in drawn_in.values()} == {60}
+    assert drawn_in[0, 0] != drawn_in[1, 0]
+    assert drawn_in[0, 0] != drawn_in[0, 5]  # both begin a new reading of the source
+
+
+def test_rounding_costs_the_source_that_is_read_once_no_row() -> None:
+    for count in range(1, 200):
+        for weight in (0.1, 0.15, 0.3, 0.35, 0.55, 0.7):
+            order = Order([source("a", weight=weight), source("b", weight=1 - weight)], [count, 10**6], seed=0)
+            assert drawn_of(order)[0] == count
+
+
+def drawn_of(order: Order) -> list[object]:
+    return [part["drawn"] for part in order.drawn(order.size, 1)]
+
+
 def test_weights_count_whatever_their_scale() -> None:
     orders = [Order([source("a", weight=w), source("b", weight=3 * w)], [50, 60], seed=1) for w in (0.25, 1, 40)]
     assert {tuple(epoch(order, 2)) for order in orders} == {tuple(epoch(orders[0], 2))}

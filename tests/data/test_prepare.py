@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from onebase.config.remedies import with_remedy
 from onebase.data.chat import ChatFormat, chat_format
-from onebase.data.fit import Limits, require_end
+from onebase.data.fit import Cuts, Limits, fit_prompt, fit_row, require_end
 from onebase.data.mixing import Source
 from onebase.data.prepare import (
     best_answer,
@@ -18,6 +19,7 @@ from onebase.data.prepare import (
     read_split,
     with_system,
 )
+from onebase.data.templates import BUILT_IN_TEMPLATES
 from onebase.errors import DataError, ModelError, PromptTooLongError
 from onebase.records import Example, Message, Prompt, Row
 from tests.tiny_models import BOS, EOS, tiny_tokenizer
@@ -157,7 +159,7 @@ def test_a_prompt_that_is_too_long_is_named_with_what_limits_it(
     assert caught.value.exit_code == 3 and caught.value.remedy == "prompt-too-long"
     told: list[str] = []
     assert len(encode_rows(rows, chat, Limits(**limits, tell=told.append))) == 2
-    assert told == [f"of 2 rows, 1 prompts lost their oldest tokens (asked.jsonl:5); {reason}"]
+    assert told == [f"of 2 rows, 1 prompts lost the beginning of their last user turn (asked.jsonl:5); {reason}"]
     dropping = Limits(**limits, truncate_prompt="drop", max_dropped_share=0.5, tell=told.append)
     assert [example.row for example in encode_rows(rows, chat, dropping)] == rows[:1]
     assert told[1] == f"of 2 rows, 1 rows with longer prompts were left out (asked.jsonl:5); {reason}"
@@ -190,9 +192,46 @@ def test_the_oldest_turns_go_first_and_the_system_and_last_user_turns_stay(syste
     assert told[0] == (
         f"of 1 rows, 1 prompts lost their oldest turns (turns.jsonl:1); prompts are limited to {limit} tokens"
     )
-    (example,) = encode_rows([row], chat, Limits(256, max_prompt=10, tell=told.append))
-    assert chat.decode(example.prompt_ids) == kept[1][-9:] and len(example.prompt_ids) == 10
-    assert "1 prompts lost their oldest turns (turns.jsonl:1); 1 prompts lost their oldest tokens" in told[-1]
+    # Then the last user turn loses its beginning, and keeps what the template writes around it.
+    limits = Limits(256, max_prompt=len(kept[1]) - 4, tell=told.append)
+    (example,) = encode_rows([row], chat, limits)
+    assert chat.decode(example.prompt_ids) == kept[1].replace("e" * 20, "e" * 15)
+    assert example.prompt_ids[0] == BOS and example.row is row
+    assert encode_prompts([row], chat, limits, max_new_tokens=8, opening_tokens=4)[0].ids == example.prompt_ids
+    both = "prompts lost their oldest turns (turns.jsonl:1); 1 prompts lost the beginning of their last user turn"
+    assert f"1 {both}" in told[-1]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "minimind", "phi3_mini"])
+@pytest.mark.parametrize("template", [name for name in BUILT_IN_TEMPLATES if name != "plain"])
+def test_a_long_turn_is_shortened_inside_what_the_template_writes(real: Any, name: str, template: str) -> None:
+    chat = chat_format(real(name), template)
+    words = " ".join(f"word {n} 字" for n in range(300))
+    row = Row((Message("system", "Be brief."), Message("user", words)), ("Yes.",), place="long.jsonl:1")
+    before, after = chat.render_prompt(row.messages).split(words)
+    for most in (128, 250):
+        cuts = Cuts(Limits(4096, max_prompt=most))
+        example = fit_row(row, chat, cuts)
+        assert example is not None and most - 8 < len(example.prompt_ids) <= most
+        text = chat.tokenizer.decode(example.prompt_ids, skip_special_tokens=False)
+        bare = [chat.tokenizer.decode(chat._ids(part), skip_special_tokens=False).strip() for part in (before, after)]
+        assert text.strip().startswith(bare[0]) and text.strip().endswith(bare[1]) and words[-20:] in text
+        assert cuts.tokens == ["long.jsonl:1"] and not cuts.turns and not cuts.dropped
+        assert fit_prompt(row, chat, cuts, most=most, reason="", opening_tokens=1) == Prompt(example.prompt_ids, row)
+
+
+def test_a_prompt_without_room_for_its_last_turn_is_left_out_and_counted() -> None:
+    chat, told = chat_format(tiny_tokenizer(), "hh"), []
+    rows = [conversation("ab", system="S" * 40), *[conversation("ab")] * 3]
+    limits = Limits(256, max_prompt=30, max_dropped_share=0.25, tell=told.append)
+    assert len(encode_rows(rows, chat, limits)) == 3
+    assert len(encode_prompts(rows, chat, limits, max_new_tokens=8, opening_tokens=4)) == 3
+    assert "1 rows with longer prompts were left out (turns.jsonl:1); prompts are limited to 30 tokens" in told[0]
+    told_only = replace(rows[0], messages=rows[0].messages[:1])
+    for unusable in (rows[0], told_only):
+        with pytest.raises(DataError, match="1 of 1 rows have prompts that are too long") as caught:
+            encode_rows([unusable], chat, limits)
+        assert "raise data.max_prompt_tokens" in with_remedy(caught.value)
 
 
 def test_answers_that_were_cut_are_counted(chat: ChatFormat) -> None:
@@ -219,8 +258,8 @@ def test_prompts_cut_on_the_left_keep_their_beginning_token_and_room_to_answer(c
     (example,) = encode_rows([asked("abcdefgh", "xyz")], chat, Limits(context=5))
     assert list(example.prompt_ids) == [BOS, *ids("gh")]
     assert [list(completion) for completion in example.completions] == [ids("xy")]
-    (example,) = encode_rows([asked("abcdefgh", "xyz")], chat, Limits(context=2))
-    assert len(example.prompt_ids) == len(example.completions[0]) == 1
+    with pytest.raises(DataError, match="1 of 1 rows have prompts that are too long"):
+        encode_rows([asked("abcdefgh", "xyz")], chat, Limits(context=2))
 
 
 def test_of_answers_that_are_compared_the_first_of_the_best_is_taken() -> None:
@@ -348,6 +387,28 @@ def test_training_is_refused_where_no_answer_s_end_is_learned(chat: ChatFormat) 
     require_end(encode_rows([Row((), ("text",))], chat, Limits(context=64)), chat)
     require_end(encode_rows([asked("q", "a step", prefix="First, ")], chat, Limits(context=64)), chat)
     require_end([Example([1], [[5]])], chat)
+
+
+def test_only_the_ends_of_better_answers_count_where_answers_are_compared(chat: ChatFormat) -> None:
+    def pair(better: str, worse: str, **more: Any) -> Row:
+        return replace(asked("q", better, worse, grades=(1.0, 0.0)), **more)
+
+    limits = Limits(context=64, max_completion=4)
+    never = encode_rows([pair("xxxxxxxx", "y"), asked("q", "zzzzzzzz")], chat, limits)
+    require_end(never, chat)  # the worse answer ends
+    with pytest.raises(DataError, match=r"no better answer's end .* of 2 better answers, 2 are cut"):
+        require_end(never, chat, preferred=True)
+    require_end([*never, *encode_rows([pair("x", "yyyyyyyy")], chat, limits)], chat, preferred=True)
+    for label in (True, 1, False, 0.0):
+        (single,) = encode_rows([replace(asked("q", "a"), columns={"label": label})], chat, limits)
+        if label:
+            require_end([*never, single], chat, preferred=True)
+        else:
+            with pytest.raises(DataError, match="of 2 better answers, 2 are cut"):
+                require_end([*never, single], chat, preferred=True)
+    told: list[str] = []
+    require_end(encode_rows([pair("x", "y", ended=(False, True))], chat, limits), chat, told.append, preferred=True)
+    assert told[0].startswith("warning: no better answer's end token is learned: 1 are marked as unfinished")
 
 
 def test_an_end_token_that_does_not_count_is_not_learned(chat: ChatFormat) -> None:

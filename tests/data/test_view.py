@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onebase.data.chat import ChatFormat, chat_format
-from onebase.data.view import Piece, first_lines, plain, view_of, visible
+from onebase.data.view import SCORED, Piece, first_lines, plain, view_of, visible
 from onebase.records import Message, Prompt, Row, ToolCall
 from tests.data.test_chat import TEXTS, byte_level, chat, row
 from tests.data.test_tools import ASKED, CALL, TOOLS
@@ -87,6 +87,19 @@ def test_an_answer_that_did_not_end_and_a_step_end_nowhere(chatml: ChatFormat) -
     )
     step = view_of(chatml.encode_example(row("q", answers=(" then",), prefix="First")), chatml)
     assert not step.branches[0].ends and texts(step.prompt, said=True) == "qFirst"
+
+
+def test_what_a_reward_role_scores_is_not_learned(chatml: ChatFormat) -> None:
+    compared = row("q", answers=("so", "no"), grades=(1.0, 0.0), ended=(False, True))
+    example = chatml.encode_example(compared)
+    for scored, how in SCORED.items():
+        view = view_of(example, chatml, scored=scored)
+        assert [branch.num_learned for branch in view.branches] == [0, 0] and view.scored == scored
+        assert view.summary == f"tokens: prompt 13, answers 2, 3; end token <|im_end|> at the end of 1 of 2; {how}"
+        assert [branch.told for branch in view.branches] == ["grade 1, 2 tokens", "grade 0, 3 tokens"]
+        assert not any("⟦" in line for line in first_lines(example, chatml, scored=scored))
+    # An answer that did not end says nothing about those after it.
+    assert [branch.ends for branch in view_of(example, chatml).branches] == [False, True]
 
 
 def test_a_prompt_alone_and_plain_text_are_shown_too(chatml: ChatFormat) -> None:

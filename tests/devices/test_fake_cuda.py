@@ -26,7 +26,7 @@ pytestmark = [
 STEPS = 3
 """Times the host waits in an optimizer step, however many microbatches it has: the gradient norms, which decide whether
 the step is taken, then the metrics, then the loss. All come after the last backward pass."""
-PASS, DRAW, KL = "engines/passes.py: _over", "sampling/local.py: _note", "recipes/dpo.py: kto_step"
+PASS, DRAW, KL = "engines/passes.py: _over", "sampling/running.py: _note", "recipes/dpo.py: kto_step"
 ON_HOST = "training/averages.py: on_host"
 
 

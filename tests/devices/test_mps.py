@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from onebase.engines import opening
 from onebase.engines.opening import wrap_model
-from onebase.sampling import local
-from onebase.sampling.local import draw, widest
+from onebase.sampling import drawing
+from onebase.sampling.drawing import draw, widest
 from onebase.sampling.sampler import Sampling
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -38,7 +38,7 @@ def test_drawing_a_token_uses_nothing_wider_than_the_device_has(
     expected, _ = draw(logits, numbers, sampling)
     with pytest.raises(AssertionError, match="makes float64"), _NoFloat64():
         draw(logits, numbers, sampling)
-    monkeypatch.setattr(local, "widest", lambda device: torch.float32)
+    monkeypatch.setattr(drawing, "widest", lambda device: torch.float32)
     with _NoFloat64():
         ids, _ = draw(logits, numbers, sampling)
     assert torch.equal(ids, expected)

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from onebase.engines import captured, packed
 from onebase.engines.captured import RUNS_BEFORE_RECORDING, CapturedDecoding
 from onebase.engines.decoder import Decoder
 from onebase.engines.decoding import PackedDecoding
 from onebase.models.base import OneBase
-from onebase.sampling import local
+from onebase.sampling import running
 from onebase.sampling.local import generate
+from onebase.sampling.running import RunningBatch
 from onebase.sampling.sampler import Sample, Sampling
 from onebase.seeds import sample_seeds
 from tests.tiny_models import EOS, add_adapter_role, random_ids, tiny_base
@@ -136,7 +136,7 @@ def test_samples_drawn_several_tokens_at_a_time_from_graphs_are_the_same(
         patch.setattr(packed, "PackedDecoding", PackedDecoding)
         expected = draw(base, max_rows=max_rows)
     assert {sample.ended for sample in expected} == {False, True}
-    monkeypatch.setattr(local, "STEPS_AT_ONCE", {"cpu": at_once})
+    monkeypatch.setattr(running, "STEPS_AT_ONCE", {"cpu": at_once})
     found = draw(base, max_rows=max_rows)
     assert [(s.ids, s.ended, s.prompt) for s in found] == [(s.ids, s.ended, s.prompt) for s in expected]
     for sample, other in zip(found, expected, strict=True):
@@ -157,14 +157,14 @@ def test_a_state_outlives_the_next_replay(graphs: type[_Graph]) -> None:
 
 def test_the_host_looks_at_several_tokens_at_once_unless_each_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
-    note = local._Decode._note
+    note = RunningBatch._note
 
-    def noted(self: Any, rows: list[int], drawn: list[Tensor], logprobs: list[Tensor]) -> None:
-        looks.append(len(drawn))
-        note(self, rows, drawn, logprobs)
+    def noted(self: RunningBatch, rows: Any, drawn: Any) -> None:
+        looks.append(len(drawn.ids))
+        note(self, rows, drawn)
 
-    monkeypatch.setattr(local._Decode, "_note", noted)
-    monkeypatch.setattr(local, "STEPS_AT_ONCE", {"cpu": 8})
+    monkeypatch.setattr(RunningBatch, "_note", noted)
+    monkeypatch.setattr(running, "STEPS_AT_ONCE", {"cpu": 8})
     base = base_of()
     sampling = Sampling(max_new_tokens=20, temperature=1.0, stop_ids=())
     generate(base, PROMPTS[:1], role="policy", sampling=sampling, seeds=[1])

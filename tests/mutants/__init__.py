@@ -4,10 +4,26 @@ The lists are data, a file per part of the package. When a line that a mutant re
 `tests/test_mutants.py` names the entries whose text is no longer there.
 """
 
-from tests.mutants import data, gpu, models, objectives, quality, recipes, rft, training, verifiers
+from tests.mutants import (
+    convert,
+    data,
+    deploying,
+    exporting,
+    gpu,
+    models,
+    objectives,
+    quality,
+    recipes,
+    rft,
+    serving,
+    streaming,
+    training,
+    verifiers,
+)
 from tests.mutants.mutant import Mutant
 
 MUTANTS: list[Mutant] = [
     *objectives.MUTANTS, *data.MUTANTS, *models.MUTANTS, *gpu.MUTANTS, *training.MUTANTS, *recipes.MUTANTS,
-    *rft.MUTANTS, *verifiers.MUTANTS, *quality.MUTANTS,
+    *rft.MUTANTS, *verifiers.MUTANTS, *quality.MUTANTS, *streaming.MUTANTS, *convert.MUTANTS, *serving.MUTANTS,
+    *exporting.MUTANTS, *deploying.MUTANTS,
 ]  # fmt: skip

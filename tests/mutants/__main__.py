@@ -28,7 +28,7 @@ from py_compile import PycInvalidationMode
 from tests.mutants import MUTANTS
 from tests.mutants.mutant import ROOT, Mutant
 
-COPIED = ("onebase", "tests", "bench", "configs", "pyproject.toml")
+COPIED = ("onebase", "tests", "bench", "configs", "docs", "pyproject.toml")
 LOADED = ("pytest", "torch", "transformers", "transformers.models.llama.modeling_llama", "peft", "accelerate")
 """What takes seconds to import. It is imported once, and every run of tests is a fork behind that."""
 SHARE_THAT_DIES = 0.95

@@ -15,7 +15,7 @@ PREPARE = "onebase/data/prepare.py"
 SELECTION = "onebase/data/selection.py"
 COMPARED = "onebase/data/compared.py"
 MIXING = "onebase/data/mixing.py"
-STREAMING = "onebase/data/streaming.py"
+TEXTS = "onebase/data/texts.py"
 CACHE = "onebase/data/token_cache.py"
 ENCODED = "onebase/data/encoded.py"
 FORMATS = "onebase/reading/formats.py"
@@ -41,7 +41,7 @@ TEST_PREPARE = "tests/data/test_prepare.py"
 TEST_SELECTION = "tests/data/test_selection.py"
 TEST_COMPARED = "tests/data/test_compared.py"
 TEST_MIXING = "tests/data/test_mixing.py"
-TEST_STREAMING = "tests/data/test_streaming.py"
+TEST_BLOCKS = "tests/streaming/test_blocks.py"
 TEST_CACHE = "tests/data/test_token_cache.py"
 TEST_CONTAINERS = "tests/reading/test_containers.py"
 TEST_LAYOUTS = "tests/reading/test_layouts.py"
@@ -171,17 +171,22 @@ MUTANTS = [
            "an answer that only calls a tool counts as empty", TEST_TOOLS),
     Mutant(VIEW, "n == last or (example.counted and p.learned)", "n == last",
            "an earlier turn's end is shown as any token", TEST_VIEW),
-    Mutant(VIEW, "self.pieces[-1].ends and self.pieces[-1].learned", "self.pieces[-1].learned",
+    Mutant(VIEW, "self.pieces[-1].ends and (self.pieces[-1].learned or self.scored)", "self.pieces[-1].learned",
            "an answer without an end token is shown as one that ends", TEST_VIEW),
+    Mutant(VIEW, "counted = [scored is None] * len(ids)", "counted = [True] * len(ids)",
+           "tokens of scored answers are shown as learned", TEST_VIEW),
     Mutant(VIEW, "place = at + length\n    marked", "place = 0\n    marked",
            "a turn's text is looked for before the turn", TEST_VIEW),
     Mutant(CHAT, "return whole[len(before_ids) :]", "return self._ids(text)",
            "a continuation is encoded as a beginning", TEST_CHAT),
     # --------------------------------------------------------------------------------- fit, prepare and formats
-    Mutant(FIT, "ids[len(ids) - most + keeps_bos :]", "ids[keeps_bos:most]",
+    Mutant(FIT, "content=text[start:])", "content=text[: len(text) - start])",
            "long prompts are cut on the right", TEST_PREPARE),
-    Mutant(FIT, "ids[0] == chat.tokenizer.bos_token_id and most > 1", "ids[0] != chat.tokenizer.bos_token_id",
-           "a prompt that is cut loses its beginning token", TEST_PREPARE),
+    Mutant(FIT, "cut(start) if text[start:].strip() else None", "cut(start)",
+           "a prompt may lose all that is asked", TEST_PREPARE),
+    Mutant(FIT, "        cuts.dropped.append(row.place)\n        return None\n    if shorter",
+           "        return None\n    if shorter",
+           "rows without room for their last turn are left out in silence", TEST_PREPARE),
     Mutant(FIT, "example.counted and [flags[:room] for flags in example.counted]",
            "example.counted and [flags[-room:] for flags in example.counted]",
            "the mask is cut on the other side than the completion", TEST_PREPARE),
@@ -250,7 +255,7 @@ MUTANTS = [
            "the answer with fewer votes is chosen", TEST_LAYOUTS),
     Mutant(COLUMNS, "used.add(str(step))", "used.add(path)",
            "a key that a mapping reads inside is a column, too", TEST_COLUMNS),
-    # ----------------------------------------------------------------------------------------- mixing and streaming
+    # ----------------------------------------------------------------------------------------- mixing and kept tokens
     Mutant(MIXING, "epoch * self._quotas[source] + place", "place",
            "every epoch draws the same rows of a larger source", TEST_MIXING),
     Mutant(MIXING, "min(counts[n] / weights[n] for n in main)", "max(counts[n] / weights[n] for n in main)",
@@ -261,12 +266,27 @@ MUTANTS = [
            "the seed does not order a source's rows", TEST_MIXING),
     Mutant(PREPARE, "if row.messages not in asked]", "]",
            "rows with a held-out prompt are replayed", TEST_MIXING),
-    Mutant(STREAMING, "in self._held_out else None)", "in () else None)",
-           "prompts of held-out rows are streamed", TEST_STREAMING),
-    Mutant(STREAMING, "self.row((index + step) % len(self))", "self.row(index)",
-           "a row that cannot be used is tried again and again", TEST_STREAMING),
-    Mutant(STREAMING, "for step in range(first, self._total):", "for step in range(self._total):",
-           "a resumed run reads from the beginning", TEST_STREAMING),
+    Mutant(MIXING, "again, position = divmod(visit, self._counts[source])",
+           "again, position = 0, visit % self._counts[source]",
+           "a source that is read again comes in the order it had before", TEST_MIXING),
+    Mutant(MIXING, "if not self.mixes:", "if True:",
+           "a replayed source is left out", TEST_MIXING),
+    Mutant(MIXING, "int(most * weights[n] + 1e-9)", "int(most * weights[n])",
+           "the source that is read once loses its last row to rounding", TEST_MIXING),
+    Mutant(MIXING, "left -= len(found)", "left -= 0",
+           "a limit counts for every source anew", TEST_MIXING),
+    Mutant(MIXING, "if first is not path:", "if False:",
+           "a file that is named twice is read twice", TEST_MIXING),
+    Mutant(MIXING, "round(quota * share)", "quota",
+           "what was drawn is what an epoch draws", TEST_MIXING),
+    Mutant(TEXTS, "if text.prompt_ids[0] == last else ids", "if False else ids",
+           "two end tokens stand between texts that begin with one", TEST_BLOCKS),
+    Mutant(TEXTS, "if len(block) > 1]", "]",
+           "a block of one token is learned from", TEST_BLOCKS),
+    Mutant(FIT, "return example.grades[k] > min(example.grades)", "return True",
+           "a policy is trained of which only the worse answers end", TEST_PREPARE),
+    Mutant(FIT, 'return bool(row.columns.get("label", True))', "return True",
+           "a policy is trained of which only the bad answers end", TEST_PREPARE),
     Mutant(CACHE, "if keys[place, 1] == second:", "if True:",
            "a row gets the tokens of another with the same half key", TEST_CACHE),
     Mutant(CACHE, "(\"grades\", \"margin\",", "(\"ended\", \"grades\", \"margin\",",

@@ -9,7 +9,7 @@ PROJECTION = "onebase/engines/projection.py"
 ENGINE = "onebase/engines/engine.py"
 EXACTNESS = "onebase/engines/exactness.py"
 ROWS = "onebase/data/rows.py"
-GENERATION = "onebase/sampling/local.py"
+RUNNING = "onebase/sampling/running.py"
 DPO = "onebase/recipes/dpo.py"
 PASSES = "onebase/engines/passes.py"
 
@@ -64,9 +64,9 @@ MUTANTS = [
            "a recorded step reads a column too few", ROWS_GO),
     Mutant(CAPTURED, "self._ids[: len(ids)] = ids", "self._ids[: len(ids) - 1] = ids[:-1]",
            "the last row reads an old token", ROWS_GO),
-    Mutant(GENERATION, "                if self._is_over(row):\n                    continue\n", "",
+    Mutant(RUNNING, "                if row.is_over:\n                    continue\n", "",
            "a sample goes on behind its end", SAMPLES),
-    Mutant(GENERATION, "            column = column + 1\n", "",
+    Mutant(RUNNING, "self._numbers[:, len(self.ids)]", "self._numbers[:, 0]",
            "tokens drawn at once share a random number", SAMPLES),
     # ------------------------------------------------------------------------------------- 4 bits, and what is laid
     Mutant(PROJECTION, "yield side, weight if isinstance(weight, Tensor) else weight.expanded()",

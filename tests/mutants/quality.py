@@ -14,6 +14,7 @@ SPLIT = "onebase/quality/split.py"
 STATISTICS = "onebase/quality/statistics.py"
 ANNOTATORS = "onebase/quality/annotators.py"
 DATA_CLEAN = "onebase/tools/data_clean.py"
+ROW_DIFFICULTY = "onebase/tools/row_difficulty.py"
 
 TEST_AGREEMENT = "tests/quality/test_agreement.py"
 TEST_TEXTS = "tests/quality/test_texts.py"
@@ -27,6 +28,7 @@ TEST_SPLIT = "tests/quality/test_split.py"
 TEST_STATISTICS = "tests/quality/test_statistics.py"
 TEST_ANNOTATORS = "tests/quality/test_annotators.py"
 TEST_VERBS = "tests/tools/test_data_verbs.py"
+TEST_ROW_DIFFICULTY = "tests/tools/test_row_difficulty.py"
 
 MUTANTS = [
     # -------------------------------------------------------------------------------------------------- agreement
@@ -46,13 +48,19 @@ MUTANTS = [
     Mutant(TEXTS, "key=lambda k: -grades[k]", "key=lambda k: grades[k]",
            "answers are compared worst first", TEST_TEXTS),
     # -------------------------------------------------------------------------------------------- near-duplicates
-    Mutant(NEAR, "if similarity >= threshold:\n                    found[i]", "if True:\n                    found[i]",
+    Mutant(NEAR, "if similarity >= threshold:\n                found[i]", "if True:\n                found[i]",
            "candidates are not compared exactly", TEST_NEAR),
     Mutant(NEAR, "        if i not in found:\n", "        if True:\n",
            "a row is a duplicate of one that was dropped", TEST_NEAR),
     Mutant(NEAR, "_SLACK = 0.15", "_SLACK = -0.1", "likely duplicates are not compared", TEST_NEAR),
-    Mutant(NEAR, "if verdicts is not None and verdicts[i] != verdicts[j]:", "if False:",
+    Mutant(NEAR, "if verdicts[i] == verdicts[j]]", "if True]",
            "rows that contradict each other are duplicates", TEST_NEAR),
+    Mutant(NEAR, "sorted(buckets, key=len)", "sorted(buckets, key=len, reverse=True)",
+           "candidates come from the commonest bands first", TEST_NEAR),
+    Mutant(NEAR, "signatures, threshold)[:MOST_COMPARED]", "signatures, threshold)",
+           "every likely candidate is compared exactly", TEST_NEAR),
+    Mutant(VOTES, "by_other if says == first else by_first", "by_first",
+           "a row is denied by itself", TEST_VOTES),
     # -------------------------------------------------------------------------------------------------- encodings
     Mutant(ENCODINGS, "if _PUNCTUATION.issuperset(found[1:]):", "if False:",
            "an accented letter before punctuation is mojibake", TEST_ROWS),
@@ -83,9 +91,15 @@ MUTANTS = [
     Mutant(CLEAN, "not given.low <= value <= given.high", "not given.low <= value",
            "rows that are too hard stay",
            f"{TEST_CLEAN}::test_difficulty_keeps_the_middle_and_what_was_not_measured"),
-    Mutant(CLEAN, "[: int(given.share * len(claims))]", "",
+    Mutant(CLEAN, "[: int(given.share * len(judged))]", "",
            "noise may drop any share",
            f"{TEST_CLEAN}::test_noise_drops_at_most_the_share_of_the_largest_loss"),
+    Mutant(CLEAN, "return len(standing) - len(judged)", "return 0",
+           "rows that a reward role cannot judge are not counted",
+           f"{TEST_CLEAN}::test_margins_of_a_role_take_the_place_of_heads"),
+    Mutant(ROW_DIFFICULTY, "float(better - worse)", "float(worse - better)",
+           "a reward role's margins are turned round",
+           f"{TEST_ROW_DIFFICULTY}::test_a_reward_role_says_which_verdicts_are_noise"),
     # ------------------------------------------------------------------------------------------------------ split
     Mutant(SPLIT, "        for number, earlier in self.histories:\n            if earlier in self.numbers:",
            "        for number, earlier in self.histories:\n            if False:",

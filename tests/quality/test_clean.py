@@ -66,6 +66,9 @@ def test_a_row_is_compared_only_with_rows_that_no_filter_of_single_rows_dropped(
     kept = [pair("What?", "x" * 40, "y" * 40, 1), pair("What?", "x" * 40, "y" * 40, 2)]
     broken = pair("What?\ufffd", "x" * 40, "y" * 40, 0)
     assert set(cleaned([broken, *kept], options.Encoding(), options.Duplicates()).findings) == {0, 2}
+    # White space is no difference to a vote, and this kind of it is no text: the row says nothing to the one it denies.
+    denying = [pair("What?", "bad\x1f", "good", 1), pair("What?", "good", "bad", 2)]
+    assert set(cleaned(denying, options.Encoding(), options.Contradictions()).findings) == {0}
 
 
 def test_duplicates_name_the_first_row_and_differ_by_verdict() -> None:
@@ -107,6 +110,19 @@ def test_noise_drops_at_most_the_share_of_the_largest_loss() -> None:
         max(f[0].value["probability"] for f in few.values())
         <= sorted(f[0].value["probability"] for f in free.values())[len(few)]
     )
+
+
+def test_margins_of_a_role_take_the_place_of_heads() -> None:
+    rows = [pair(f"q{n}", "good", "bad", n) for n in range(10)]
+    margins = {row.place: 2.0 for row in rows} | {rows[3].place: -3.0, rows[7].place: -1.0}
+    del margins[rows[9].place]
+    for share, dropped in ((0.12, [3]), (0.5, [3, 7]), (0.05, [])):
+        cleaner = Cleaner([options.Noise(probability=0.4, share=share)], margins=margins)
+        for row in rows:
+            cleaner.add(row)
+        cleaned = cleaner.finish()
+        assert list(cleaned.findings) == dropped and cleaned.not_judged == 1
+    assert cleaner.claims == []
 
 
 def test_diversity_falls_when_a_kind_of_rows_is_dropped_and_not_when_copies_are() -> None:

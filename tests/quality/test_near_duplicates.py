@@ -7,6 +7,7 @@ import random
 import numpy
 import pytest
 
+from onebase.quality import near_duplicates as module
 from onebase.quality.near_duplicates import (
     NUM_HASHES,
     Index,
@@ -123,3 +124,45 @@ def test_an_index_finds_the_most_similar_text() -> None:
             assert found is not None and found.index == int(numpy.argmax(similar)) and found.similarity == max(similar)
         else:
             assert found is None
+
+
+def shared_instruction(count: int) -> list[list[str]]:
+    """Texts that share two thirds, as prompts with one instruction do, and one that repeats the first."""
+    generator = random.Random(0)
+    instruction = " ".join(generator.choices(ENGLISH, k=300))
+    words = ["".join(generator.choices("abcdefghijklmnop", k=7)) for _ in range(400)]
+    found = [f"{instruction} {' '.join(generator.choices(words, k=25))}" for _ in range(count)]
+    return [[text] for text in [*found, found[0] + "!"]]
+
+
+def test_a_shared_instruction_takes_no_quadratic_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = shared_instruction(400)
+    signatures = numpy.stack([signature_of(parts) for parts in every])
+    assert min(jaccard(runs_in(every[0][0]), runs_in(other[0])) for other in every[1:30]) > 0.5
+    compared: list[tuple[int, int]] = []
+    real = module._Sets.similarity
+
+    def counted(self: module._Sets, i: int, j: int, threshold: float) -> float:
+        compared.append((i, j))
+        return real(self, i, j, threshold)
+
+    monkeypatch.setattr(module._Sets, "similarity", counted)
+    monkeypatch.setattr(module, "MOST_COMPARED", 5)
+    found = near_duplicates(every, signatures, 0.8)
+    assert list(found) == [400] and found[400].index == 0  # the twin comes first, as its signature agrees most
+    assert len(every) < len(compared) <= 5 * len(every)
+
+
+def test_candidates_come_from_the_rarest_bands_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_NEAR", 4)
+    assert module._from_rarest([[1, 2, 3, 4, 5, 6], [0], [2, 7]]) == [0, 2, 6, 7]
+    assert module._from_rarest([[1], [1, 2], [1, 2, 3]]) == [1, 2, 3] and module._from_rarest([]) == []
+
+
+def test_every_pair_is_given_once() -> None:
+    every = [text for (text,) in shared_instruction(20)]
+    every = [*every, *(text + "?" for text in every)]
+    signatures = numpy.stack([signature_of([text]) for text in every])
+    pairs = list(similar_pairs(every, signatures, 0.8))
+    assert len(pairs) == len(set(pairs)) and all(j < i for j, i in pairs)
+    assert {(n, n + 21) for n in range(21)} <= set(pairs)

@@ -66,3 +66,12 @@ def test_gold_answers_to_one_prompt_deny_each_other() -> None:
     assert set(denied([task("4"), task(5)], "consistency")) == {0, 1}
     assert not denied([task("4"), task("5", "2 + 3?"), task(None), task(["4", "5"])], "consistency")
     assert not denied([task("4"), task("5")], "contradictions")
+
+
+def test_a_row_is_denied_by_the_first_that_says_otherwise() -> None:
+    votes = Votes()
+    for index, gold in enumerate(["4", "4", "5", "6"]):
+        votes.add(index, Row((Message("user", "2+2?"),), columns={"gold": gold}), "consistency")
+    assert {index: denied.by for index, denied in votes.denied().items()} == {2: 0, 3: 0}
+    votes.add(4, Row((Message("user", "2+2?"),), columns={"gold": "5"}), "consistency")
+    assert {index: denied.by for index, denied in votes.denied().items()} == {0: 2, 1: 2, 2: 0, 3: 0, 4: 0}

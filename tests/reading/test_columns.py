@@ -139,7 +139,9 @@ def test_the_refusal_of_unknown_keys_has_a_mapping_to_start_from(
     assert suggested(row) == mapping
     with pytest.raises(DataError) as caught:
         read_rows(written(tmp_path, [row]))
-    assert f"; map its keys with data.columns, for a start {mapping}, or rename them" in with_remedy(caught.value)
+    assert f"; map its keys with data.columns (or --columns), for a start {mapping}, or rename them" in with_remedy(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize("row", [{"frage": "q", "antwort": "a"}, {"src": "q", "tgt": "a"}])
@@ -179,6 +181,9 @@ def test_a_dry_run_reads_by_the_mapping(tmp_path: Path, capsys: pytest.CaptureFi
     words = ["sft", f"--model={base}", f"--output_dir={tmp_path / 'o'}", "--model.chat_template=plain", "--dry-run",
              f"--data.train={path}"]  # fmt: skip
     assert main(words) == 3
-    assert "map its keys with data.columns, for a start {prompt: frage, completion: q2}" in capsys.readouterr().err
+    assert (
+        "map its keys with data.columns (or --columns), for a start {prompt: frage, completion: q2}"
+        in capsys.readouterr().err
+    )
     assert main([*words, "--data.columns", json.dumps({"prompt": "frage", "completion": "antwort"})]) == 0
     assert "columns for reward functions only: q2 (8 rows)" in capsys.readouterr().err

@@ -114,9 +114,9 @@ def test_a_prompt_over_the_context_is_named_by_its_row(verb: str, base: Path, tm
     stops: Options = {"data.truncate_prompt": "error"}
     line = error_of(capsys, 3, verb, common(base, tmp_path / "run", rows), more, stops)
     assert re.match(rf"{re.escape(str(rows))}:\d: the prompt has \d+ tokens, and only \d+ fit: ", line), line
-    # By default its oldest tokens are cut, and the same rows train.
+    # By default its beginning is cut, and the same rows train.
     assert main([verb, *words(common(base, tmp_path / "run", rows), more, {"max_steps": 1})]) == 0
-    assert "prompts lost their oldest tokens" in capsys.readouterr().err
+    assert "prompts lost the beginning of their last user turn" in capsys.readouterr().err
 
 
 def test_no_room_for_a_prompt_is_said(base: Path, prompts: Path, tmp_path: Path, capsys: Capture) -> None:

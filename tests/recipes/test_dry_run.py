@@ -48,8 +48,10 @@ def test_what_fits_is_planned_and_leaves_nothing(verb: str, base: Path, sft_role
     # The first example, as `data show` would show it.
     assert re.search(r"^example     .*rows\.jsonl:\d+, read as pair; template hh$", plan, re.MULTILINE)
     assert "Human: " in plan and "Assistant:" in plan
-    if verb in ("sft", "dpo", "reward"):
+    if verb in ("sft", "dpo"):
         assert "⟦" in plan and "end token <|eos|> learned in " in plan
+    if verb == "reward":  # it learns from whole scores, and from no token by itself
+        assert "⟦" not in plan and "of 2; each has one score, read at its last token" in plan
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 

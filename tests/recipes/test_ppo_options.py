@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onebase.engines.passes import lay_out
+from onebase.errors import DataError
 from onebase.recipes import ppo
 from onebase.rollouts.collect import Rollout
 from onebase.training.averages import Averages
@@ -322,3 +323,29 @@ def test_rollouts_of_a_policy_that_stands_still_differ(base: Path, prompts: Path
     for index in range(2):
         scores.append(trainer.train_rollout(index)["objective/entropy"])
     assert scores[0] != pytest.approx(scores[1], abs=1e-6)
+
+
+def test_ptx_reads_by_a_mapping_and_the_better_of_two_answers(base: Path, prompts: Path, tmp_path: Path) -> None:
+    rows = [{"frage": "Is it?", "gut": f"It is {i}.", "schlecht": f"No {i}."} for i in range(4)]
+    more: Options = {
+        "ppo.ptx_data": str(write_rows(tmp_path / "d.jsonl", rows)),
+        "ppo.ptx_columns": {"prompt": "frage", "chosen": "gut", "rejected": "schlecht"},
+        "ppo.ptx_coefficient": 0.5,
+    }
+    trainer = trainer_of(base, prompts, tmp_path / "run", more)
+    answers = [example.row.answers for example in trainer.ptx if example.row]
+    assert answers == [(f"It is {i}.",) for i in range(4)]
+
+
+def test_ptx_of_conversations_that_never_end_is_refused_and_of_long_texts_is_not(
+    base: Path, prompts: Path, tmp_path: Path
+) -> None:
+    long = "I like it, and so do all the others. " * 20
+    for rows in ([{"text": long}], [{"prompt": "Is it?", "completion": long}]):
+        data = write_rows(tmp_path / "d.jsonl", rows)
+        more: Options = {"ppo.ptx_data": str(data), "ppo.ptx_coefficient": 0.5}
+        if "text" in rows[0]:
+            assert len(trainer_of(base, prompts, tmp_path / "run", more).ptx) == 1
+            continue
+        with pytest.raises(DataError, match="no answer's end token is learned.* of 1 answers, 1 are cut"):
+            trainer_of(base, prompts, tmp_path / "other", more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -68,6 +69,17 @@ SCHEDULED: Options = {
     "optimizer.schedule": "cosine",
     "optimizer.weight_decay": 0.1,
 }
+NEW_MODEL: Options = {
+    "max_steps": 6,
+    "batch.minibatch": 4,
+    "tiny.vocab_size": 300,
+    "tiny.hidden_size": 32,
+    "tiny.num_layers": 2,
+    "tiny.num_heads": 2,
+    "tiny.max_length": 32,
+    "evaluation.every_steps": 2,
+    "optimizer.schedule": "linear",
+}
 SAMPLED: Options = {
     "reward.callable": "tests.recipes.conftest:count_vowels",
     "generation.max_new_tokens": 6,
@@ -100,23 +112,11 @@ class Stage:
 
 
 STAGES = {
-    "pretrain": Stage(
-        "pretrain",
-        {
-            "max_steps": 6,
-            "batch.minibatch": 4,
-            "tiny.vocab_size": 300,
-            "tiny.hidden_size": 32,
-            "tiny.num_layers": 2,
-            "tiny.num_heads": 2,
-            "tiny.max_length": 32,
-            "evaluation.every_steps": 2,
-            "optimizer.schedule": "linear",
-        },
-        STOPS,
-    ),
+    "pretrain": Stage("pretrain", NEW_MODEL, STOPS),
     "sft": Stage("sft", {**SCHEDULED, "lora.dropout": 0.2}, STOPS),
+    "pretrain streamed": Stage("pretrain", {**NEW_MODEL, "data.streaming": True}, STOPS),
     "sft streamed": Stage("sft", {**SCHEDULED, "data.streaming": True}, STOPS),
+    "sft from a packed file": Stage("sft", {**SCHEDULED, "data.streaming": True, "data.train": "PACKED"}, STOPS),
     "dpo streamed": Stage("dpo", {**SCHEDULED, "data.streaming": True}, STOPS),
     "sft in full": Stage("sft", {**SCHEDULED, "lora.r": 0}, STOPS),
     "reward": Stage("reward", SCHEDULED, STOPS),
@@ -181,6 +181,12 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(best_of, "PROMPTS_AT_A_TIME", 4)
 
 
+@pytest.fixture(autouse=True)
+def a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A new one for each test, so that what is kept there is made anew as well."""
+    monkeypatch.setenv("ONEBASE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @dataclass(frozen=True)
 class Materials:
     """What the stages start from, and what they gave when nobody stopped them."""
@@ -205,8 +211,10 @@ class Materials:
             "best-of": lambda: [{**row, "more": [None, {"big": 1 << 70, "漢": 0.1}]} for row in prompt_rows()],
         }
         data = write_rows(self.folder / f"{stage.verb}.jsonl", rows[stage.verb]())
+        packed = data.with_suffix(".jsonl.gz")
+        packed.write_bytes(gzip.compress(data.read_bytes(), mtime=0))
         ptx = write_rows(self.folder / "ptx.jsonl", [{"text": text} for text in SENTENCES[:8]])
-        named = {"SFT": str(self.sft_role), "REWARD": str(self.reward_role), "PTX": str(ptx)}
+        named = {"SFT": str(self.sft_role), "REWARD": str(self.reward_role), "PTX": str(ptx), "PACKED": str(packed)}
         options = common(self.base, output, data)
         if stage.verb == "pretrain":
             options = {key: value for key, value in options.items() if not key.startswith("model.")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ def test_streamed_cached_and_in_memory_runs_end_with_the_same_bytes(
     for name, options in (("first", {"data.streaming": True}), ("second", {"data.streaming": True}), ("third", {})):
         assert roles(run(verb, base, tmp_path / name, data, more, options)) == expected
     assert len(list((tmp_path / "cache").glob("tokens-*"))) == 1 and list((tmp_path / "cache").glob("*/segment-*"))
+    packed = tmp_path / "d.jsonl.gz"
+    packed.write_bytes(gzip.compress(data.read_bytes()))
+    assert roles(run(verb, base, tmp_path / "packed", packed, more, {"data.streaming": True})) == expected
     assert metric_rows(tmp_path / "second")[-1]["perf/rows_per_second"] > 0
 
 
@@ -82,11 +86,73 @@ def test_kto_is_not_streamed(base: Path, tmp_path: Path) -> None:
         run("dpo", base, tmp_path / "run", data, more)
 
 
-def test_a_file_of_another_kind_is_streamed_only_if_it_is_plain(base: Path, tmp_path: Path) -> None:
-    data = tmp_path / "d.json"
-    data.write_text(json.dumps(answered_rows()))
-    with pytest.raises(DataError, match="only plain .jsonl files are streamed"):
-        run("sft", base, tmp_path / "run", data, {"data.streaming": True})
+def test_kto_reads_large_files_at_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onebase.recipes.setup.data.STREAMED_FROM", 1)
+    data = write_rows(tmp_path / "d.jsonl", [{**row, "label": bool(i % 2)} for i, row in enumerate(answered_rows())])
+    config = load(DPOConfig, common(base, tmp_path / "run", data), SHORT, {"loss": "kto"})
+    assert "streamed" not in dpo.plan(config)
+
+
+def test_large_files_are_streamed_where_there_is_a_place_for_copies(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onebase.recipes.setup.data.STREAMED_FROM", 1)
+    plain, listed = write_rows(tmp_path / "d.jsonl", answered_rows()), tmp_path / "d.json"
+    listed.write_text(json.dumps(answered_rows()))
+
+    def streams(data: Path) -> bool:
+        return "streamed rows" in sft.plan(load(SFTConfig, common(base, tmp_path / "run", data)))
+
+    assert streams(plain) and not streams(listed)
+    monkeypatch.setenv("ONEBASE_CACHE", str(tmp_path / "cache"))
+    assert streams(plain) and streams(listed)
+    monkeypatch.setattr("onebase.recipes.setup.data.STREAMED_FROM", 1 << 20)
+    assert not streams(plain)
+
+
+def test_a_limit_and_the_columns_hold_for_streamed_rows(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"frage": row["prompt"], "antwort": row["completion"]} for row in answered_rows(60)]
+    rows[5] = rows[3]
+    data = write_rows(tmp_path / "d.jsonl", rows)
+    mapped = {"data.columns": {"prompt": "frage", "completion": "antwort"}, "data.limit": 20, "data.streaming": True}
+    config = load(SFTConfig, common(base, tmp_path / "run", data), mapped)
+    assert "20 streamed rows, about " in sft.plan(config)
+    said = capsys.readouterr().err
+    assert "20 rows are streamed, found in" in said and "and 4 are held out" in said
+    assert f"of 20 rows looked at: the training data repeats rows: 1 row ({data}:6)" in said
+
+
+def test_evaluation_data_is_no_streamed_training_data(base: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "d.jsonl", answered_rows())
+    more: Options = {"data.streaming": True, "data.eval": str(data), "data.eval_fraction": None}
+    with pytest.raises(DataError, match="is evaluation data, and training data as"):
+        run("sft", base, tmp_path / "run", data, more)
+
+
+@pytest.mark.parametrize("verb", ["reward", "dpo"])
+def test_answers_that_are_ranked_beside_other_rows_are_not_streamed(base: Path, tmp_path: Path, verb: str) -> None:
+    rows = [{"prompt": "Is it?", "completion": f"It is {i}.", "score": i} for i in range(20)]
+    data = write_rows(tmp_path / "d.jsonl", rows)
+    with pytest.raises(
+        DataError, match=r"d.jsonl:\d+: this answer would be ranked beside .* set data.streaming: false"
+    ):
+        run(verb, base, tmp_path / "run", data, {"data.streaming": True})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("verb", ["sft", "dpo"])
+def test_a_policy_that_would_never_stop_is_not_trained(base: Path, tmp_path: Path, verb: str, streaming: bool) -> None:
+    rows = VERBS[verb][2](30)
+    for row in rows:
+        better = "chosen" if verb == "dpo" else "completion"
+        row[better] += " I like it, and so do all the others." * 2  # only the worse answers end
+    data = write_rows(tmp_path / "d.jsonl", rows)
+    more = {"data.streaming": streaming, "data.max_completion_tokens": 20}
+    word = "better answer" if verb == "dpo" else "answer"
+    with pytest.raises(DataError, match=f"no {word}'s end token is learned, so the policy would never stop: of "):
+        run(verb, base, tmp_path / "run", data, more)
 
 
 def mixture(tmp_path: Path) -> Options:
@@ -134,6 +200,83 @@ def test_pretraining_mixes_blocks_of_text_with_conversations(base: Path, tmp_pat
     pretrain.run(config)
     drawn = json.loads((tmp_path / "run" / "summary.json").read_text())["data"]["sources"]
     assert drawn[0]["drawn"] == drawn[1]["drawn"] > 0
+
+
+PRETRAIN: Options = {"block_length": 24, "batch.minibatch": 4, "max_steps": 6, "evaluation.every_steps": 2}
+
+
+def pretrained(base: Path, folder: Path, data: Path, *more: Options) -> dict[str, bytes]:
+    pretrain.run(load(PretrainConfig, common(base, folder, data), PRETRAIN, *more))
+    return {name: found for name, found in file_bytes(folder / "model").items() if name.endswith(".safetensors")}
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.txt", "d.txt.gz"])
+def test_pretraining_streams_to_the_same_bytes_and_tokenizes_once(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setenv("ONEBASE_CACHE", str(tmp_path / "cache"))
+    texts, data = [f"The cat is big. I like the cat number {i}." for i in range(60)], tmp_path / name
+    if name == "d.jsonl":
+        write_rows(data, [{"text": text} for text in texts])
+    else:
+        written = "\n\n".join(texts).encode()
+        data.write_bytes(gzip.compress(written) if name.endswith(".gz") else written)
+    held = tmp_path / "h.txt"
+    held.write_text("The dog is bad.\n\nI like the fish.")
+    more: Options = {"data.eval": str(held), "data.eval_fraction": None}
+    expected = pretrained(base, tmp_path / "memory", data, more)
+    capsys.readouterr()
+    for folder, times in (("first", 1), ("second", 0)):
+        assert pretrained(base, tmp_path / folder, data, more, {"data.streaming": True}) == expected
+        assert capsys.readouterr().err.count("60 texts are tokenized once, and kept in the cache") == times
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("memory", "first")]
+    assert summaries[0]["data"] == summaries[1]["data"]
+
+
+def test_streamed_pretraining_mixes_holds_out_and_plans(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ONEBASE_CACHE", str(tmp_path / "cache"))
+    texts = [{"text": f"The cat is big. I like the cat number {i}."} for i in range(300)]
+    data, replay = write_rows(tmp_path / "t.jsonl", [*texts, {"text": " "}]), tmp_path / "r.jsonl"
+    write_rows(replay, answered_rows(60))
+    more: Options = {"data.replay.path": str(replay), "data.replay.share": 0.25, "data.streaming": True}
+    config = load(PretrainConfig, common(base, tmp_path / "run", data), PRETRAIN, more)
+    plan = pretrain.plan(config)
+    assert not list((tmp_path / "cache").glob("kept-texts-*"))  # a plan reads a sample
+    assert "data        361 streamed texts, about " in plan and "; 60 held out" in plan
+    assert "(24.9% of an epoch, replayed)" in plan
+    pretrain.run(config)
+    said = capsys.readouterr().err
+    assert "361 rows are streamed" in said and "60 are held out" in said
+    assert f"left out: 1 with empty answer ({data}:301)" in said
+    drawn = json.loads((tmp_path / "run" / "summary.json").read_text())["data"]["sources"]
+    assert drawn[0]["drawn"] == 18 and drawn[1]["drawn"] == 6
+
+
+def test_a_new_model_s_tokenizer_is_trained_on_streamed_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEBASE_CACHE", str(tmp_path / "cache"))
+    texts = write_rows(tmp_path / "t.jsonl", [{"text": f"The cat is big. I like cat {i}."} for i in range(40)])
+    held = write_rows(tmp_path / "h.jsonl", [{"text": "A dog."}])
+    tiny = {"tiny.vocab_size": 300, "tiny.hidden_size": 32, "tiny.num_layers": 1, "tiny.num_heads": 2}
+    base: Options = {"data.train": str(texts), "data.eval": str(held), "max_steps": 2, "block_length": 16, **tiny}
+    found = []
+    for streaming in (False, True):
+        config = load(PretrainConfig, base, {"output_dir": str(tmp_path / str(streaming)), "data.streaming": streaming})
+        assert ("40 streamed texts" if streaming else "41 texts, ") in pretrain.plan(config)
+        pretrain.run(config)
+        found.append(file_bytes(tmp_path / str(streaming) / "model"))
+    assert found[0] == found[1]
+
+
+def test_streamed_pretraining_needs_a_place_for_its_tokens(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_rows(tmp_path / "t.jsonl", [{"text": f"The cat is big {i}."} for i in range(40)])
+    with pytest.raises(DataError, match="needs a place to keep them, and the cache is off"):
+        pretrained(base, tmp_path / "run", data, {"data.streaming": True})
+    monkeypatch.setattr("onebase.recipes.setup.data.STREAMED_FROM", 1)
+    assert "streamed rows" not in pretrain.plan(load(PretrainConfig, common(base, tmp_path / "a", data), PRETRAIN))
 
 
 def test_prompts_are_mixed_too(base: Path, tmp_path: Path) -> None:

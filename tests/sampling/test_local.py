@@ -17,7 +17,8 @@ from onebase.errors import DoesNotFitError, PromptTooLongError
 from onebase.models.base import OneBase
 from onebase.records import Example
 from onebase.sampling import local
-from onebase.sampling.local import LocalSampler, draw, generate, random_numbers, slots_that_fit, stop_ids
+from onebase.sampling.drawing import draw, random_numbers
+from onebase.sampling.local import LocalSampler, generate, slots_that_fit, stop_ids
 from onebase.sampling.sampler import Sample, Sampler, Sampling
 from onebase.seeds import sample_seeds
 from tests.tiny_models import (

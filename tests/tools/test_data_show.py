@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html import unescape
@@ -79,14 +81,14 @@ def test_what_is_cut_is_said(base: Path, tmp_path: Path, capsys: pytest.CaptureF
     out, _ = shown(capsys, *options, "40")
     assert "note: the prompt is cut, its oldest turns are left out: prompts are limited to 40 tokens\n" in out
     assert "turn 0" not in out and "turn 4" in out and re.search(r"note: \d+ of the row's \d+ tokens are cut", out)
-    out, _ = shown(capsys, *options, "10")
-    assert "its oldest tokens are left out: prompts are limited to 10 tokens" in out
+    out, _ = shown(capsys, *options, "28")
+    assert "the beginning of its last user turn is left out: prompts are limited to 28 tokens" in out
     _, err = shown(capsys, *options, "10", "--truncate-prompt", "drop", code=3)
     assert re.search(r"long.jsonl:1: the prompt has \d+ tokens, so training leaves this row out: prompts are", err)
     _, err = shown(capsys, *options, "10", "--truncate-prompt", "error", code=3)
     assert "only 10 fit: prompts are limited to 10 tokens" in err
     out, _ = shown(capsys, *options, "40", "--max-completion-tokens", "3")
-    assert "answers are cut at the end, and teach no end token" in out and "learned in 0 of 1" in out
+    assert "answers are cut at the end, before their end token" in out and "learned in 0 of 1" in out
     assert "does not end" in out
 
 
@@ -161,3 +163,48 @@ def test_tools_that_a_template_does_not_know_are_one_line(
         f"error: {file}:1: the chat template hh does not write 'weather' of the row's tools, calls and results; set "
         "model.chat_template to one that writes tools (qwen, llama-3, or the tokenizer's own), or drop these rows\n"
     )
+
+
+def test_a_reward_role_reads_a_score_and_learns_no_token(
+    base: Path, reward_role: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored, _ = shown(capsys, str(pairs), "--model", str(base), "--chat-template", "hh", "--train-on", "score")
+    by_role, _ = shown(capsys, str(pairs), "--model", str(reward_role))
+    for out in (scored, by_role):
+        assert "train on  score" in out and "learned" not in out and "⟦" not in out
+        assert "end token <|eos|> at the end of 2 of 2; each has one score, read at its last token\n" in out
+        assert re.search(r"answer 2 of 2, grade 0, \d+ tokens, ends", out)
+    as_policy, _ = shown(capsys, str(pairs), "--model", str(reward_role), "--train-on", "completion")
+    assert "train on  completion" in as_policy and "learned in 2 of 2" in as_policy
+    card = json.loads((reward_role / "role.json").read_text())
+    role = tmp_path / "mean"
+    shutil.copytree(reward_role, role)
+    (role / "role.json").write_text(json.dumps(card | {"pooling": "mean"}))
+    assert "each has one score, the mean of its tokens' scores" in shown(capsys, str(pairs), "--model", str(role))[0]
+    page = tmp_path / "row.html"
+    shown(capsys, str(pairs), "--model", str(reward_role), "--html", str(page))
+    text = page.read_text(encoding="utf-8")
+    assert "counts in the loss" not in text and "its end token is scored" in text and "learned</span>" not in text
+
+
+def test_a_packed_tokenizer_is_named(
+    base: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    (folder / "tokenizer_config.json").write_bytes((base / "tokenizer_config.json").read_bytes())
+    (folder / "tokenizer.json.gz").write_bytes(gzip.compress((base / "tokenizer.json").read_bytes()))
+    _, err = shown(capsys, str(pairs), "--model", str(folder), "--chat-template", "hh", code=2)
+    assert err == (
+        f"error: {folder}: no tokenizer could be loaded: tokenizer.json.gz is packed, and has to be unpacked (gunzip, "
+        "in a copy of the folder if it should stay as it is)\n"
+    )
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(
+    shared: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("qwen2.5_config_only", "qwen3_config_only"):
+        folder = shared / "data/tokenizers" / name
+        _, err = shown(capsys, str(pairs), "--model", str(folder), code=2)
+        assert f"error: {folder}: no tokenizer could be loaded: it knows special tokens alone; add its" in err

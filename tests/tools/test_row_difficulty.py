@@ -17,7 +17,7 @@ from onebase.errors import DataError
 from onebase.reading.formats import read_rows
 from onebase.recipes.setup.saved import open_saved
 from onebase.tools import row_difficulty
-from onebase.tools.row_difficulty import difficulties
+from onebase.tools.row_difficulty import difficulties, margins
 from tests.recipes.conftest import answered_rows, pair_rows, write_rows
 
 
@@ -77,3 +77,33 @@ def test_rows_that_a_role_cannot_judge_are_kept_and_counted(
 
 def test_torch_is_not_needed_for_samples() -> None:
     assert "torch" not in vars(row_difficulty)
+
+
+def test_a_reward_role_says_which_verdicts_are_noise(
+    reward_role: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pair_rows(12)
+    found = margins(read_rows(write_rows(tmp_path / "all.jsonl", rows)), str(reward_role))
+    assert main(["score", str(reward_role), str(tmp_path / "all.jsonl")]) == 0
+    scores = [json.loads(line)["scores"] for line in capsys.readouterr().out.splitlines()]
+    assert list(found.values()) == pytest.approx([better - worse for better, worse in scores], abs=1e-5)
+    # Every verdict as the role has it; then the one it is surest of is turned round.
+    right = [
+        row if margin > 0 else row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+        for row, margin in zip(rows, found.values(), strict=True)
+    ]
+    surest = max(range(12), key=lambda n: abs(list(found.values())[n]))
+    right[surest] |= {"chosen": right[surest]["rejected"], "rejected": right[surest]["chosen"]}
+    data = write_rows(tmp_path / "pairs.jsonl", [*right, {**rows[0], "tie": True}])
+    words = ["data", "clean", str(data), "--output", str(tmp_path / "out"), "--reward", str(reward_role)]
+    assert main([*words, "--filter", "{name: noise, probability: 0.45, share: 0.1}"]) == 0
+    (line,) = map(json.loads, (tmp_path / "out" / "dropped" / "pairs.jsonl").read_text().splitlines())
+    assert line["place"] == f"{data}:{surest + 1}" and line["reason"] == "the reward role prefers another answer"
+    assert line["value"]["margin"] < 0 and line["value"]["probability"] < 0.45
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["noise_not_judged"] == 1 and report["kept"] == 12
+    said = capsys.readouterr().err
+    assert "judged 12 of 13 rows" in said and "the reward role could not judge 1 rows, which were kept" in said
+    answers = read_rows(write_rows(tmp_path / "answers.jsonl", answered_rows(3)))
+    with pytest.raises(DataError, match="judges answers that are compared, and no row compares any; take --reward out"):
+        margins(answers, str(reward_role))

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-import onebase.data
-from onebase.config.groups import DataGroup, FilesGroup, PromptDataGroup, SourceGroup
-from onebase.data.chat import ChatFormat
+from onebase.config.groups import DataGroup, FilesGroup, PromptDataGroup, SourceGroup, StreamedGroup
 from onebase.data.fit import Cuts, Limits
 from onebase.data.mixing import Order, Source
 from onebase.data.prepare import dropped_line, read_split, with_system
-from onebase.data.remarks import remarks
-from onebase.data.selection import unusable
-from onebase.data.streaming import Encode, Streamed, streams
+from onebase.data.remarks import check_split, remarks
+from onebase.data.selection import drop_unusable
 from onebase.data.token_cache import TokenCache, cache_root
+from onebase.errors import DataError
+from onebase.reading.containers import is_plain_lines
 from onebase.reading.files import expand
 from onebase.reading.formats import read_files
 from onebase.records import Example, Prompt, Row
 from onebase.runs.progress import say
+from onebase.streaming.examples import Encode, OnDemand, Streamed
+from onebase.streaming.rows import StreamedRows
 
 STREAMED_FROM = 32 << 20
-"""Bytes of plain .jsonl files from which they are streamed by themselves."""
+"""Bytes of files from which they are streamed by themselves."""
 MOST_HELD_OUT = 1000
 """Rows held out of streamed ones."""
-CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(onebase.data.__file__).parent.glob("*.py"))))
-"""Changes with the code that turns rows into tokens."""
 
 
 def sources_of(data: FilesGroup) -> list[Source]:
@@ -73,7 +70,7 @@ def system_prompt_of(data: FilesGroup) -> str | None:
 def order_of(data: FilesGroup, examples: Sequence[Example | Prompt], seed: int) -> Order:
     """In which order a run reads these examples, which lie source by source."""
     sources = sources_of(data)
-    if isinstance(examples, Streamed):
+    if isinstance(examples, OnDemand):
         return Order(sources, examples.counts, seed=seed)
     counts = [0] * len(sources)
     for example in examples:
@@ -96,50 +93,64 @@ def read_record(
     return found
 
 
-def is_streamed(data: DataGroup) -> bool:
-    """Whether rows are read as they are needed."""
+def is_streamed(data: StreamedGroup, *, kept: bool = False) -> bool:
+    """Whether rows are read as they are needed. By themselves they are where there is a place for what is `kept`:
+    copies of files that are no plain JSON lines, or all tokens."""
     if data.streaming != "auto":
         return data.streaming
     files = [path for name in data.files for path in expand(name)]
-    return all(map(streams, files)) and sum(path.stat().st_size for path in files) >= STREAMED_FROM
+    if sum(path.stat().st_size for path in files) < STREAMED_FROM:
+        return False
+    return cache_root() is not None or (not kept and all(map(is_plain_lines, files)))
+
+
+def streamed_rows(data: StreamedGroup) -> tuple[StreamedRows, list[Row]]:
+    """Rows that are read as they are needed, and the held-out ones. Prints remarks on a sample of them.
+
+    Without held-out files, rows spread evenly over the file are held out, at most a thousand.
+    """
+    began = time.monotonic()
+    check_split(data.files, data.eval)
+    rows = StreamedRows(sources_of(data), limit=data.limit, tell=say)
+    held_out = (
+        read_files(data.eval, columns=data.columns)
+        if data.eval
+        else rows.hold_out(data.eval_fraction, most=MOST_HELD_OUT)
+    )
+    held_out, dropped = drop_unusable(held_out, max_share=data.max_dropped_share if data.eval else 1.0)
+    say(
+        f"{len(rows)} rows are streamed, found in {time.monotonic() - began:.1f} s; they are not compared with one "
+        f"another, and {len(held_out)} are held out"
+    )
+    sample = rows.sample()
+    for line in remarks(sample, []):
+        say(f"of {len(sample)} rows looked at: {line}")
+    if dropped:
+        say(f"of the held-out rows {dropped_line(dropped)}")
+    return rows, held_out
 
 
 def streamed(
     data: DataGroup, encode_row: Encode, limits: Limits, *, cache: TokenCache | None
 ) -> tuple[Streamed, list[Example]]:
-    """Examples that are read as they are needed, and the held-out ones.
-
-    Without held-out files, rows spread evenly over the file are held out, at most a thousand.
-    """
-    began, system = time.monotonic(), system_prompt_of(data)
+    """Examples that are made of `streamed_rows` as they are needed, and the held-out ones."""
+    system = system_prompt_of(data)
 
     def encode(row: Row, cuts: Cuts) -> Example | None:
         return encode_row(with_system([row], system)[0], cuts)
 
-    train = Streamed(sources_of(data), encode, limits)
-    rows = (
-        read_files(data.eval, columns=data.columns)
-        if data.eval
-        else train.hold_out(data.eval_fraction, most=MOST_HELD_OUT)
-    )
+    rows, others = streamed_rows(data)
     cuts = Cuts(limits)
-    held_out = [example for row in rows if not unusable(row) and (example := encode(row, cuts)) is not None]
+    held_out = [example for row in others if (example := encode(row, cuts)) is not None]
     if cache is not None:
         cache.flush()
-    say(
-        f"{len(train)} rows are streamed, found in {time.monotonic() - began:.1f} s; they are not compared with one "
-        f"another, and {len(held_out)} are held out"
-    )
-    return train, held_out
+    return Streamed(rows, encode, limits), held_out
 
 
-def open_cache(chat: ChatFormat, limits: Limits, train_on: str) -> TokenCache | None:
-    """The cache for rows encoded this way; None if caching is off."""
-    if (root := cache_root()) is None:
-        return None
-    tokenizer = getattr(chat.tokenizer, "backend_tokenizer", None)
-    told = tokenizer.to_str() if tokenizer is not None else repr(sorted(chat.tokenizer.get_vocab().items()))
-    special = (chat.tokenizer.bos_token_id, chat.tokenizer.eos_token_id, type(chat.tokenizer).__name__)
-    lengths = (limits.context, limits.max_prompt, limits.max_completion, limits.truncate_prompt)
-    digest = hashlib.sha256(repr((CODE.hexdigest(), told, special, chat.fingerprint, lengths, train_on)).encode())
-    return TokenCache(root / f"tokens-{digest.hexdigest()[:24]}")
+def check_compares(row: Row) -> None:
+    """Raises DataError for a streamed row whose answer is only compared with those of other rows."""
+    if len(row.answers) == 1 and (row.grades is not None or not row.messages):
+        raise DataError(
+            f"{row.place}: this answer would be ranked beside those of other rows, and streamed rows are not compared "
+            "with one another; set data.streaming: false"
+        )

@@ -9,14 +9,15 @@ from onebase.config.losses import LOSSES
 from onebase.config.preferences import DPOConfig
 from onebase.data.chat import ChatFormat
 from onebase.data.compared import drop_equal_completions, rank_scored, unranked_line
-from onebase.data.encoded import Encoder
+from onebase.data.encoded import Encoder, open_cache
+from onebase.data.fit import require_end
 from onebase.data.prepare import dropped_line, encode_rows
 from onebase.data.tree import separate
 from onebase.data.view import first_lines
 from onebase.errors import DataError
 from onebase.models.base import OneBase
 from onebase.models.role_files import load_role
-from onebase.recipes.setup.data import is_streamed, open_cache, order_of, read_rows, streamed
+from onebase.recipes.setup.data import check_compares, is_streamed, order_of, read_rows, streamed
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.shared import (
     limits_of,
@@ -60,12 +61,16 @@ def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[Se
     unpaired = "kto" in loss_weights(config)
     limits = limits_of(config.data, context)
     cache = open_cache(chat, limits, "completion")
-    if is_streamed(config.data):
+    if is_streamed(config.data) and not (unpaired and config.data.streaming == "auto"):
         if unpaired:
             raise DataError("kto compares all rows' labels and is not streamed; set data.streaming: false")
         encode = Encoder(chat, cache=cache)
         say("streamed rows: the reference's log-probs are computed in every step")
-        return streamed(config.data, lambda row, cuts: _learned(encode(_checked(row), cuts)), limits, cache=cache)
+        stream, others = streamed(
+            config.data, lambda row, cuts: _learned(encode(_checked(row), cuts)), limits, cache=cache
+        )
+        require_end(stream.sample(), chat, say, preferred=True)
+        return stream, others
     sides = []
     for rows in read_rows(config.data, config.seed):
         if not unpaired:
@@ -90,10 +95,12 @@ def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[Se
         raise DataError("no rows are left to train on; look at data.train and the limits on lengths")
     if unpaired:
         _check_labels(sides[0])
+    require_end(sides[0], chat, say, preferred=True)
     return sides[0], sides[1]
 
 
 def _checked(row: Row) -> Row:
+    check_compares(row)
     _check_answers(row, unpaired=False)
     return row
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from onebase.config.rollouts import PPOConfig
 from onebase.data.chat import ChatFormat
+from onebase.data.fit import require_end
 from onebase.data.mixing import Order
-from onebase.data.prepare import dropped_line, encode_rows
+from onebase.data.prepare import best_answer, dropped_line, encode_rows
 from onebase.data.selection import drop_unusable
 from onebase.data.view import first_lines
 from onebase.engines.budget import TokenBudget
@@ -166,12 +167,18 @@ def make_optimizer(setup: Setup, *, repro_folder: Path) -> Update:
 def read_all(config: PPOConfig, chat: ChatFormat, context: int) -> tuple[list[Prompt], list[Prompt], list[Example]]:
     """Reads training prompts, held-out prompts and the texts for PTX."""
     prompts, held_out = read_prompts(config.data, config.evaluation, config.generation, chat, context, seed=config.seed)
-    if not config.ppo.ptx_data:
+    ppo = config.ppo
+    if not ppo.ptx_data:
         return prompts, held_out, []
-    rows, dropped = drop_unusable(read_files(config.ppo.ptx_data), max_share=config.data.max_dropped_share)
+    rows, dropped = drop_unusable(
+        read_files(ppo.ptx_data, columns=ppo.ptx_columns), max_share=config.data.max_dropped_share
+    )
     if dropped:
         say(f"ppo.ptx_data: {dropped_line(dropped)}")
-    return prompts, held_out, encode_rows(rows, chat, limits_of(config.data, context))
+    ptx = encode_rows(map(best_answer, rows), chat, limits_of(config.data, context))
+    # A text that is cut, as one of a book is, says nothing about where answers end.
+    require_end([example for example in ptx if example.row is not None and example.row.messages], chat, say)
+    return prompts, held_out, ptx
 
 
 def updates_of(config: PPOConfig, num_prompts: int) -> int:

@@ -10,7 +10,7 @@ from onebase.data.chat import ChatFormat, chat_format
 from onebase.engines.opening import load_base
 from onebase.errors import ModelError
 from onebase.models.base import OneBase
-from onebase.models.role_card import TEMPLATE_FILE, read_card
+from onebase.models.role_card import TEMPLATE_FILE, RoleCard, read_card
 from onebase.models.role_files import load_role
 from onebase.recipes.setup.named_folders import check_opened
 from onebase.runs.progress import say
@@ -42,8 +42,30 @@ def open_saved(
             says.
     """
     use_threads(None)
-    wanted, cards = check_opened(roles, model=model)
+    base, cards = open_base(roles, model=model, dtype=dtype, quantization=quantization, device=device)
     folders = {name: Path(folder) for name, (folder, _) in roles.items()}
+    template = next((str(folders[n] / TEMPLATE_FILE) for n, card in cards.items() if card.chat_template), None)
+    if not cards and base.tokenizer.chat_template is None:
+        template = "plain"  # a base model without a template continues the text as it stands
+    chat = chat_format(base.tokenizer, template)
+    for name in cards:
+        warn_of_template(folders[name], chat)
+    return base, chat
+
+
+def open_base(
+    roles: Mapping[str, tuple[str, tuple[str, ...]]],
+    *,
+    model: str | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    device: str = "auto",
+) -> tuple[OneBase, dict[str, RoleCard]]:
+    """Loads the base that these folders need, with the roles on it; returns it with the cards of those that have one.
+
+    Arguments and errors are those of `open_saved`, but there may be no role where a model is given.
+    """
+    wanted, cards = check_opened(roles, model=model)
     first = next(iter(cards.values()), None)
     base = load_base(
         wanted,
@@ -62,13 +84,7 @@ def open_saved(
             base.add_role(name)
         else:
             load_role(base, name, folder, kinds=kinds)
-    template = next((str(folders[n] / TEMPLATE_FILE) for n, card in cards.items() if card.chat_template), None)
-    if not cards and base.tokenizer.chat_template is None:
-        template = "plain"  # a base model without a template continues the text as it stands
-    chat = chat_format(base.tokenizer, template)
-    for name in cards:
-        warn_of_template(folders[name], chat)
-    return base, chat
+    return base, cards
 
 
 def warn_of_template(folder: str | Path, chat: ChatFormat) -> None:

@@ -29,7 +29,6 @@ from onebase.data.fit import Limits
 from onebase.data.prepare import dropped_line, with_system
 from onebase.data.remarks import remarks
 from onebase.data.selection import drop_unusable
-from onebase.data.streaming import Streamed
 from onebase.engines.budget import TokenBudget, find_token_budget
 from onebase.engines.opening import load_base
 from onebase.errors import ConfigError, ModelError
@@ -42,6 +41,7 @@ from onebase.reading.formats import read_files
 from onebase.records import Example, Row
 from onebase.runs.progress import say
 from onebase.shown import shown
+from onebase.streaming.examples import OnDemand
 from onebase.training.plan import BasePlan
 from onebase.training.run import Run, Schedule
 from onebase.training.threads import use_threads
@@ -188,7 +188,7 @@ def largest_example(base: OneBase, *examples: Sequence[Example]) -> int:
     return max(
         rows * width
         for side in examples
-        for rows, width in (row_shape(e, base.layout) for e in (side.sample() if isinstance(side, Streamed) else side))
+        for rows, width in (row_shape(e, base.layout) for e in (side.sample() if isinstance(side, OnDemand) else side))
     )
 
 

@@ -1,4 +1,4 @@
-"""Rows found by their offsets: the same rows as read at once, in bounded memory, errors with their place."""
+"""Rows found by their places: the same rows as read at once, whatever the file, and errors with their place."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from onebase.data.encoded import Encoder
 from onebase.data.fit import Limits
 from onebase.data.mixing import Order, Source
 from onebase.data.prepare import encode_rows
-from onebase.data.streaming import DEPTH, JsonLines, Minibatches, Streamed
 from onebase.errors import DataError
-from onebase.reading.formats import RowReader, read_rows
+from onebase.reading.formats import read_rows
 from onebase.records import Example
+from onebase.streaming.examples import Streamed
+from onebase.streaming.indexed import IndexedRows
+from onebase.streaming.minibatches import DEPTH, Minibatches
+from onebase.streaming.rows import StreamedRows
 from tests.tiny_models import tiny_tokenizer
 
 LIMITS = Limits(200)
@@ -33,8 +36,12 @@ def write(path: Path, count: int, *, empty: tuple[int, ...] = ()) -> Path:
     return path
 
 
-def streamed(chat: ChatFormat, *paths: Path, limits: Limits = LIMITS, **more: object) -> Streamed:
-    return Streamed([Source(tuple(map(str, paths)), **more)], Encoder(chat), limits)  # type: ignore[arg-type]
+def rows_of(*paths: Path) -> StreamedRows:
+    return StreamedRows([Source(tuple(map(str, paths)))])
+
+
+def streamed(chat: ChatFormat, *paths: Path, limits: Limits = LIMITS) -> Streamed:
+    return Streamed(rows_of(*paths), Encoder(chat), limits)
 
 
 @pytest.mark.parametrize(
@@ -44,12 +51,15 @@ def streamed(chat: ChatFormat, *paths: Path, limits: Limits = LIMITS, **more: ob
         '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}',
         '\ufeff{"prompt": "a", "completion": "b"}\r\n\r\n{"prompt": "ü\u2028é", "completion": "漢"}\r\n',
         '\n\n{"prompt": "a", "completion": "b"}\n\n\n{"prompt": "c", "completion": "d"}\n\n',
+        '\ufeff  \n{"prompt": "a", "completion": "b"}\n \t\r\n{"prompt": "c", "completion": "d"}\n   ',
     ],
 )
-def test_rows_are_those_read_at_once(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("block", [5, 1 << 24])
+def test_rows_are_those_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int) -> None:
+    monkeypatch.setattr("onebase.streaming.indexed.BLOCK", block)
     path = tmp_path / "d.jsonl"
     path.write_bytes(text.encode())
-    file, rows = JsonLines(path, RowReader()), read_rows(path)
+    file, rows = IndexedRows(path), read_rows(path)
     assert [file.row(i) for i in range(len(file))] == rows and len(rows) == 2
     assert file.row(1) == rows[1] and file.row(0) == rows[0]  # in any order
 
@@ -60,7 +70,7 @@ def test_real_files_stream_as_they_are_read(shared: Path, tmp_path: Path) -> Non
 
     plain = tmp_path / "hh.jsonl"
     plain.write_bytes(gzip.decompress((shared / "data" / "hh_rlhf" / "harmless-base-test.jsonl.gz").read_bytes()))
-    file = JsonLines(plain, RowReader())
+    file = IndexedRows(plain)
     assert len(file) == len(rows) == 2312
     for index in range(0, len(rows), 7):
         assert (file.row(index).messages, file.row(index).answers) == (rows[index].messages, rows[index].answers)
@@ -102,26 +112,26 @@ def test_held_out_prompts_are_never_trained_on(chat: ChatFormat, tmp_path: Path)
     rows = [{"prompt": f"p{i % 40}", "completion": f"{i}"} for i in range(100)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = streamed(chat, path)
-    held_out = found.hold_out(0.1, most=1000)
-    assert len(held_out) == 10 and len(found.hold_out(0.1, most=4)) == 4
-    asked = {row.messages for row in found.hold_out(0.1, most=1000)}
+    rows = rows_of(path)
+    whole = rows.fingerprint
+    assert len(rows.hold_out(0.1, most=1000)) == 10 and len(rows.hold_out(0.1, most=4)) == 4
+    asked = {row.messages for row in rows.hold_out(0.1, most=1000)}
+    found = Streamed(rows, Encoder(chat), LIMITS)
     assert not {example.row.messages for example in found if example.row} & asked
+    assert not {row.messages for row in rows.learned()} & asked and found.fingerprint != whole
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("d.json", b"[]", "only plain .jsonl files are streamed"),
-        ("d.jsonl.gz", b"", "only plain .jsonl files are streamed"),
         ("d.jsonl", b"", "is empty"),
-        ("d.jsonl", b"[1]\n", r"d.jsonl:1: the row is no object"),
+        ("d.jsonl", b'{"prompt": "a", "completion": "b"}\n[1]\n', r"d.jsonl:2: the row is a list; expected an object"),
         (
             "d.jsonl",
             b'{"prompt": "a", "completion": "b"}\n{"prompt": "\xff"}\n',
-            r"d.jsonl:2: not UTF-8: byte 12 is 0xff",
+            r"d.jsonl:2 is not UTF-8: byte 12 is 0xff",
         ),
-        ("d.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n', r"d.jsonl:2"),
+        ("d.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n', r"d.jsonl:2: invalid JSON at column 15"),
         ("d.jsonl", b'{"prompt": "a", "completion": "b"}\n{"text": "a"}\n', r"d.jsonl:2: the keys text do not match"),
     ],
 )
@@ -174,3 +184,22 @@ def test_an_error_of_the_thread_comes_where_its_step_is_asked_for(chat: ChatForm
             minibatches.examples(step)
         with pytest.raises(DataError, match="a.jsonl:42"):
             minibatches.examples(bad)
+
+
+def test_a_limit_counts_rows_of_what_is_not_replayed(tmp_path: Path) -> None:
+    a, b, c = (write(tmp_path / f"{name}.jsonl", 6) for name in "abc")
+    sources = [Source((str(a),)), Source((str(b),), limit=4), Source((str(c),), replayed=True, share=0.5, limit=5)]
+    for limit, counts in ((None, [6, 4, 5]), (8, [6, 2, 5]), (6, [6, 0, 5]), (2, [2, 0, 5])):
+        found = StreamedRows(sources, limit=limit)
+        assert found.counts == counts and len(found) == sum(counts)
+        assert [row.source for row in found] == [n for n, count in enumerate(counts) for _ in range(count)]
+    of_two_files = StreamedRows([Source((str(a), str(b)), limit=8), Source((str(c),))])
+    assert of_two_files.counts == [8, 6]
+    assert [row.place.rpartition("/")[2] for row in of_two_files][5:9] == [
+        "a.jsonl:6",
+        "b.jsonl:1",
+        "b.jsonl:2",
+        "c.jsonl:1",
+    ]
+    with pytest.raises(DataError, match="are the same file"):
+        StreamedRows([Source((str(a),)), Source((str(a),), replayed=True, share=0.1)])

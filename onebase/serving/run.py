@@ -1,0 +1,138 @@
+"""`onebase serve`: binds the address, loads the model, and answers until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from onebase.config.serving import ServeConfig
+from onebase.errors import ConfigError
+from onebase.runs.progress import say
+from onebase.serving.app import create_app
+from onebase.serving.gate import is_local
+from onebase.serving.job import Job, Report
+from onebase.serving.metrics import Metrics
+from onebase.serving.roles import open_roles
+from onebase.serving.server import Server
+from onebase.serving.worker import Worker
+from onebase.shown import shown
+
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
+
+def run(config: ServeConfig, *, api_key: str | None, around: Callable[[ASGIApp], ASGIApp] | None = None) -> None:
+    """Serves until SIGTERM or Ctrl-C; answers that are being drawn then finish first.
+
+    Args:
+        around: puts something of another platform's in front of the web application.
+
+    Raises:
+        ConfigError: the address is taken, or reaches other machines and there is no API key.
+    """
+    check_reach(config.host, api_key)
+    with listening(config.host, config.port) as listener:
+        metrics, limits = Metrics(config.price_per_hour), config.limits
+        worker = Worker(lambda: open_roles(config), metrics, tokens=limits.tokens, rows=limits.rows)
+        worker.start()
+        metrics.watch(lambda: worker.num_running, lambda: worker.num_waiting)
+        asyncio.run(_serve(Server(config, worker, metrics), api_key, listener, around))
+
+
+def check_reach(host: str, api_key: str | None) -> None:
+    """Raises ConfigError for an address that other machines reach, unless there is an API key."""
+    if api_key is None and not is_local(host):
+        raise ConfigError(
+            f"host {shown(host, 100)} can be reached from other machines, and there is no API key: give one with "
+            "--api-key or in ONEBASE_API_KEY, or leave host at 127.0.0.1"
+        )
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket bound to the address.
+
+    Raises:
+        ConfigError: the address is taken, or is none of this machine's.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        return listener
+    except (OSError, UnicodeError) as error:
+        reason = (getattr(error, "strerror", None) or "no such address").lower()
+        raise ConfigError(
+            f"cannot listen on {shown(host, 100)}, port {port}: {reason}; choose another with --host or --port"
+        ) from None
+
+
+async def _serve(
+    server: Server,
+    api_key: str | None,
+    listener: socket.socket,
+    around: Callable[[ASGIApp], ASGIApp] | None,
+) -> None:
+    loop, worker, config = asyncio.get_running_loop(), server.worker, server.config
+    worker.post = lambda events: _post(loop, events)
+    app: ASGIApp = create_app(server, api_key=api_key)
+    if around is not None:
+        app = around(app)
+    http = _Http(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(config.limits.seconds) + 1,
+            lifespan="off",
+            backlog=BACKLOG,
+        )
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, http.finish)
+    listener.listen(BACKLOG)  # whoever reads the next line may ask at once
+    say(f"serve: {where(config, listener)}")
+    await http.serve(sockets=[listener])
+    await loop.run_in_executor(None, worker.stop)
+    say(f"serve: {server.metrics.summary()}")
+
+
+def _post(loop: asyncio.AbstractEventLoop, events: Sequence[tuple[Job, Sequence[Report]]]) -> None:
+    loop.call_soon_threadsafe(_deliver, events)
+
+
+def _deliver(events: Sequence[tuple[Job, Sequence[Report]]]) -> None:
+    for job, reports in events:
+        job.report(reports)
+
+
+def where(config: ServeConfig, listener: socket.socket) -> str:
+    """The line that says where to reach the server."""
+    host, port = listener.getsockname()[:2]
+    named = f"[{host}]" if ":" in host else host
+    only = "; this machine only" if is_local(config.host) else ""
+    return f"http://{named}:{port}{only}"
+
+
+class _Http(uvicorn.Server):
+    """A server that leaves the process's signals to us: uvicorn would raise them again once it has stopped."""
+
+    @contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+    def finish(self) -> None:
+        """No new requests; running answers finish. Asked again, they do not."""
+        if self.should_exit:
+            self.force_exit = True
+        else:
+            self.should_exit = True
+            say("serve: stopping; running answers finish first, a second signal ends them")
