@@ -15,15 +15,13 @@ from onebase.errors import DoesNotFitError, PromptTooLongError
 from onebase.models.base import OneBase
 from onebase.models.hardware import free_memory
 from onebase.sampling.drawing import random_numbers
-from onebase.sampling.running import Entrant, RunningBatch
+from onebase.sampling.running import SHARE_OF_FREE_MEMORY, Entrant, RunningBatch, bytes_beside_keys
 from onebase.sampling.sampler import Sample, Sampling
 
 MOST_ROWS = 256
 """Maximum number of completions decoded at once; with more, a step takes proportionally longer."""
 PREFILL_TOKENS = 16384
 """Maximum number of prompt tokens run at once."""
-SHARE_OF_FREE_MEMORY = 0.4
-"""Share of the free memory used for keys and values."""
 
 OnToken = Callable[[Sample], None]
 
@@ -147,8 +145,7 @@ def slots_that_fit(
     kept = engine_of(base, role).slot_bytes(longest, new_tokens, copies=samples_per_prompt)
     if not kept:
         return max(samples_per_prompt, wanted)
-    # Plus a row's logits, their log-probs in float32, and the distribution in float64.
-    row = kept + 32 * base.model.config.get_text_config().vocab_size
+    row = kept + bytes_beside_keys(base)
     free = free_memory(base.device)
     if row * samples_per_prompt > free:
         raise DoesNotFitError(

@@ -22,6 +22,8 @@ from onebase.transfer import to_device
 
 STEPS_AT_ONCE = {"cuda": 8}
 """Tokens drawn before the host looks at them: reading them makes a GPU wait, and a CPU is never ahead."""
+SHARE_OF_FREE_MEMORY = 0.4
+"""Share of the free memory used for keys and values, those of all batches together."""
 
 Tops = list[tuple[int, float]]
 """The likeliest tokens at one place with their log-probs, best first."""
@@ -207,3 +209,8 @@ def _groups(rows: Sequence[Row], device: torch.device) -> list[tuple[Sampling, T
     if len(slots) == 1:
         return [(rows[0].sampling, torch.empty(0))]
     return [(rows[some[0]].sampling, to_device(torch.tensor(some), device)) for some in slots.values()]
+
+
+def bytes_beside_keys(base: OneBase) -> int:
+    """Bytes a row takes while its token is drawn: logits and log-probs in float32, the distribution in float64."""
+    return 32 * int(base.model.config.get_text_config().vocab_size)

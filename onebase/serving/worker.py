@@ -22,7 +22,7 @@ from onebase.engines.engine import engine_of
 from onebase.models.hardware import free_memory
 from onebase.runs.progress import say
 from onebase.sampling.drawing import random_numbers
-from onebase.sampling.running import Entrant, Row, RunningBatch
+from onebase.sampling.running import SHARE_OF_FREE_MEMORY, Entrant, Row, RunningBatch, bytes_beside_keys
 from onebase.sampling.sampler import Sample
 from onebase.serving.choice import Choice
 from onebase.serving.errors import Refusal
@@ -34,8 +34,6 @@ MOST_ROWS = 64
 MOST_TOKENS = 4096
 PREFILL_TOKENS = 4096
 """Prompt tokens read between two steps: the answers that are being drawn wait for them."""
-SHARE_OF_FREE_MEMORY = 0.4
-"""For keys and values, all roles together."""
 
 Post = Callable[[Sequence[tuple[Job, Sequence[Report]]]], None]
 Result = TypeVar("Result")
@@ -162,8 +160,7 @@ class Worker:
         kept = max(
             engine_of(base, s.role).slot_bytes(self.most_tokens // 2, self.most_tokens // 2, copies=1) for s in policies
         )
-        # Plus a row's logits, their log-probs in float32, and the distribution in float64.
-        row = kept + 32 * base.model.config.get_text_config().vocab_size
+        row = kept + bytes_beside_keys(base)
         fit = int(free_memory(base.device) * SHARE_OF_FREE_MEMORY / len(policies) / row)
         return max(1, min(self._asked_rows or MOST_ROWS, fit))
 
