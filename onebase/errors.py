@@ -13,6 +13,7 @@
     ├── NonFiniteError          1   training produced NaN or infinity too often
     ├── RewardError             1   a reward source failed, or gave something that is not a score
     ├── VerifierError           1   a verifier could not check one completion; a run counts it and continues
+    ├── UnansweredError        75   a program elsewhere did not answer; what was done is saved, and the run can resume
     ├── Stopped                75   stopped on request, after saving
     └── Interrupted           130   Ctrl-C, after saving
 
@@ -83,6 +84,10 @@ class RewardError(OnebaseError):
 
 class VerifierError(OnebaseError):
     exit_code = 1
+
+
+class UnansweredError(OnebaseError):
+    exit_code = 75
 
 
 class Stopped(OnebaseError):

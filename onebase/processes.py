@@ -1,13 +1,17 @@
 """Several processes on one run: what each one does, and how their results are combined.
 
 Everything that shares work takes a `Group`. `ALONE` is a single process, as in a server or a notebook; `launched()` is
-the group that torchrun or `accelerate launch` started. Every process holds the whole base and all roles, and does its
-share of every minibatch, evaluation and rollout. Only the first process writes.
+the group that `--processes`, torchrun or `accelerate launch` started. Every process holds all roles and the whole base
+(or a part of it, `distributed/sharding.py`), and does its share of every minibatch, evaluation and rollout. Only the
+first process writes.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -15,9 +19,11 @@ from typing import Any, TypeVar
 from onebase.errors import ConfigError
 
 T = TypeVar("T")
-START_BY = "start several processes with torchrun or accelerate launch, and a single one with WORLD_SIZE unset"
+START_BY = "start several processes with --processes or torchrun, and a single one with WORLD_SIZE unset"
 PLACES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables that a launcher sets in each process's environment, besides WORLD_SIZE."""
+LAUNCHER = "ONEBASE_LAUNCHER"
+"""Variable by which `distributed/launch.py` tells the processes it starts its own process number."""
 
 
 class Group:
@@ -81,6 +87,10 @@ class Group:
             raise failure
         return value
 
+    def any(self, here: bool) -> bool:
+        """Whether this is so in some process."""
+        return here
+
     def sum_gradients(self, parameters: Sequence[Any]) -> None:
         """Sums the gradients of all processes, in place.
 
@@ -111,6 +121,13 @@ class Launched(Group):
         found: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(found, mine)
         return found
+
+    def any(self, here: bool) -> bool:
+        import torch.distributed
+
+        found = torch.tensor(int(here), dtype=torch.int32, device=self._state.device)
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+        return bool(found.item())
 
     def sum_gradients(self, parameters: Sequence[Any]) -> None:
         if not parameters:
@@ -144,6 +161,26 @@ def launched() -> Group:
 def is_main() -> bool:
     """Whether this is the first process a launcher started; usable before the processes have joined."""
     return _world_size() < 2 or os.environ["RANK"] == "0"
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process as one of several.
+
+    Raises:
+        ConfigError: as `launched`.
+    """
+    return _world_size() > 1
+
+
+def end_with_launcher() -> None:
+    """Has the system stop this process when `distributed/launch.py`, which started it, is gone, even if killed."""
+    launcher = os.environ.pop(LAUNCHER, None)  # not for the programs that this process starts
+    if launcher is None or sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if launcher != str(os.getppid()):  # it was gone before that
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _world_size() -> int:

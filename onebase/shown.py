@@ -37,5 +37,14 @@ def json_shown(value: object, *, indent: int | None = None) -> str:
     return _UNSAFE_BUT_LAYOUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def number_of(number: int, thing: str) -> str:
+    """Returns a number with what it counts: `1 row`, `3 rows`.
+
+    Args:
+        thing: one of them; its plural ends in -s.
+    """
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -17,7 +18,11 @@ def main() -> int:
     start_again_where_needed()
     from onebase.cli.main import main as run
 
-    return run()
+    code = run()
+    # As it ends, the interpreter looks for cycles in all objects that were ever imported, several times over: seconds
+    # of a busy machine once torch is among them. What is frozen is left out of that.
+    gc.freeze()
+    return code
 
 
 def start_again_where_needed() -> None:

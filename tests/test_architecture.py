@@ -16,20 +16,23 @@ LAYERS = [
     {"start", "__main__"},
     {"cli"},
     {"demo"},
-    {"serving", "deploying"},
-    {"recipes", "tools", "convert", "exporting"},
-    {"evaluation"},
+    {"serving", "deploying", "submitting", "labeling"},
+    {"web"},
+    {"recipes", "tools", "convert", "exporting", "active_learning"},
+    {"evaluation", "planning"},
     {"rollouts"},
     {"training", "rewards"},
     {"sampling"},
     {"engines"},
     {"models", "data", "quality", "streaming"},
     {"reading"},
-    {"reporting"},
+    {"labels"},
+    {"asking", "reporting"},
     {"runs"},
     {"objectives", "records", "verifiers"},
     {"config"},
     {"verbs"},
+    {"distributed"},
     {"errors", "files", "processes", "seeds", "shown", "transfer", "__init__"},
 ]
 """Top to bottom: a part imports from its layer and those below; of two parts in a layer, one may import the other."""
@@ -43,30 +46,37 @@ MAY_IMPORT_RECIPES = {
 }
 MAX_FUNCTION_LINES = 80
 BUDGETS = {
-    "cli": 1010,
-    "config": 1830,
+    "active_learning": 750,
+    "cli": 1430,
+    "config": 1990,
     "convert": 1400,
     "data": 1950,
-    "demo": 620,
+    "demo": 640,
     "deploying": 260,
+    "distributed": 450,
     "engines": 2050,
     "evaluation": 330,
-    "exporting": 1250,
+    "exporting": 1500,
+    "labeling": 2250,
+    "labels": 980,
     "models": 1250,
     "objectives": 800,
-    "quality": 1450,
-    "reading": 2150,
-    "recipes": 3200,
+    "planning": 450,
+    "quality": 1690,
+    "reading": 2300,
+    "recipes": 3380,
     "reporting": 860,
-    "rewards": 600,
-    "rollouts": 240,
+    "rewards": 700,
+    "rollouts": 290,
     "runs": 520,
-    "sampling": 320,
-    "serving": 1550,
+    "sampling": 820,
+    "serving": 1380,
     "streaming": 470,
-    "tools": 1380,
+    "submitting": 700,
+    "tools": 1750,
     "training": 1120,
-    "verifiers": 1850,
+    "verifiers": 1880,
+    "web": 110,
 }
 """Lines of code a room may have. Blank lines, comments and docstrings make a file longer, not harder to read. A room
 that outgrows its budget holds a second idea: split it, or raise the budget and say why in docs/architecture.md."""
@@ -148,7 +158,8 @@ def test_objectives_import_torch_alone() -> None:
 
 
 def test_nothing_below_the_recipes_sees_a_config() -> None:
-    above = {"cli", "convert", "demo", "deploying", "exporting", "recipes", "serving", "tools", "config"}
+    above = {"active_learning", "cli", "config", "convert", "demo", "deploying"}
+    above |= {"exporting", "labeling", "recipes", "serving", "submitting", "tools"}
     seeing = [
         f"{module} imports {name}"
         for module in MODULES

@@ -87,6 +87,7 @@ def test_one_process_alone_shares_nothing() -> None:
     assert processes.launched() is ALONE and processes.is_main()
     assert ALONE.share([3, 5]) == [0, 1]
     assert ALONE.gather("mine") == ["mine"]
+    assert ALONE.any(True) and not ALONE.any(False)
     assert ALONE.gather_items(["b", "a"], [1, 0], 2) == ["a", "b"]
     assert ALONE.from_main(lambda: 4) == 4
     parameter = torch.nn.Parameter(torch.ones(2))
@@ -240,8 +241,8 @@ def test_a_lone_prompt_and_a_lone_row_are_shared_by_two(base: Path, tmp_path: Pa
         ({"WORLD_SIZE": "-1"}, "WORLD_SIZE = -1 in the environment is not a number of processes; start several "),
         (
             {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"},
-            "WORLD_SIZE = 2 in the environment, without LOCAL_RANK, MASTER_ADDR; start several processes with torchrun "
-            "or accelerate launch, and a single one with WORLD_SIZE unset",
+            "WORLD_SIZE = 2 in the environment, without LOCAL_RANK, MASTER_ADDR; start several processes with "
+            "--processes or torchrun, and a single one with WORLD_SIZE unset",
         ),
         (
             {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "zero", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from onebase.shown import json_shown, shown
+from onebase.shown import json_shown, number_of, shown
 
 
 def test_control_characters_are_written_out() -> None:
@@ -63,3 +63,7 @@ def test_json_is_read_back_as_it_was_and_moves_no_cursor(indent: int | None) -> 
     text = json_shown(value, indent=indent)
     assert json.loads(text) == value and "漢字 🙂" in text
     assert not [c for c in text if c != "\n" and (ord(c) < 32 or 126 < ord(c) < 160 or c in "\u202e\u2028")]
+
+
+def test_one_thing_is_not_told_as_several() -> None:
+    assert [number_of(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]

@@ -94,3 +94,12 @@ def test_the_c_library_takes_the_settings() -> None:
         pytest.skip("glibc before 2.33 has no mallinfo2")
     assert kept_apart("glibc.malloc.tcache_count=0") > 30_000
     assert kept_apart(MALLOC) == 0
+
+
+def test_a_command_ends_without_going_through_all_objects_again() -> None:
+    program = (
+        "import gc, sys; from onebase.start import main\n"
+        "sys.argv = ['onebase', '--version']\n"
+        "assert main() == 0 and gc.get_freeze_count() > len(gc.get_objects())"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

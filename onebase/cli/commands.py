@@ -9,14 +9,18 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from onebase import __version__
-from onebase.cli import exporting, modules, preflight, streams
+from onebase.cli import exporting, modules, preflight, starting, streams
 from onebase.cli.config import config
 from onebase.cli.data import data
 from onebase.cli.deploying import deploy
+from onebase.cli.labeling import check_installed, label
 from onebase.cli.numbers import REAL, WHOLE, Real, Whole
+from onebase.cli.planning import plan
 from onebase.cli.serving import serve
+from onebase.cli.submitting import submit
 from onebase.cli.training import training_command
 from onebase.errors import ConfigError
+from onebase.processes import is_launched
 from onebase.reading.files import check_file
 from onebase.shown import shown
 from onebase.verbs import VERBS
@@ -52,6 +56,9 @@ def score(
     dtype: Dtype | None = None,
     quantization: Quantization | None = None,
     device: str = "auto",
+    output: Path | None = None,
+    ray: str | None = None,
+    actors: Whole = 1,
 ) -> None:
     """Score the completions in a file with a reward role; prints one JSON line per row.
 
@@ -65,9 +72,16 @@ def score(
         dtype: Number format of the base; by default the one the role was trained with.
         quantization: none, or nf4 for a base in 4 bits; by default what the role was trained with.
         device: auto, cpu, cuda, cuda:1.
+        output: A folder that keeps finished blocks of a thousand rows; the same command goes on from them.
+        ray: Score on the Ray cluster with this address; local starts one on this machine.
+        actors: Processes on that cluster, each with the base.
     """
     if microbatch_tokens is not None and microbatch_tokens < 1:
         raise ConfigError(f"--microbatch-tokens is {microbatch_tokens}; it should be at least 1, or left out")
+    if actors < 1 or (actors > 1 and ray is None):
+        raise ConfigError(f"--actors is {actors}; it should be at least 1, and 1 without --ray")
+    if output is not None:
+        preflight.check_blocks(output)
     mapping = preflight.read_columns(columns)
     preflight.check_device(device)
     check_file(file)
@@ -83,6 +97,9 @@ def score(
         dtype=dtype,
         quantization=quantization,
         device=device,
+        output=output,
+        ray=ray,
+        actors=actors,
     )
 
 
@@ -152,6 +169,7 @@ def chat(
 
 
 app.command(serve)
+app.command(submit)
 
 
 @app.command(name="eval")
@@ -238,30 +256,62 @@ def eval_(
 
 
 @app.command
-def demo(*, output_dir: Path = Path("runs/demo"), seed: Whole = 0) -> None:
+def demo(*, output_dir: Path = Path("runs/demo"), seed: Whole = 0, label: bool = False) -> None:
     """Run every stage on a tiny model in minutes, without network access.
 
     Args:
         output_dir: Folder the stages write to.
         seed: Random seed of all stages.
+        label: Then rank the answers of its roles in a browser; with the folder of a finished demo, at once.
     """
     if not 0 <= seed < 2**32:
         raise ConfigError(f"--seed is {seed}; it should be between 0 and {2**32 - 1}")
     preflight.check_writable(output_dir, "--output-dir")
-    modules.load("onebase.demo.demo").run(output_dir=output_dir, seed=seed)
+    if label:
+        check_installed()
+        modules.load("onebase.demo.label").run(output_dir=output_dir, seed=seed)
+    else:
+        modules.load("onebase.demo.demo").run(output_dir=output_dir, seed=seed)
 
 
 @app.command
-def doctor(*, json: bool = False, output_dir: Path = Path("runs")) -> None:
+def doctor(
+    *,
+    json: bool = False,
+    output_dir: Path = Path("runs"),
+    distributed: bool = False,
+    processes: Annotated[int | None, WHOLE] = None,
+    config: Path | None = None,
+) -> int | None:
     """Check this machine: versions, memory, devices, and which number formats work.
 
     Args:
         json: Print one JSON object.
         output_dir: Folder whose disk to check; it is not created.
+        distributed: Check instead whether several processes can train together: under torchrun those that it started,
+            otherwise some on this machine.
+        processes: With --distributed, how many to start on this machine; by default 2.
+        config: With --distributed, a run's config file: it and all that it names must be the same on all machines.
     """
     if os.path.lexists(output_dir) and not output_dir.is_dir():
         raise ConfigError(f"{shown(output_dir, 200)}: not a folder; choose another --output-dir")
-    modules.load("onebase.tools.doctor").run(output_dir=output_dir, as_json=json)
+    if not distributed:
+        for option, value in (("--processes", processes), ("--config", config)):
+            if value is not None:
+                raise ConfigError(f"{option} goes with --distributed; add that, or leave it out")
+        modules.load("onebase.tools.doctor").run(output_dir=output_dir, as_json=json)
+        return None
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else torch tells of a failed connection in 40 lines
+    if is_launched():
+        if processes is not None:
+            starting.check(processes)
+        return int(
+            modules.load("onebase.tools.doctor_distributed").run(output_dir=output_dir, config=config, as_json=json)
+        )
+    starting.check(2 if processes is None else processes, at_least=2)
+    words = ["doctor", "--distributed", *(["--json"] if json else []), "--output-dir", str(output_dir)]
+    words += [] if config is None else ["--config", str(config)]
+    return starting.start(words, processes or 2)
 
 
 for _command in (exporting.merge, exporting.export, exporting.push):
@@ -269,6 +319,8 @@ for _command in (exporting.merge, exporting.export, exporting.push):
 app.command(data)
 app.command(config)
 app.command(deploy)
+app.command(plan)
+app.command(label)
 
 runs = App(name="runs", help="List, inspect, plot and compare runs.", sort_key=50)
 app.command(runs)

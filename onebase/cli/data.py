@@ -12,6 +12,7 @@ from cyclopts import App
 from onebase.cli import modules, preflight, streams
 from onebase.cli.numbers import WHOLE, Real, Whole
 from onebase.errors import ConfigError, DataError
+from onebase.reading.databases import as_path
 from onebase.reading.files import check_file, file_id
 from onebase.shown import shown
 
@@ -20,7 +21,7 @@ data = App(name="data", help="Show, describe, clean, split and convert data file
 
 @data.command
 def show(
-    file: Path,
+    file: str,
     /,
     *,
     model: str,
@@ -37,7 +38,7 @@ def show(
     """Show a row as the model sees it: its tokens, which are learned, where answers end, and what is cut.
 
     Args:
-        file: A data file.
+        file: A data file, or a database of rankings (sqlite:///label.db).
         model: Folder of a model, a role or a tokenizer; no weights are loaded.
         columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
         row: Which row, counted from 1.
@@ -59,7 +60,7 @@ def show(
         preflight.check_output(html, "--html")
     check_file(file)
     modules.load("onebase.tools.data_show").run(
-        file=file,
+        file=as_path(file),
         columns=preflight.read_columns(columns),
         model=model,
         row=row,
@@ -166,7 +167,7 @@ def split(file: Path, /, *, output: Path, columns: str | None = None, test: Real
 
 @data.command
 def stats(
-    *files: Path,
+    *files: str,
     columns: str | None = None,
     model: str | None = None,
     chat_template: str | None = None,
@@ -176,20 +177,21 @@ def stats(
     """Describe files: rows, lengths, turns, scripts, duplicates, overlap, length bias, agreement of annotators.
 
     Args:
-        files: Data files.
+        files: Data files, or databases of rankings (sqlite:///label.db).
         columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
         model: Folder of a model or a tokenizer, to count tokens; no weights are loaded.
         chat_template: As model.chat_template: a template by name, or a .jinja file.
         json: Print one JSON object.
         plots: A folder for pictures, one PNG per file.
     """
-    _check_files(files)
+    paths = [as_path(file) for file in files]
+    _check_files(paths)
     if plots is not None:
         preflight.check_writable(plots, "--plots")
     if chat_template is not None and model is None:
         raise ConfigError("--chat-template says how tokens are counted; name a tokenizer with --model too")
     modules.load("onebase.tools.data_stats").run(
-        files=files,
+        files=paths,
         columns=preflight.read_columns(columns),
         model=model,
         chat_template=chat_template,
@@ -200,7 +202,7 @@ def stats(
 
 @data.command
 def convert(
-    file: Path,
+    file: str,
     output: Path,
     /,
     *,
@@ -211,7 +213,7 @@ def convert(
     """Convert a data file to the layout of another tool, or to ours; what a layout cannot hold is named.
 
     Args:
-        file: A file in any layout that onebase reads.
+        file: A file in any layout that onebase reads, or a database of rankings (sqlite:///label.db).
         output: The .jsonl or .json file to write; it must not exist.
         to: The layout to write.
         columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
@@ -223,7 +225,7 @@ def convert(
     if os.path.lexists(output):
         raise ConfigError(f"{shown(output, 200)} exists; choose another name, or remove it first")
     modules.load("onebase.convert.rows").run(
-        file=file, output=output, to=to, drop=drop or [], columns=preflight.read_columns(columns)
+        file=as_path(file), output=output, to=to, drop=drop or [], columns=preflight.read_columns(columns)
     )
 
 

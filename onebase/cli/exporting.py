@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from onebase.cli import modules, preflight, streams
 from onebase.errors import ConfigError
+from onebase.reading.files import check_file
 from onebase.shown import shown
 
 KINDS = ("policy", "reward")
@@ -54,27 +55,44 @@ def export(
     output: Path,
     /,
     *,
-    to: Literal["vllm", "gguf", "ollama", "tgi"],
+    to: Literal["vllm", "gguf", "ollama", "tgi", "openrlhf", "verl"],
+    data: Path | None = None,
+    reward: str | None = None,
     model: str | None = None,
     device: str = "auto",
 ) -> None:
-    """Write a policy role for another engine, with a model card; prints the command that runs it.
+    """Write a policy role for another engine or trainer, with a model card; prints the command that runs it.
 
     vllm and tgi put the adapter on the base themselves and get its folder. gguf and ollama get the merged model,
-    checked against the role on its base. What an engine does not take is refused.
+    checked against the role on its base. What an engine does not take is refused. openrlhf and verl, which train all
+    weights of large models, get the merged model, the data in their layout and a script to start from.
 
     Args:
         role: Folder of a policy role.
         output: A new folder.
-        to: vllm, gguf (llama.cpp), ollama, or tgi (Text Generation Inference).
+        to: vllm, gguf (llama.cpp), ollama, tgi (Text Generation Inference), openrlhf or verl.
+        data: For openrlhf and verl: a file with prompts, or for openrlhf with pairs.
+        reward: For openrlhf and verl with prompts: folder of the reward role that scores the answers.
         model: Folder of the base model, if it is not where the role says.
         device: auto, cpu, cuda, cuda:1.
     """
+    trains = to in ("openrlhf", "verl")
+    for option, given in (("--data", data), ("--reward", reward)):
+        if given is not None and not trains:
+            raise ConfigError(f"{option}: {to} does not train; leave it out")
+    if trains and data is None:
+        raise ConfigError(f"--data is missing; name what {to} should train on")
+    if data is not None:
+        check_file(data)
     preflight.check_device(device)
     preflight.check_new_folder(output, "OUTPUT")
     preflight.check_roles({role: KINDS}, model=model)
+    if reward is not None:
+        preflight.check_roles({reward: ("reward",)}, model=model)
     streams.say_first(f"export: reading {role}")
-    modules.load("onebase.exporting.export").run(role=role, output=output, to=to, model=model, device=device)
+    modules.load("onebase.exporting.export").run(
+        role=role, output=output, to=to, model=model, device=device, data=data, reward=reward
+    )
 
 
 def push(

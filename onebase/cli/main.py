@@ -18,6 +18,7 @@ from cyclopts import CycloptsError
 from onebase.cli import failures, streams, training
 from onebase.cli.commands import app
 from onebase.errors import ConfigError, Interrupted, Stopped
+from onebase.processes import end_with_launcher
 from onebase.shown import shown
 
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code. A failure prints one line per problem to stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
     training.run_folder = None
-    groups = (["runs"], ["config"], ["data"], ["deploy"])
+    groups = (["runs"], ["config"], ["data"], ["deploy"], ["label"])
     verb = " ".join(word for word in words[: 2 if words[:1] in groups else 1] if not word.startswith("-"))
     streams.open_streams()
     if any("\0" in word for word in words):
@@ -37,8 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError:
         pass  # not the main thread, which alone receives signals
     try:
-        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        end_with_launcher()
+        code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
+        if isinstance(code, int):  # of the processes that it started
+            return code
         return 0 if words else 2  # without a verb the help is printed, but a script should notice
     except CycloptsError as error:
         known = f" {words[0]}" if words and words[0] in app else ""

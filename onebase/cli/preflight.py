@@ -229,6 +229,17 @@ def check_output(path: Path, option: str = "--output") -> None:
     check_writable(path.absolute().parent, option)
 
 
+def check_blocks(folder: Path) -> None:
+    """Checks that finished blocks can be kept in this folder.
+
+    Raises:
+        ConfigError: it is a file, or cannot be written.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ConfigError(f"{shown(folder, 200)} is a file; name a folder with --output")
+    check_writable(folder, "--output")
+
+
 def read_filters(texts: Sequence[str], *, leaks: bool, difficulty: bool, reward: bool) -> list[Filter]:
     """The filters that `--filter` names, or the standard ones; with those that a file to compare with asks for.
 

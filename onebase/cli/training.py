@@ -7,11 +7,12 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from onebase.cli import modules, preflight, streams
+from onebase.cli import modules, preflight, starting, streams
+from onebase.cli.numbers import WHOLE
 from onebase.errors import ConfigError
 from onebase.verbs import VERBS
 
@@ -19,31 +20,41 @@ run_folder: Path | None = None
 """Folder of the run that this command line started; a traceback goes there."""
 
 
-def _train(verb: str, words: Sequence[str], config_file: Path | None, dry_run: bool, resume: bool) -> None:
+def _train(
+    verb: str, words: Sequence[str], config_file: Path | None, dry_run: bool, resume: bool, processes: int | None
+) -> int | None:
+    """Trains, or starts the processes that do and returns their exit code."""
     from onebase.config.files import dump_config, load_config
     from onebase.config.verbs import VERB_CONFIGS
     from onebase.runs.folder import check_folder
 
+    again = [*(["--config", str(config_file)] if config_file else []), *words, *(["--resume"] if resume else [])]
     if config_file is None and words and not words[0].startswith("-"):
         if "=" not in words[0] or words[0].endswith((".yaml", ".yml")):
             config_file, words = Path(words[0]), words[1:]
     config = load_config(VERB_CONFIGS[verb], config_file, words)
     preflight.check(config)
     if resume and not _has_work_left(Path(config.output_dir), dump_config(config)):
-        return
+        return None
     check_folder(Path(config.output_dir), dump_config(config))
     preflight.check_writable(Path(config.output_dir))
     preflight.check_models(config)
+    if processes is not None:
+        starting.check(processes)
+    if not dry_run and processes is not None and processes > 1:
+        keys: Any = config
+        return starting.start([verb, *again], processes, device=keys.model.device)
     if not dry_run:
         global run_folder
         run_folder = Path(config.output_dir)
         streams.say_first(f"{verb}: starting; the run goes to {config.output_dir}")
         modules.load(VERBS[verb].recipe).run(config)
         modules.load("onebase.tools.runs").leave_pictures(Path(config.output_dir))
-        return
+        return None
     print(dump_config(config), end="")
     sys.stdout.flush()
     print(modules.load(VERBS[verb].recipe).plan(config), file=sys.stderr)
+    return None
 
 
 def _has_work_left(folder: Path, config_text: str) -> bool:
@@ -65,6 +76,8 @@ OPTIONS = {
     "--config PATH": "The config file; the same as naming it first.",
     "--resume": "Resume the run in output_dir. Without this option the same command also resumes if there is a "
     "checkpoint; with it, a folder without a run is an error, and a finished run is left alone.",
+    "--processes N": "Run in N processes on this machine, one per GPU where there are GPUs; they share all work, and "
+    "the result is the same up to rounding.",
     "--dry-run": "Print the resolved config to stdout and the plan to stderr, without training.",
     ALLOW_CODE: "Let the verifier code run what the policy writes, in a sandbox; no config file can say so.",
 }
@@ -98,23 +111,24 @@ def _print_verb_help(verb: str) -> None:
     print(describe_config(VERB_CONFIGS[verb], width))
 
 
-def training_command(verb: str) -> Callable[..., None]:
+def training_command(verb: str) -> Callable[..., int | None]:
     def command(
         *words: Annotated[str, Parameter(allow_leading_hyphen=True)],
         config: Path | None = None,
         dry_run: bool = False,
         resume: bool = False,
+        processes: Annotated[int | None, WHOLE] = None,
         allow_code_execution: bool = False,
         help: Annotated[bool, Parameter(name=["--help", "-h"])] = False,
-    ) -> None:
+    ) -> int | None:
         if help:
             _print_verb_help(verb)
-        else:
-            if allow_code_execution:
-                if not _scores_answers(verb):
-                    raise ConfigError(f"{ALLOW_CODE}: {verb} runs no code; leave it out")
-                words = (*words, "--reward.allow_code_execution=true")
-            _train(verb, words, config, dry_run, resume)
+            return None
+        if allow_code_execution:
+            if not _scores_answers(verb):
+                raise ConfigError(f"{ALLOW_CODE}: {verb} runs no code; leave it out")
+            words = (*words, "--reward.allow_code_execution=true")
+        return _train(verb, words, config, dry_run, resume, processes)
 
     command.__doc__ = VERBS[verb].about
     return command

@@ -49,6 +49,8 @@ def _path(value: str) -> str:
         raise ValueError("it should be a path, but it contains control characters")
     if len(value.encode()) > 4000 or any(len(part.encode()) > 255 for part in value.split("/")):
         raise ValueError("it should be a path, but it is longer than a file system allows")
+    if re.match(r"\w[\w+.-]*://[^/]*:[^/]*@", value):  # a run keeps its configuration, and reports show it
+        raise ValueError("it should name a database without a password; set PGPASSWORD, or write it into ~/.pgpass")
     return value
 
 
@@ -73,6 +75,18 @@ Said = Annotated[str, _written(r"(?s).*\S.*", "a text that is not blank")]
 """A text for the model to read."""
 PathText = Annotated[str, AfterValidator(_path)]
 """A file or folder; for some keys also a hub name."""
+
+Url = Annotated[
+    str,
+    _written(
+        r"https?://([^\s/@?#:]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?(/[^\s@?#]*)?",
+        "a place such as http://127.0.0.1:8000, without a user, a key or a query; a key is named as an environment "
+        "variable",
+    ),
+]
+"""Where another program answers; no secret is in it, as configs and logs show it."""
+Variable = Annotated[str, _written(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable, not its value")]
+"""The name of an environment variable that holds a secret."""
 
 Strings = Annotated[list[str], BeforeValidator(_one_or_more)]
 """A list of strings; a single string is a list of one."""
@@ -129,6 +143,17 @@ class ModelGroup(OptionalModelGroup):
 
     model_name_or_path: PathText
     """Folder or hub name of the base model."""
+    shard: bool = False
+    """true = spread the base over all processes' devices, for one that does not fit a single device; slower."""
+
+    @model_validator(mode="after")
+    def _shard_is_not_quantised(self) -> ModelGroup:
+        if self.shard and self.quantization == "nf4":
+            raise ValueError(
+                "'model.shard' spreads a base of 16 or 32 bits, and 'model.quantization' = nf4 keeps a whole one on "
+                "every device, in a quarter of the memory; leave one out"
+            )
+        return self
 
 
 class LoraGroup(Group):

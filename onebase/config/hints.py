@@ -143,11 +143,11 @@ USUAL_NAMES: dict[str, tuple[str, ...] | str] = {
             "tensor_parallel_size",
             "dp_shard_size",
         ),
-        "every process holds the whole base, which all roles share; it is not split over devices",
+        "a base that does not fit one device is spread over those of all processes with model.shard: true",
     ),
     **dict.fromkeys(
         ("ddp_timeout", "ddp_backend", "ddp_find_unused_parameters", "local_rank"),
-        "processes are started by torchrun, whose options these are",
+        "processes are started by --processes N, or by torchrun, whose options these are",
     ),
     **dict.fromkeys(
         ("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "preprocessing_num_workers"),

@@ -20,12 +20,17 @@ from onebase.config.groups import (
     Positive,
     Probability,
     PromptEvaluationGroup,
+    Said,
     Share,
     Strings,
+    Url,
+    Variable,
     Whole,
     fail_on,
 )
 from onebase.config.verifiers import Verifiers
+
+SOURCES = "'reward.role', 'reward.callable', 'reward.model' and 'reward.url'"
 
 
 class GenerationGroup(Group):
@@ -45,6 +50,45 @@ class GenerationGroup(Group):
     """Strings that end a completion, each a single token of the tokenizer."""
     samples_per_prompt: Count = 4
     """Completions per prompt (K)."""
+    engine: Literal["own", "vllm"] = "own"
+    """own = this process decodes; vllm = a vLLM server does, with the policy's adapter published to it."""
+    url: Url | None = None
+    """With engine vllm: where the server answers, such as http://127.0.0.1:8000."""
+    url_key: Variable | None = None
+    """Environment variable with the key of that server; null = it needs none."""
+    start: Said | None = None
+    """Command that starts the server with the run and is stopped with it; null = it runs already."""
+    timeout: Positive = 600.0
+    """With engine vllm: seconds that one answer may take."""
+    check_every: Count = 1
+    """With engine vllm: compare its log-probs with our own every so many rollouts."""
+    ahead: Literal[0, 1] = 0
+    """With engine vllm: 1 = sample the next rollout while training on this one, one policy behind."""
+
+    def engine_problems(self) -> list[str]:
+        """Keys that do not go with the engine."""
+        if self.engine == "own":
+            fields = type(self).model_fields
+            return [
+                f"'generation.{key}' = {getattr(self, key)} would change nothing without 'generation.engine' = vllm; "
+                "leave it out"
+                for key in ("url", "url_key", "start", "timeout", "check_every", "ahead")
+                if getattr(self, key) != fields[key].default
+            ]
+        problems = []
+        if self.url is None:
+            problems.append("'generation.engine' = vllm needs 'generation.url', where the server answers")
+        if self.top_k or self.top_p < 1:
+            problems.append(
+                f"'generation.top_k' = {self.top_k} and 'generation.top_p' = {self.top_p:g}: with 'generation.engine' "
+                "= vllm the server's log-probs would be of another distribution than ours; leave them at 0 and 1"
+            )
+        return problems
+
+    @model_validator(mode="after")
+    def _engine_is_whole(self) -> GenerationGroup:
+        fail_on(self.engine_problems())
+        return self
 
     @model_validator(mode="after")
     def _lengths_are_ordered(self) -> GenerationGroup:
@@ -57,7 +101,7 @@ class GenerationGroup(Group):
 
 
 class OptionalRewardSourceGroup(Group):
-    """What scores the completions: verifiers, one of role, callable and model, or both."""
+    """What scores the completions: verifiers, one of role, callable, model and url, or both."""
 
     verifiers: Verifiers = []
     """Rules that check an answer: a name, a mapping with its options and weight, or a list of these."""
@@ -71,9 +115,15 @@ class OptionalRewardSourceGroup(Group):
     callable: str | None = None
     """A Python function, or class with score(request): module:name, or path/to/file.py:name."""
     timeout: Positive | None = 600.0
-    """Seconds that importing or calling that function may take; null = no limit."""
+    """Seconds that importing or calling that function, or an answer from reward.url, may take; null = no limit."""
     model: PathText | None = None
     """Folder or hub name of a sequence-classification model with one label."""
+    url: Url | None = None
+    """Where `onebase serve` answers with a reward role, such as http://127.0.0.1:8000."""
+    url_role: str | None = None
+    """The role's name there; null = the only reward role."""
+    url_key: Variable | None = None
+    """Environment variable with the API key of that server; null = it needs none."""
     normalize: Literal["none", "held_out"] = "none"
     """held_out = standardize the reward role's scores by the mean and deviation of its held-out scores."""
 
@@ -82,17 +132,18 @@ class OptionalRewardSourceGroup(Group):
 
     @property
     def source(self) -> str | None:
-        """The configured source in words: verifiers, a role folder, a function or a model."""
+        """The configured source in words: verifiers, a role folder, a function, a model or a server."""
         named = [verifier.name for verifier in self.verifiers]
-        return " + ".join([*named, *filter(None, (self.role, self.callable, self.model))]) or None
+        return " + ".join([*named, *filter(None, (self.role, self.callable, self.model, self.url))]) or None
 
     @model_validator(mode="after")
     def _one_source_at_most(self) -> OptionalRewardSourceGroup:
-        given = [key for key in ("role", "callable", "model") if getattr(self, key) is not None]
+        given = [key for key in ("role", "callable", "model", "url") if getattr(self, key) is not None]
         if len(given) > 1:
-            raise ValueError(
-                f"'reward' takes one of 'reward.role', 'reward.callable' and 'reward.model'; got {' and '.join(given)}"
-            )
+            raise ValueError(f"'reward' takes one of {SOURCES}; got {' and '.join(given)}")
+        for key in ("url_role", "url_key"):
+            if getattr(self, key) is not None and self.url is None:
+                raise ValueError(f"'reward.{key}' would change nothing without 'reward.url'; leave it out")
         if self.weight != 1 and not (given and self.verifiers):
             raise ValueError(
                 "'reward.weight' weighs a role, function or model against 'reward.verifiers'; without both it would "
@@ -100,10 +151,10 @@ class OptionalRewardSourceGroup(Group):
             )
         if self.gold is not None and not self.verifiers:
             raise ValueError("'reward.gold' is for 'reward.verifiers', and there are none; leave it out")
-        if self.normalize == "held_out" and self.role is None:
+        if self.normalize == "held_out" and self.role is None and self.url is None:
             raise ValueError(
-                "'reward.normalize' = held_out needs 'reward.role': other sources have no held-out scores; "
-                "set it to none"
+                "'reward.normalize' = held_out needs 'reward.role' or 'reward.url': other sources have no held-out "
+                "scores; set it to none"
             )
         if self.callable is not None and not re.fullmatch(FUNCTION, self.callable):
             raise ValueError(
@@ -114,15 +165,12 @@ class OptionalRewardSourceGroup(Group):
 
 
 class RewardSourceGroup(OptionalRewardSourceGroup):
-    """What scores the completions: verifiers, one of role, callable and model, or both."""
+    """What scores the completions: verifiers, one of role, callable, model and url, or both."""
 
     @model_validator(mode="after")
     def _some_source(self) -> RewardSourceGroup:
         if self.source is None:
-            raise ValueError(
-                "'reward' needs 'reward.verifiers', or one of 'reward.role', 'reward.callable' and 'reward.model'; got "
-                "none of them"
-            )
+            raise ValueError(f"'reward' needs 'reward.verifiers', or one of {SOURCES}; got none of them")
         return self
 
 

@@ -39,6 +39,18 @@ REMEDIES = {
         "answers that end"
     ),
     "no-room-for-prompts": "lower generation.max_new_tokens",
+    "engine-unanswered": (
+        "see that the server runs (its own log says why not), or raise generation.timeout; the same command resumes"
+    ),
+    "engine-refused": (
+        "start it with --enable-lora, a --max-lora-rank of at least lora.r, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True "
+        "in its environment, where output_dir is under the same path; and look at generation.url and generation.url_key"
+    ),
+    "engine-start": "correct generation.start; the command's own words are in {log}",
+    "not-delivered": (
+        "see that {where} serves the base of this run in the same number format, with --enable-lora and "
+        "--logprobs-mode processed_logprobs, and that nothing else loads adapters there"
+    ),
     "context-exceeded": "lower generation.max_new_tokens or data.max_prompt_tokens",
     "stop-of-several-tokens": "choose another string for generation.stop, or leave it out",
     # Chat templates.
@@ -71,6 +83,13 @@ REMEDIES = {
     # The reward.
     "reward-import-timeout": "look at what its module waits for, or raise reward.timeout",
     "reward-timeout": "look at what it waits for, or raise reward.timeout",
+    "reward-unanswered": (
+        "see that the server runs (onebase serve) and has time, or raise reward.timeout; the same command resumes"
+    ),
+    "reward-refused": "correct reward.url_role or reward.url_key, or what the server serves",
+    "which-reward-role": "name one by reward.url_role",
+    "reward-exchanged": "serve the first weights again and run the same command, or choose another --output_dir",
+    "reward-without-tools": "drop these rows, or set reward.role to the role's folder",
     "no-reward-model": "set reward.model to another",
     "no-held-out-scores": "train it to the end with held-out data, or set reward.normalize: none",
     "equal-held-out-scores": "train it further, or set reward.normalize: none",
@@ -87,6 +106,7 @@ REMEDIES = {
     "example-out-of-memory": (
         "lower data.max_prompt_tokens or data.max_completion_tokens, or set model.quantization: nf4"
     ),
+    "microbatch-out-of-memory": "set batch.microbatch_tokens to less",
     "completions-do-not-fit": (
         "lower generation.samples_per_prompt, generation.max_new_tokens or data.max_prompt_tokens"
     ),

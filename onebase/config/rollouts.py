@@ -22,6 +22,7 @@ from onebase.config.groups import (
     fail_on,
 )
 from onebase.config.ppo_groups import (
+    SOURCES,
     GenerationGroup,
     OptionalRewardSourceGroup,
     PPOGroup,
@@ -91,13 +92,18 @@ class BestOfConfig(RunConfig):
 
 
 def _sampling_problems(chosen: str, reward: OptionalRewardSourceGroup, generation: GenerationGroup) -> list[str]:
-    if chosen == "data":
-        return []
     problems = []
+    if generation.ahead:
+        problems.append(
+            "'generation.ahead' = 1 overlaps sampling with training, and nothing is trained on these samples; leave it "
+            "out"
+        )
+    if chosen == "data":
+        return problems
     if reward.source is None:
         problems.append(
-            "'reward' needs 'reward.verifiers', or one of 'reward.role', 'reward.callable' and 'reward.model', to "
-            "choose by; or set chosen: data to take the data's answer as the chosen one"
+            f"'reward' needs 'reward.verifiers', or one of {SOURCES}, to choose by; or set chosen: data to take the "
+            "data's answer as the chosen one"
         )
     if generation.samples_per_prompt < 2:
         problems.append("'generation.samples_per_prompt' = 1 leaves nothing to choose from; set it to 2 or more")

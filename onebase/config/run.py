@@ -37,6 +37,11 @@ def adapter_problems(model: OptionalModelGroup, lora: LoraGroup, start_from: str
         problems.append(
             "'model.quantization' = nf4 cannot be trained in full: set lora.r >= 1, or quantization to none"
         )
+    if getattr(model, "shard", False) and lora.r == 0:
+        problems.append(
+            "'model.shard' spreads a base that is frozen, and 'lora.r' = 0 trains all of it; set lora.r >= 1, or "
+            "model.shard to false"
+        )
     if start_from is not None and lora.r == 0:
         problems.append(
             "'lora.r' = 0 trains the whole base, but 'start_from' names an adapter on it; set lora.r >= 1, or "

@@ -44,6 +44,18 @@ class Loader(yaml.SafeLoader):
         finally:
             self._level -= 1
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                said = f"{shown(repr(key.value), 60)} is given twice, in lines {lines[name]} and {line}; remove one"
+                raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
+            lines[name] = line
+        return super().construct_mapping(node, deep=deep)
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep=deep)

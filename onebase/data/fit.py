@@ -11,6 +11,7 @@ from onebase.data.chat import ChatFormat, TrainOn
 from onebase.data.rendering import asked_in
 from onebase.errors import DataError, ModelError, PromptTooLongError
 from onebase.records import Example, Prompt, Row
+from onebase.shown import number_of
 
 Truncation = Literal["left", "drop", "error"]
 
@@ -94,22 +95,32 @@ class Cuts:
                 raise DataError(fact, remedy="prompts-dropped")
             raise DataError(fact, remedy="prompts-do-not-fit")
         said = [
-            f"{len(places)} {what} ({', '.join(places[:3])})"
-            for places, what in (
-                (self.turns, "prompts lost their oldest turns"),
-                (self.tokens, "prompts lost the beginning of their last user turn"),
-                (self.dropped, "rows with longer prompts were left out"),
-                (self.completions, "rows had answers cut at the end, which then teach no end token"),
+            f"{number_of(len(places), thing)} {one if len(places) == 1 else many} ({', '.join(places[:3])})"
+            for places, thing, one, many in (
+                (self.turns, "prompt", "lost its oldest turns", "lost their oldest turns"),
+                (
+                    self.tokens,
+                    "prompt",
+                    "lost the beginning of its last user turn",
+                    "lost the beginning of their last user turn",
+                ),
+                (self.dropped, "row", "with a longer prompt was left out", "with longer prompts were left out"),
+                (
+                    self.completions,
+                    "row",
+                    "had an answer cut at the end, which then teaches no end token",
+                    "had answers cut at the end, which then teach no end token",
+                ),
             )
             if places
         ]
         if said:
             why = f"; {self.reason}" if self.reason else ""
-            self.limits.tell(f"of {rows} rows, {'; '.join(said)}{why}")
+            self.limits.tell(f"of {number_of(rows, 'row')}, {'; '.join(said)}{why}")
         if self.rewritten:
             self.limits.tell(
                 f"the chat template leaves out parts of earlier answers (thinking, say) in {len(self.rewritten)} of "
-                f"{rows} rows ({', '.join(self.rewritten[:3])})"
+                f"{number_of(rows, 'row')} ({', '.join(self.rewritten[:3])})"
             )
 
 

@@ -61,9 +61,10 @@ def check_named_once(sources: Sequence[Source]) -> None:
     for name in [name for source in sources for name in source.paths]:
         check_file(name)
         for path in map(str, expand(name)):
-            first = seen.setdefault(file_id(path), path)
-            if first is not path:
+            first = seen.get(identity := file_id(path))
+            if first is not None:
                 raise DataError(f"{shown(path)} and {shown(first)} are the same file", remedy="file-named-twice")
+            seen[identity] = path
 
 
 def read_sources(sources: Sequence[Source], *, limit: int | None = None) -> list[Row]:

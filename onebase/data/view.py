@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from onebase.data.chat import ChatFormat
 from onebase.reading.tools import texts_of
 from onebase.records import Example, Message, Prompt, Row
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ class Branch:
         """Its grade and its lengths in a few words."""
         grade = f"grade {self.grade:g}, " if self.grade is not None else ""
         learned = "" if self.scored else f", {self.num_learned} learned"
-        return f"{grade}{self.num_tokens} tokens{learned}"
+        return f"{grade}{number_of(self.num_tokens, 'token')}{learned}"
 
 
 @dataclass(frozen=True, slots=True)

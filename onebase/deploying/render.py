@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 import onebase
 from onebase.config.serving import ServeConfig
+from onebase.deploying.rendered import File, quoted, show_file, templates_of, write_files
 from onebase.deploying.service import Service, check_links, read_service, way
 from onebase.deploying.versions import PACKAGE, PYTHON, WHEEL, constraints, source
-from onebase.errors import ConfigError
-from onebase.files import write_atomically
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 Target = Literal["docker", "systemd", "skypilot", "sagemaker"]
 COMMANDS = "COMMANDS.txt"
-FIRST_LINES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +43,6 @@ PLACES: dict[Target, Place] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """A rendered file."""
-
-    name: str
-    text: str
-
-    def state(self, folder: Path) -> str:
-        """`new`, `unchanged`, or `differs` from what is there."""
-        path = folder / self.name
-        if not os.path.lexists(path):
-            return "new"
-        return "unchanged" if path.is_file() and path.read_bytes() == self.text.encode() else "differs"
-
-
 def run(*, config: ServeConfig, target: Target, into: Path, write: bool, force: bool) -> None:
     """Prints what would be written and the commands; with `write` the files are written too.
 
@@ -79,11 +56,12 @@ def run(*, config: ServeConfig, target: Target, into: Path, write: bool, force: 
     files = render(service, target, into)
     states = {file.name: file.state(into) for file in files}
     if write:
-        _write(files, states, into, force=force)
+        write_files(files, states, into, force=force)
     folder = shown(into, 200)
-    print(f"{len(files)} files {'in' if write else 'for'} {folder}{'' if write else '; --write writes them'}")
+    told = f"in {folder}" if write else f"for {folder}; --write writes them"
+    print(f"{number_of(len(files), 'file')} {told}")
     for file in files:
-        _show(file, states[file.name])
+        show_file(file, states[file.name])
     print(f"\nCommands, to be run in {folder}:\n")
     print(shown(files[-1].text, lines=True), end="")
 
@@ -91,15 +69,8 @@ def run(*, config: ServeConfig, target: Target, into: Path, write: bool, force: 
 def render(service: Service, target: Target, into: Path) -> list[File]:
     """The files of a target, its commands last. Paths in them are relative to `into`."""
     place = PLACES[target]
-    jinja = Environment(
-        loader=PackageLoader("onebase.deploying"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    jinja.filters |= {"shell": shlex.quote, "yaml": quoted, "compose": lambda text: quoted(text.replace("$", "$$"))}
-    jinja.filters["python"] = repr
+    jinja = templates_of("onebase.deploying")
+    jinja.filters["compose"] = lambda text: quoted(text.replace("$", "$$"))
     checkout, pinned = source(), constraints(service.extras)
     values = {
         "service": service,
@@ -125,11 +96,6 @@ def render(service: Service, target: Target, into: Path) -> list[File]:
     ]
 
 
-def quoted(text: str) -> str:
-    """A text as a YAML string in double quotes, on one line."""
-    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=float("inf")).strip()
-
-
 def cost(service: Service, place: Place) -> str:
     """What it costs while it exists, from the price in serve.yaml; else where the price is published."""
     price = service.config.price_per_hour
@@ -148,27 +114,3 @@ def _listens(service: Service, target: Target) -> tuple[str, int]:
     if target == "sagemaker":
         return "0.0.0.0", 8080
     return "0.0.0.0", service.port  # of the container or the rented machine; an API key is asked for
-
-
-def _write(files: Sequence[File], states: dict[str, str], into: Path, *, force: bool) -> None:
-    other = [name for name, state in states.items() if state == "differs"]
-    if other and not force:
-        raise ConfigError(
-            f"{shown(into, 200)}: {', '.join(other)} {'is' if len(other) == 1 else 'are'} there with other contents; "
-            "add --force to replace, or name another folder with --into"
-        )
-    blocked = [name for name in other if (into / name).is_dir()]
-    if blocked:
-        raise ConfigError(f"{shown(into / blocked[0], 200)} is a folder; remove it, or name another with --into")
-    for file in files:
-        if states[file.name] != "unchanged":
-            write_atomically(into / file.name, file.text)
-
-
-def _show(file: File, state: str) -> None:
-    print(f"\n{file.name}  {len(file.text.encode()):,} bytes, {state}")
-    lines = file.text.splitlines()
-    for line in lines[:FIRST_LINES]:
-        print(f"    {shown(line, 110)}")
-    if len(lines) > FIRST_LINES:
-        print(f"    ... {len(lines) - FIRST_LINES} more lines")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onebase.data.batches import microbatch_indices
 from onebase.data.tree import build_tree_batch
+from onebase.distributed.sharding import gathered_weights, weight_storages
 from onebase.engines.engine import any_pads, packs, runs_flat
 from onebase.engines.forward import token_logprobs
 from onebase.errors import DoesNotFitError
@@ -38,7 +39,9 @@ class TokenBudget:
         """The examples' indices, split into microbatches that fit."""
         return microbatch_indices(examples, self.tokens, layout=base.layout if any_pads(base) else "packed")
 
-    def attempts(self, longest: int, *, forget: Callable[[], None] = lambda: None) -> Iterator[Attempt]:
+    def attempts(
+        self, longest: int, *, forget: Callable[[], None] = lambda: None, can_repeat: bool = True
+    ) -> Iterator[Attempt]:
         """Yields attempts, each with smaller microbatches than the last, until one does not run out of memory.
 
             for attempt in budget.attempts(longest):
@@ -48,12 +51,14 @@ class TokenBudget:
         Args:
             longest: tokens of the longest example, which cannot be split.
             forget: undoes what a failed attempt left behind.
+            can_repeat: whether a process may repeat its passes by itself; not where the base is spread over several,
+                which take part in each other's.
 
         Raises:
-            DoesNotFitError: the longest example does not fit by itself.
+            DoesNotFitError: the longest example does not fit by itself, or a microbatch where none can be repeated.
         """
         while True:
-            attempt = Attempt(can_shrink=self.tokens > longest, longest=longest)
+            attempt = Attempt(can_shrink=self.tokens > longest, can_repeat=can_repeat, longest=longest)
             yield attempt
             if not attempt.out_of_memory:
                 return
@@ -66,8 +71,8 @@ class TokenBudget:
 class Attempt:
     """One attempt from `TokenBudget.attempts`: a context manager that records whether the device ran out of memory."""
 
-    def __init__(self, *, can_shrink: bool, longest: int) -> None:
-        self._can_shrink, self._longest = can_shrink, longest
+    def __init__(self, *, can_shrink: bool, longest: int, can_repeat: bool = True) -> None:
+        self._can_shrink, self._can_repeat, self._longest = can_shrink, can_repeat, longest
         self.out_of_memory = False
 
     def __enter__(self) -> None:
@@ -83,6 +88,11 @@ class Attempt:
             raise DoesNotFitError(
                 f"an example of {self._longest} tokens alone does not fit the device's memory",
                 remedy="example-out-of-memory",
+            ) from error
+        if not self._can_repeat:
+            raise DoesNotFitError(
+                "out of memory, and where the base is spread over several processes none can repeat its part alone",
+                remedy="microbatch-out-of-memory",
             ) from error
         self.out_of_memory = True
         return True
@@ -145,7 +155,7 @@ def mask_bytes_per_pair(base: OneBase, role: str) -> float:
 
 
 def _saved_bytes(base: OneBase, role: str, *, num_completions: int) -> int:
-    parameters = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
+    parameters = weight_storages(base.model.parameters())
     seen: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -157,7 +167,11 @@ def _saved_bytes(base: OneBase, role: str, *, num_completions: int) -> int:
     half = PROBE_TOKENS // 2
     example = Example([0] * half, [[0] * (half // num_completions)] * num_completions)
     batch = build_tree_batch([example]).to(base.device)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with (
+        torch.enable_grad(),
+        gathered_weights(base.model, parameters),
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+    ):
         kept = token_logprobs(base, batch, role=role)
     del kept
     return sum(seen.values())

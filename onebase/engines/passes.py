@@ -88,8 +88,9 @@ def _over(
     mine = base.group.share([example.num_tokens for example in examples])
     results: dict[int, dict[str, Tensor]] = {}  # still on the device, which nothing waits for until the end
 
-    for attempt in budget.attempts(max((examples[i].num_tokens for i in mine), default=0)):
-        with attempt:
+    longest = max((examples[i].num_tokens for i in mine), default=0)
+    for attempt in budget.attempts(longest, can_repeat=not base.is_spread):
+        with attempt, base.in_step():
             left = [i for i in mine if i not in results]
             for microbatch in budget.split(base, [examples[i] for i in left]):
                 indices = [left[i] for i in microbatch]

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
+from onebase.data.chat import chat_format
 from onebase.errors import ModelError
 from onebase.exporting.source import Source
-from onebase.models.loading import load_tokenizer
-from onebase.models.role_files import read_adapter
+from onebase.models.base import OneBase
+from onebase.models.fingerprints import base_fingerprint
+from onebase.models.loading import load_tokenizer, stored_shapes
+from onebase.models.role_card import TEMPLATE_FILE
+from onebase.models.role_files import load_role
+from onebase.records import Message
 from onebase.shown import shown
 
 COPIED = (".json", ".jinja", ".model", ".safetensors", ".txt")
@@ -21,13 +27,34 @@ COPIED = (".json", ".jinja", ".model", ".safetensors", ".txt")
 
 
 def check_adapter(source: Source, engine: str) -> None:
-    """Raises ModelError, with what to do, unless the role is a plain LoRA adapter for generating text."""
+    """Checks that an engine can put a role's adapter on its base.
+
+    Raises:
+        ModelError: the role is no plain LoRA adapter for generating text, does not fit the base, or its chat template
+            is gone or invalid.
+        RoleMismatchError: it was made on another base, or with another tokenizer.
+    """
     name = shown(source.folder)
     if source.card is None:
         raise ModelError(f"{name} is a full model and has no adapter; {engine} serves its folder as it is")
     for reason in _reasons(source):
         raise ModelError(f"{name}: {engine} does not take {reason}; make it a plain model with onebase merge")
-    read_adapter(source.folder)  # raises for tensors that are damaged or do not fit the configuration
+    # The base's shapes are enough; the weights of one that is named on the Hub may not be here, and need not be.
+    local = Path(source.base).is_dir()
+    fingerprint = base_fingerprint(source.base) if local else source.card.base_fingerprint
+    base = OneBase(
+        stored_shapes(source.base),
+        load_tokenizer(source.base),
+        fingerprint=fingerprint,
+        layout="tree",
+        name_or_path=source.base,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that copying to a tensor without weights does nothing
+        load_role(base, source.kind, source.folder, kinds=(source.kind,))
+    if source.card.chat_template:
+        chat = chat_format(base.tokenizer, str(Path(source.folder) / TEMPLATE_FILE))
+        chat.encode_prompt((Message("user", "Hello"),))  # a template is read when it is used
 
 
 def _reasons(source: Source) -> Iterator[str]:

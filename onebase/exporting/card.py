@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from onebase.config.verbs import VERB_CONFIGS, verb_of
 from onebase.errors import DataError
 from onebase.exporting.source import Source
 from onebase.reading import hub
-from onebase.reading.files import expand
+from onebase.reading.files import content_hash, expand
 from onebase.reporting.page import FIGURES
 from onebase.runs.finished import RunRecord, interval
 from onebase.runs.finished import shown as value_shown
@@ -148,7 +147,7 @@ def _lines_of(key: str, name: str) -> Iterator[str]:
         return
     try:
         files = expand(name)
-        sums = [hashlib.file_digest(path.open("rb"), "sha256").hexdigest() for path in files]
+        sums = [content_hash(path) for path in files]
     except (DataError, OSError, ValueError):
         yield f"| `{_cell(Path(name).name)}` | {use} | not there any more when this was written |"
         return

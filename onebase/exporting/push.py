@@ -16,7 +16,7 @@ from onebase.exporting.merge import sized
 from onebase.exporting.source import find_source
 from onebase.models.role_card import CARD_FILE, PICKLED
 from onebase.runs.progress import say
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 MODELS = ("config.json", CARD_FILE, "adapter_config.json", "Modelfile", "*.gguf")
 """What a folder holds that is worth uploading."""
@@ -87,7 +87,7 @@ def tell(files: dict[str, Path], folder: Path, name: str, public: bool) -> None:
     """Lists what would be uploaded, and what in it says something about this machine."""
     sizes = {file: path.stat().st_size for file, path in files.items()}
     say(
-        f"{len(files)} files, {sized(sum(sizes.values()))}, to {constants.ENDPOINT}/{name} "
+        f"{number_of(len(files), 'file')}, {sized(sum(sizes.values()))}, to {constants.ENDPOINT}/{name} "
         f"({'public' if public else 'private'} if it is new):"
     )
     for file, size in sizes.items():

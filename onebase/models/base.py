@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from onebase.distributed.sharding import in_step
 from onebase.errors import ModelError
 from onebase.models.base_config import context_length
 from onebase.models.heads import ScalarHead
@@ -36,6 +37,7 @@ class OneBase:
         packs: whether the packed engine runs this model, as tried at loading.
         flex: whether attention uses `engines/flex.py`'s kernel on this device, as tried at loading.
         group: the processes that share the work on this base.
+        is_spread: whether each of them holds only a part of the base's weights (`distributed/sharding.py`).
         notes: limitations and what they cost, for whoever opens the base to print once.
     """
 
@@ -50,6 +52,7 @@ class OneBase:
         packs: bool = False,
         flex: bool = False,
         group: Group = ALONE,
+        is_spread: bool = False,
         notes: Sequence[str] = (),
     ) -> None:
         self.model = model
@@ -62,7 +65,7 @@ class OneBase:
         """Whether the backward pass recomputes each layer from its input instead of keeping its activations."""
         self.packs = packs
         self.flex = flex
-        self.group = group
+        self.group, self.is_spread = group, is_spread
         self.roles: dict[str, Role] = {}
         self._active: str | None = None
         self.trained_in_full: str | None = None
@@ -188,6 +191,10 @@ class OneBase:
         finally:
             if name != before:
                 self._apply(before)
+
+    def in_step(self) -> AbstractContextManager[None]:
+        """Every process's passes without gradient, however many each makes, belong into this block."""
+        return in_step(self.model, self.group) if self.is_spread else nullcontext()
 
     @contextmanager
     def recomputing(self, within: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[None]:
@@ -328,6 +335,11 @@ class OneBase:
         reason = _why_not_beside_others(config)
         if reason:
             raise ModelError(f"the adapter of role '{name}' {reason}")
+        if self.is_spread and (name_of := _reads_weights(config)):
+            raise ModelError(
+                f"the adapter of role '{name}' has {name_of}, which reads the base's weights, and of a base spread "
+                "over several processes each holds a part"
+            )
         head = self.model.get_output_embeddings()
         try:
             if self._peft is None:
@@ -385,6 +397,14 @@ def _why_not_beside_others(config: PeftConfig) -> str:
         if value and value != "none":
             return f"has {name} = {shown(repr(value), 60)}, which the base and other roles would share; leave it out"
     return ""
+
+
+def _reads_weights(config: PeftConfig) -> str:
+    """The setting by which an adapter reads the base's weights when it is made; empty if it reads none."""
+    start = getattr(config, "init_lora_weights", True)
+    if isinstance(start, str) and start != "gaussian":
+        return f"init_lora_weights = {shown(start, 40)}"
+    return "use_dora" if getattr(config, "use_dora", False) else ""
 
 
 def _misfit(peft: PeftModel, name: str, weights: dict[str, Tensor]) -> str:

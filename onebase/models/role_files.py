@@ -46,14 +46,7 @@ def save_role(
     is complete.
     """
     role = base.roles[name]
-    adapter = base.adapter_config(name)
-    if adapter is None:
-        raise ModelError(f"role '{name}' is the base itself and has no adapter to save")
-    config: Any = copy.copy(adapter)
-    config.inference_mode = True
-    if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)  # a set's order in the file would differ per process
-    weights = base.adapter_weights(name)
+    config, weights = _adapter_of(base, name)
     if isinstance(role, ScalarRole):
         weights[SCORE_KEY] = role.head.weight.detach().to("cpu", torch.float32, copy=True)
         # A classifier scores the last token, so a role that averages over tokens must not claim to be one.
@@ -80,6 +73,31 @@ def save_role(
         standalone_tokenizer(base.tokenizer, chat).save_pretrained(temporary)
         (temporary / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return card
+
+
+def save_adapter(base: OneBase, name: str, folder: str | Path) -> None:
+    """Writes a role's adapter alone, whole or not at all, for a server that puts it on the base itself.
+
+    Raises:
+        ModelError: the role is the base itself.
+    """
+    config, weights = _adapter_of(base, name)
+    config.init_lora_weights = True  # how it was begun means nothing to a trained one, and servers refuse some ways
+    with atomic_folder(Path(folder)) as temporary:
+        config.save_pretrained(str(temporary))
+        save_file(weights, temporary / ADAPTER_FILE, metadata={"format": "pt"})
+
+
+def _adapter_of(base: OneBase, name: str) -> tuple[Any, dict[str, Tensor]]:
+    """A role's adapter as it is saved: a copy of its configuration, and its tensors."""
+    adapter = base.adapter_config(name)
+    if adapter is None:
+        raise ModelError(f"role '{name}' is the base itself and has no adapter to save")
+    config: Any = copy.copy(adapter)
+    config.inference_mode = True
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # a set's order in the file would differ per process
+    return config, base.adapter_weights(name)
 
 
 def _scoring(role: ScalarRole) -> dict[str, Any]:

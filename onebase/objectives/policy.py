@@ -151,6 +151,36 @@ def completion_log_ratio(
 
 
 @torch.no_grad()
+def truncated_importance_weights(logprobs: Tensor, sampled_logprobs: Tensor, *, cap: float) -> Tensor:
+    """How much each token's policy loss counts if another engine, or an older policy, drew it.
+
+        w = min(pi_old(token) / mu(token), cap)
+
+    pi_old: the policy as our own forward pass sees it before the update, which the clipped ratio is taken against; mu:
+    the distribution the token was drawn from (truncated importance sampling, TIS: Yao et al. 2025, "Your efficient RL
+    framework secretly brings you off-policy RL training"; the cap is from Espeholt et al. 2018, eq. 1). With the ratio
+    of the loss it makes pi / mu, whose truncation bounds the variance and leaves a bias where the cap is reached.
+
+    Not done: no weight for the KL to the reference or the entropy, no product over a completion's tokens.
+
+    Args:
+        logprobs: `[M]` of pi_old.
+        sampled_logprobs: `[M]` of mu, at the same temperature.
+        cap: the largest weight, 1 or more.
+
+    Returns:
+        `[M]` without gradient, above 0 and at most `cap`.
+
+    Raises:
+        ValueError: if the shapes differ or the cap is below 1.
+    """
+    check_same_shape(logprobs=logprobs, sampled_logprobs=sampled_logprobs)
+    if not cap >= 1:
+        raise ValueError(f"cap {cap} must be 1 or more: below it even equal engines would count less")
+    return torch.exp(logprobs - sampled_logprobs).clamp(max=cap)
+
+
+@torch.no_grad()
 def policy_statistics(
     logprobs: Tensor, old_logprobs: Tensor, *, clip_low: float, clip_high: float, advantages: Tensor
 ) -> dict[str, Tensor]:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy
 
 from onebase.quality.agreement import (
+    Level,
     Ratings,
-    cohens_kappa,
-    fleiss_kappa,
+    agreement_sums,
+    coincidences,
+    confusions,
+    fleiss_sums,
     kendalls_w,
-    krippendorff_alpha,
-    pairwise_agreement,
+    of_agreement,
+    of_alpha,
+    of_fleiss,
+    of_kappa,
+    sums_interval,
     with_interval,
 )
 from onebase.reporting.intervals import Interval, bootstrap_mean
@@ -86,18 +93,24 @@ def agreement(rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> dict[str, 
     ordered = ratings
     if values <= set(_VOTES) and 2.0 in values:
         ordered = numpy.vectorize(lambda vote: _VOTES.get(vote, vote), otypes=[float])(ratings)
-    interval = partial(with_interval, seed=seed)
+
+    def alpha(level: Level) -> Interval:
+        rated = ratings if level == "nominal" else ordered
+        scale = numpy.unique(rated[~numpy.isnan(rated)])
+        return sums_interval(partial(of_alpha, values=scale, level=level), coincidences(rated, scale), seed=seed)
+
+    scale = numpy.array(sorted(values))
     figures = {
-        "pairwise_agreement": interval(pairwise_agreement, ratings),
-        "krippendorff_alpha_nominal": interval(krippendorff_alpha, ratings),
-        "krippendorff_alpha_ordinal": interval(partial(krippendorff_alpha, level="ordinal"), ordered),
-        "krippendorff_alpha_interval": interval(partial(krippendorff_alpha, level="interval"), ordered),
-        "fleiss_kappa": interval(fleiss_kappa, ratings),
-        "kendalls_w": interval(kendalls_w, ordered),
+        "pairwise_agreement": sums_interval(of_agreement, agreement_sums(ratings), seed=seed),
+        "krippendorff_alpha_nominal": alpha("nominal"),
+        "krippendorff_alpha_ordinal": alpha("ordinal"),
+        "krippendorff_alpha_interval": alpha("interval"),
+        "fleiss_kappa": sums_interval(of_fleiss, fleiss_sums(ratings), seed=seed),
+        "kendalls_w": with_interval(kendalls_w, ordered, seed=seed),
     }
-    for a in range(len(names)):
-        for b in range(a + 1, len(names)):
-            figures[f"cohens_kappa {names[a]}, {names[b]}"] = interval(cohens_kappa, ratings[:, [a, b]])
+    for a, b in combinations(range(len(names)), 2):
+        seen = confusions(ratings[:, [a, b]], scale)
+        figures[f"cohens_kappa {names[a]}, {names[b]}"] = sums_interval(of_kappa, seen, seed=seed)
     return figures
 
 

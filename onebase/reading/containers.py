@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onebase.errors import DataError
-from onebase.reading import tables
+from onebase.reading import databases, tables
 from onebase.reading.files import (
     LONGEST_FIELD,
     is_packed,
@@ -43,6 +43,8 @@ class Content:
     """False for CSV, where every value is a text and may stand for a number or a list."""
     notes: list[str] = field(default_factory=list)
     """What was read differently from how it is named, or left out, so far."""
+    place: str = ""
+    """What stands before a row's number in messages; empty: the file's path and a colon."""
 
 
 def read_content(path: Path) -> Content:
@@ -53,6 +55,9 @@ def read_content(path: Path) -> Content:
         MissingExtraError: it needs a package that is not installed.
     """
     kind = kind_of(path)
+    if kind == "database":
+        name, rows, told = databases.read(path)
+        return Content(rows, notes=told, place=name)
     if kind in ("parquet", "arrow"):
         notes: list[str] = []
         return Content(_checked(tables.rows(path, kind, notes), path), notes=notes)

@@ -1,8 +1,8 @@
 """Finds data files and opens them: from what a user names to files, and from a file to its unpacked lines.
 
 A name is a file, a folder (every data file in it and below it, in the order of their paths), a pattern such as
-`data/*.jsonl`, a folder written by `datasets.save_to_disk`, or a dataset on the Hub (`hub.py`). What lies in a file is
-read by `containers`.
+`data/*.jsonl`, a folder written by `datasets.save_to_disk`, a dataset on the Hub (`hub.py`), or a database of rankings
+(`databases.py`). What lies in a file is read by `containers`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from onebase.errors import DataError, MissingExtraError
-from onebase.reading import hub
+from onebase.labels.urls import SUFFIXES as SUFFIXES_OF_DATABASES
+from onebase.reading import databases, hub
 from onebase.reading.json_text import row_reached
 from onebase.shown import shown
 
@@ -44,7 +45,7 @@ LONGEST_FIELD = 3_000_000
 _LONGEST_LINE = 64 << 20
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_TABLES = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
+_TABLES = {databases.MAGIC: "database", b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
 _NOT_DATA = {"readme", "license", "licence", "notice", "changelog", "dataset_info", "dataset_infos", "state"}
 """Files beside the data, which a folder's name does not stand for."""
 _DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
@@ -56,9 +57,10 @@ def check_file(name: str | Path) -> None:
     Pipes and devices are refused, because reading one may block forever.
     """
     for path in expand(name):
-        _check_regular(path)
-        if _data_suffix(path) is None:
-            kind_of(path)
+        if not databases.is_server(path):
+            _check_regular(path)
+        if _data_suffix(path) is None and kind_of(path) == "database":
+            databases.check(path)
 
 
 def expand(name: str | Path) -> list[Path]:
@@ -68,7 +70,9 @@ def expand(name: str | Path) -> list[Path]:
         DataError: there are none, or the name could stand for several datasets.
     """
     # os.path, because the methods of Path raise for a name that is too long or has a zero byte.
-    path = Path(name)
+    path = databases.as_path(name)
+    if databases.is_server(path):
+        return [path]
     try:
         if os.path.isdir(path):
             return _in_folder(path)
@@ -87,7 +91,9 @@ def expand(name: str | Path) -> list[Path]:
 
 
 def file_id(path: str | Path) -> tuple[int, int]:
-    """Identifies a file, whatever name it is given by."""
+    """Identifies a file, whatever name it is given by, or a database on a server."""
+    if databases.is_server(Path(path)):
+        return databases.server_id(Path(path))
     found = os.stat(path)
     return found.st_dev, found.st_ino
 
@@ -95,10 +101,16 @@ def file_id(path: str | Path) -> tuple[int, int]:
 def kind_of(path: Path) -> str:
     """What is in a file: `json`, `jsonl`, `csv`, `tsv`, `txt`, `parquet` or `arrow`; from its suffix, else its content.
 
+    It is `database` for one of rankings, in a file or on a server.
+
     Raises:
         DataError: neither tells.
     """
+    if databases.is_server(path):
+        return "database"
     _check_regular(path)
+    if path.name.lower().endswith(SUFFIXES_OF_DATABASES):
+        return "database"
     with opened(path) as stream:
         head = stream.read(1 << 12)
     for magic, kind in _TABLES.items():
@@ -148,7 +160,9 @@ def is_packed(path: Path) -> bool:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal. Raises DataError if it cannot be read."""
+    """SHA-256 of a file's bytes, or of a database's rows, in hexadecimal. Raises DataError if it cannot be read."""
+    if _data_suffix(path) is None and kind_of(path) == "database":
+        return databases.content_hash(path)
     try:
         with open(path, "rb") as raw:
             return hashlib.file_digest(raw, "sha256").hexdigest()

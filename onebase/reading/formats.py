@@ -262,7 +262,7 @@ def _rows_of(path: Path, columns: Mapping[str, str] | None) -> Iterator[Original
         return
     reader = RowReader(columns, typed=content.typed, notes=content.notes)
     for number, values in content.rows:
-        yield Original(reader.read(values, f"{path}:{number}"), values)
+        yield Original(reader.read(values, f"{content.place or f'{path}:'}{number}"), values)
 
 
 class RowReader:

@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -135,6 +136,18 @@ def by_wins(lists: Sequence[Sequence[float]]) -> tuple[float, ...]:
             won[first] += sign
             won[second] -= sign
     return tuple(won)
+
+
+def with_unranked(row: Row) -> Row:
+    """The row with the answers that one of its columns lists, ranked by nothing; a row that has answers as it is."""
+    if row.answers:
+        return row
+    for key in ANSWER_LISTS:
+        value = row.columns.get(key)
+        if isinstance(value, list) and len(value) > 1 and all(isinstance(answer, str) for answer in value):
+            rest = {name: column for name, column in row.columns.items() if name != key}
+            return replace(row, answers=tuple(value), columns=rest)
+    return row
 
 
 def first_of(keys: Sequence[str], row: Mapping[str, Any]) -> str | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from onebase.config.rollouts import BestOfConfig
@@ -31,15 +32,15 @@ from onebase.reading.tools import for_file
 from onebase.reading.unread import DECIDING
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.reward import open_reward_source, open_rules
-from onebase.recipes.setup.rollouts import longest_rollout_tree, sampling_of
+from onebase.recipes.setup.rollouts import longest_rollout_tree, open_drawing, sampling_of
 from onebase.recipes.setup.shared import limits_of, open_base, open_chat, open_run, read_prompts, token_budget
 from onebase.records import Prompt, RewardSource, Row
 from onebase.reporting.intervals import bootstrap_mean, paired_bootstrap
 from onebase.rollouts.collect import collect
 from onebase.runs.progress import say
-from onebase.sampling.local import LocalSampler
 from onebase.sampling.sampler import Sample
 from onebase.seeds import sample_seeds
+from onebase.shown import number_of
 from onebase.training.checkpoint import inputs_of
 from onebase.training.loop import Loop
 
@@ -54,6 +55,7 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
     """
     run = open_run(config)
     rules = open_rules(config.reward, run.group)
+    rules.meet()
     base = open_base(config.model, run.group)
     chat = open_chat(base.tokenizer, config.model)
     if config.start_from is not None:
@@ -71,11 +73,18 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
         source = open_reward_source(config.reward, rules, base, budget)
     sampling = sampling_of(base, chat, config.generation)
     seeds = sample_seeds(config.seed, num_prompts=len(prompts), samples_per_prompt=count, stream="best-of")
-    say(f"best-of: {len(prompts)} prompts x {count} answers, {f'scored by {source.name}' if source else 'not scored'}")
+    scored = f"scored by {source.name}" if source else "not scored"
+    say(f"best-of: {number_of(len(prompts), 'prompt')} x {number_of(count, 'answer')}, {scored}")
 
-    written, sampler = Written(), LocalSampler(base, "policy")
+    written = Written()
+    sampler, drawing = open_drawing(base, config.generation, budget, run.folder)
     with Loop(
-        run, "best-of", len(prompts), save=lambda folder: None, state=written, inputs=inputs_of(base, prompts)
+        run,
+        "best-of",
+        len(prompts),
+        save=lambda folder: None,
+        state=written,
+        inputs={**inputs_of(base, prompts), **rules.record},
     ) as loop:
         while loop.done < len(prompts):
             part = prompts[loop.done : loop.done + PROMPTS_AT_A_TIME]
@@ -90,17 +99,15 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
                 budget=budget,
                 reward=source,
             )
+            delivered = drawing.proof(rollout, loop.done // PROMPTS_AT_A_TIME, sampling)
             scores = None if rollout.scores is None else rollout.scores.total.view(len(part), count).tolist()
             for i, prompt in enumerate(part):
                 own = rollout.samples[i * count : (i + 1) * count]
                 written.add(config, chat, prompt, own, scores[i] if scores is not None else None)
-            loop.end_step(written.figures(), shown=["best_score"], steps=len(part))
+            loop.end_step({**written.figures(), **delivered}, shown=["best_score"], steps=len(part))
 
-    files = {"best.jsonl": written.best, "pairs.jsonl": written.pairs}
-    for name, lines in files.items():
-        if lines or name == "pairs.jsonl":
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            write_atomically(run.folder / name, text)
+        drawing.close()
+    listed = written.save(run.folder)
     summary = {
         "verb": "best-of",
         "prompts": len(prompts),
@@ -108,10 +115,10 @@ def run(config: BestOfConfig, rows: Sequence[Row] | None = None) -> dict[str, An
         "pairs": len(written.pairs),
         "ended": written.ended / (len(prompts) * count),
         "empty": written.empty,
+        **rules.record,
         **describe_scores(written.means, written.best),
     }
     loop.finish(summary)
-    listed = " and ".join(f"{len(lines)} rows to {run.folder / name}" for name, lines in files.items() if lines)
     say(f"best-of: {score_line(written.means, written.best)}wrote {listed}")
     return summary
 
@@ -156,6 +163,16 @@ class Written:
             "mean_score": sum(self.means) / len(self.means),
             "best_score": sum(row["score"] for row in self.best) / len(self.best),
         }
+
+    def save(self, folder: Path) -> str:
+        """Writes the files; returns what was written, in words."""
+        files = {"best.jsonl": self.best, "pairs.jsonl": self.pairs}
+        for name, lines in files.items():
+            if lines or name == "pairs.jsonl":
+                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                write_atomically(folder / name, text)
+        told = (f"{number_of(len(lines), 'row')} to {folder / name}" for name, lines in files.items() if lines)
+        return " and ".join(told)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps; called after every batch, so no row is copied."""

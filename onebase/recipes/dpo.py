@@ -54,6 +54,7 @@ from onebase.records import Example, Prompt, TreeBatch
 from onebase.reporting.intervals import bootstrap_mean
 from onebase.runs.progress import say
 from onebase.runs.record import read_metrics
+from onebase.shown import number_of
 from onebase.streaming.examples import Streamed
 from onebase.streaming.minibatches import Minibatches
 from onebase.training.averages import Averages, require_finite
@@ -109,7 +110,7 @@ def run(config: DPOConfig) -> dict[str, Any]:
     cached = cached_reference(base, train, config, budget, run.folder)
     say(
         f"dpo: {' + '.join(f'{w:g} {name}' for name, w in weights.items())}; {amount(train)}, {len(held_out)} held "
-        f"out, {total} steps, layout {base.layout}"
+        f"out, {number_of(total, 'step')}, layout {base.layout}"
     )
 
     def save(folder: Path) -> None:

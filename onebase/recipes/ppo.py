@@ -53,12 +53,15 @@ from onebase.recipes.setup.data import read_record
 from onebase.recipes.setup.ppo import Setup, State, plan, set_up
 from onebase.recipes.setup.rollouts import num_rollouts, rollout_sampling
 from onebase.recipes.setup.shared import best_by, open_run
-from onebase.records import TreeBatch
+from onebase.records import Prompt, TreeBatch
 from onebase.reporting.recorder import FlightRecorder
 from onebase.rollouts.collect import Roles, Rollout, collect
+from onebase.rollouts.delivery import correction
 from onebase.rollouts.metrics import describe
 from onebase.runs.progress import say
+from onebase.sampling.sampler import Sampling
 from onebase.seeds import rollout_seed, sample_seeds
+from onebase.shown import number_of
 from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.loop import Loop
@@ -78,6 +81,8 @@ class Targets:
     values: list[Tensor]
     advantages: list[Tensor]
     returns: list[Tensor]
+    weights: list[Tensor] | None = None
+    """How much a token's policy loss counts, if a server drew it."""
 
 
 def run(config: PPOConfig) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
     setup, state, update = set_up(config, run)
     base, total = setup.base, num_rollouts(config.max_steps, setup.order.size, config.ppo.rollout_prompts)
     say(
-        f"ppo: {len(setup.prompts)} prompts, {len(setup.held_out)} held out, {total} rollouts of "
+        f"ppo: {len(setup.prompts)} prompts, {len(setup.held_out)} held out, {number_of(total, 'rollout')} of "
         f"{config.ppo.rollout_prompts} x {config.generation.samples_per_prompt} completions, layout {base.layout}, "
         f"microbatches of {setup.budget.tokens} tokens"
     )
@@ -111,7 +116,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         weights=TrainedWeights(base, "policy", "critic"),
         update=update,
         state=state,
-        inputs=inputs_of(base, setup.prompts, setup.held_out, setup.ptx),
+        inputs={**inputs_of(base, setup.prompts, setup.held_out, setup.ptx), **setup.record},
         best=best_by("eval/judge" if setup.judges else "eval/score", config.evaluation),
     ) as loop:
         recorder = FlightRecorder(
@@ -125,7 +130,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
             metrics = train_rollout(setup, state, update, index)
             every = config.evaluation.every_steps
             if every and (index + 1) % every == 0 and index + 1 < total:
-                metrics |= evaluate(setup, role="policy").metrics()
+                metrics = loop.measured(lambda: evaluate(setup, role="policy").metrics(), metrics)
             found = [] if config.on_finding == "off" else recorder.look(index + 1, metrics)
             loop.end_step(metrics, shown=["objective/scores", "objective/kl"])
             if found and config.on_finding == "pause":
@@ -136,6 +141,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
                     f" ppo.kl_budget = {config.ppo.kl_budget:g}; back to the last policy within the budget"
                 )
                 break
+        setup.drawing.close()
         loop.end_steps()
         after = evaluate(setup, role="policy")
         budget = config.ppo.kl_budget
@@ -157,6 +163,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         "kl": after.row()["kl"].mean,
         "kl_budget": config.ppo.kl_budget,
         "ended": after.ended,
+        **setup.record,
         "data": read_record(setup.order, setup.prompts, setup.held_out, loop.done, config.ppo.rollout_prompts),
         "peak_memory_mb": round(peak_memory_mb(base.device)),
     }
@@ -168,21 +175,26 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
 def train_rollout(setup: Setup, state: State, update: Update, index: int) -> dict[str, float]:
     """One rollout and the updates on it; returns the metrics."""
     config, base = setup.config, setup.base
-    chosen = setup.order.minibatch(index, config.ppo.rollout_prompts)
+    prompts, sampling, seeds = asked_for(setup, index)
     count = config.generation.samples_per_prompt
     rollout = collect(
         base,
         setup.chat,
-        [setup.prompts[i] for i in chosen],
+        prompts,
         sampler=setup.sampler,
-        sampling=rollout_sampling(setup.sampling, config.generation, config.seed, index),
-        seeds=sample_seeds(config.seed, num_prompts=len(chosen), samples_per_prompt=count, stream=f"rollout-{index}"),
+        sampling=sampling,
+        seeds=seeds,
         samples_per_prompt=count,
         budget=setup.budget,
         reward=setup.reward,
         roles=Roles("policy", "reference", "critic"),
     )
+    delivered = setup.drawing.proof(rollout, index, sampling)
+    is_last = index + 1 >= num_rollouts(config.max_steps, setup.order.size, config.ppo.rollout_prompts)
+    next_prompts, next_sampling, next_seeds = asked_for(setup, index + 1)
+    setup.drawing.draw_ahead(None if is_last else next_prompts, next_sampling, next_seeds, count)
     targets, metrics = estimate(rollout, setup, state)
+    metrics |= delivered
     if config.ppo.kl_budget is not None and not state.keep_within(config.ppo.kl_budget, metrics["objective/kl"], base):
         return {**metrics, "train/over_kl_budget": 1.0}
     started = time.monotonic()
@@ -191,6 +203,18 @@ def train_rollout(setup: Setup, state: State, update: Update, index: int) -> dic
     if index >= config.ppo.critic_warmup_rollouts:  # during warm-up the policy does not move and its KL says nothing
         state.kl.update(metrics["objective/kl"], len(rollout.samples))
     return metrics
+
+
+def asked_for(setup: Setup, index: int) -> tuple[list[Prompt], Sampling, list[int]]:
+    """What a rollout is drawn from: its prompts, the sampling settings and one seed per completion."""
+    config = setup.config
+    chosen = setup.order.minibatch(index, config.ppo.rollout_prompts)
+    count, stream = config.generation.samples_per_prompt, f"rollout-{index}"
+    return (
+        [setup.prompts[i] for i in chosen],
+        rollout_sampling(setup.sampling, config.generation, config.seed, index),
+        sample_seeds(config.seed, num_prompts=len(chosen), samples_per_prompt=count, stream=stream),
+    )
 
 
 def estimate(rollout: Rollout, setup: Setup, state: State) -> tuple[Targets, dict[str, float]]:
@@ -226,7 +250,15 @@ def estimate(rollout: Rollout, setup: Setup, state: State) -> tuple[Targets, dic
     }
     sizes = [len(of_prompt) for of_prompt in measured.logprobs]
     split = [list(flatten_completions(padded, mask).split(sizes)) for padded in (advantages, returns)]
-    return Targets(measured.logprobs, measured.reference_logprobs, measured.values, *split), metrics
+    weights = None
+    if setup.drawing.elsewhere:
+        weights, corrected = correction(measured.logprobs, rollout.sampled_logprobs)
+        metrics |= corrected
+    advantages_of, returns_of = split
+    targets = Targets(
+        measured.logprobs, measured.reference_logprobs, measured.values, advantages_of, returns_of, weights
+    )
+    return targets, metrics
 
 
 def shape_scores(rollout: Rollout, scores: Tensor, ppo: PPOGroup, state: State) -> Tensor:
@@ -292,6 +324,8 @@ def minibatch_losses(
         old_logprobs, advantages = of(targets.logprobs, indices), of(targets.advantages, indices)
         clip = {"clip_low": ppo.clip_low, "clip_high": ppo.clip_high}
         per_token = clipped_policy_loss(logprobs, old_logprobs, advantages, **clip, dual_clip=ppo.dual_clip)
+        if targets.weights is not None:
+            per_token = per_token * of(targets.weights, indices)
         metrics.add("loss/policy", per_token)
         for name, values in policy_statistics(logprobs, old_logprobs, advantages=advantages, **clip).items():
             metrics.add(name, values)

@@ -14,8 +14,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from onebase.config.files import dump_config
 from onebase.config.language import PretrainConfig
 from onebase.data.chat import ChatFormat, chat_format
@@ -28,8 +26,10 @@ from onebase.engines.passes import num_counted
 from onebase.errors import ModelError
 from onebase.models.base import OneBase
 from onebase.models.hardware import peak_memory_mb
+from onebase.models.loading import choose_device
 from onebase.models.role_files import save_base
 from onebase.models.scratch import make_llama, read_tokenizer, train_tokenizer
+from onebase.processes import ALONE, Group
 from onebase.recipes.setup.data import is_streamed, read_record, read_rows, sources_of, streamed_rows
 from onebase.recipes.setup.shared import (
     as_configured,
@@ -63,7 +63,8 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     """Trains a model and saves it as `model/` in the run's folder; returns the summary."""
     run = open_run(config)
     train_rows, held_out_rows = read_texts(config)
-    base = open_or_make(config, train_rows.learned() if isinstance(train_rows, StreamedRows) else train_rows)
+    learned = train_rows.learned() if isinstance(train_rows, StreamedRows) else train_rows
+    base = open_or_make(config, learned, group=run.group)
     chat = open_chat(base.tokenizer, config.model)
     train, counts = blocks_to_learn(base, train_rows, config, chat)
     held_out = to_blocks(base, held_out_rows, config, chat)
@@ -134,13 +135,17 @@ def read_texts(config: PretrainConfig) -> tuple[Sequence[Row], list[Row]]:
     return read_rows(config.data, config.seed)
 
 
-def open_or_make(config: PretrainConfig, rows: Iterable[Row]) -> OneBase:
+def open_or_make(config: PretrainConfig, rows: Iterable[Row], *, group: Group = ALONE) -> OneBase:
     """Loads the model to train further, or makes a new one with the given tokenizer or one trained on the texts."""
     if config.model.model_name_or_path is not None:
         # In float32: an update is often smaller than the last bit of a bfloat16 weight.
         dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
         base = load_base(
-            config.model.model_name_or_path, dtype=dtype, device=config.model.device, layout=config.model.layout
+            config.model.model_name_or_path,
+            dtype=dtype,
+            device=config.model.device,
+            layout=config.model.layout,
+            group=group,
         )
         return as_configured(base, config.model)
     tiny = config.tiny
@@ -148,7 +153,7 @@ def open_or_make(config: PretrainConfig, rows: Iterable[Row]) -> OneBase:
         tokenizer = read_tokenizer(tiny.tokenizer)
     else:
         texts = (text for row in rows for text in (*(turn.content for turn in row.messages), *row.answers))
-        tokenizer = train_tokenizer(texts, vocab_size=tiny.vocab_size or VOCAB_SIZE)
+        tokenizer = group.from_main(lambda: train_tokenizer(texts, vocab_size=tiny.vocab_size or VOCAB_SIZE))
     model = make_llama(
         tokenizer,
         hidden_size=tiny.hidden_size,
@@ -157,11 +162,8 @@ def open_or_make(config: PretrainConfig, rows: Iterable[Row]) -> OneBase:
         max_length=tiny.max_length,
         seed=config.seed,
     )
-    if config.model.device != "auto":
-        model = model.to(config.model.device)  # type: ignore[arg-type]
-    elif torch.cuda.is_available():
-        model = model.to("cuda")  # type: ignore[arg-type]
-    return as_configured(wrap_model(model, tokenizer, layout="tree", name_or_path=""), config.model)
+    model = model.to(choose_device(config.model.device, group))  # type: ignore[arg-type]
+    return as_configured(wrap_model(model, tokenizer, layout="tree", name_or_path="", group=group), config.model)
 
 
 def blocks_to_learn(

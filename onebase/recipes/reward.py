@@ -65,6 +65,7 @@ from onebase.recipes.setup.shared import (
 from onebase.records import Example, Row, TreeBatch
 from onebase.reporting.intervals import bootstrap_mean
 from onebase.runs.progress import say
+from onebase.shown import number_of
 from onebase.streaming.examples import OnDemand
 from onebase.streaming.minibatches import Minibatches
 from onebase.training.averages import Averages, require_finite
@@ -96,7 +97,7 @@ def run(config: RewardConfig) -> dict[str, Any]:
         ),
         repro_folder=run.folder / "refused",
     )
-    say(f"reward: {amount(train)}, {len(held_out)} held out, {total} steps, layout {base.layout}")
+    say(f"reward: {amount(train)}, {len(held_out)} held out, {number_of(total, 'step')}, layout {base.layout}")
 
     def save(folder: Path) -> None:
         if config.lora.r == 0:
@@ -223,7 +224,7 @@ def read_examples(config: RewardConfig, chat: ChatFormat, context: int) -> tuple
     """
     limits = limits_of(config.data, context)
     cache = open_cache(chat, limits, "completion")
-    if is_streamed(config.data):
+    if is_streamed(config.data, ranks=True):
         encode = Encoder(chat, cache=cache)
         return streamed(config.data, lambda row, cuts: _compared(encode(_ranked_alone(row), cuts)), limits, cache=cache)
     (train, left), (held_out, left_too) = map(rank_scored, read_rows(config.data, config.seed))

@@ -64,10 +64,12 @@ from onebase.recipes.setup.shared import best_by, open_run
 from onebase.records import Prompt, TreeBatch
 from onebase.reporting.recorder import FlightRecorder
 from onebase.rollouts.collect import Roles, Rollout, collect, measure, measured
+from onebase.rollouts.delivery import correction
 from onebase.rollouts.groups import differing_groups, distinct_share, joined, only_groups
 from onebase.rollouts.metrics import describe
 from onebase.runs.progress import say
 from onebase.seeds import rollout_seed, sample_seeds
+from onebase.shown import number_of
 from onebase.training.averages import Averages
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.loop import Loop
@@ -88,6 +90,8 @@ class Targets:
     values: list[Tensor] | None
     """The critic's, when the rollout was collected."""
     returns: list[Tensor] | None
+    weights: list[Tensor] | None = None
+    """How much a token's policy loss counts, if a server drew it."""
 
 
 def run(config: RFTConfig) -> dict[str, Any]:
@@ -104,7 +108,7 @@ def train(config: RFTConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
     base, trained = setup.base, trained_roles(setup)
     total = num_rollouts(config.max_steps, setup.order.size, config.rft.rollout_prompts)
     say(
-        f"rft: {len(setup.prompts)} prompts, {len(setup.held_out)} held out, {total} rollouts of "
+        f"rft: {len(setup.prompts)} prompts, {len(setup.held_out)} held out, {number_of(total, 'rollout')} of "
         f"{config.rft.rollout_prompts} x {config.generation.samples_per_prompt} completions, advantage "
         f"{config.advantage}, layout {base.layout}, microbatches of {setup.budget.tokens} tokens"
     )
@@ -122,7 +126,7 @@ def train(config: RFTConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         weights=TrainedWeights(base, *trained),
         update=update,
         state=state,
-        inputs=inputs_of(base, setup.prompts, setup.held_out),
+        inputs={**inputs_of(base, setup.prompts, setup.held_out), **setup.record},
         best=best_by(best_metric(setup, before), config.evaluation),
     ) as loop:
         recorder = FlightRecorder(
@@ -134,7 +138,7 @@ def train(config: RFTConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
             metrics = train_rollout(setup, state, update, index)
             every = config.evaluation.every_steps
             if every and (index + 1) % every == 0 and index + 1 < total:
-                metrics |= evaluate(setup).metrics()
+                metrics = loop.measured(lambda: evaluate(setup).metrics(), metrics)
             found = [] if config.on_finding == "off" else recorder.look(index + 1, metrics)
             loop.end_step(metrics, shown=["rewards/right" if "rewards/right" in metrics else "objective/scores"])
             if found and config.on_finding == "pause":
@@ -144,6 +148,7 @@ def train(config: RFTConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
                 f"nothing was trained: in none of {loop.done} rollouts did the completions of a prompt differ in score"
                 "; look at the reward and at what is sampled, or try other prompts or a higher generation.temperature"
             )
+        setup.drawing.close()
         loop.end_steps()
         after = evaluate(setup)
         loop.keep_best(after.metrics())
@@ -160,6 +165,7 @@ def train(config: RFTConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         **({"right_before": before.row()["right"].mean} if "right" in before.judged else {}),
         **({"right_after": after.row()["right"].mean} if "right" in after.judged else {}),
         "ended": after.ended,
+        **setup.record,
         "prompts_read": state.prompts_read,
         "refills": state.refills,
         "skipped_rollouts": state.skipped,
@@ -187,6 +193,7 @@ def best_metric(setup: Setup, before: HeldOut) -> str:
 def train_rollout(setup: Setup, state: State, update: Update, index: int) -> dict[str, float]:
     """One rollout and the updates on it; returns the metrics."""
     rollout, metrics = draw(setup, state, index)
+    draw_ahead(setup, state, index + 1)
     if not rollout.examples:
         state.skipped += 1
         return {**metrics, "train/skipped_rollouts": 1.0}
@@ -209,6 +216,7 @@ def draw(setup: Setup, state: State, index: int) -> tuple[Rollout, dict[str, flo
     """
     config, rft, count = setup.config, setup.config.rft, setup.config.generation.samples_per_prompt
     sampling = rollout_sampling(setup.sampling, config.generation, config.seed, index)
+    delivered: dict[str, float] = {}
     drawn: list[Rollout] = []
     missing = rft.rollout_prompts
     while missing and len(drawn) <= (rft.max_refills if rft.dynamic_sampling else 0):
@@ -224,6 +232,8 @@ def draw(setup: Setup, state: State, index: int) -> tuple[Rollout, dict[str, flo
             budget=setup.budget,
             reward=setup.reward,
         )
+        if not drawn:
+            delivered = setup.drawing.proof(part, index, sampling)
         drawn.append(part)
         assert part.scores is not None
         missing -= len(differing_groups(part.scores.total, count)) if rft.dynamic_sampling else missing
@@ -234,6 +244,7 @@ def draw(setup: Setup, state: State, index: int) -> tuple[Rollout, dict[str, flo
     state.failures += len(rollout.scores.failures)
     metrics = {
         **describe(rollout),
+        **delivered,
         "completions/distinct": distinct_share(rollout.samples, count),
         **({"groups/without_variance": 1 - len(differing) / len(rollout.examples)} if count > 1 else {}),
     }
@@ -245,10 +256,25 @@ def draw(setup: Setup, state: State, index: int) -> tuple[Rollout, dict[str, flo
         }
         rollout = only_groups(rollout, differing, count)
     if rollout.examples:
-        # With one step on a rollout the ratio is 1 whatever the old log-probs, so the policy need not be asked again.
-        once = one_step(setup)
+        # With one step on a rollout the ratio is 1 whatever the old log-probs, so the policy need not be asked again,
+        # unless a server drew: its log-probs are not ours.
+        once = one_step(setup) and not setup.drawing.elsewhere
         rollout = measured(setup.base, rollout, setup.roles, sampling=sampling, budget=setup.budget, as_sampled=once)
     return rollout, {**metrics, **{f"perf/{name}_seconds": seconds for name, seconds in rollout.seconds.items()}}
+
+
+def draw_ahead(setup: Setup, state: State, index: int) -> None:
+    """Begins rollout `index` while the one before is learned from, if rollouts are drawn ahead: its first prompts, as
+    refills follow from scores."""
+    config, rft = setup.config, setup.config.rft
+    is_over = index >= num_rollouts(config.max_steps, setup.order.size, rft.rollout_prompts)
+    count = config.generation.samples_per_prompt
+    setup.drawing.draw_ahead(
+        None if is_over else prompts_at(setup, state.prompts_read, rft.rollout_prompts),
+        rollout_sampling(setup.sampling, config.generation, config.seed, index),
+        sample_seeds(config.seed, num_prompts=rft.rollout_prompts, samples_per_prompt=count, stream=f"rollout-{index}"),
+        count,
+    )
 
 
 def one_step(setup: Setup) -> bool:
@@ -259,9 +285,14 @@ def one_step(setup: Setup) -> bool:
 
 def next_prompts(setup: Setup, state: State, count: int) -> list[Prompt]:
     """The next prompts of the endless shuffled list; every epoch has its own order."""
-    places = range(state.prompts_read, state.prompts_read + count)
+    found = prompts_at(setup, state.prompts_read, count)
     state.prompts_read += count
-    return [setup.prompts[setup.order.minibatch(place, 1)[0]] for place in places]
+    return found
+
+
+def prompts_at(setup: Setup, first: int, count: int) -> list[Prompt]:
+    """These places of the endless list."""
+    return [setup.prompts[setup.order.minibatch(place, 1)[0]] for place in range(first, first + count)]
 
 
 def estimate(rollout: Rollout, setup: Setup) -> tuple[Targets, dict[str, float]]:
@@ -271,7 +302,7 @@ def estimate(rollout: Rollout, setup: Setup) -> tuple[Targets, dict[str, float]]
     index, count = rollout.completion_index, len(rollout.samples)
     logprobs = torch.cat(found.logprobs)
     metrics = {"objective/entropy": float(torch.cat(found.entropy).mean())}
-    if not one_step(setup):
+    if setup.drawing.elsewhere or not one_step(setup):
         metrics["sampling/logp_difference"] = float((rollout.sampled_logprobs - logprobs).abs().mean())
     scores = rollout.scores.total  # [N]
     if rft.overlong_buffer is not None:
@@ -311,7 +342,12 @@ def estimate(rollout: Rollout, setup: Setup) -> tuple[Targets, dict[str, float]]
 
     of_prompts = split(advantages)
     assert of_prompts is not None
-    return Targets(found.logprobs, of_prompts, found.reference_logprobs, found.values, split(returns)), metrics
+    weights = None
+    if setup.drawing.elsewhere:
+        weights, corrected = correction(found.logprobs, rollout.sampled_logprobs)
+        metrics |= corrected
+    targets = Targets(found.logprobs, of_prompts, found.reference_logprobs, found.values, split(returns), weights)
+    return targets, metrics
 
 
 def update_on(
@@ -367,6 +403,8 @@ def minibatch_losses(
         advantages = of(targets.advantages, indices)
         old_logprobs = logprobs.detach() if one_step(setup) else of(targets.logprobs, indices)
         per_token = surrogate(logprobs, old_logprobs, advantages, batch, setup, state, metrics)
+        if targets.weights is not None:
+            per_token = per_token * of(targets.weights, indices)
         if setup.roles.reference is not None and rft.kl_placement == "loss":
             kl = kl_estimate(logprobs, of(targets.reference_logprobs, indices), rft.estimator)
             per_token = per_token + rft.kl_coefficient * kl

@@ -40,6 +40,7 @@ from onebase.recipes.setup.shared import (
 )
 from onebase.records import Example
 from onebase.runs.progress import say
+from onebase.shown import number_of
 from onebase.streaming.minibatches import Minibatches
 from onebase.training.checkpoint import TrainedWeights, inputs_of
 from onebase.training.language import language_step, mean_nll
@@ -72,7 +73,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
     before = mean_nll(base, held_out, budget=update.budget, trained=False)
     answers_before = answers(base, chat, held_out, role="policy")
     say(
-        f"sft: {amount(train)}, {len(held_out)} held out, {total} steps, "
+        f"sft: {amount(train)}, {len(held_out)} held out, {number_of(total, 'step')}, "
         f"train_on {config.data.train_on}, layout {base.layout}"
     )
 

@@ -15,6 +15,7 @@ from onebase.files import write_atomically
 from onebase.reporting.healthy import Band, healthy_bands
 from onebase.reporting.panels import PANELS, running_mean
 from onebase.runs.finished import RunRecord, duration, flattened, interval, read_run, shown
+from onebase.shown import number_of
 from onebase.shown import shown as text_shown
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 190, 46, 10, 8, 20
@@ -67,7 +68,7 @@ def write_report(
     """
     run = read_run(folder, verb)
     css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    steps = f"{run.steps} {run.step_name}{'' if run.steps == 1 else 's'}"
+    steps = number_of(run.steps, run.step_name)
     written = time.strftime("%Y-%m-%d %H:%M")
     bands = healthy_bands(flattened(run.config))
     told = flattened({key: value for key, value in run.summary.items() if key not in ELSEWHERE and value is not None})

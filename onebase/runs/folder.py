@@ -16,6 +16,7 @@ from onebase.runs.record import checkpoints
 FREE_KEYS = (
     "output_dir",
     "model.device",
+    "model.shard",
     "model.gradient_checkpointing",
     "batch.microbatch_tokens",
     "checkpoint.",
@@ -23,6 +24,12 @@ FREE_KEYS = (
     "threads",
     "on_finding",
     "lang",
+    "reward.url",  # who answers there is compared by the weights' version
+    "reward.timeout",
+    "generation.url",
+    "generation.start",
+    "generation.timeout",
+    "generation.check_every",
 )
 """Keys that may differ from the checkpoint's configuration, since they do not change what is computed."""
 LENGTH_KEYS = ("max_steps", "optimizer.num_epochs", "rounds")

@@ -97,16 +97,17 @@ def generate(
     places = [p * samples_per_prompt + k for p in mine for k in range(samples_per_prompt)]
     version = base.roles[role].version
     samples = [Sample(prompt=place // samples_per_prompt, version=version) for place in places]
-    if mine:
-        randoms = random_numbers([seeds[place] for place in places], sampling.max_new_tokens)
-        own = [prompts[p] for p in mine]
-        rows = [slice(i * samples_per_prompt, (i + 1) * samples_per_prompt) for i in range(len(own))]
-        entrants = [
-            Entrant(prompt, samples[some], randoms[some], sampling) for prompt, some in zip(own, rows, strict=True)
-        ]
-        slots = max_rows if max_rows is not None else slots_that_fit(base, role, own, sampling, samples_per_prompt)
-        with base.role(role):
-            _run(base, role, entrants, max(samples_per_prompt, slots), on_token)
+    with base.in_step():
+        if mine:
+            randoms = random_numbers([seeds[place] for place in places], sampling.max_new_tokens)
+            own = [prompts[p] for p in mine]
+            rows = [slice(i * samples_per_prompt, (i + 1) * samples_per_prompt) for i in range(len(own))]
+            entrants = [
+                Entrant(prompt, samples[some], randoms[some], sampling) for prompt, some in zip(own, rows, strict=True)
+            ]
+            slots = max_rows if max_rows is not None else slots_that_fit(base, role, own, sampling, samples_per_prompt)
+            with base.role(role):
+                _run(base, role, entrants, max(samples_per_prompt, slots), on_token)
     return base.group.gather_items(samples, places, len(prompts) * samples_per_prompt)
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import json
 from collections.abc import Callable
 from typing import Any
 
 from onebase.serving.errors import Refusal
-
-Message = dict[str, Any]
+from onebase.web.requests import (
+    WITH_BODY,
+    BodyTooLarge,
+    ClientGone,
+    Message,
+    Receive,
+    Send,
+    fits,
+    host_of,
+    is_local,
+    read_again,
+    read_body,
+)
 
 
 class Gate:
@@ -36,15 +46,19 @@ class Gate:
         self._app, self._most_bytes, self._local, self._count = app, most_bytes, local, count
         self._key = None if api_key is None else api_key.encode()
 
-    async def __call__(self, scope: Message, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
-        body = b""
-        if refusal is None and scope["method"] in ("POST", "PUT", "PATCH"):
-            body, refusal = await self._body(receive)
+        if refusal is None and scope["method"] in WITH_BODY:
+            try:
+                receive = read_again(await read_body(receive, self._most_bytes), receive)
+            except BodyTooLarge:
+                refusal = self._too_large()
+            except ClientGone:
+                refusal = Refusal(499, "the client went away")
         status = 0
 
         async def sent(message: Message) -> None:
@@ -59,27 +73,17 @@ class Gate:
         if refusal is not None:
             await _send(refusal, sent)
             return
-        read = False
-
-        async def received() -> Message:
-            nonlocal read
-            if read or scope["method"] not in ("POST", "PUT", "PATCH"):
-                return await receive()
-            read = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self._app(scope, received, sent)
+        await self._app(scope, receive, sent)
 
     def _refusal(self, scope: Message, headers: dict[bytes, bytes]) -> Refusal | None:
-        if self._local and not is_local(_host(headers.get(b"host", b""))):
+        if self._local and not is_local(host_of(headers.get(b"host", b""))):
             return Refusal(403, "without an API key, only requests to this machine's own address are answered")
         guarded = scope["path"].startswith("/v1") or scope["path"] == "/metrics"
         if guarded and self._key is not None:
             kind, _, key = headers.get(b"authorization", b"").partition(b" ")
             if kind.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
                 return Refusal(401, "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'")
-        declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self._most_bytes:
+        if not fits(headers.get(b"content-length", b"0"), self._most_bytes):
             return self._too_large()
         # A page of another site may send plain text here without asking, but not JSON.
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
@@ -87,39 +91,11 @@ class Gate:
             return Refusal(415, "send the body as JSON, with 'Content-Type: application/json'")
         return None
 
-    async def _body(self, receive: Callable[..., Any]) -> tuple[bytes, Refusal | None]:
-        parts, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return b"", Refusal(499, "the client went away")
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._most_bytes:
-                return b"", self._too_large()
-            if not message.get("more_body", False):
-                return b"".join(parts), None
-
     def _too_large(self) -> Refusal:
         return Refusal(413, f"the body has more than the {self._most_bytes} bytes allowed here")
 
 
-def is_local(host: str) -> bool:
-    """Whether this is the name or address of the machine itself, which no other reaches."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host(header: bytes) -> str:
-    """The name in a Host header, without the port and the brackets of an IPv6 address."""
-    name = header.decode("latin-1").lower()
-    name = name if name.endswith("]") else name.rpartition(":")[0] or name
-    return name.strip("[]")
-
-
-async def _send(refusal: Refusal, send: Callable[..., Any]) -> None:
+async def _send(refusal: Refusal, send: Send) -> None:
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

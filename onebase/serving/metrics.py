@@ -14,6 +14,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from onebase.shown import number_of
+
 disable_created_metrics()  # a second series for each of ours, which nobody reads
 
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -94,7 +96,7 @@ class Metrics:
     def summary(self) -> str:
         """The log's last line."""
         line = (
-            f"{self.num_requests} requests, {self.num_tokens} tokens in {self.seconds:.1f} s "
+            f"{number_of(self.num_requests, 'request')}, {number_of(self.num_tokens, 'token')} in {self.seconds:.1f} s "
             f"({self.num_tokens / max(self.seconds, 1e-9):.1f} tokens/s)"
         )
         cost = self.cost_per_1k

@@ -6,25 +6,21 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from onebase.config.serving import ServeConfig
 from onebase.errors import ConfigError
 from onebase.runs.progress import say
 from onebase.serving.app import create_app
-from onebase.serving.gate import is_local
 from onebase.serving.job import Job, Report
 from onebase.serving.metrics import Metrics
 from onebase.serving.roles import open_roles
 from onebase.serving.server import Server
 from onebase.serving.worker import Worker
 from onebase.shown import shown
-
-BACKLOG = 2048
-"""Connections that may wait to be accepted."""
+from onebase.web.listening import BACKLOG, HTTPServer, address_of, listening, reach
+from onebase.web.requests import is_local
 
 
 def run(config: ServeConfig, *, api_key: str | None, around: Callable[[ASGIApp], ASGIApp] | None = None) -> None:
@@ -37,7 +33,7 @@ def run(config: ServeConfig, *, api_key: str | None, around: Callable[[ASGIApp],
         ConfigError: the address is taken, or reaches other machines and there is no API key.
     """
     check_reach(config.host, api_key)
-    with listening(config.host, config.port) as listener:
+    with listening(config.host, config.port, remedy="choose another with --host or --port") as listener:
         metrics, limits = Metrics(config.price_per_hour), config.limits
         worker = Worker(lambda: open_roles(config), metrics, tokens=limits.tokens, rows=limits.rows)
         worker.start()
@@ -54,26 +50,6 @@ def check_reach(host: str, api_key: str | None) -> None:
         )
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket bound to the address.
-
-    Raises:
-        ConfigError: the address is taken, or is none of this machine's.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        return listener
-    except (OSError, UnicodeError) as error:
-        reason = (getattr(error, "strerror", None) or "no such address").lower()
-        raise ConfigError(
-            f"cannot listen on {shown(host, 100)}, port {port}: {reason}; choose another with --host or --port"
-        ) from None
-
-
 async def _serve(
     server: Server,
     api_key: str | None,
@@ -85,21 +61,12 @@ async def _serve(
     app: ASGIApp = create_app(server, api_key=api_key)
     if around is not None:
         app = around(app)
-    http = _Http(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(config.limits.seconds) + 1,
-            lifespan="off",
-            backlog=BACKLOG,
-        )
-    )
+    stopping = "serve: stopping; running answers finish first, a second signal ends them"
+    http = HTTPServer(app, stopping=stopping, seconds=int(config.limits.seconds) + 1)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, http.finish)
     listener.listen(BACKLOG)  # whoever reads the next line may ask at once
-    say(f"serve: {where(config, listener)}")
+    say(f"serve: {address_of(listener)}{reach(config.host)}")
     await http.serve(sockets=[listener])
     await loop.run_in_executor(None, worker.stop)
     say(f"serve: {server.metrics.summary()}")
@@ -112,27 +79,3 @@ def _post(loop: asyncio.AbstractEventLoop, events: Sequence[tuple[Job, Sequence[
 def _deliver(events: Sequence[tuple[Job, Sequence[Report]]]) -> None:
     for job, reports in events:
         job.report(reports)
-
-
-def where(config: ServeConfig, listener: socket.socket) -> str:
-    """The line that says where to reach the server."""
-    host, port = listener.getsockname()[:2]
-    named = f"[{host}]" if ":" in host else host
-    only = "; this machine only" if is_local(config.host) else ""
-    return f"http://{named}:{port}{only}"
-
-
-class _Http(uvicorn.Server):
-    """A server that leaves the process's signals to us: uvicorn would raise them again once it has stopped."""
-
-    @contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        yield
-
-    def finish(self) -> None:
-        """No new requests; running answers finish. Asked again, they do not."""
-        if self.should_exit:
-            self.force_exit = True
-        else:
-            self.should_exit = True
-            say("serve: stopping; running answers finish first, a second signal ends them")

@@ -101,6 +101,8 @@ class IndexedRows:
         tell: Callable[[str], object] = str,
     ) -> None:
         self._path = path
+        if kind_of(path) == "database":  # its rows change while it is read, and fit into memory
+            raise DataError(f"{shown(path)}: a database is not streamed", remedy="not-streamed")
         self._copied = not is_plain_lines(path)
         if self._copied:
             self.content_hash = content_hash(path)

@@ -17,7 +17,7 @@ from onebase.reading.files import PACKED, SUFFIXES, expand
 from onebase.reading.formats import iter_originals, read_files
 from onebase.records import Row
 from onebase.runs.progress import say
-from onebase.shown import json_shown, shown
+from onebase.shown import json_shown, number_of, shown
 from onebase.tools.tables import print_table
 
 
@@ -170,6 +170,6 @@ def print_report(cleaned: Cleaned, report: dict[str, Any]) -> None:
     lines.append(["effective clusters", f"{before.effective:.1f} of {before.clusters}", f"{after.effective:.1f}"])
     print_table(("diversity", "all rows", "kept"), lines)
     if cleaned.not_measured:
-        say(f"data clean: {cleaned.not_measured} rows have no measured difficulty, and were kept")
+        say(f"data clean: no difficulty is measured of {number_of(cleaned.not_measured, 'row')}; kept")
     if cleaned.not_judged:
-        say(f"data clean: the reward role could not judge {cleaned.not_judged} rows, which were kept")
+        say(f"data clean: the reward role could not judge {number_of(cleaned.not_judged, 'row')}; kept")

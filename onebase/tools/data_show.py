@@ -22,7 +22,7 @@ from onebase.models.loading import load_tokenizer
 from onebase.models.role_card import CARD_FILE, TEMPLATE_FILE, check_model_name, read_card
 from onebase.reading.formats import read_rows
 from onebase.records import Example, Prompt, Row
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 from onebase.tools.example_page import write_page
 
 NO_LIMIT = 2**31
@@ -60,7 +60,7 @@ def run(
     """
     rows = read_rows(file, columns=columns, limit=row)
     if len(rows) < row:
-        raise ConfigError(f"--row is {row}, and {shown(file)} has {len(rows)} rows")
+        raise ConfigError(f"--row is {row}, and {shown(file)} has {number_of(len(rows), 'row')}")
     if not Path(model).is_dir():
         check_model_name(model, key="--model")
     tokenizer = load_tokenizer(model)
@@ -149,7 +149,7 @@ def show(view: View, facts: Sequence[tuple[str, str]], notes: Sequence[str]) -> 
     for note in notes:
         console.print(Text(f"note: {shown(note)}", style="yellow"))
     console.print(Text(_marks(console, LEGEND if not view.scored else UNLEARNED), style="dim"))
-    _section(console, f"prompt, {view.num_prompt_tokens} tokens", view.prompt)
+    _section(console, f"prompt, {number_of(view.num_prompt_tokens, 'token')}", view.prompt)
     for k, branch in enumerate(view.branches, start=1):
         end = "ends" if branch.ends else "does not end"
         _section(console, f"answer {k} of {len(view.branches)}, {branch.told}, {end}", branch.pieces)

@@ -12,7 +12,7 @@ from onebase.reading.formats import iter_originals
 from onebase.records import Row
 from onebase.reporting.intervals import Interval
 from onebase.runs.progress import say
-from onebase.shown import json_shown, shown
+from onebase.shown import json_shown, number_of, shown
 from onebase.tools.data_clean import output_names
 from onebase.tools.tables import print_table
 
@@ -42,7 +42,7 @@ def run(
         print_figures(found)
         for (a, b), number in shared.items():
             if number:
-                print(f"\n{number:,} prompts are both in {shown(a)} and in {shown(b)}.")
+                print(f"\nBoth in {shown(a)} and in {shown(b)}: {number_of(number, 'prompt')}.")
         if shared and not any(shared.values()):
             print("\nNo prompt is in two of the files.")
     if plots is not None:

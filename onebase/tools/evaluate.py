@@ -30,7 +30,7 @@ from onebase.runs.progress import StepProgress, say
 from onebase.sampling.local import LocalSampler, stop_ids
 from onebase.sampling.sampler import Sampling
 from onebase.seeds import sample_seeds
-from onebase.shown import json_shown, shown
+from onebase.shown import json_shown, number_of, shown
 
 SAMPLES_AT_A_TIME = 256
 ALL = "all"
@@ -211,7 +211,7 @@ def report(
         print_rates({ALL: overall, **split}, samples_per_prompt=samples)
     if output is not None:
         write_atomically(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        say(f"eval: wrote {len(lines)} samples to {shown(output)}")
+        say(f"eval: wrote {number_of(len(lines), 'sample')} to {shown(output)}")
 
 
 def as_figures(rates: Rates) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import onebase.reporting.page
 from onebase.data.view import Piece, View
 from onebase.files import write_atomically
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 LEGEND = (
     '<span><span class="t said">text</span> the row\'s own</span>'
@@ -34,7 +34,7 @@ def write_page(path: Path, view: View, facts: Sequence[tuple[str, str]], notes: 
         f"<dl class=facts>{told}</dl>",
         *(f"<p class=out>{escape(shown(note))}</p>" for note in notes),
         f"<p class=legend>{LEARNED * (view.scored is None)}{LEGEND}",
-        f"<h2>Prompt <small>{view.num_prompt_tokens} tokens, shared by all answers</small></h2>",
+        f"<h2>Prompt <small>{number_of(view.num_prompt_tokens, 'token')}, shared by all answers</small></h2>",
         _tokens(view.prompt),
         "<div class=tree>" * bool(view.branches),
     ]

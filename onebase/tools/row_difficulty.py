@@ -14,7 +14,7 @@ from onebase.quality.texts import normalised
 from onebase.reading.containers import read_content
 from onebase.records import Example, Row
 from onebase.runs.progress import say
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 if TYPE_CHECKING:
     from onebase.engines.budget import TokenBudget
@@ -47,7 +47,7 @@ def difficulties(
         found = ranks(_losses(rows, source, model=model, dtype=dtype, quantization=quantization, device=device))
     if not found:
         raise DataError(f"{shown(source)}: no row's difficulty could be measured; are these samples of these rows?")
-    say(f"data clean: measured the difficulty of {len(found)} of {len(rows)} rows")
+    say(f"data clean: measured the difficulty of {len(found)} of {number_of(len(rows), 'row')}")
     return found
 
 
@@ -88,7 +88,7 @@ def margins(rows: Sequence[Row], role: str, **opening: Any) -> dict[str, float]:
     found = _margins(rows, role, **opening)
     if not found:
         raise DataError(f"{shown(role)} judges answers that are compared, and no row compares any; take --reward out")
-    say(f"data clean: {shown(role)} judged {len(found)} of {len(rows)} rows")
+    say(f"data clean: {shown(role)} judged {len(found)} of {number_of(len(rows), 'row')}")
     return found
 
 

@@ -22,6 +22,7 @@ from onebase.errors import (
     NonFiniteError,
     OnebaseError,
     Stopped,
+    UnansweredError,
 )
 from onebase.files import atomic_folder
 from onebase.runs.progress import StepProgress, say
@@ -29,7 +30,12 @@ from onebase.training.checkpoint import RandomStates, Stateful, TrainedWeights, 
 from onebase.training.run import Run
 from onebase.training.update import Update
 
-INPUTS = {"base": "the base model", "data": "the data", "roles": "a role that does not train"}
+INPUTS = {
+    "base": "the base model",
+    "data": "the data",
+    "roles": "a role that does not train",
+    "reward": "the reward from elsewhere",
+}
 """Inputs that must be unchanged for a run to resume, by their names in `Loop`'s `inputs`."""
 
 
@@ -154,6 +160,19 @@ class Loop:
             self._write()
         self._step_began = time.monotonic()
 
+    def measured(self, measure: Callable[[], Mapping[str, float]], metrics: Mapping[str, float]) -> dict[str, float]:
+        """A finished step's metrics with what `measure` adds.
+
+        Raises:
+            UnansweredError: `measure` raised it. The step is then logged without it and kept, so that nothing is lost
+                but this measurement.
+        """
+        try:
+            return {**metrics, **measure()}
+        except UnansweredError:
+            self.end_step(metrics)
+            raise
+
     def end_steps(self) -> None:
         """Saves what was trained, after the last step and before the last evaluation; from here on a signal stops at
         once.
@@ -241,7 +260,11 @@ class Loop:
             CheckpointError: an input changed since, or the state does not belong to this verb.
             ConfigError: more steps are done than asked for.
         """
-        changed = [INPUTS[name] for name, value in self._inputs.items() if state["inputs"].get(name) != value]
+        before = state["inputs"]
+        differ = [name for name in INPUTS if before.get(name) != self._inputs.get(name)]
+        changed = [INPUTS[name] for name in differ]
+        if "reward" in differ:  # a name and a version, which say something; the others are hashes
+            changed[-1] += f" ({before.get('reward', 'none')}, now {self._inputs.get('reward', 'none')})"
         if changed:
             raise CheckpointError(
                 f"{self._run.folder}: {' and '.join(changed)} changed since checkpoint-{state['step']} was written",

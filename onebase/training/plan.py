@@ -14,7 +14,7 @@ from onebase.models.base_config import context_length, context_note
 from onebase.models.fingerprints import base_fingerprint
 from onebase.models.loading import check_tokenizer, choose_device, hardware_dtype, load_tokenizer, stored_shapes
 from onebase.records import Example
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 from onebase.streaming.examples import OnDemand, Streamed
 
 NF4_BYTES_PER_WEIGHT = 0.5625
@@ -79,7 +79,7 @@ def amount(examples: Sequence[Example]) -> str:
     if isinstance(examples, Streamed):
         mean = num_counted(examples.sample()) / len(examples.sample())
         return f"{len(examples)} streamed rows, about {mean * len(examples):.0f} counted tokens"
-    return f"{len(examples)} examples, {num_counted(examples)} counted tokens"
+    return f"{number_of(len(examples), 'example')}, {number_of(num_counted(examples), 'counted token')}"
 
 
 def describe_steps(train: Sequence[Example], held_out: Sequence[object], *, steps: int, minibatch: int) -> list[str]:

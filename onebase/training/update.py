@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,16 +153,18 @@ class Update:
             DoesNotFitError: a single example does not fit the device's memory.
         """
         longest = max(example.num_tokens for examples, _ in parts for example in examples)
-        for attempt in self.budget.attempts(longest, forget=lambda: self.optimizer.zero_grad(set_to_none=True)):
+        repeats = not self._base.is_spread
+        forget = partial(self.optimizer.zero_grad, set_to_none=True)
+        for attempt in self.budget.attempts(longest, forget=forget, can_repeat=repeats):
             metrics, losses = Averages(), []
             with attempt:
                 for examples, loss_of in parts:
-                    mine = self._group.share([example.num_tokens for example in examples])
-                    for microbatch in self.budget.split(self._base, [examples[i] for i in mine]):
-                        indices = [mine[i] for i in microbatch]
+                    for indices, counts in self._microbatches(examples):
                         batch = lay_out(self._base, [examples[i] for i in indices])
                         with self._base.dropout() if self._dropout else nullcontext():
-                            held = [loss_of(batch, indices, metrics)]
+                            loss = loss_of(batch, indices, metrics if counts else Averages())
+                            held = [loss if counts else loss * 0]
+                            del loss
                             held[0].backward()
                         losses.append(held.pop().detach())
             held = []  # free the graph of a microbatch that did not fit before the next attempt
@@ -200,6 +203,19 @@ class Update:
             "grad_norm": norm,
             "learning_rate": float(learning_rate),
         }
+
+    def _microbatches(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], bool]]:
+        """This process's microbatches of a minibatch, as indices, and whether they count.
+
+        Where the base is spread over several processes, each takes part in every pass of the others: one with fewer
+        microbatches goes on with the shortest example, which then counts for nothing.
+        """
+        sizes = [example.num_tokens for example in examples]
+        mine = self._group.share(sizes)
+        own = [[mine[i] for i in some] for some in self.budget.split(self._base, [examples[i] for i in mine])]
+        most = max(self._group.gather(len(own))) if self._base.is_spread else len(own)  # before the first pass
+        yield from ((indices, True) for indices in own)
+        yield from [([sizes.index(min(sizes))], False)] * (most - len(own))
 
     def require_a_step(self) -> None:
         """Checks that at least one step was taken.

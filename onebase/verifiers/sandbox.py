@@ -26,8 +26,9 @@ the end); and what a program says of its own objects: two of them are equal if i
 What remains without a layer:
 
 - Without namespaces the program reads and writes what its user may, which started by root is what everyone may; seccomp
-  still keeps it from the network and from other processes. Started by another user than root, or without seccomp, a
-  system like this is refused.
+  still keeps it from the network and from other processes. What it leaves in /tmp, /var/tmp, /dev/shm and the folders
+  below them is removed once it has ended. Started by another user than root, or without seccomp, a system like this is
+  refused.
 - Without seccomp, in namespaces, it reaches nothing outside but, on a virtual machine, a vsock of the machine's host.
   It has far more of the kernel before it: io_uring, keys, and, started by root, namespaces of its own; and System V
   shared memory and memory files do not count towards its address space.
@@ -54,6 +55,7 @@ from pathlib import Path
 
 from onebase.errors import ConfigError, VerifierError
 from onebase.shown import shown
+from onebase.verifiers.left_behind import remove_files_of
 from onebase.verifiers.seccomp import compiled_filter
 
 MAX_OUTPUT = 64 * 1024
@@ -129,6 +131,7 @@ def run_tests(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onebase-")) if way == "none" else "/"
         if uid is not None and way == "none":
             os.chown(folder, uid, uid)
+            stack.callback(remove_files_of, uid)  # once its processes are gone
         process, verdict, output = stack.enter_context(_started(way, folder))
         finished, reply, printed = _exchange(process, request, verdict, output, timeout)
     text, late = printed.decode("utf-8", "replace"), f"took longer than {timeout:g} s"

@@ -36,6 +36,7 @@ RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 BASH_SAYS = re.compile(r"\[\d+\][+-]? +(Exit|Done|Interrupt|Terminated)")
 """Of a job in the background."""
 TOOLS = ("score", "evaluate", "chat", "doctor")
+LEAVING = ("exporting.merge", "exporting.export", "exporting.push", "deploying.render", "serving.run")
 UNEXPECTED = re.compile(r"please report (it|them) with the command|^error: unexpected ")
 """Of the last resort, which is for what nobody thought of; a case has been thought of."""
 
@@ -66,8 +67,9 @@ def warm_up() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for module in (*(verb.recipe for verb in VERBS.values()), *(f"onebase.tools.{name}" for name in TOOLS)):
         import_module(module)
-    for name in ("onebase.tools.runs", "onebase.reporting.plots", "onebase.reporting.panels",
-                 "transformers.models.llama.modeling_llama", "peft.tuners.lora"):  # fmt: skip
+    for name in (*(f"onebase.{name}" for name in LEAVING), "onebase.tools.runs", "onebase.reporting.plots",
+                 "onebase.reporting.panels", "transformers.models.llama.modeling_llama",
+                 "peft.tuners.lora"):  # fmt: skip
         import_module(name)
 
 

@@ -98,7 +98,8 @@ def test_an_sft_config_of_trl(tmp_path: Path) -> None:
     assert found.verb == "sft"
     assert {key: value(config, key) for key in expected} == expected
     dropped = noted(found, "dropped")
-    assert "it is not split over devices" in dropped["deepspeed"] and "mlflow" in dropped["report_to"]
+    assert "spread over those of all processes with model.shard: true" in dropped["deepspeed"]
+    assert "mlflow" in dropped["report_to"]
     assert "0.03 of the run" in dropped["warmup_ratio"] and "rows are not packed" in dropped["packing"]
     assert "max_length" in noted(found, "changed")
 

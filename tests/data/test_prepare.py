@@ -159,10 +159,10 @@ def test_a_prompt_that_is_too_long_is_named_with_what_limits_it(
     assert caught.value.exit_code == 3 and caught.value.remedy == "prompt-too-long"
     told: list[str] = []
     assert len(encode_rows(rows, chat, Limits(**limits, tell=told.append))) == 2
-    assert told == [f"of 2 rows, 1 prompts lost the beginning of their last user turn (asked.jsonl:5); {reason}"]
+    assert told == [f"of 2 rows, 1 prompt lost the beginning of its last user turn (asked.jsonl:5); {reason}"]
     dropping = Limits(**limits, truncate_prompt="drop", max_dropped_share=0.5, tell=told.append)
     assert [example.row for example in encode_rows(rows, chat, dropping)] == rows[:1]
-    assert told[1] == f"of 2 rows, 1 rows with longer prompts were left out (asked.jsonl:5); {reason}"
+    assert told[1] == f"of 2 rows, 1 row with a longer prompt was left out (asked.jsonl:5); {reason}"
     left_out = "1 of 2 rows have prompts that are too long, more than the allowed share of 0.05"
     with pytest.raises(DataError, match=left_out) as too_many:
         encode_rows(rows, chat, Limits(**limits, truncate_prompt="drop"))
@@ -190,7 +190,7 @@ def test_the_oldest_turns_go_first_and_the_system_and_last_user_turns_stay(syste
         assert encode_prompts([row], chat, limits, max_new_tokens=8, opening_tokens=4)[0].ids == example.prompt_ids
     limit = 1 + len(kept[0])
     assert told[0] == (
-        f"of 1 rows, 1 prompts lost their oldest turns (turns.jsonl:1); prompts are limited to {limit} tokens"
+        f"of 1 row, 1 prompt lost its oldest turns (turns.jsonl:1); prompts are limited to {limit} tokens"
     )
     # Then the last user turn loses its beginning, and keeps what the template writes around it.
     limits = Limits(256, max_prompt=len(kept[1]) - 4, tell=told.append)
@@ -198,7 +198,7 @@ def test_the_oldest_turns_go_first_and_the_system_and_last_user_turns_stay(syste
     assert chat.decode(example.prompt_ids) == kept[1].replace("e" * 20, "e" * 15)
     assert example.prompt_ids[0] == BOS and example.row is row
     assert encode_prompts([row], chat, limits, max_new_tokens=8, opening_tokens=4)[0].ids == example.prompt_ids
-    both = "prompts lost their oldest turns (turns.jsonl:1); 1 prompts lost the beginning of their last user turn"
+    both = "prompt lost its oldest turns (turns.jsonl:1); 1 prompt lost the beginning of its last user turn"
     assert f"1 {both}" in told[-1]
 
 
@@ -226,7 +226,7 @@ def test_a_prompt_without_room_for_its_last_turn_is_left_out_and_counted() -> No
     limits = Limits(256, max_prompt=30, max_dropped_share=0.25, tell=told.append)
     assert len(encode_rows(rows, chat, limits)) == 3
     assert len(encode_prompts(rows, chat, limits, max_new_tokens=8, opening_tokens=4)) == 3
-    assert "1 rows with longer prompts were left out (turns.jsonl:1); prompts are limited to 30 tokens" in told[0]
+    assert "1 row with a longer prompt was left out (turns.jsonl:1); prompts are limited to 30 tokens" in told[0]
     told_only = replace(rows[0], messages=rows[0].messages[:1])
     for unusable in (rows[0], told_only):
         with pytest.raises(DataError, match="1 of 1 rows have prompts that are too long") as caught:
@@ -238,7 +238,7 @@ def test_answers_that_were_cut_are_counted(chat: ChatFormat) -> None:
     told: list[str] = []
     rows = [asked("abc", "12345678", "1"), asked("de", "x")]
     encode_rows(rows, chat, Limits(context=64, max_completion=3, tell=told.append))
-    assert told == ["of 2 rows, 1 rows had answers cut at the end, which then teach no end token (asked.jsonl:3)"]
+    assert told == ["of 2 rows, 1 row had an answer cut at the end, which then teaches no end token (asked.jsonl:3)"]
     encode_rows(rows, chat, Limits(context=64, tell=told.append))
     assert len(told) == 1
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from onebase.cli.main import main
@@ -103,6 +104,36 @@ def test_what_servers_of_adapters_do_not_take_is_refused_with_what_to_do(
     entries: dict[str, Any], says: str, to: str, make: Make, tmp_path: Path, exported: Callable[..., str]
 ) -> None:
     assert says in exported(changed(make(), tmp_path, **entries), tmp_path / "out", to, code=2)
+
+
+def test_an_adapter_that_does_not_belong_to_its_base_is_refused(
+    make: Make, tmp_path: Path, exported: Callable[..., str]
+) -> None:
+    made, out = make("llama", "bfloat16"), tmp_path / "out"
+
+    def refused(name: str, change: Callable[[Path], object]) -> str:
+        shutil.copytree(made.policy, tmp_path / name)
+        change(tmp_path / name)
+        return exported(tmp_path / name, out, "vllm", code=2)
+
+    def card(**entries: str) -> Callable[[Path], object]:
+        def change(folder: Path) -> None:
+            path = folder / "role.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+        return change
+
+    def cut(folder: Path) -> None:
+        weights = load_file(folder / "adapter_model.safetensors")
+        weights.pop(sorted(weights)[-1])
+        save_file(weights, folder / "adapter_model.safetensors")
+
+    assert "a: made on another base: " in refused("a", card(base_fingerprint="0" * 16))
+    assert "b: made with another tokenizer (" in refused("b", card(tokenizer_fingerprint="0" * 16))
+    assert "1 tensors missing and 0 unexpected" in refused("c", cut)
+    assert "chat_template.jinja cannot be read" in refused(
+        "d", lambda folder: (folder / "chat_template.jinja").unlink()
+    )
 
 
 def test_heads_full_models_and_large_ranks_are_refused(

@@ -10,6 +10,7 @@ from tests.mutants import (
     deploying,
     exporting,
     gpu,
+    labels,
     models,
     objectives,
     quality,
@@ -25,5 +26,6 @@ from tests.mutants.mutant import Mutant
 MUTANTS: list[Mutant] = [
     *objectives.MUTANTS, *data.MUTANTS, *models.MUTANTS, *gpu.MUTANTS, *training.MUTANTS, *recipes.MUTANTS,
     *rft.MUTANTS, *verifiers.MUTANTS, *quality.MUTANTS, *streaming.MUTANTS, *convert.MUTANTS, *serving.MUTANTS,
+    *labels.MUTANTS,
     *exporting.MUTANTS, *deploying.MUTANTS,
 ]  # fmt: skip

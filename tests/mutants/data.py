@@ -275,7 +275,7 @@ MUTANTS = [
            "the source that is read once loses its last row to rounding", TEST_MIXING),
     Mutant(MIXING, "left -= len(found)", "left -= 0",
            "a limit counts for every source anew", TEST_MIXING),
-    Mutant(MIXING, "if first is not path:", "if False:",
+    Mutant(MIXING, "if first is not None:", "if False:",
            "a file that is named twice is read twice", TEST_MIXING),
     Mutant(MIXING, "round(quota * share)", "quota",
            "what was drawn is what an epoch draws", TEST_MIXING),

@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant
 
 SERVICE = "onebase/deploying/service.py"
 RENDER = "onebase/deploying/render.py"
+RENDERED = "onebase/deploying/rendered.py"
 VERSIONS = "onebase/deploying/versions.py"
 TEST = "tests/deploying/test_render.py"
 
@@ -19,7 +20,7 @@ MUTANTS = [
     Mutant(SERVICE, 'else f"./{found}"', "else found", "a folder's name may be read as an option", TEST),
     Mutant(SERVICE, "self.config.port or PORT", "self.config.port", "a container listens on any free port", TEST),
     Mutant(RENDER, 'text.replace("$", "$$")', "text", "compose puts variables into a path", TEST),
-    Mutant(RENDER, "if other and not force:", "if False:", "a file of somebody else's is replaced", TEST),
+    Mutant(RENDERED, "if other and not force:", "if False:", "a file of somebody else's is replaced", TEST),
     Mutant(RENDER, "if not PLACES[target].copies:", "if False:", "links that lead nowhere are mounted", TEST),
     Mutant(RENDER, "24 * price", "12 * price", "a day costs half of it", TEST),
     Mutant(VERSIONS, "one.marker is None or one.marker.evaluate", "True or one.marker.evaluate",

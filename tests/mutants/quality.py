@@ -32,13 +32,15 @@ TEST_ROW_DIFFICULTY = "tests/tools/test_row_difficulty.py"
 
 MUTANTS = [
     # -------------------------------------------------------------------------------------------------- agreement
-    Mutant(AGREEMENT, "(totals.sum() * (totals.sum() - 1))", "totals.sum() ** 2",
+    Mutant(AGREEMENT, "number * (number - 1)", "number * number",
            "chance pairs a rating with itself", TEST_AGREEMENT),
-    Mutant(AGREEMENT, "units = given.sum(1) > 1", "units = given.sum(1) > 0",
-           "a lone rating counts as a unit", TEST_AGREEMENT),
-    Mutant(AGREEMENT, "numpy.cumsum(totals) - totals / 2", "numpy.cumsum(totals)",
+    Mutant(AGREEMENT, " - counts[:, :, None] * numpy.eye(len(values))", "",
+           "a rating is paired with itself, so that a lone one counts", TEST_AGREEMENT),
+    Mutant(AGREEMENT, "numpy.cumsum(totals, -1) - totals / 2", "numpy.cumsum(totals, -1)",
            "ordinal steps count the ratings at their ends in full", TEST_AGREEMENT),
-    Mutant(AGREEMENT, "- m * ties", "", "W is not corrected for ties", TEST_AGREEMENT),
+    Mutant(AGREEMENT, "most = m * (centred**2).sum((-1, -2))",
+           "most = m * m * (ranks.shape[-1] ** 3 - ranks.shape[-1]) / 12",
+           "W is not corrected for ties", TEST_AGREEMENT),
     Mutant(AGREEMENT, "ends - (sizes - 1) / 2", "ends", "tied units get the last rank", TEST_AGREEMENT),
     Mutant(AGREEMENT, "((counts**2).sum(1) - m)", "(counts**2).sum(1)",
            "Fleiss' kappa pairs a rating with itself", TEST_AGREEMENT),

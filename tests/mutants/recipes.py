@@ -62,7 +62,7 @@ MUTANTS = [
     Mutant(PPO, "> ppo.max_kl:", "> 2 * ppo.max_kl:",
            "ppo.max_kl is doubled",
            f"{TEST_OPTIONS}::test_the_epochs_end_behind_the_step_that_passes_max_kl"),
-    Mutant(PPO, 'stream=f"rollout-{index}"', 'stream="rollout"',
+    Mutant(PPO, 'samples_per_prompt, f"rollout-{index}"', 'samples_per_prompt, "rollout"',
            "every rollout has the same random numbers", DRAWS),
     Mutant(PPO, "seed = rollout_seed(config.seed, index)\n", "seed = config.seed\n",
            "every rollout has the same order of minibatches", DRAWS),

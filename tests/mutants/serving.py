@@ -10,6 +10,7 @@ WORKER = "onebase/serving/worker.py"
 CHOICE = "onebase/serving/choice.py"
 READER = "onebase/serving/reader.py"
 GATE = "onebase/serving/gate.py"
+WEB_REQUESTS = "onebase/web/requests.py"
 ROLES = "onebase/serving/roles.py"
 SCORING = "onebase/serving/scoring.py"
 
@@ -59,7 +60,7 @@ MUTANTS = [
            "a request's own settings are ignored", DEFAULTS),
     Mutant(READER, "if room < 1:", "if room < -10**9:",
            "a prompt longer than the context is let through", BAD),
-    Mutant(GATE, "if size > self._most_bytes:", "if False:",
+    Mutant(WEB_REQUESTS, "if size > most_bytes:", "if False:",
            "a body of undeclared length may be of any size",
            f"{REQUESTS}::test_a_body_that_does_not_say_its_length_is_measured"),
     Mutant(GATE, "hmac.compare_digest(key.strip(), self._key)", "self._key.startswith(key.strip())",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations, permutations
 
 import numpy
@@ -12,11 +13,23 @@ import pytest
 from onebase.quality.agreement import (
     Level,
     Weights,
+    agreement_sums,
     cohens_kappa,
+    coincidences,
+    confusions,
     fleiss_kappa,
+    fleiss_sums,
+    group_sums,
     kendalls_w,
     krippendorff_alpha,
+    mid_ranks,
+    of_agreement,
+    of_alpha,
+    of_fleiss,
+    of_kappa,
+    of_ranks,
     pairwise_agreement,
+    sums_interval,
     with_interval,
 )
 
@@ -175,3 +188,61 @@ def test_what_cannot_be_computed_is_refused() -> None:
 def test_w_equals_r_on_ratings_with_many_ties() -> None:
     # irr's kendall(anxiety, correct = TRUE): W = 0.54, chi-squared 30.8 = m (n - 1) W.
     assert 3 * 19 * kendalls_w(ANXIETY) == pytest.approx(30.8, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kappas_equal_statsmodels(seed: int) -> None:
+    inter_rater = pytest.importorskip("statsmodels.stats.inter_rater")
+    ratings = numpy.random.default_rng(seed).integers(0, 4, size=(40, 5)).astype(float)
+    counts, _ = inter_rater.aggregate_raters(ratings.astype(int))
+    assert fleiss_kappa(ratings) == pytest.approx(inter_rater.fleiss_kappa(counts))
+    crossed = numpy.zeros((4, 4))
+    numpy.add.at(crossed, tuple(ratings[:, :2].astype(int).T), 1)
+    for ours, theirs in (("none", None), ("linear", "linear"), ("quadratic", "quadratic")):
+        expected = inter_rater.cohens_kappa(crossed, wt=theirs, return_results=False)
+        assert cohens_kappa(ratings[:, :2], ours) == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", ["none", "linear", "quadratic"])
+def test_cohens_kappa_equals_scikit_learn(weights: Weights) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    ratings = numpy.random.default_rng(3).integers(1, 6, size=(50, 2)).astype(float)
+    expected = metrics.cohen_kappa_score(*ratings.T, weights=None if weights == "none" else weights)
+    assert cohens_kappa(ratings, weights) == pytest.approx(expected)
+
+
+def test_intervals_from_sums_are_those_from_the_ratings() -> None:
+    ratings = random_ratings(1)
+    values = numpy.arange(1.0, 5.0)
+    pairs = ratings[:, :2]
+    cases = [
+        (pairwise_agreement, of_agreement, agreement_sums(ratings), ratings),
+        (krippendorff_alpha, partial(of_alpha, values=values), coincidences(ratings, values), ratings),
+        (
+            partial(krippendorff_alpha, level="ordinal"),
+            partial(of_alpha, values=values, level="ordinal"),
+            coincidences(ratings, values),
+            ratings,
+        ),
+        (cohens_kappa, of_kappa, confusions(pairs, values), pairs),
+        (fleiss_kappa, of_fleiss, fleiss_sums(numpy.nan_to_num(ratings, nan=1)), numpy.nan_to_num(ratings, nan=1)),
+    ]
+    for slow, fast, sums, table in cases:
+        one, other = with_interval(slow, table, seed=5), sums_interval(fast, sums, seed=5)
+        assert (one.mean, one.low, one.high) == pytest.approx((other.mean, other.low, other.high))
+
+
+def test_w_of_many_rankings_at_once_is_that_of_each() -> None:
+    generator = numpy.random.default_rng(2)
+    grades = generator.integers(1, 4, size=(30, 5, 4)).astype(float)
+    grades[generator.random((30, 5)) < 0.4] = NAN
+    together = of_ranks(mid_ranks(grades))
+    for found, one in zip(together, grades, strict=True):
+        alone = kendalls_w(one[~numpy.isnan(one[:, 0])].T)
+        assert found == pytest.approx(alone, nan_ok=True)
+
+
+def test_sums_of_groups_are_in_the_order_of_their_numbers() -> None:
+    sums = group_sums(numpy.array([[1.0, 2], [3, 4], [5, 6]]), numpy.array([9, 2, 9]))
+    assert sums.tolist() == [[3, 4], [6, 8]]
+    assert group_sums(numpy.zeros((0, 2, 2)), numpy.zeros(0, dtype=int)).shape == (0, 2, 2)

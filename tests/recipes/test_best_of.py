@@ -273,6 +273,6 @@ def test_prompts_longer_than_the_context_are_cut_and_counted(
         tmp_path / "asked.jsonl", [{"prompt": f"Is {'so ' * 90 * n}{n} good?", "gold": "x"} for n in (0, 1)]
     )
     best_of.plan(best_of_config(base, tmp_path / "run", data, {}))
-    assert "of 2 rows, 1 prompts lost the beginning of their last user turn" in capsys.readouterr().err
+    assert "of 2 rows, 1 prompt lost the beginning of its last user turn" in capsys.readouterr().err
     with pytest.raises(PromptTooLongError, match="fit: new tokens take 6 of the model's 96 positions"):
         best_of.plan(best_of_config(base, tmp_path / "run", data, {"data.truncate_prompt": "error"}))

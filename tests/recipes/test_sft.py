@@ -275,7 +275,7 @@ def test_full_parameters_are_trained_in_float32_unless_another_type_is_named(
         return loaded
 
     monkeypatch.setattr(verb, "open_base", watched)
-    monkeypatch.setattr("onebase.models.loading.hardware_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("onebase.engines.opening.hardware_dtype", lambda device: torch.bfloat16)
     rows = write_rows(tmp_path / "pairs.jsonl", pair_rows(6))
     options = common(base, tmp_path / "run", rows) | {"model.dtype": "auto", "lora.r": 0, "max_steps": 1} | more
     verb.run(load(SFTConfig if verb is sft else RewardConfig, options))

@@ -12,7 +12,9 @@ import pytest
 from onebase.config.language import PretrainConfig, SFTConfig
 from onebase.config.preferences import DPOConfig, RewardConfig
 from onebase.data import token_cache
+from onebase.data.chat import chat_format
 from onebase.errors import ConfigError, DataError
+from onebase.models.loading import load_tokenizer
 from onebase.recipes import dpo, ppo, pretrain, reward, sft
 from tests.recipes.conftest import (
     Options,
@@ -139,6 +141,26 @@ def test_answers_that_are_ranked_beside_other_rows_are_not_streamed(base: Path, 
         DataError, match=r"d.jsonl:\d+: this answer would be ranked beside .* set data.streaming: false"
     ):
         run(verb, base, tmp_path / "run", data, {"data.streaming": True})
+
+
+@pytest.mark.parametrize("verb", ["reward", "dpo"])
+def test_large_files_whose_answers_are_ranked_across_rows_are_read_at_once(
+    base: Path, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("onebase.recipes.setup.data.STREAMED_FROM", 1)
+    chat = chat_format(load_tokenizer(str(base)), "hh")
+    pairs = write_rows(tmp_path / "pairs.jsonl", pair_rows(20))
+    rows = [{"prompt": f"Is it {i // 4}?", "completion": f"It is {i}.", "score": i} for i in range(40)]
+    scored = write_rows(tmp_path / "scored.jsonl", rows)
+    for data, held in (([scored], 0), ([pairs, scored], 10)):
+        config = load(VERBS[verb][1], common(base, tmp_path / "run", scored), {"data.train": [str(f) for f in data]})
+        train, held_out = VERBS[verb][0].read_examples(config, chat, 96)
+        said = capsys.readouterr().err
+        assert said.count(f"{scored}:1: answers are ranked beside those of other rows, so the rows are not strea") == 1
+        assert "rows are streamed" not in said and isinstance(train, list)
+        assert {len(e.completions) for e in train} <= {2, 4} and len(train) + len(held_out) >= 10 + held
+    config = load(VERBS[verb][1], common(base, tmp_path / "run", pairs))
+    assert not isinstance(VERBS[verb][0].read_examples(config, chat, 96)[0], list)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

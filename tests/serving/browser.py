@@ -16,8 +16,8 @@ from typing import Any
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECONDS = 30.0
 """How long anything may take."""
-KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, "")}
-"""Key code, and the text it types."""
+KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowUp": (38, ""), "ArrowDown": (40, "")}
+"""Key code, and the text it types; of all others, the character is the key."""
 SHIFT = 8
 
 
@@ -153,7 +153,7 @@ class Page:
         self.ask("Input.insertText", text=text)
 
     def press(self, key: str, *, shift: bool = False) -> None:
-        code, text = KEYS[key]
+        code, text = KEYS.get(key, (ord(key.upper()[0]), key))
         same = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": SHIFT * shift}
         self.ask("Input.dispatchKeyEvent", type="keyDown", text=text, **same)
         self.ask("Input.dispatchKeyEvent", type="keyUp", **same)
@@ -168,6 +168,41 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def middle(self, selector: str) -> tuple[float, float]:
+        """Where an element is in the window, in pixels."""
+        x, y = self.js(
+            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])"
+            f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
+        )
+        return x, y
+
+    def drag(self, selector: str, to: tuple[float, float], *, touch: bool = False, steps: int = 12) -> None:
+        """Takes an element in its middle and lets go of it elsewhere, with the mouse or a finger."""
+        start = self.middle(selector)
+        places = [tuple(a + (b - a) * n / steps for a, b in zip(start, to, strict=True)) for n in range(steps + 1)]
+        for n, (x, y) in enumerate([*places, places[-1]]):
+            if touch:
+                kind = "touchStart" if n == 0 else "touchMove"
+                self.ask("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y}])
+            else:
+                kind = "mousePressed" if n == 0 else "mouseMoved"
+                held = {"button": "left", "buttons": 1, "clickCount": 1}
+                self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, **held)
+            time.sleep(0.03)  # what follows a hand looks once a frame
+        if touch:
+            self.ask("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        else:
+            x, y = to
+            self.ask("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, button="left", clickCount=1)
+
+    def tap(self, selector: str) -> None:
+        """Touches the middle of an element."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.js(f"{element}.scrollIntoView({{block: 'center'}})")
+        x, y = self.middle(selector)
+        self.ask("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.ask("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
     def choose(self, selector: str, value: str) -> None:
         """Chooses an option of a selection."""
         done = self.js(
@@ -179,6 +214,7 @@ class Page:
     def resize(self, width: int, height: int) -> None:
         mobile = width < 640
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+        self.ask("Emulation.setTouchEmulationEnabled", enabled=mobile)
 
     def prefer(self, *, dark: bool) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

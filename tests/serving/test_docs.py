@@ -1,4 +1,4 @@
-"""The curl lines of docs/serving.md, executed as they stand."""
+"""The curl lines of docs/serving.md and of the README, executed as they stand."""
 
 from __future__ import annotations
 
@@ -16,22 +16,31 @@ from onebase.config.files import load_config
 from onebase.config.serving import ServeConfig
 from tests.serving.conftest import Served
 
-DOCS = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+DOCS, README = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/serving.md", "README.md"))
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def curl_lines(text: str) -> list[str]:
+    return re.findall(r"^curl (?:.*\\\n)*.*$", text, re.MULTILINE)
+
+
+def answered(line: str, served: Served) -> str:
+    """What a curl line prints, sent to this server instead."""
+    command = line.replace("http://127.0.0.1:8000", served.url).replace(
+        "curl ", "curl -sS --fail-with-body -H 'Authorization: Bearer x' "
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_curl
 def test_the_curl_lines_get_answers(folders: dict[str, str], start: Callable[..., Served]) -> None:
-    lines = [line for line in re.findall(r"^curl (?:.*\\\n)*.*$", DOCS, re.MULTILINE)]
+    lines = curl_lines(DOCS)
     assert len(lines) == 7
     served = start(folders["helpful"], folders["judge"], env={"ONEBASE_API_KEY": "x"})
-    found = []
-    for line in lines:
-        command = line.replace("http://127.0.0.1:8000", served.url).replace(
-            "curl ", "curl -sS --fail-with-body -H 'Authorization: Bearer x' "
-        )
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stdout + done.stderr
-        found.append(done.stdout)
+    found = [answered(line, served) for line in lines]
     served.stop()
     answers: list[Any] = [json.loads(text) for n, text in enumerate(found) if n not in (2, 6)]
     models, chat, complete, score, compare = answers
@@ -42,6 +51,22 @@ def test_the_curl_lines_get_answers(folders: dict[str, str], start: Callable[...
     assert sorted(item["rank"] for item in score["data"]) == [1, 2]
     assert [item["model"] for item in compare["data"]] == ["helpful", "base"] and compare["data"][0]["score"]
     assert 'onebase_tokens_total{kind="completion",model="helpful"}' in found[6]
+
+
+@needs_curl
+def test_the_curl_lines_of_the_readme_get_answers_of_the_roles_it_serves(
+    folders: dict[str, str], start: Callable[..., Served], tmp_path: Path
+) -> None:
+    named = re.findall(r"^onebase serve (\S+) (\S+) #", README, re.MULTILINE)
+    assert named == [("runs/dpo/policy", "runs/reward/reward")] and len(curl_lines(README)) == 2
+    for folder, role in zip(named[0], ("helpful", "judge"), strict=True):
+        (tmp_path / folder).parent.mkdir(parents=True)
+        (tmp_path / folder).symlink_to(folders[role])
+    served = start(*(str(tmp_path / folder) for folder in named[0]), env={"ONEBASE_API_KEY": "x"})
+    chat, score = (json.loads(answered(line, served)) for line in curl_lines(README))
+    served.stop()
+    assert chat["model"] == "dpo" and chat["choices"][0]["finish_reason"] in ("stop", "length")
+    assert score["model"] == "reward" and sorted(item["rank"] for item in score["data"]) == [1, 2]
 
 
 def test_the_config_in_the_docs_is_one(tmp_path: Path) -> None:

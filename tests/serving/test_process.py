@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -180,6 +181,13 @@ def test_sigterm_lets_running_answers_finish_and_the_last_line_says_what_was_don
     assert "tokens/s); " in served.lines[-1] and "per 1k tokens at 1.5 per hour" in served.lines[-1]
     with pytest.raises(OSError):
         ask(served.url, "/health")
+
+
+def test_an_idle_server_ends_on_sigterm_with_its_summary(folders: dict[str, str], start: Callable[..., Served]) -> None:
+    served = start(folders["helpful"])
+    assert served.stop(signal.SIGTERM) == 0
+    assert served.lines[-2:-1] == ["serve: stopping; running answers finish first, a second signal ends them"]
+    assert re.fullmatch(r"serve: 0 requests, 0 tokens in [\d.]+ s.*", served.lines[-1])
 
 
 def _metrics(url: str) -> str:

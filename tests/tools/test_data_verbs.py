@@ -228,7 +228,7 @@ def test_stats_prints_a_column_per_file_or_json(tmp_path: Path, capsys: pytest.C
     two = write(tmp_path / "two.jsonl", [{"prompt": "who?", "completion": "你好"}])
     assert main(["data", "stats", str(one), str(two), "--plots", str(tmp_path / "plots")]) == 0
     printed = capsys.readouterr().out
-    assert "one.jsonl" in printed and f"1 prompts are both in {one} and in {two}" in printed
+    assert "one.jsonl" in printed and f"Both in {one} and in {two}: 1 prompt." in printed
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["one.png", "two.png"]
     assert main(["data", "stats", str(one), str(two), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

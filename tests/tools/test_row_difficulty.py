@@ -23,7 +23,7 @@ from tests.recipes.conftest import answered_rows, pair_rows, write_rows
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onebase.models.loading.hardware_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("onebase.engines.opening.hardware_dtype", lambda device: torch.float32)
 
 
 def ranked(losses: list[float]) -> list[float]:
@@ -103,7 +103,7 @@ def test_a_reward_role_says_which_verdicts_are_noise(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["noise_not_judged"] == 1 and report["kept"] == 12
     said = capsys.readouterr().err
-    assert "judged 12 of 13 rows" in said and "the reward role could not judge 1 rows, which were kept" in said
+    assert "judged 12 of 13 rows" in said and "the reward role could not judge 1 row; kept" in said
     answers = read_rows(write_rows(tmp_path / "answers.jsonl", answered_rows(3)))
     with pytest.raises(DataError, match="judges answers that are compared, and no row compares any; take --reward out"):
         margins(answers, str(reward_role))

@@ -60,7 +60,7 @@ def test_score_prints_what_transformers_and_peft_would(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("onebase.models.loading.hardware_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("onebase.engines.opening.hardware_dtype", lambda device: torch.float32)
     rows = write_rows(tmp_path / "pairs.jsonl", pair_rows(5))
     out, err = said(capsys, "score", str(reward_role), str(rows))
     lines = [json.loads(line) for line in out.splitlines()]
@@ -220,7 +220,7 @@ def test_a_role_that_lacks_a_moment_is_scored_without_a_word_about_them(
 
 def test_agreement_counts_every_comparison_of_a_list_and_a_tie_as_half() -> None:
     told = agreement([((2.0, 1.0, 0.0), (3.0, 1.0, 1.0)), ((1.0, 1.0), (0.0, 5.0)), (None, (1.0,))])
-    assert told == f"accuracy {2.5 / 3:.3f}: the better answer scores higher (3 comparisons, 1 rows)"
+    assert told == f"accuracy {2.5 / 3:.3f}: the better answer scores higher (3 comparisons, 1 row)"
     assert agreement([(None, (1.0,))]) == agreement([]) == ""
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from onebase.config.remedies import with_remedy
 from onebase.errors import ConfigError, VerifierError
-from onebase.verifiers import sandbox
+from onebase.verifiers import left_behind, sandbox
 from onebase.verifiers.sandbox import MAX_OUTPUT, layers, missing_layers, run_tests
 from onebase.verifiers.seccomp import compiled_filter
 from tests.verifiers.escapes import ATTACKS, EXHAUSTING, FORGERIES, NEED_SECCOMP, PRELUDE
@@ -425,3 +425,55 @@ def test_no_descriptor_and_no_process_is_left_behind() -> None:
         run_tests(code, ["assert f"], timeout=0.5)
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert not [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
+
+
+LEAVES = """
+import os
+def leave(folders):
+    for folder in folders:
+        made = folder + "/left-by-a-program"
+        os.makedirs(made + "/locked")
+        open(made + "/locked/file", "w").write("x")
+        os.symlink(folders[0] + "/kept", made + "/link")
+        os.chmod(made + "/locked", 0)
+        open(folder + "/left-beside", "w").write("x")
+    os.chdir(made)
+    for _ in range(3000):
+        os.mkdir("d")
+        os.chdir("d")
+    return os.getuid()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not compiled_filter(), reason="only root without namespaces runs programs so")
+def test_what_a_program_leaves_where_everyone_may_write_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.path.exists(SYSTEM_PYTHON):
+        monkeypatch.setattr(sys, "executable", SYSTEM_PYTHON)
+    with ExitStack() as stack:
+        folders = []
+        for place in ("/tmp", "/var/tmp", "/dev/shm"):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="open-", dir=place))
+            os.chmod(folder, 0o777)
+            Path(folder, "kept").write_text("another user's")
+            folders.append(folder)
+        uids = {place: {path.lstat().st_uid for path in Path(place).iterdir()} for place in ("/tmp", "/dev/shm")}
+        outcome = run_tests(LEAVES, [f"assert leave({folders!r}) >= {sandbox._FIRST_UID}"], way="none", timeout=30)
+        assert (outcome.passed, outcome.reason) == (1, "")
+        for folder in folders:
+            assert os.listdir(folder) == ["kept"] and Path(folder, "kept").read_text() == "another user's"
+        for place, before in uids.items():
+            new = {path.lstat().st_uid for path in Path(place).iterdir()} - before
+            assert not [uid for uid in new if uid >= sandbox._FIRST_UID]
+
+
+def test_a_file_that_is_no_longer_there_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").write_text("x")
+    (tmp_path / "link").symlink_to("gone")
+    monkeypatch.setattr(left_behind, "WRITABLE", ())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    listdir = os.listdir
+    monkeypatch.setattr(left_behind.os, "listdir", lambda place: [*listdir(place), "gone"])
+    left_behind.remove_files_of(os.getuid() + 1)
+    assert sorted(listdir(tmp_path)) == ["link", "mine"]
+    left_behind.remove_files_of(os.getuid())
+    assert listdir(tmp_path) == []

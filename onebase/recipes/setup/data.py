@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from onebase.config.groups import DataGroup, FilesGroup, PromptDataGroup, SourceGroup, StreamedGroup
 from onebase.data.fit import Cuts, Limits
@@ -14,10 +14,11 @@ from onebase.data.selection import drop_unusable
 from onebase.data.token_cache import TokenCache, cache_root
 from onebase.errors import DataError
 from onebase.reading.containers import is_plain_lines
-from onebase.reading.files import expand
-from onebase.reading.formats import read_files
+from onebase.reading.files import expand, kind_of
+from onebase.reading.formats import iter_rows, read_files
 from onebase.records import Example, Prompt, Row
 from onebase.runs.progress import say
+from onebase.shown import number_of
 from onebase.streaming.examples import Encode, OnDemand, Streamed
 from onebase.streaming.rows import StreamedRows
 
@@ -89,19 +90,41 @@ def read_record(
     if isinstance(train, Streamed):
         rate = train.read / max(1e-9, train.seconds)
         told = f"; {train.told()}" if train.told() else ""
-        say(f"streamed {train.read} rows, {rate:.0f} a second beside training{told}")
+        say(f"streamed {number_of(train.read, 'row')}, {rate:.0f} a second beside training{told}")
     return found
 
 
-def is_streamed(data: StreamedGroup, *, kept: bool = False) -> bool:
+def is_streamed(data: StreamedGroup, *, kept: bool = False, ranks: bool = False) -> bool:
     """Whether rows are read as they are needed. By themselves they are where there is a place for what is `kept`:
-    copies of files that are no plain JSON lines, or all tokens."""
+    copies of files that are no plain JSON lines, or all tokens. Where the verb `ranks` answers, a file whose rows have
+    one of several answers each is not streamed by itself; prints that."""
     if data.streaming != "auto":
         return data.streaming
     files = [path for name in data.files for path in expand(name)]
-    if sum(path.stat().st_size for path in files) < STREAMED_FROM:
+    if any(kind_of(path) == "database" for path in files):
         return False
-    return cache_root() is not None or (not kept and all(map(is_plain_lines, files)))
+    size = sum(path.stat().st_size for path in files)
+    if size < STREAMED_FROM or not (cache_root() is not None or (not kept and all(map(is_plain_lines, files)))):
+        return False
+    if ranks and (row := next(filter(is_ranked_beside_others, first_rows(data)), None)):
+        say(
+            f"{row.place}: answers are ranked beside those of other rows, so the rows are not streamed: all "
+            f"{size / (1 << 20):.0f} MiB are read into memory"
+        )
+        return False
+    return True
+
+
+def first_rows(data: FilesGroup) -> Iterator[Row]:
+    """The first row of each training file; all others of the file have its layout."""
+    for source in sources_of(data):
+        for path in [path for name in source.paths for path in expand(name)]:
+            yield from iter_rows(path, columns=source.columns, limit=1)
+
+
+def is_ranked_beside_others(row: Row) -> bool:
+    """Whether a row's answer is only compared with those of other rows."""
+    return len(row.answers) == 1 and (row.grades is not None or not row.messages)
 
 
 def streamed_rows(data: StreamedGroup) -> tuple[StreamedRows, list[Row]]:
@@ -124,7 +147,7 @@ def streamed_rows(data: StreamedGroup) -> tuple[StreamedRows, list[Row]]:
     )
     sample = rows.sample()
     for line in remarks(sample, []):
-        say(f"of {len(sample)} rows looked at: {line}")
+        say(f"of {number_of(len(sample), 'row')} looked at: {line}")
     if dropped:
         say(f"of the held-out rows {dropped_line(dropped)}")
     return rows, held_out
@@ -149,7 +172,7 @@ def streamed(
 
 def check_compares(row: Row) -> None:
     """Raises DataError for a streamed row whose answer is only compared with those of other rows."""
-    if len(row.answers) == 1 and (row.grades is not None or not row.messages):
+    if is_ranked_beside_others(row):
         raise DataError(
             f"{row.place}: this answer would be ranked beside those of other rows, and streamed rows are not compared "
             "with one another; set data.streaming: false"

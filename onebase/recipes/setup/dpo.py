@@ -61,7 +61,7 @@ def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[Se
     unpaired = "kto" in loss_weights(config)
     limits = limits_of(config.data, context)
     cache = open_cache(chat, limits, "completion")
-    if is_streamed(config.data) and not (unpaired and config.data.streaming == "auto"):
+    if not (unpaired and config.data.streaming == "auto") and is_streamed(config.data, ranks=True):
         if unpaired:
             raise DataError("kto compares all rows' labels and is not streamed; set data.streaming: false")
         encode = Encoder(chat, cache=cache)

@@ -25,19 +25,20 @@ from onebase.recipes.setup.data import order_of
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.reward import open_reward_source, open_rules
 from onebase.recipes.setup.rollouts import (
+    Drawing,
     add_critic,
     add_policy,
     load_reward_role,
     longest_rollout_tree,
     num_rollouts,
     num_updates,
+    open_drawing,
     read_prompts,
     sampling_of,
 )
 from onebase.recipes.setup.shared import limits_of, make_update, open_base, open_chat, token_budget, warn_of_warmup
 from onebase.records import Example, Prompt, RewardSource
 from onebase.runs.progress import say
-from onebase.sampling.local import LocalSampler
 from onebase.sampling.sampler import Sampler, Sampling
 from onebase.training.run import Run
 from onebase.training.update import ParameterGroup, Update
@@ -61,6 +62,10 @@ class Setup:
     held_out: list[Prompt]
     ptx: list[Example]
     budget: TokenBudget
+    drawing: Drawing = Drawing()
+    """What belongs to drawing at a server."""
+    record: Mapping[str, str] = field(default_factory=dict)
+    """Which weights score, if a reward elsewhere does."""
 
 
 @dataclass(slots=True)
@@ -68,6 +73,7 @@ class State:
     """Everything that changes from rollout to rollout, besides the roles and their optimizer."""
 
     kl: FixedKL | AdaptiveKL
+    drawing: Drawing = Drawing()
     moments: RunningMoments = field(default_factory=RunningMoments)
     """Running moments of the scores."""
     updates_done: int = 0
@@ -96,6 +102,7 @@ class State:
             "updates_done": self.updates_done,
             "within_kl_budget": list(self.within_kl_budget),
             "over_kl_budget": self.over_kl_budget,
+            "drawing": self.drawing.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -105,11 +112,13 @@ class State:
         self.updates_done = state["updates_done"]
         self.within_kl_budget = list(state["within_kl_budget"])
         self.over_kl_budget = state["over_kl_budget"]
+        self.drawing.load_state_dict(state.get("drawing", {}))
 
 
 def set_up(config: PPOConfig, run: Run) -> tuple[Setup, State, Update]:
     """Loads the base, puts the four roles on it, reads the prompts and makes the optimizer."""
     rules = open_rules(config.reward, run.group, judge=config.evaluation.judge)
+    rules.meet()
     base = open_base(config.model, run.group)
     ppo, chat = config.ppo, open_chat(base.tokenizer, config.model)
     prompts, held_out, ptx = read_all(config, chat, base.context_length)
@@ -121,11 +130,12 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Setup, State, Update]:
     add_critic(base, ppo.critic, ppo.critic_start, reward=config.reward)
     longest = longest_rollout_tree(base, config.generation, [*prompts, *held_out])
     budget = token_budget(base, config.batch, role="policy", longest=longest, before=run.token_budget)
+    sampler, drawing = open_drawing(base, config.generation, budget, run.folder)
     setup = Setup(
         config=config,
         base=base,
         chat=chat,
-        sampler=LocalSampler(base, "policy"),
+        sampler=sampler,
         sampling=sampling_of(base, chat, config.generation),
         reward=open_reward_source(config.reward, rules, base, budget),
         judges=rules.judges,
@@ -134,11 +144,13 @@ def set_up(config: PPOConfig, run: Run) -> tuple[Setup, State, Update]:
         held_out=held_out,
         ptx=ptx,
         budget=budget,
+        drawing=drawing,
+        record=rules.record,
     )
     kl: FixedKL | AdaptiveKL = FixedKL(ppo.kl_coefficient)
     if ppo.kl_target is not None:
         kl = AdaptiveKL(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon)
-    return setup, State(kl), make_optimizer(setup, repro_folder=run.folder / "refused")
+    return setup, State(kl, drawing), make_optimizer(setup, repro_folder=run.folder / "refused")
 
 
 def make_optimizer(setup: Setup, *, repro_folder: Path) -> Update:

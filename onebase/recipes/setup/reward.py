@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from onebase.config.ppo_groups import OptionalRewardSourceGroup
 from onebase.engines.budget import TokenBudget
+from onebase.errors import ConfigError
 from onebase.models.base import OneBase
 from onebase.processes import ALONE, Group
 from onebase.recipes.setup.verifiers import open_verifiers
 from onebase.records import RewardSource, Row
+from onebase.rewards.elsewhere import ElsewhereReward
 from onebase.rewards.functions import FunctionReward
 from onebase.rewards.learned import ClassifierReward, RoleReward
 from onebase.rewards.verified import VerifiedReward, Weighted, check_gold
@@ -21,7 +24,7 @@ from onebase.verifiers.verifier import Verifier
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rewards that need no model: opened before anything slow, so that mistakes in them are reported at once."""
+    """The rewards that need no model here: opened before anything slow, so that mistakes are reported at once."""
 
     function: FunctionReward | None
     verifiers: Sequence[Weighted]
@@ -30,6 +33,22 @@ class Rules:
     judge: FunctionReward | None = None
     group: Group = ALONE
     """The processes of the run; the first alone checks the gold answers."""
+    elsewhere: ElsewhereReward | None = None
+
+    def meet(self) -> None:
+        """Finds the reward that is elsewhere, if one is configured, and says which weights it has.
+
+        Raises:
+            ConfigError, ModelError, UnansweredError: as `ElsewhereReward.meet`.
+        """
+        if self.elsewhere is not None:
+            self.elsewhere.meet()
+            say(f"reward: {self.elsewhere.fingerprint}")
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What a run's summary and checkpoints keep of a reward elsewhere: which weights scored."""
+        return {} if self.elsewhere is None else {"reward": self.elsewhere.fingerprint}
 
     @property
     def judges(self) -> Mapping[str, RewardSource]:
@@ -66,14 +85,40 @@ def open_rules(reward: OptionalRewardSourceGroup, group: Group = ALONE, *, judge
         reward.gold,
         None if judge is None else FunctionReward(judge, timeout=timeout, key="evaluation.judge", group=group),
         group,
+        None if reward.url is None else _elsewhere(reward, reward.url, group),
     )
+
+
+def _elsewhere(reward: OptionalRewardSourceGroup, url: str, group: Group) -> ElsewhereReward:
+    return ElsewhereReward(
+        url,
+        role=reward.url_role,
+        key=secret_of(reward.url_key, "reward.url_key"),
+        timeout=reward.timeout or 1e6,
+        normalize=reward.normalize == "held_out",
+        group=group,
+    )
+
+
+def secret_of(variable: str | None, key: str) -> str | None:
+    """The value of an environment variable that a key of the config names.
+
+    Raises:
+        ConfigError: the environment has none of that name.
+    """
+    if variable is None:
+        return None
+    if not (value := os.environ.get(variable)):
+        raise ConfigError(f"'{key}' = {variable}: the environment has no such variable, or it is empty; set it")
+    return value
 
 
 def open_reward_source(
     reward: OptionalRewardSourceGroup, rules: Rules, base: OneBase, budget: TokenBudget
 ) -> RewardSource:
-    """The configured reward: the role, which is already on the base, a function, another model, verifiers, or both."""
-    learned: RewardSource | None = rules.function
+    """The configured reward: the role, which is already on the base, a function, another model, a server, verifiers, or
+    both."""
+    learned: RewardSource | None = rules.function or rules.elsewhere
     if reward.role is not None:
         learned = RoleReward(base, "reward", budget=budget, normalize=reward.normalize == "held_out")
     elif reward.model is not None:

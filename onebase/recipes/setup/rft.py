@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from onebase.recipes.setup.data import order_of
 from onebase.recipes.setup.dry_run import planned_base
 from onebase.recipes.setup.reward import open_reward_source, open_rules
 from onebase.recipes.setup.rollouts import (
+    Drawing,
     add_critic,
     add_policy,
     load_reward_role,
     longest_rollout_tree,
     num_rollouts,
+    open_drawing,
     read_prompts,
     sampling_of,
 )
@@ -30,7 +32,6 @@ from onebase.recipes.setup.shared import make_update, open_base, open_chat, toke
 from onebase.records import Prompt, RewardSource
 from onebase.rollouts.collect import Roles
 from onebase.runs.progress import say
-from onebase.sampling.local import LocalSampler
 from onebase.sampling.sampler import Sampler, Sampling
 from onebase.training.run import Run
 from onebase.training.update import ParameterGroup, Update
@@ -55,6 +56,10 @@ class Setup:
     """In which order the prompts are read."""
     held_out: list[Prompt]
     budget: TokenBudget
+    drawing: Drawing = Drawing()
+    """What belongs to drawing at a server."""
+    record: Mapping[str, str] = field(default_factory=dict)
+    """Which weights score, if a reward elsewhere does."""
 
 
 @dataclass(slots=True)
@@ -63,6 +68,7 @@ class State:
 
     penalty: AdaptivePenalty
     """The coefficient of policy_loss kl_penalty."""
+    drawing: Drawing = Drawing()
     prompts_read: int = 0
     """Prompts sampled so far, refills included: the place in the endless shuffled list of prompts."""
     refills: int = 0
@@ -79,6 +85,7 @@ class State:
             "refills": self.refills,
             "skipped": self.skipped,
             "failures": self.failures,
+            "drawing": self.drawing.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -88,11 +95,13 @@ class State:
         self.refills = state["refills"]
         self.skipped = state["skipped"]
         self.failures = state["failures"]
+        self.drawing.load_state_dict(state.get("drawing", {}))
 
 
 def set_up(config: RFTConfig, run: Run) -> tuple[Setup, State, Update]:
     """Loads the base, puts the roles on it, reads the prompts, checks the verifiers and makes the optimizer."""
     rules = open_rules(config.reward, run.group, judge=config.evaluation.judge)
+    rules.meet()
     base = open_base(config.model, run.group)
     rft, chat = config.rft, open_chat(base.tokenizer, config.model)
     prompts, held_out = read_prompts(
@@ -107,11 +116,12 @@ def set_up(config: RFTConfig, run: Run) -> tuple[Setup, State, Update]:
         add_critic(base, rft.critic, rft.critic_start, reward=config.reward)
     longest = longest_rollout_tree(base, config.generation, [*prompts, *held_out])
     budget = token_budget(base, config.batch, role="policy", longest=longest, before=run.token_budget)
+    sampler, drawing = open_drawing(base, config.generation, budget, run.folder)
     setup = Setup(
         config=config,
         base=base,
         chat=chat,
-        sampler=LocalSampler(base, "policy"),
+        sampler=sampler,
         sampling=sampling_of(base, chat, config.generation),
         reward=open_reward_source(config.reward, rules, base, budget),
         judges=rules.judges,
@@ -120,9 +130,11 @@ def set_up(config: RFTConfig, run: Run) -> tuple[Setup, State, Update]:
         order=order_of(config.data, prompts, config.seed),
         held_out=held_out,
         budget=budget,
+        drawing=drawing,
+        record=rules.record,
     )
     penalty = AdaptivePenalty(rft.penalty_coefficient, rft.penalty_target)
-    return setup, State(penalty), make_optimizer(setup, repro_folder=run.folder / "refused")
+    return setup, State(penalty, drawing), make_optimizer(setup, repro_folder=run.folder / "refused")
 
 
 def reference_of(config: RFTConfig) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,16 +14,112 @@ from onebase.config.ppo_groups import GenerationGroup, RewardSourceGroup
 from onebase.data.batches import num_minibatches
 from onebase.data.chat import ChatFormat
 from onebase.data.prepare import encode_prompts
+from onebase.engines.budget import TokenBudget
 from onebase.errors import DataError
 from onebase.models.base import OneBase
 from onebase.models.role_files import load_role
 from onebase.recipes.setup.data import read_rows
+from onebase.recipes.setup.reward import secret_of
 from onebase.recipes.setup.saved import warn_of_template
 from onebase.recipes.setup.shared import limits_of, load_start, new_lora
 from onebase.records import Prompt
-from onebase.sampling.local import stop_ids
-from onebase.sampling.sampler import Sampling
+from onebase.rollouts.collect import Rollout
+from onebase.rollouts.delivery import Delivery
+from onebase.runs.progress import say
+from onebase.sampling.ahead import DRAWS, Ahead
+from onebase.sampling.command import Started
+from onebase.sampling.local import LocalSampler, stop_ids
+from onebase.sampling.published import PublishedSampler
+from onebase.sampling.sampler import Sampler, Sampling
+from onebase.sampling.vllm import VLLM
 from onebase.seeds import mixed_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What drawing at a server takes beside its sampler: proof that it draws as it should, and draws ahead of time.
+
+    Without a server it is empty, and does nothing.
+    """
+
+    delivery: Delivery | None = None
+    ahead: Ahead | None = None
+    published: PublishedSampler | None = None
+    started: Started | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a server draws, so that a token's log-prob as it was drawn is not quite our own."""
+        return self.delivery is not None
+
+    def proof(self, rollout: Rollout, index: int, sampling: Sampling) -> dict[str, float]:
+        """What is logged of the delivery; empty if this process draws. Raises QualityError as `Delivery.check`."""
+        if self.delivery is None:
+            return {}
+        return self.delivery.check(rollout, index, temperature=sampling.temperature)
+
+    def draw_ahead(
+        self, prompts: Sequence[Prompt] | None, sampling: Sampling, seeds: Sequence[int], samples_per_prompt: int
+    ) -> None:
+        """Begins the next rollout with the policy as it is now, if rollouts are drawn ahead; None: there is no next."""
+        if self.ahead is None:
+            return
+        self.ahead.renew()
+        if prompts is not None:
+            ids = [prompt.ids for prompt in prompts]
+            self.ahead.begin(ids, sampling, seeds=seeds, samples_per_prompt=samples_per_prompt)
+
+    def close(self) -> None:
+        """Has the server forget the policy, and stops it if the run started it."""
+        if self.ahead is not None:
+            self.ahead.close()
+        elif self.published is not None:
+            self.published.close()
+        if self.started is not None:
+            self.started.stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        part = self.ahead or self.published
+        return {} if part is None else part.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resumes from `state_dict()`."""
+        part = self.ahead or self.published
+        if part is not None:
+            part.load_state_dict(state)
+
+
+def open_drawing(
+    base: OneBase, generation: GenerationGroup, budget: TokenBudget, folder: Path
+) -> tuple[Sampler, Drawing]:
+    """Who draws the policy's rollouts, this process or a server, which is started if that is asked for.
+
+    Args:
+        folder: the run's.
+
+    Raises:
+        ConfigError: the server's command fails, or its key is not in the environment.
+    """
+    if generation.engine == "own":
+        return LocalSampler(base, "policy"), Drawing()
+    assert generation.url is not None, "the config checks this"
+    key = secret_of(generation.url_key, "generation.url_key")
+    server = VLLM(generation.url, key=key, seconds=generation.timeout)
+    started = None
+    if generation.start is not None and base.group.is_main:
+        command = generation.start
+        allowed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} | ({"VLLM_API_KEY": key} if key else {})
+        say(f"starting {command}; it writes to {folder / 'engine.log'}")
+        started = Started(command, answers=server.answers, log=folder / "engine.log", environment=allowed)
+    role = "policy"
+    if generation.ahead:
+        role = DRAWS
+        base.add_role(DRAWS, copy_of="policy")
+    published = PublishedSampler(base, role, server, folder / "published", budget=budget)
+    delivery = Delivery(base, budget, role=role, where=server.where, every=generation.check_every)
+    ahead = Ahead(published, "policy") if generation.ahead else None
+    return ahead or published, Drawing(delivery, ahead, published, started)
 
 
 def sampling_of(base: OneBase, chat: ChatFormat, generation: GenerationGroup) -> Sampling:

@@ -76,7 +76,10 @@ def open_base(model: ModelGroup, group: Group, *, trained_in_full: bool = False)
         device=model.device,
         layout=model.layout,
         group=group,
+        shard=model.shard,
     )
+    if model.shard and not base.is_spread:
+        say("model.shard: one process alone holds the whole base; start several with --processes")
     return as_configured(base, model)
 
 

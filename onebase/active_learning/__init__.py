@@ -1,0 +1,1 @@
+"""Which answers to rank next, and what more rankings would buy."""

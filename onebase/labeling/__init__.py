@@ -1,0 +1,1 @@
+"""The pages on which people rank answers, and the verbs around them."""

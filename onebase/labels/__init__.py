@@ -1,0 +1,1 @@
+"""What people ranked: tasks, judgements and people in a database."""
