@@ -25,7 +25,7 @@ class Session:
 
     cookie: str
     token: str
-    """What every form of this session sends back; no page of another site can read it."""
+    """What every form sends back while its person is logged in; no page of another site can read it."""
     person: int | None
     stamp: str = ""
     """Changes with the person's password, which so ends their sessions."""

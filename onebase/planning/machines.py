@@ -1,4 +1,4 @@
-"""What hardware can do at most, by its makers' data sheets."""
+"""What hardware can do at most, in round figures as makers publish them; none was measured here."""
 
 from __future__ import annotations
 
