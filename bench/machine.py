@@ -9,13 +9,13 @@ import json
 import os
 import platform
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from onebase.planning.probe import product_rate, read_rate
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PRODUCTS = [
@@ -52,34 +52,6 @@ def speed(precision: str, *, seconds_each: float = SECONDS_EACH) -> dict[str, An
         "memory_gb_per_second": round(read_rate(2 << 30) / 1e9, 1),
         "threads": torch.get_num_threads(),
     }
-
-
-def product_rate(rows: int, inputs: int, outputs: int, dtype: torch.dtype, seconds: float) -> float:
-    """Returns operations per second of `x [rows, inputs] @ W [outputs, inputs]^T`, the fastest of many."""
-    x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
-    with torch.no_grad():
-        return 2 * rows * inputs * outputs / fastest(lambda: torch.nn.functional.linear(x, weight), seconds)
-
-
-def read_rate(num_bytes: int) -> float:
-    """Returns bytes per second when reading this many repeatedly; what fits the cache is read from there."""
-    numbers = torch.ones(num_bytes // 4)  # zeros would all share one unwritten page
-    vector = torch.ones(1024)
-    by_sum = fastest(lambda: numbers.sum(), 0.5)
-    by_product = fastest(lambda: numbers.view(-1, 1024) @ vector, 0.5)
-    return num_bytes / min(by_sum, by_product)
-
-
-def fastest(function: Callable[[], Any], seconds: float) -> float:
-    """Returns the fastest call's seconds among the calls that fit in `seconds`, at least three after an untimed one."""
-    function()
-    times: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < until:
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def default_precision() -> str:

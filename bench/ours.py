@@ -5,7 +5,7 @@ usage: python -m bench.ours WORK s|m fp32|bf16 sft|reward|dpo|ppo|ppo-head|grpo 
                             [KEY=VALUE ...]   (keys of the verb's config, e.g. lora.layers=upper-half)
 
 Prints one JSON line: seconds of the optimizer steps (without reading data and loading, as with the peers), samples per
-second, the operations these steps need (`bench.flops`), and the peak resident memory of the process in MB.
+second, the operations these steps need (`planning/operations.py`), and the peak resident memory of the process in MB.
 
 DPO computes the reference's log-probs in every step, as its peer does, so they are counted. PPO samples one completion
 per prompt, as its peers do; GRPO as many as `--completions` says.
@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from bench.flops import Shape, Tokens, stage_operations, tokens_of
 from onebase.config.files import load_config
 from onebase.config.language import SFTConfig
 from onebase.config.preferences import DPOConfig, RewardConfig
 from onebase.config.rft import RFTConfig
 from onebase.config.rollouts import PPOConfig
+from onebase.planning.architecture import read_architecture
+from onebase.planning.operations import Shape, Tokens, stage_operations, tokens_of
+from onebase.planning.run import Adapter
 from onebase.start import start_again_where_needed
 from onebase.training.update import Part, Update
 
@@ -207,9 +209,9 @@ def watched_steps() -> Iterator[list[Tokens]]:
 
 def gigaoperations(steps: list[Tokens], options: argparse.Namespace, *, adapted: str | list[str]) -> float:
     """Returns the 1e9 operations these optimizer steps need, with rank-16 adapters in all layers."""
-    from transformers import AutoConfig
-
-    shape = Shape.of(AutoConfig.from_pretrained(options.work / f"base-{options.size}"), rank=16, adapted=adapted)
+    modules = None if adapted == "all-linear" else tuple(adapted)
+    base = read_architecture(str(options.work / f"base-{options.size}"))
+    shape = Shape(base, Adapter(16, tuple(range(base.layers)), modules))
     return round(stage_operations(options.stage, shape, sum(steps, start=Tokens())) / 1e9, 3)
 
 

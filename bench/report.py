@@ -1,4 +1,4 @@
-"""Writes bench/results.json as tables and pictures between two marks in docs/performance.md, and leaves the rest.
+"""Writes bench/results.json as tables and pictures between marks in docs/performance.md, and leaves the rest.
 
 usage: python -m bench.report [--results FILE] [--page FILE]
 """
@@ -17,7 +17,8 @@ from bench.side import ROOT
 from onebase.files import write_atomically
 
 PAGE = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
+MARKS = ("<!-- measured -->", "<!-- end of measured -->")
+SERVING_MARKS = ("<!-- serving, measured -->", "<!-- end of serving, measured -->")
 NOT_YET = "Not measured yet.\n"
 
 
@@ -35,26 +36,29 @@ def main() -> int:
 
 
 def write(results: Path, page: Path) -> None:
-    """Draws the pictures beside the page and puts the tables in it.
+    """Draws the pictures beside the page and puts the tables in it; what has no result of serving keeps its table.
 
     Raises:
         ValueError: the page does not have both marks, once each and in order.
     """
     measured = read_results(results)
     text = between_marks(page.read_text(encoding="utf-8"), measured_part(measured, page.stem), page.name)
+    if served := tables.serving(measured):
+        text = between_marks(text, served, page.name, marks=SERVING_MARKS)
     figures.draw_all(measured.get("growth", {}), page.with_suffix(""))
     write_atomically(page, text)
 
 
-def between_marks(page: str, text: str, name: str) -> str:
-    """Returns the page with `text` in place of what was between its marks.
+def between_marks(page: str, text: str, name: str, *, marks: tuple[str, str] = MARKS) -> str:
+    """Returns the page with `text` in place of what was between two marks.
 
     Raises:
         ValueError: the page does not have both marks, once each and in order.
     """
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"{name}: expected '{BEGIN}' and '{END}' once each, in this order; put them back")
-    return f"{page[: page.index(BEGIN)]}{BEGIN}\n\n{text.strip()}\n\n{page[page.index(END) :]}"
+    begin, end = marks
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"{name}: expected '{begin}' and '{end}' once each, in this order; put them back")
+    return f"{page[: page.index(begin)]}{begin}\n\n{text.strip()}\n\n{page[page.index(end) :]}"
 
 
 def measured_part(results: dict[str, Any], pictures: str) -> str:

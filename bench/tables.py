@@ -210,3 +210,36 @@ def layers(results: Results) -> str:
             ]
         )
     return table(["`lora.layers`", "seconds per batch", "update seconds", "ratio", "peak MB"], lines)
+
+
+def serving(results: Results) -> str:
+    """Servers asked by 1, 4 and 16 clients: the middle of the rounds, with the lowest and the highest."""
+    measured = results.get("serving")
+    if not measured:
+        return ""
+    sides = measured["sides"]
+    speed, first = (
+        ["clients", *(f"{side}, tokens/s" for side in sides)],
+        ["clients", *(f"{side}, ms" for side in sides)],
+    )
+    ours = sides.get("onebase", {})
+    others = [side for side in sides if side != "onebase"] if ours else []
+    speeds, firsts = [], []
+    for clients in next(iter(sides.values())):
+        rates = {side: found[clients]["tokens_per_second"] for side, found in sides.items()}
+        times = [f"{rates['onebase']['middle'] / rates[side]['middle']:.1f}" for side in others]
+        speeds.append([clients, *(_spread(rate, 1, ".1f") for rate in rates.values()), *times])
+        waits = (_spread(found[clients]["first_token_seconds"], 1000, ",.0f") for found in sides.values())
+        firsts.append([clients, *waits])
+    speed += [f"ours as times {side}'s" for side in others]
+    return (
+        f"{machine_line(measured)}; completions of {measured['new_tokens']} tokens.\n\n{table(speed, speeds)}\n"
+        f"To the first token, middle of a round's clients:\n\n{table(first, firsts)}"
+    )
+
+
+def _spread(measured: Results, factor: float, form: str) -> str:
+    middle, low, high = (
+        format(factor * value, form) for value in (measured["middle"], min(measured["all"]), max(measured["all"]))
+    )
+    return f"{middle} ({low}, {high})"

@@ -3,7 +3,7 @@
 usage: python -m bench.utilisation [options of the workload, see --help]
 
 training    useful operations per second of the optimizer steps over the best matrix product of the same precision,
-            measured before and after the stage (model FLOP utilisation; `bench.flops` defines useful)
+            measured before and after the stage (model FLOP utilisation; `planning/operations.py` defines useful)
 decoding    seconds against two lower limits: reading weights, keys and values once per new token; and the operations at
             the rate of the best matrix product
 """
@@ -13,15 +13,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from bench.decode import LORA, NUM_PROMPTS
-from bench.flops import Shape, Tokens, forward_operations
 from bench.machine import DTYPES, precisions
 from bench.options import Measurement, run_alone
 from bench.results import keep, stamp
 from bench.side import measure_each, run_module
 from bench.workload import Workload, prepare, python_of
+from onebase.planning.architecture import read_architecture
+from onebase.planning.operations import Shape, Tokens, forward_operations
+from onebase.planning.run import Adapter
 
 STAGES = ("sft", "reward", "dpo", "ppo-head", "ppo")
 
@@ -51,11 +51,8 @@ def measure_precision(workload: Workload, precision: str) -> dict[str, Any]:
         }
     arguments = (workload.folder, workload.size, precision, "onebase", "--new-tokens", str(workload.new_tokens))
     decoded = run_module("bench.decode", *arguments)
-    shape = Shape.of(
-        AutoConfig.from_pretrained(workload.folder / f"base-{workload.size}"),
-        rank=LORA["r"],
-        adapted=LORA["target_modules"],
-    )
+    base = read_architecture(str(workload.folder / f"base-{workload.size}"))
+    shape = Shape(base, Adapter(LORA["r"], tuple(range(base.layers)), tuple(LORA["target_modules"])))
     limits = decode_limits(
         shape,
         prompt_tokens=decoded["prompt_tokens"],
@@ -93,7 +90,7 @@ def decode_limits(
     steps = new_tokens - 1
     attended = sum(prompt_tokens + rows * (step + 1) for step in range(steps))  # by the new tokens in all steps
     weights = shape.trunk_parameters + shape.lora_parameters + shape.head_parameters
-    keys_and_values = 2 * shape.num_layers * shape.num_kv_heads * shape.head_size
+    keys_and_values = 2 * shape.base.layers * shape.base.kv_heads * shape.base.head_size
     read = bytes_per_number * (new_tokens * weights + attended * keys_and_values)
     # Prompts count as equally long, at their mean: their attention is a small part of the whole.
     length = prompt_tokens // rows

@@ -96,3 +96,7 @@ class Stopped(OnebaseError):
 
 class Interrupted(OnebaseError):
     exit_code = 130
+
+
+SAYS_WHY = frozenset({ConfigError.exit_code, 3, 4, 5, 6})
+"""Exit codes of a process that found a mistake and says so; others may only have lost touch with it."""

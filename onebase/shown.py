@@ -37,13 +37,15 @@ def json_shown(value: object, *, indent: int | None = None) -> str:
     return _UNSAFE_BUT_LAYOUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def number_of(number: int, thing: str) -> str:
+def number_of(number: int, thing: str, things: str = "", *, form: str = "") -> str:
     """Returns a number with what it counts: `1 row`, `3 rows`.
 
     Args:
-        thing: one of them; its plural ends in -s.
+        thing: one of them.
+        things: several of them, where that is not the word with -s: `people`, or `rows are` beside `row is`.
+        form: how the number is written, as in an f-string: `,` for `12,345`.
     """
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    return f"{number:{form}} {thing if number == 1 else things or thing + 's'}"
 
 
 def _escaped(character: str) -> str:

@@ -18,7 +18,7 @@ LAYERS = [
     {"demo"},
     {"serving", "deploying", "submitting", "labeling"},
     {"web"},
-    {"recipes", "tools", "convert", "exporting", "active_learning"},
+    {"recipes", "tools", "plans", "convert", "exporting", "active_learning"},
     {"evaluation", "planning"},
     {"rollouts"},
     {"training", "rewards"},
@@ -46,25 +46,26 @@ MAY_IMPORT_RECIPES = {
 }
 MAX_FUNCTION_LINES = 80
 BUDGETS = {
-    "active_learning": 750,
-    "cli": 1430,
+    "active_learning": 920,
+    "cli": 1540,
     "config": 1990,
     "convert": 1400,
     "data": 1950,
     "demo": 640,
     "deploying": 260,
-    "distributed": 450,
+    "distributed": 590,
     "engines": 2050,
     "evaluation": 330,
     "exporting": 1500,
     "labeling": 2250,
-    "labels": 980,
+    "labels": 1050,
     "models": 1250,
     "objectives": 800,
-    "planning": 450,
-    "quality": 1690,
+    "planning": 2130,
+    "plans": 1320,
+    "quality": 1780,
     "reading": 2300,
-    "recipes": 3380,
+    "recipes": 3440,
     "reporting": 860,
     "rewards": 700,
     "rollouts": 290,
@@ -72,7 +73,7 @@ BUDGETS = {
     "sampling": 820,
     "serving": 1380,
     "streaming": 470,
-    "submitting": 700,
+    "submitting": 630,
     "tools": 1750,
     "training": 1120,
     "verifiers": 1880,
@@ -159,7 +160,7 @@ def test_objectives_import_torch_alone() -> None:
 
 def test_nothing_below_the_recipes_sees_a_config() -> None:
     above = {"active_learning", "cli", "config", "convert", "demo", "deploying"}
-    above |= {"exporting", "labeling", "recipes", "serving", "submitting", "tools"}
+    above |= {"exporting", "labeling", "plans", "recipes", "serving", "submitting", "tools"}
     seeing = [
         f"{module} imports {name}"
         for module in MODULES

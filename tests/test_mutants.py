@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutants import MUTANTS
+from tests.mutants import MUTANTS, objectives
 from tests.mutants.mutant import ROOT, Mutant
 
 
@@ -33,9 +33,9 @@ def test_no_two_mutants_share_a_name() -> None:
 
 
 def test_a_text_that_is_gone_or_stands_twice_is_named() -> None:
-    file = MUTANTS[0].file
+    first = objectives.MUTANTS[0]
     for text, times in (("no such text", 0), ("@torch.no_grad()", 5)):
-        with pytest.raises(ValueError, match=rf"{file}: the text of the mutant 'a fault' stands there {times}"):
-            Mutant(file, text, "", "a fault", "").broken()
+        with pytest.raises(ValueError, match=rf"{first.file}: the text of the mutant 'a fault' stands there {times}"):
+            Mutant(first.file, text, "", "a fault", "").broken()
     with pytest.raises(ValueError, match="the mutant 'a fault' is no Python: "):
-        Mutant(file, MUTANTS[0].old, "(", "a fault", "").broken()
+        Mutant(first.file, first.old, "(", "a fault", "").broken()

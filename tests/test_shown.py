@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +71,49 @@ def test_json_is_read_back_as_it_was_and_moves_no_cursor(indent: int | None) -> 
 
 def test_one_thing_is_not_told_as_several() -> None:
     assert [number_of(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+
+
+COUNTED = (
+    "answer block candidate completion example file layer prompt ranking rollout row sample score step task test text"
+)
+NO_COUNTS = ("called", "kind", "what", "verb", "name", "key", "how", "role", "split")
+"""Names that hold a word, so that what follows is a verb or stands for one kind."""
+CONSTANT = re.compile(r"_?[A-Z][A-Z_]+")
+
+
+def counts_without_their_word(source: str) -> list[str]:
+    """The lines of f-strings that write `{count} rows`, which would say `1 rows`; constants are known to be more."""
+    nouns = "|".join(f"{noun}s" for noun in COUNTED.split())
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.JoinedStr):
+            continue
+        for value, after in pairwise(node.values):
+            if not (isinstance(value, ast.FormattedValue) and isinstance(after, ast.Constant)):
+                continue
+            said = ast.unparse(value.value)
+            word = said.rpartition(".")[2]
+            plain = value.format_spec is None or ast.unparse(value.format_spec) in ("f','", "f'd'")
+            if CONSTANT.fullmatch(word) or word in NO_COUNTS or not plain or said.startswith(("number_of(", "shown(")):
+                continue
+            # "3 of 5 rows" and "each of the 5 rows" are said of one row too.
+            if re.match(rf" (?:(?!is|has|does)[a-z-]+ )?(?:{nouns})\b(?! (?:of|do|have|are|were)\b)", str(after.value)):
+                found.append(f"line {node.lineno}: {{{said}}}{str(after.value)[:30]}")
+    return found
+
+
+def test_a_count_has_the_word_that_fits_it() -> None:
+    assert [number_of(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert number_of(1, "row is", "rows are") == "1 row is" and number_of(12345, "row", form=",") == "12,345 rows"
+    assert counts_without_their_word('f"{count} rows, {len(x):,} new tasks"') != []
+    assert counts_without_their_word("f\"{number_of(count, 'row')} and {MOST_ROWS} rows\"") == []
+
+
+def test_no_message_says_1_rows() -> None:
+    found = {}
+    for path in sorted((Path(__file__).parents[1] / "onebase").rglob("*.py")):
+        if path.parent.name == "objectives":
+            continue  # imports torch alone; its errors are for callers, not for users
+        if lines := counts_without_their_word(path.read_text(encoding="utf-8")):
+            found[path.name] = lines
+    assert not found, found

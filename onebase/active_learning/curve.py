@@ -25,6 +25,7 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 FEWEST = 8
 """Rankings in the smallest subset."""
 RESAMPLES = 1000
+AHEAD = (2, 4)
 WORTH = 0.01
 """Accuracy: if more rankings buy less, they are not worth a person's time."""
 
@@ -67,6 +68,8 @@ class Curve:
     another: int
     gain: Interval
     """In accuracy, from this many more rankings."""
+    ahead: tuple[Point, ...] = ()
+    """What the law says of two and four times the rankings so far: further than anything that was measured."""
 
 
 class Folds:
@@ -136,9 +139,20 @@ def learning_curve(folds: Folds, *, another: int) -> Curve:
                 subset = generator.permutation(train)[: round(share * len(train))].tolist()
                 for prompt, right in folds.accuracy(fold, subset).items():
                     rights[s, repeat : repeat + 1 if share < 1 else REPEATS, place[prompt]] = right
+    return curve_through(sizes, rights, count=len(folds.ranked), another=another, generator=generator)
+
+
+def curve_through(
+    sizes: Floats, rights: Floats, *, count: int, another: int, generator: numpy.random.Generator
+) -> Curve:
+    """The curve and its power law through measured accuracies, and what `another` rankings beside `count` would buy.
+
+    Args:
+        sizes: `[S]` rankings trained on.
+        rights: `[S, R, P]` accuracy with each subset of a size on each prompt; prompts with a NaN are left out.
+    """
     measured = rights[:, :, ~numpy.isnan(rights).any((0, 1))]
     drawn = _resampled(measured, generator)
-    count = len(folds.ranked)
     whole, laws = fit_power_laws(sizes, measured.mean((1, 2))[None, :]), fit_power_laws(sizes, drawn)
     intervals = [_interval(float(m), own) for m, own in zip(measured.mean((1, 2)), drawn.T, strict=True)]
     return Curve(
@@ -150,6 +164,9 @@ def learning_curve(folds: Folds, *, another: int) -> Curve:
         rate=float(whole.rate[0]),
         another=another,
         gain=_interval(float(_gain(whole, count, another)[0]), _gain(laws, count, another)),
+        ahead=tuple(
+            Point(more * count, _interval(float(whole.at(more * count)[0]), laws.at(more * count))) for more in AHEAD
+        ),
     )
 
 

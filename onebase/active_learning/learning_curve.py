@@ -27,7 +27,7 @@ from onebase.labels.judged import Task
 from onebase.labels.store import Store
 from onebase.reporting.intervals import Interval
 from onebase.runs.progress import say
-from onebase.shown import json_shown, shown
+from onebase.shown import json_shown, number_of, shown
 from onebase.tools.tables import print_table
 
 ANOTHER = 200
@@ -49,7 +49,11 @@ class Learned:
         """The sentence that the stopping rule rests on."""
         gain = self.curve.gain.times(100)
         low, high = round(gain.low, 1) + 0.0, round(gain.high, 1) + 0.0
-        return f"another {self.curve.another} rankings buy about {gain.mean + 0.0:+.1f} points [{low:.1f}, {high:.1f}]"
+        return (
+            f"another {number_of(self.curve.another, 'ranking buys', 'rankings buy')} about "
+            f"{gain.mean + 0.0:+.1f} points "
+            f"[{low:.1f}, {high:.1f}]"
+        )
 
     @property
     def verdict(self) -> tuple[bool, str]:
@@ -85,6 +89,7 @@ class Learned:
             "curve": [_point(point) for point in self.curve.points],
             "law": {"limit": asdict(self.curve.limit), "gap": self.curve.gap, "rate": self.curve.rate},
             "forecast": {"rankings": self.curve.another, "gain": asdict(self.curve.gain), "says": self.forecast},
+            "ahead": [_point(point) for point in self.curve.ahead],
             "stop": stop,
             "reason": reason,
         }
@@ -121,7 +126,7 @@ def run(
     ranked = rankings_in(snapshot.tasks, snapshot.judgements)
     check_enough(ranked, name)
     tasks = {f"task {task.id}": task for task, _ in ranked}
-    say(f"label curve: features of {len(tasks)} tasks")
+    say(f"label curve: features of {number_of(len(tasks), 'task')}")
     seen = answers_of(tasks, role, model=model, device=device)
     if any(own.scores is not None for own in seen.values()):
         say(
@@ -156,7 +161,8 @@ def check_enough(ranked: Sequence[tuple[Task, tuple[float, ...]]], name: str) ->
     random = {prompt_key(task) for task, grades in ranked if unchosen(task) and len(set(grades)) > 1}
     if len(ranked) < FEWEST_RANKINGS or len(random) < FOLDS:
         raise DataError(
-            f"{shown(name)}: {len(ranked)} rankings, with {len(random)} prompts that no role chose, their answers "
+            f"{shown(name)}: {number_of(len(ranked), 'ranking')}, with {number_of(len(random), 'prompt')} that no "
+            "role chose, their answers "
             f"not all tied; a curve needs {FEWEST_RANKINGS} rankings and {FOLDS} such prompts; rank some more"
         )
 
@@ -192,24 +198,29 @@ def report(found: Learned) -> None:
     lines += [("subset", "", point) for point in found.curve.points]
     print_table(
         ["", "", "rankings", "held-out accuracy"],
-        [[what, which, str(point.rankings), _points(point.accuracy)] for what, which, point in lines],
+        [[what, which, str(point.rankings), points(point.accuracy)] for what, which, point in lines],
     )
     curve, ceiling = found.curve, found.ceiling
-    print(f"{curve.rankings} rankings; accuracy in % on {curve.prompts} prompts that no role chose, held out in turn")
+    print(
+        f"{number_of(curve.rankings, 'ranking')}; accuracy in % on {number_of(curve.prompts, 'prompt')} that no "
+        "role chose, held out in turn"
+    )
     if ceiling is None:
         print("human ceiling: unknown, no task was ranked by two people; let some tasks overlap")
     else:
         print(
-            f"human ceiling: people agree on {_points(ceiling.agreement)} % of pairs ({ceiling.tasks} tasks); a "
-            f"perfect head could agree with one of them on at most {_points(ceiling.most)} %"
+            f"human ceiling: people agree on {points(ceiling.agreement)} % of pairs "
+            f"({number_of(ceiling.tasks, 'task')}); a "
+            f"perfect head could agree with one of them on at most {points(ceiling.most)} %"
         )
-    print(f"limit: {_points(curve.limit)} % (accuracy = a - b n^-c, b {curve.gap:.2f}, c {curve.rate:.2f})")
+    print(f"limit: {points(curve.limit)} % (accuracy = a - b n^-c, b {curve.gap:.2f}, c {curve.rate:.2f})")
     print(found.forecast)
     stop, reason = found.verdict
     print(f"{'stop' if stop else 'go on'}: {reason}")
 
 
-def _points(interval: Interval) -> str:
+def points(interval: Interval) -> str:
+    """An accuracy in per cent, with its interval."""
     return interval.times(100).text(1)
 
 

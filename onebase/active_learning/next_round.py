@@ -19,13 +19,14 @@ from onebase.active_learning.heads import (
 )
 from onebase.errors import DataError
 from onebase.labels.judged import Judgement, NewTask, Task
-from onebase.labels.store import MOST_ANSWERS, Store, task_key
+from onebase.labels.store import Store
+from onebase.labels.tasks import MOST_ANSWERS, task_key
 from onebase.quality.near_duplicates import NUM_HASHES, near_duplicates, signature_of
 from onebase.reading.formats import read_rows
 from onebase.reading.ranked import with_unranked
 from onebase.records import Row
 from onebase.runs.progress import say
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 NUM_HEADS = 20
 SIMILARITY = 0.8
@@ -77,12 +78,15 @@ def run(
         left, known, near = unasked(found, snapshot.tasks)
         if not left:
             raise DataError(
-                f"{shown(candidates)}: all {len(found)} candidates are in the database or near-duplicates of what is; "
-                "give other candidates"
+                f"{shown(candidates)}: all {number_of(len(found), 'candidate is', 'candidates are')} in the "
+                "database or near-duplicates of what is; give other candidates"
             )
         ranked = rankings_in(snapshot.tasks, snapshot.judgements)
         if role is not None and len(ranked) < FEWEST_RANKINGS:
-            say(f"label next: {len(ranked)} rankings so far, too few to choose by (at least {FEWEST_RANKINGS})")
+            say(
+                f"label next: {number_of(len(ranked), 'ranking')} so far, too few to choose by (at least "
+                f"{FEWEST_RANKINGS})"
+            )
             role = None
         if role is None:
             chosen = Chosen(at_random(left, num, seed), known, near, {})
@@ -90,7 +94,7 @@ def run(
             tasks, split = by_role(left, ranked, role, num, random_share, seed, model, device)
             chosen = Chosen(tasks, known, near, split)
         number = max((task.round for task in snapshot.tasks), default=-1) + 1
-        store.add_tasks(
+        store.tasks.add(
             [replace(task, round=number) for task in chosen.tasks],
             overlap_share=overlap_share,
             people=people,
@@ -116,7 +120,8 @@ def _task_of(row: Row) -> NewTask:
         raise DataError(f"{row.place}: a candidate has a prompt and its answers; this row is a plain text")
     if not 2 <= len(set(answers)) <= MOST_ANSWERS or len(set(answers)) < len(answers):
         raise DataError(
-            f"{row.place}: {len(answers)} answers, {len(set(answers))} of them different; people rank 2 to "
+            f"{row.place}: {number_of(len(answers), 'answer')}, {len(set(answers))} of them different; people "
+            "rank 2 to "
             f"{MOST_ANSWERS} different ones"
         )
     return NewTask(row.messages, answers, place=row.place, ended=row.ended, tools=row.tools)
@@ -179,7 +184,10 @@ def by_role(
     random = at_random(left, min(len(left), round(random_share * num)), seed)
     keys = {task_key(task) for task in random}
     others = [task for task in left if task_key(task) not in keys]
-    say(f"label next: features of {len(left)} candidates and {len({task.id for task, _ in ranked})} ranked tasks")
+    say(
+        f"label next: features of {number_of(len(left), 'candidate')} and "
+        f"{number_of(len({task.id for task, _ in ranked}), 'ranked task')}"
+    )
     named = {f"candidate {n}": task for n, task in enumerate([*random, *others])}
     named |= {f"task {task.id}": task for task, _ in ranked}
     seen = answers_of(named, role, model=model, device=device)
@@ -223,7 +231,8 @@ def report(chosen: Chosen, number: int, candidates: int, num: int) -> None:
     """Says what the round holds."""
     counts = {how: sum(task.chosen == how for task in chosen.tasks) for how in ("active", "random")}
     print(
-        f"round {number}: {len(chosen.tasks)} tasks of {candidates} candidates, {counts['active']} active and "
+        f"round {number}: {number_of(len(chosen.tasks), 'task')} of {number_of(candidates, 'candidate')}, "
+        f"{counts['active']} active and "
         f"{counts['random']} random; left out: {chosen.known} known, {chosen.near} near-duplicates"
     )
     if not chosen.split:
@@ -231,4 +240,7 @@ def report(chosen: Chosen, number: int, candidates: int, num: int) -> None:
     for how, split in chosen.split.items():
         print(f"heads split on the pairs of the {how} tasks: {split:.2f} (0 they agree, 1 one half against the other)")
     if len(chosen.tasks) < num:
-        say(f"label next: {len(chosen.tasks)} tasks are left, fewer than {num}; give more candidates")
+        say(
+            f"label next: {number_of(len(chosen.tasks), 'task is', 'tasks are')} left, fewer than {num}; give "
+            "more candidates"
+        )

@@ -21,6 +21,7 @@ from onebase.cli.submitting import submit
 from onebase.cli.training import training_command
 from onebase.errors import ConfigError
 from onebase.processes import is_launched
+from onebase.reading.databases import as_path
 from onebase.reading.files import check_file
 from onebase.shown import shown
 from onebase.verbs import VERBS
@@ -46,7 +47,7 @@ for _order, _verb in enumerate(VERBS):
 @app.command
 def score(
     role: str,
-    file: Path,
+    file: str,
     /,
     *,
     columns: str | None = None,
@@ -64,7 +65,8 @@ def score(
 
     Args:
         role: Folder of a reward role.
-        file: Rows with answers: completion, chosen and rejected, or output with one answer or a list.
+        file: Rows with answers: completion, chosen and rejected, or output with one answer or a list; or a database of
+            rankings (sqlite:///label.db).
         columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
         rank: Also print each row's completions from best to worst.
         model: Folder of the base model, if it is not where the role says.
@@ -78,8 +80,7 @@ def score(
     """
     if microbatch_tokens is not None and microbatch_tokens < 1:
         raise ConfigError(f"--microbatch-tokens is {microbatch_tokens}; it should be at least 1, or left out")
-    if actors < 1 or (actors > 1 and ray is None):
-        raise ConfigError(f"--actors is {actors}; it should be at least 1, and 1 without --ray")
+    preflight.check_actors(actors, ray, [as_path(file)])
     if output is not None:
         preflight.check_blocks(output)
     mapping = preflight.read_columns(columns)
@@ -89,7 +90,7 @@ def score(
     streams.say_first(f"score: loading {role}")
     modules.load("onebase.tools.score").run(
         role=role,
-        file=file,
+        file=as_path(file),
         columns=mapping,
         rank=rank,
         model=model,

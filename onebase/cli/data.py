@@ -76,11 +76,11 @@ def show(
 
 @data.command(help_format="markdown")  # its lines are joined
 def clean(
-    *files: Path,
+    *files: str,
     output: Path,
     columns: str | None = None,
     filter: list[str] | None = None,
-    against: list[Path] | None = None,
+    against: list[str] | None = None,
     difficulty: str | None = None,
     reward: str | None = None,
     seed: Whole = 0,
@@ -89,6 +89,8 @@ def clean(
     dtype: Literal["auto", "float32", "bfloat16"] | None = None,
     quantization: Literal["none", "nf4"] | None = None,
     device: str = "auto",
+    ray: str | None = None,
+    actors: Whole = 1,
 ) -> None:
     """Write the rows that are worth training on, and the others apart, each with the reason.
 
@@ -96,7 +98,7 @@ def clean(
     consistency, duplicates, near_duplicates, difficulty, noise. By default all but script, leaks, difficulty and noise.
 
     Args:
-        files: Data files.
+        files: Data files, or databases of rankings (sqlite:///label.db).
         output: A new folder for kept/, dropped/ and report.json.
         columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
         filter: near_duplicates, ..., or {name: near_duplicates, similarity: 0.7}; repeat it for several.
@@ -109,11 +111,15 @@ def clean(
         dtype: Number format of the base; by default the one the role was trained with.
         quantization: none, or nf4 for a base in 4 bits; by default what the role was trained with.
         device: auto, cpu, cuda, cuda:1.
+        ray: Judge the rows on the Ray cluster with this address; local starts one on this machine.
+        actors: Processes on that cluster, each with the roles' base.
     """
-    _check_files(files)
-    _check_files(against or [], needed=False)
+    paths, tests = [as_path(file) for file in files], [as_path(file) for file in against or []]
+    preflight.check_actors(actors, ray, [*paths, *tests])
+    _check_files(paths)
+    _check_files(tests, needed=False)
     chosen = preflight.read_filters(
-        filter or [], leaks=bool(against), difficulty=difficulty is not None, reward=reward is not None
+        filter or [], leaks=bool(tests), difficulty=difficulty is not None, reward=reward is not None
     )
     preflight.check_new_folder(output)
     _check_seed(seed)
@@ -128,11 +134,11 @@ def clean(
         preflight.check_roles({reward: ("reward",)}, model=model)
         streams.say_first(f"data clean: judging preferences with {reward}")
     modules.load("onebase.tools.data_clean").run(
-        files=files,
+        files=paths,
         columns=preflight.read_columns(columns),
         output=output,
         filters=chosen,
-        against=against or [],
+        against=tests,
         difficulty=difficulty,
         reward=reward,
         seed=seed,
@@ -141,27 +147,30 @@ def clean(
         dtype=dtype,
         quantization=quantization,
         device=device,
+        ray=ray,
+        actors=actors,
     )
 
 
 @data.command
-def split(file: Path, /, *, output: Path, columns: str | None = None, test: Real = 0.1, seed: Whole = 0) -> None:
+def split(file: str, /, *, output: Path, columns: str | None = None, test: Real = 0.1, seed: Whole = 0) -> None:
     """Split a file into train and test by prompt: rows with one prompt, or nearly one, stay together.
 
     Args:
-        file: A data file.
+        file: A data file, or a database of rankings (sqlite:///label.db).
         output: A new folder for train.jsonl and test.jsonl.
         columns: The keys to read, as data.columns: '{prompt: question, completion: answer}'.
         test: The share of the rows for test.
         seed: Another seed chooses other prompts.
     """
-    _check_files([file])
+    path = as_path(file)
+    _check_files([path])
     if not 0 < test < 1:
         raise ConfigError(f"--test is {test:g}; it should be a share between 0 and 1")
     preflight.check_new_folder(output)
     _check_seed(seed)
     modules.load("onebase.tools.data_split").run(
-        file=file, output=output, columns=preflight.read_columns(columns), test=test, seed=seed
+        file=path, output=output, columns=preflight.read_columns(columns), test=test, seed=seed
     )
 
 

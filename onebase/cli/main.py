@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except BaseException as error:  # also sys.exit in a reward function: its 0 would look like success
+        if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+            return 141  # by rich, which printed the help and has closed stdout
         return failures.told(error, shown(verb, 40), training.run_folder)
     finally:
         if sys.stdout.closed:  # by a reward function, say; Python would complain when flushing it at exit

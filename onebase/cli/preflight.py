@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebase.errors import ConfigError
+from onebase.reading.databases import is_server, name_of
 from onebase.reading.files import check_file
 from onebase.shown import shown
 
@@ -238,6 +239,21 @@ def check_blocks(folder: Path) -> None:
     if os.path.lexists(folder) and not folder.is_dir():
         raise ConfigError(f"{shown(folder, 200)} is a file; name a folder with --output")
     check_writable(folder, "--output")
+
+
+def check_actors(count: int, cluster: str | None, files: Sequence[Path] = ()) -> None:
+    """Checks the number of actors on a Ray cluster, and that they can read the files.
+
+    Raises:
+        ConfigError: it is below 1, or above it without a cluster; a file is a database on a server.
+    """
+    if count < 1 or (count > 1 and cluster is None):
+        raise ConfigError(f"--actors is {count}; it should be at least 1, and 1 without --ray")
+    if cluster is not None and (servers := [file for file in files if is_server(file)]):
+        raise ConfigError(
+            f"actors on Ray read files, and {shown(name_of(servers[0]))} is a database on a server; leave --ray out, "
+            "or write its rankings to a file with 'onebase label export'"
+        )
 
 
 def read_filters(texts: Sequence[str], *, leaks: bool, difficulty: bool, reward: bool) -> list[Filter]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from onebase import processes
 from onebase.cli import modules, streams
 from onebase.errors import ConfigError
+from onebase.shown import number_of
 
 
 def check(count: int, *, at_least: int = 1) -> None:
@@ -31,7 +32,7 @@ def start(words: Sequence[str], count: int, *, device: str = "auto") -> int:
     Raises:
         ConfigError: there are GPUs to run on, but fewer than processes.
     """
-    streams.say_first(f"{words[0]}: starting {count} processes")
+    streams.say_first(f"{words[0]}: starting {number_of(count, 'process', 'processes')}")
     import torch
 
     environment = {}

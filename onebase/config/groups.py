@@ -101,6 +101,8 @@ Trackers = Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeVal
 FUNCTION = r"([\w.]+|.+\.py):[\w.]+"
 """How a key names a Python function."""
 
+FunctionName = Annotated[str, _written(FUNCTION, "written module:function or path/to/file.py:function")]
+
 DEVICES = r"auto|cpu|mps|(cuda|xpu|npu)(:\d{1,3})?"
 Device = Annotated[str, _written(DEVICES, "auto, cpu, cuda or cuda:1")]
 ModuleName = Annotated[str, _written(r"[^\s\x00-\x1f]+", "the name of a module, such as q_proj")]
@@ -463,12 +465,5 @@ class PromptEvaluationGroup(EvaluationGroup):
     """Use at most this many held-out prompts."""
     samples_per_prompt: Count = 1
     """Completions sampled per held-out prompt."""
-    judge: str | None = None
+    judge: FunctionName | None = None
     """A second scoring function, named as in reward.callable and never trained on; decides what best/ keeps."""
-
-    @field_validator("judge")
-    @classmethod
-    def _judge_is_a_function(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(FUNCTION, value):
-            raise ValueError("it should be written module:function or path/to/file.py:function")
-        return value

@@ -110,6 +110,7 @@ REMEDIES = {
     "completions-do-not-fit": (
         "lower generation.samples_per_prompt, generation.max_new_tokens or data.max_prompt_tokens"
     ),
+    "unmeasured-machine": "measure it with `onebase plan --calibrate`, or name one like it with --hardware",
     # Training.
     "not-finite": "lower optimizer.learning_rate, or look at the data and the reward for extreme values",
     "never-finite": "no step was taken yet: look at the base's weights, the data and the reward for extreme values",

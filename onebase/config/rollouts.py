@@ -10,6 +10,7 @@ from onebase.config.groups import (
     BatchGroup,
     Count,
     EpochsOptimizerGroup,
+    FunctionName,
     LoraGroup,
     MicrobatchGroup,
     ModelGroup,
@@ -32,6 +33,7 @@ from onebase.config.ppo_groups import (
 )
 from onebase.config.preferences import loss_problems
 from onebase.config.run import RunConfig, VerbConfig
+from onebase.shown import number_of
 
 
 class PPOConfig(VerbConfig):
@@ -65,7 +67,8 @@ class PPOConfig(VerbConfig):
         completions = self.ppo.rollout_prompts * self.generation.samples_per_prompt
         if self.ppo.kl_target is not None and completions >= 5 * self.ppo.kl_horizon:
             problems.append(
-                f"'ppo.kl_horizon' = {self.ppo.kl_horizon:g} is too short for rollouts of {completions} completions: "
+                f"'ppo.kl_horizon' = {self.ppo.kl_horizon:g} is too short for rollouts of "
+                f"{number_of(completions, 'completion')}: "
                 f"one rollout could turn the coefficient to 0; set it above {completions / 5:g}"
             )
         fail_on(problems)
@@ -79,6 +82,8 @@ class BestOfConfig(RunConfig):
     """Folder of the policy role that samples; null = the base itself."""
     chosen: Literal["best", "data"] = "best"
     """A pair's chosen answer: best = the best sample, against the worst; data = the data's, against each (SPIN)."""
+    judge: FunctionName | None = None
+    """A second scoring function, named as in reward.callable, that chooses nothing: its scores are written beside."""
     model: ModelGroup
     data: SampleDataGroup
     reward: OptionalRewardSourceGroup = OptionalRewardSourceGroup()
@@ -87,7 +92,10 @@ class BestOfConfig(RunConfig):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> BestOfConfig:
-        fail_on(_sampling_problems(self.chosen, self.reward, self.generation))
+        problems = _sampling_problems(self.chosen, self.reward, self.generation)
+        if self.judge is not None and self.reward.source is None:
+            problems.append("'judge' would change nothing: its scores are written beside the reward's; leave it out")
+        fail_on(problems)
         return self
 
 

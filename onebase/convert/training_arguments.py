@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from onebase.convert.conversion import Conversion
+from onebase.shown import number_of
 
 SCHEDULES = {
     "linear": "linear",
@@ -193,7 +194,8 @@ def lengths(c: Conversion, name: str, default: int | None, prompt: str = "max_pr
     c.put("data.max_completion_tokens", max(1, whole - room))
     c.changed(
         name,
-        f"{whole} tokens for prompt and answer together become {room} for the prompt and {whole - room} for the answer",
+        f"{number_of(whole, 'token')} for prompt and answer together become {room} for the prompt and "
+        f"{whole - room} for the answer",
     )
 
 
@@ -207,6 +209,8 @@ def held_out(c: Conversion, name: str, *, files: list[str]) -> None:
     elif c.verb in ("ppo", "rft"):
         c.changed(name, f"nothing is held out in the file; onebase {c.verb} compares the policy on a tenth of the rows")
     elif share >= 1:
-        c.changed(name, f"{share} rows become a tenth of them: data.eval_fraction is a share")
+        c.changed(
+            name, f"{number_of(share, 'row becomes', 'rows become')} a tenth of them: data.eval_fraction is a share"
+        )
     else:
         c.put("data.eval_fraction", 0.0)

@@ -7,7 +7,7 @@ from typing import Any
 from onebase.convert import training_arguments as shared
 from onebase.convert.conversion import Conversion
 from onebase.errors import ConfigError
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 STAGES = {"sft": "sft", "dpo": "dpo", "reward": "reward", "kto": "dpo", "grpo": "rft", "rloo": "rft"}
 """The verbs of `trl`, and ours."""
@@ -185,7 +185,8 @@ def rollouts(c: Conversion, stage: str) -> None:
     c.put("rft.rollout_prompts", prompts)
     c.changed(
         "per_device_train_batch_size",
-        f"{step} completions in an optimizer step are {minibatch} prompts with {count} each, and a rollout has "
+        f"{number_of(step, 'completion')} in an optimizer step are {number_of(minibatch, 'prompt')} with {count} "
+        "each, and a rollout has "
         f"{prompts}; if theirs ran on several GPUs, multiply both by their number",
     )
     c.put("generation.max_new_tokens", c.number("max_completion_length", 256))

@@ -16,7 +16,7 @@ from onebase.data.rendering import Conversation, Rendering, asked_in
 from onebase.data.templates import BUILT_IN_TEMPLATES, built_in, check_template, template_text
 from onebase.errors import DataError, ModelError
 from onebase.records import Example, Message, Row
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -165,7 +165,8 @@ class ChatFormat:
             found = self._continue("\n", self._ids("\n"), text)
             if len(found) != 1:
                 raise ModelError(
-                    f"the stop string {shown(repr(text), 40)} is {len(found)} tokens of {_name(self.tokenizer)}, and "
+                    f"the stop string {shown(repr(text), 40)} is {number_of(len(found), 'token')} of "
+                    f"{_name(self.tokenizer)}, and "
                     "only a single token can stop a completion",
                     remedy="stop-of-several-tokens",
                 )
@@ -176,7 +177,9 @@ class ChatFormat:
         """Plain text, after the beginning token if the tokenizer writes one, otherwise after an end token (as if of the
         text before), so that the first token of a text is predicted too."""
         if len(row.answers) != 1 and row.grades is None:
-            raise DataError(f"{_at(row.place)}{len(row.answers)} texts and no prompt; plain text has one text per row")
+            raise DataError(
+                f"{_at(row.place)}{number_of(len(row.answers), 'text')} and no prompt; plain text has one text per row"
+            )
         first = int(self.tokenizer.bos_token_id) if self._adds_bos else self._eos
         texts = [_without_end(self._ids(text), self._eos) for text in row.answers]
         texts = [ids if ids[:1] == [first] else [first, *ids] for ids in texts]

@@ -38,7 +38,8 @@ class Limits:
     def __post_init__(self) -> None:
         if self.context < 2:
             raise ModelError(
-                f"the model's context of {self.context} tokens (max_position_embeddings in its config.json) has no "
+                f"the model's context of {number_of(self.context, 'token')} (max_position_embeddings in its "
+                "config.json) has no "
                 "room for a prompt and an answer; use another model"
             )
 
@@ -57,13 +58,13 @@ class Limits:
                 f"{max_new_tokens} new tokens leave no room for a prompt in the model's context of {self.context}",
                 remedy="no-room-for-prompts",
             )
-        reason = f"new tokens take {max_new_tokens} of the model's {self.context} positions"
+        reason = f"new tokens take {max_new_tokens} of the model's {number_of(self.context, 'position')}"
         return self._room(max_new_tokens, reason)
 
     def _room(self, kept: int, reason: str) -> tuple[int, str]:
         if self.max_prompt is not None and self.max_prompt <= self.context - kept:
-            return self.max_prompt, f"prompts are limited to {self.max_prompt} tokens"
-        above = f", which leaves less than the {self.max_prompt} tokens allowed" if self.max_prompt else ""
+            return self.max_prompt, f"prompts are limited to {number_of(self.max_prompt, 'token')}"
+        above = f", which leaves less than the {number_of(self.max_prompt, 'token')} allowed" if self.max_prompt else ""
         return self.context - kept, reason + above
 
 
@@ -175,7 +176,8 @@ def may_cut(row: Row, length: int, most: int, reason: str, cuts: Cuts) -> bool:
     cuts.reason = reason
     if cuts.limits.truncate_prompt == "error":
         raise PromptTooLongError(
-            f"{row.place}{': ' if row.place else ''}the prompt has {length} tokens, and only {most} fit: {reason}",
+            f"{row.place}{': ' if row.place else ''}the prompt has {number_of(length, 'token')}, and only {most} "
+            f"fit: {reason}",
             remedy="prompt-too-long",
         )
     if cuts.limits.truncate_prompt == "drop":

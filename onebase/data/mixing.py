@@ -27,7 +27,7 @@ from onebase.reading.files import check_file, expand, file_id
 from onebase.reading.formats import read_files
 from onebase.records import Row
 from onebase.seeds import mixed_seed
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class Order:
         for source, count, quota in zip(self._sources, self._counts, self._quotas, strict=True):
             again = f", each {quota / count:.2g} times" if quota > count else ""
             part = f"{quota / self.size:.1%} of an epoch{', replayed' if source.replayed else ''}"
-            said.append(f"source      {source.name}: {quota} of {count} examples{again} ({part})")
+            said.append(f"source      {source.name}: {quota} of {number_of(count, 'example')}{again} ({part})")
         return said
 
 

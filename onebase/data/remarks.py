@@ -9,7 +9,7 @@ from onebase.errors import DataError
 from onebase.reading.files import check_file, expand, file_id
 from onebase.reading.unread import columns_beside
 from onebase.records import Row
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 _LEFT_OUT = " is left out"
 """How notes on a part of a row that is not read end."""
@@ -53,7 +53,8 @@ def remarks(train: Sequence[Row], held_out: Sequence[Row]) -> list[str]:
     both = [row for row in held_out if _key(row) in seen]
     if both and len({_key(row) for row in both}) == len(seen) and len(both) == len(held_out):
         raise DataError(
-            f"the {len(held_out)} evaluation rows (from {both[0].place} on) are the training rows: what was trained on "
+            f"the {number_of(len(held_out), 'evaluation row')} (from {both[0].place} on) are the training rows: "
+            "what was trained on "
             "says nothing about new data",
             remedy="evaluated-on-training-data",
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from onebase.errors import DataError
 from onebase.records import Row
+from onebase.shown import number_of
 
 
 def split_by_prompt(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -28,8 +29,8 @@ def split_by_prompt(rows: Sequence[Row], fraction: float, seed: int) -> tuple[li
         sizes[key] = sizes.get(key, 0) + 1
     if len(sizes) < 2:
         raise DataError(
-            f"{rows[0].place if rows else 'no rows'}: nothing can be held out: the {len(rows)} rows have {len(sizes)} "
-            "different prompts (texts of a .txt file are separated by blank lines)",
+            f"{rows[0].place if rows else 'no rows'}: nothing can be held out: the {len(rows)} rows have "
+            f"{number_of(len(sizes), 'different prompt')} (texts of a .txt file are separated by blank lines)",
             remedy="nothing-to-hold-out",
         )
     held_out: set[str] = set()
@@ -77,7 +78,8 @@ def check_share(dropped: Mapping[str, Sequence[str]], count: int, max_share: flo
     if gone > max_share * count:
         counts = ", ".join(f"{reason}: {len(at)} (first {', '.join(at[:3])})" for reason, at in dropped.items())
         raise DataError(
-            f"{gone} of {count} rows cannot be used, more than the allowed share of {max_share:g}: {counts}",
+            f"{gone} of {number_of(count, 'row')} cannot be used, more than the allowed share of {max_share:g}: "
+            f"{counts}",
             remedy="unusable-rows",
         )
 

@@ -15,7 +15,7 @@ from onebase.data.bounds import bounded
 from onebase.errors import DataError, ModelError
 from onebase.reading.tools import for_template
 from onebase.records import Message
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -126,7 +126,10 @@ def render(
         ) from None
     given = sum(len(message.text) for message in messages) + sum(map(len, tools))
     if not isinstance(text, str) or len(text) > LONGEST_ADDED + 10 * given:
-        raise ModelError(f"{at}{called} writes {len(text):,} characters around the turns {roles}", remedy="template")
+        raise ModelError(
+            f"{at}{called} writes {number_of(len(text), 'character', form=',')} around the turns {roles}",
+            remedy="template",
+        )
     return text
 
 

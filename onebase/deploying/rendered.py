@@ -13,7 +13,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from onebase.errors import ConfigError
 from onebase.files import write_atomically
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 FIRST_LINES = 3
 
@@ -73,9 +73,9 @@ def write_files(files: Sequence[File], states: dict[str, str], into: Path, *, fo
 
 def show_file(file: File, state: str) -> None:
     """Prints a file's name and state with its first lines."""
-    print(f"\n{file.name}  {len(file.text.encode()):,} bytes, {state}")
+    print(f"\n{file.name}  {number_of(len(file.text.encode()), 'byte', form=',')}, {state}")
     lines = file.text.splitlines()
     for line in lines[:FIRST_LINES]:
         print(f"    {shown(line, 110)}")
     if len(lines) > FIRST_LINES:
-        print(f"    ... {len(lines) - FIRST_LINES} more lines")
+        print(f"    ... {number_of(len(lines) - FIRST_LINES, 'more line')}")

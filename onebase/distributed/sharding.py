@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from onebase.errors import ModelError
 from onebase.processes import Group
+from onebase.shown import number_of
 
 
 def spread(model: Any, group: Group, device: torch.device) -> None:
@@ -108,6 +109,7 @@ def _layers(model: Any) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise ModelError(
-        f"{type(model).__name__} has no list of {count} layers that could be spread over several devices; it has to "
+        f"{type(model).__name__} has no list of {number_of(count, 'layer')} that could be spread over several "
+        "devices; it has to "
         "fit each of them whole"
     )

@@ -110,7 +110,6 @@ def find_token_budget(base: OneBase, role: str, *, longest: int) -> int:
     # A row's attention mask grows with the square of its length.
     per_token = saved_bytes_per_token(base, role) + longest * mask_bytes_per_pair(base, role)
     free = free_memory(base.device)
-    fits = int(free * SHARE_OF_FREE_MEMORY / per_token)
     if longest * per_token > free:
         raise DoesNotFitError(
             f"the longest example has {longest} tokens and its backward pass needs about "
@@ -118,7 +117,15 @@ def find_token_budget(base: OneBase, role: str, *, longest: int) -> int:
             f"{free / 2**20:.0f} MiB are free",
             remedy="example-does-not-fit",
         )
-    return max(longest, min(fits, MOST_TOKENS.get(base.device.type, 4096)))
+    return tokens_that_fit(free, per_token, longest=longest, device=base.device.type)
+
+
+def tokens_that_fit(free: float, per_token: float, *, longest: int, device: str) -> int:
+    """How many tokens a microbatch holds: as many as fit half of `free` bytes at `per_token` bytes each, up to a size
+    from which larger ones are no faster, and at least `longest`, the tokens of a tree that cannot be split.
+    """
+    fits = int(free * SHARE_OF_FREE_MEMORY / per_token)
+    return max(longest, min(fits, MOST_TOKENS.get(device, 4096)))
 
 
 def saved_bytes_per_token(base: OneBase, role: str) -> float:

@@ -10,7 +10,7 @@ from onebase.engines.exactness import Exactness, decoder_gives_the_same, detect_
 from onebase.models.base import OneBase
 from onebase.models.base_config import context_note
 from onebase.models.fingerprints import base_fingerprint, tensors_fingerprint
-from onebase.models.hardware import keep_freed_memory
+from onebase.models.hardware import keep_freed_memory, return_freed_memory
 from onebase.models.loading import (
     check_finite,
     check_tokenizer,
@@ -51,13 +51,14 @@ def load_base(
     chosen_device = choose_device(device, group)
     if chosen_device.type == "cpu":
         keep_freed_memory()
+        return_freed_memory()  # of the run before, where one process runs several
     chosen_dtype = hardware_dtype(chosen_device) if dtype == "auto" else getattr(torch, dtype)
     shard = shard and group.count > 1
     model = load_model(model_name_or_path, chosen_dtype, quantization, torch.device("cpu") if shard else chosen_device)
     tokenizer = load_tokenizer(model_name_or_path)
     check_finite(model, model_name_or_path)
     fingerprint = base_fingerprint(model_name_or_path)
-    return wrap_model(
+    base = wrap_model(
         model,
         tokenizer,
         layout=layout,
@@ -66,6 +67,9 @@ def load_base(
         group=group,
         spread_over=chosen_device if shard else None,
     )
+    if chosen_device.type == "cpu":
+        return_freed_memory()  # of weights that were laid together
+    return base
 
 
 def wrap_model(

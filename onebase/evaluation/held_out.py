@@ -15,7 +15,7 @@ from onebase.runs.progress import say
 from onebase.sampling.local import LocalSampler
 from onebase.sampling.sampler import Sampling
 from onebase.seeds import sample_seeds
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,10 @@ def evaluate_role(
         judged = {"right": scores.right.float().view(len(prompts), -1), **judged}
     if scores.failures:
         first = shown(next(iter(scores.failures.values())), 200)
-        counted = f"{len(scores.failures)} of {len(request.completions)} held-out completions could not be checked"
+        counted = (
+            f"{len(scores.failures)} of {number_of(len(request.completions), 'held-out completion')} could not be "
+            "checked"
+        )
         say(f"warning: {counted}; the first: {first}")
     both = zip(measured.logprobs, measured.reference_logprobs or [], strict=reference is not None)
     return HeldOut(
@@ -126,3 +129,13 @@ def prompt_text(prompt: Prompt, chat: ChatFormat) -> str:
 def improvement(before: HeldOut, after: HeldOut) -> Interval:
     """The rise of the score, with its interval paired by prompt."""
     return paired_bootstrap(before.scores, after.scores)
+
+
+def judged(before: HeldOut, after: HeldOut) -> dict[str, float]:
+    """What a run's summary keeps of a judge that training never sees: its mean score before and after; {} without."""
+    if "judge" not in after.judged:
+        return {}
+    return {
+        f"judge_{when}": bootstrap_mean(found.judged["judge"]).mean
+        for when, found in (("before", before), ("after", after))
+    }

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from onebase.reporting.intervals import Interval, bootstrap_mean
+from onebase.shown import number_of
 
 MOST_DRAWS = 1000
 """If k of n samples can be chosen in more ways, maj@k is a mean over this many random choices."""
@@ -74,7 +75,7 @@ def majority_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int, 
         right: one per sample; samples of one answer that differ count by their share.
     """
     samples = list(zip(answers, right, strict=True))
-    assert 1 <= k <= len(samples), f"k is {k}, of {len(samples)} samples"
+    assert 1 <= k <= len(samples), f"k is {k}, of {number_of(len(samples), 'sample')}"
     if comb(len(samples), k) <= MOST_DRAWS:
         draws = [list(draw) for draw in combinations(samples, k)]
     else:

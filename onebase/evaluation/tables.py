@@ -17,7 +17,7 @@ from onebase.evaluation.pass_rates import Rates
 from onebase.files import write_atomically
 from onebase.reporting.intervals import Interval
 from onebase.reporting.panels import TITLES
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 NUM_SAMPLES = 5
 WIDTH = 120
@@ -46,7 +46,9 @@ def result_console(width: int = WIDTH) -> Console:
 
 def figures_table(roles: Sequence[HeldOut], *, names: Sequence[str]) -> Table:
     """A row per role: means over the held-out prompts, with their intervals."""
-    table = Table(title=f"{len(roles[0].scores)} held-out prompts, means with 95 % intervals", title_justify="left")
+    table = Table(
+        title=f"{number_of(len(roles[0].scores), 'held-out prompt')}, means with 95 % intervals", title_justify="left"
+    )
     figures = [role.row() for role in roles]
     table.add_column("")
     for key in figures[0]:
@@ -60,7 +62,7 @@ def figures_table(roles: Sequence[HeldOut], *, names: Sequence[str]) -> Table:
 
 def print_rates(groups: Mapping[str, Rates], *, samples_per_prompt: int) -> None:
     """Prints a row per group of prompts: pass@k and maj@k in percent, with their intervals."""
-    title = f"{samples_per_prompt} samples per prompt; percent right, with 95 % intervals"
+    title = f"{number_of(samples_per_prompt, 'sample')} per prompt; percent right, with 95 % intervals"
     table = Table(title=title, title_justify="left")
     names = list(dict.fromkeys(name for rates in groups.values() for name in rates.figures()))
     for heading in ("", "prompts", *names, "ended", "not checked"):

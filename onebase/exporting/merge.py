@@ -41,7 +41,7 @@ from onebase.models.role_files import standalone_tokenizer
 from onebase.recipes.setup.saved import open_saved
 from onebase.rewards.learned import open_classifier
 from onebase.sampling.local import stop_ids
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 KINDS = ("policy", "reward")
 NAME = "role"
@@ -144,7 +144,7 @@ def _write_policy(source: Source, folder: Path, max_shard_size: str, verify: boo
     gc.collect()
     if source.trained_otherwise:
         notes.append(_against_training(source, said, logprobs, answers, where))
-    verdict = f"checked on {len(answers)} prompts: {difference}"
+    verdict = f"checked on {number_of(len(answers), 'prompt')}: {difference}"
     return Written("policy", checks.name_of(dtype), verdict, tuple(notes), said)
 
 

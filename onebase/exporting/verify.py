@@ -26,6 +26,7 @@ from onebase.models.base import OneBase
 from onebase.records import Example, Message, Row
 from onebase.sampling.local import generate, stop_ids
 from onebase.sampling.sampler import Sampling
+from onebase.shown import number_of
 
 PROBES = (
     ("Hello!", "Hello! How can I help you today?"),
@@ -118,7 +119,8 @@ class ScoreDifference:
 
     def __str__(self) -> str:
         return (
-            f"scores of {self.answers} answers differ by at most {self.largest:.2g} (the largest is {self.scale:.2g})"
+            f"scores of {number_of(self.answers, 'answer')} differ by at most {self.largest:.2g} (the largest is "
+            f"{self.scale:.2g})"
         )
 
     def problem(self, dtype: torch.dtype) -> str:

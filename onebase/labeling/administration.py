@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from onebase.errors import DataError
 from onebase.labeling.agreement import agreement_of
 from onebase.labeling.agreement_page import fragment
-from onebase.labeling.site import Site, median, midnight, number_of, preview, somebody, value_of
+from onebase.labeling.site import Site, median, midnight, number_in, preview, somebody, value_of
 from onebase.labels.judged import Judgement, Person
 
 ON_A_PAGE = 50
@@ -33,7 +33,7 @@ def add_administration(app: FastAPI, site: Site) -> None:
             finished=f"{sum(count[task.id] >= task.overlap for task in asked)} / {len(asked)}",
             judged=len(seen.judgements),
             today=sum(one.at >= since for one in seen.judgements),
-            rows=[_row(person, seen.judgements) for person in store.people()],
+            rows=[_row(person, seen.judgements) for person in store.people.all()],
             stopped=site.stopped(),
         )
 
@@ -54,23 +54,23 @@ def add_administration(app: FastAPI, site: Site) -> None:
 
     @app.post("/admin/people")
     def invite(request: Request) -> Response:
-        name, role, days = value_of(request, "name").strip(), value_of(request, "role"), number_of(request, "days")
+        name, role, days = value_of(request, "name").strip(), value_of(request, "role"), number_in(request, "days")
         try:
             if role not in ("annotator", "admin") or not 1 <= days <= 365:
                 raise DataError("an invitation is for an annotator or an admin, for 1 to 365 days")
-            token = store.invite(role, name or None, days)  # type: ignore[arg-type]
+            token = store.people.invite(role, name or None, days)  # type: ignore[arg-type]
         except DataError as error:
             return _people(site, request, problem=str(error), status=400)
         return _people(site, request, link=f"{site.address}/invitation/{token}")
 
     @app.post("/admin/people/{person_id}")
     def let_in(request: Request, person_id: int) -> Response:
-        found = store.person_by_id(person_id) if 0 < person_id < 2**31 else None
+        found = store.people.by_id(person_id) if 0 < person_id < 2**31 else None
         if found is None:
             return site.page("message.html", request, status=404, said=site.said(request, "no-page"))
         if found.id == somebody(request).id:
             return _people(site, request, problem=site.said(request, "not-you"), status=400)
-        store.set_active(found.name, value_of(request, "active") == "yes")
+        store.people.set_active(found.name, value_of(request, "active") == "yes")
         return _people(site, request)
 
     @app.get("/admin/tasks")
@@ -98,7 +98,7 @@ def add_administration(app: FastAPI, site: Site) -> None:
 
 
 def _people(site: Site, request: Request, *, link: str = "", problem: str = "", status: int = 200) -> Response:
-    everybody = site.store.people()
+    everybody = site.store.people.all()
     here = "/admin/people"
     return site.page("people.html", request, status=status, everybody=everybody, link=link, problem=problem, here=here)
 

@@ -29,8 +29,10 @@ def fragment(report: Report, language: Language) -> Markup:
         # A line may break before an interval's bracket, not inside.
         return text if found.interval is None else text.replace(", ", ",\N{NO-BREAK SPACE}")
 
-    figures = [getattr(person, name) for person in report.people for name in PEOPLE_FIGURES]
-    reasons = dict.fromkeys(figure(found) for found in figures if found.interval is None)
+    empty = ((name, getattr(one, name)) for name in PEOPLE_FIGURES for one in report.people)
+    reasons = dict.fromkeys(
+        f"{say(name, language)}: {figure(found)}" for name, found in empty if found.interval is None
+    )
     html = _ENVIRONMENT.get_template("agreement.html").render(
         report=report,
         say=partial(say, language=language),

@@ -16,7 +16,7 @@ from onebase.labeling.entering import add_entering
 from onebase.labeling.guard import Guard
 from onebase.labeling.ranking import add_ranking
 from onebase.labeling.site import STATIC, BadForm, Site
-from onebase.labels.store import Unreachable
+from onebase.labels.database import Unreachable
 from onebase.runs.progress import say
 from onebase.web.requests import is_local
 
@@ -32,7 +32,7 @@ def create_app(site: Site) -> ASGIApp:
     return Guard(
         app,
         sessions=site.sessions,
-        find=site.store.person_by_id,
+        find=site.store.people.by_id,
         address=site.project.config.address,
         local=is_local(site.project.config.host),
     )

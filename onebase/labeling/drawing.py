@@ -24,7 +24,7 @@ from onebase.runs.progress import say
 from onebase.sampling.local import generate, stop_ids
 from onebase.sampling.sampler import Sampling
 from onebase.seeds import mixed_seed, sample_seeds
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 SECONDS = 1.0
 """Between two looks at how many tasks wait."""
@@ -81,7 +81,7 @@ class Drawing:
 
     def _run(self) -> None:
         try:
-            there = self._store.tasks()
+            there = self._store.tasks.all()
             asked = {task.prompt for task in there}
             self._num_gold = sum(task.gold is not None for task in there)
             for number, row in enumerate(self._rows):
@@ -104,7 +104,7 @@ class Drawing:
 
     def _num_waiting(self) -> int:
         """Tasks that somebody new could get, gold questions aside."""
-        return self._store.progress(0, since=datetime.now(UTC)).left - self._num_gold
+        return self._store.judgements.progress(0, since=datetime.now(UTC)).left - self._num_gold
 
     def _add(self, number: int, row: Row) -> None:
         try:
@@ -115,7 +115,7 @@ class Drawing:
         if task is None:
             say(f"label: {row.place} is left out: all answers to it are the same")
             return
-        self._store.add_tasks(
+        self._store.tasks.add(
             [task], overlap_share=self._wanted.overlap_share, people=self._wanted.people, seed=self._wanted.seed
         )
 
@@ -133,7 +133,7 @@ def draw(base: OneBase, chat: ChatFormat, row: Row, wanted: Wanted, number: int)
     ids = chat.encode_prompt(row.messages, tools=row.tools, place=row.place)
     room = base.context_length - len(ids)
     if room < 1:
-        raise PromptTooLongError(f"its {len(ids)} tokens fill the context of {base.context_length}")
+        raise PromptTooLongError(f"its {number_of(len(ids), 'token')} fill the context of {base.context_length}")
     sampling = Sampling(
         min(settings.max_tokens, room), temperature=settings.temperature, top_p=settings.top_p, stop_ids=stops
     )

@@ -24,7 +24,7 @@ def add_entering(app: FastAPI, site: Site) -> None:
         by_name, by_address = f"name {name.casefold()[:200]}", f"address {_address(request)}"
         if not site.of_addresses.allows(by_address) or not site.of_names.allows(by_name):
             return _too_many(site, request, name)
-        person = store.person(name)
+        person = store.people.named(name)
         # An unknown name takes as long as a wrong password, and is told the same.
         right = site.passwords.is_right(None if person is None else person.password, password)
         if person is None or not right or not person.active:
@@ -37,6 +37,7 @@ def add_entering(app: FastAPI, site: Site) -> None:
 
     @app.post("/logout")
     def log_out(request: Request) -> Response:
+        store.people.end_sessions(somebody(request).name)  # so that a copied cookie is worth nothing
         request.state.session = site.sessions.visit()
         return sent_to("/login")
 
@@ -82,9 +83,9 @@ def add_entering(app: FastAPI, site: Site) -> None:
 def _invitation(site: Site, request: Request, token: str, *, problem: str = "", status: int = 200) -> Response:
     if not site.of_addresses.allows(f"invitation {_address(request)}"):
         return _too_many(site, request)
-    found = site.store.invitation(token)
+    found = site.store.people.invitation(token)
     known, role = found or (None, None)
-    person = None if known is None else site.store.person(known)
+    person = None if known is None else site.store.people.named(known)
     return site.page(
         "invitation.html",
         request,
@@ -99,18 +100,18 @@ def _invitation(site: Site, request: Request, token: str, *, problem: str = "", 
 
 
 def _accept(site: Site, request: Request, token: str) -> Response:
-    found = site.store.invitation(token)
+    found = site.store.people.invitation(token)
     if found is None:
         return _invitation(site, request, token)
     known, role = found
-    person = None if known is None else site.store.person(known)
+    person = None if known is None else site.store.people.named(known)
     password = value_of(request, "password", default="")
     needed = role == "admin" and (person is None or person.password is None)
     if password or needed:
         if problem := _wrong_length(site, request, password):
             return _invitation(site, request, token, problem=problem, status=400)
     try:
-        entered = site.store.accept(token, known if known is not None else value_of(request, "name"))
+        entered = site.store.people.accept(token, known if known is not None else value_of(request, "name"))
     except DataError as error:
         said = str(error)
         return _invitation(site, request, token, problem=said[:1].upper() + said[1:] + ".", status=400)
@@ -122,8 +123,8 @@ def _accept(site: Site, request: Request, token: str) -> Response:
 
 
 def _with_password(site: Site, person: Person, password: str) -> Person:
-    site.store.set_password(person.name, site.passwords.hash(password))
-    changed = site.store.person_by_id(person.id)
+    site.store.people.set_password(person.name, site.passwords.hash(password))
+    changed = site.store.people.by_id(person.id)
     assert changed is not None
     return changed
 

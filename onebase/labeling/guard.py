@@ -33,6 +33,9 @@ MOST_BYTES = 100_000
 MOST_FIELDS = 100
 OPEN = ("/login", "/language", "/invitation/", "/static/")
 """What nobody needs a session for; everything else needs one."""
+LEAVING = "/logout"
+"""Whoever sends this form twice is out the second time, and goes where it leads."""
+LOGGED_OUT = "you are logged out; log in and send it again"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -129,7 +132,7 @@ class Guard:
         person = None if session is None or session.person is None else self._find(session.person)
         if person is None or session is None or not person.active:
             return None
-        return person if hmac.compare_digest(self._sessions.stamp(person), session.stamp) else None
+        return person if person.session == session.number else None
 
     def _cookie(self, session: Session, scope: Message) -> bytes:
         secure = scope.get("scheme") == "https"
@@ -164,7 +167,7 @@ class Guard:
         token = form.get("csrf", [""])[0]
         if not hmac.compare_digest(token.encode(), session.token.encode()):
             if scope["state"]["person"] is None and not scope["path"].startswith(OPEN):
-                return 401, "you are logged out; log in and send it again"
+                return self._closed(scope, None) if scope["path"] == LEAVING else (401, LOGGED_OUT)
             return 403, "this form is from before you logged in; open the page again"
         return None
 
@@ -173,7 +176,7 @@ class Guard:
         if path.startswith(OPEN):
             return None
         if person is None:
-            return (303, "/login") if scope["method"] in ("GET", "HEAD") else (401, "you are logged out; log in first")
+            return (303, "/login") if scope["method"] in ("GET", "HEAD") or path == LEAVING else (401, LOGGED_OUT)
         if (path + "/").startswith("/admin/") and person.role != "admin":
             return 403, "this page is for those who run the project"
         return None

@@ -10,15 +10,16 @@ from typing import Any
 
 from onebase.errors import DataError
 from onebase.labels.judged import NewTask
-from onebase.labels.store import Brought, Store, checked_name, task_key
+from onebase.labels.judgements import Brought
+from onebase.labels.people import checked_name
+from onebase.labels.store import Store
+from onebase.labels.tasks import MOST_ANSWERS, task_key
 from onebase.reading.exports import is_label_studio, rankings_of
 from onebase.reading.formats import Original, iter_originals
 from onebase.reading.ranked import with_unranked
 from onebase.records import Row
 from onebase.runs.progress import say
-from onebase.shown import shown
-
-MOST_ANSWERS = 9
+from onebase.shown import number_of, shown
 
 
 @dataclass
@@ -47,20 +48,29 @@ def bring_in(
     """
     found = read_tasks(file, columns=columns)
     for reason, count in found.left_out.most_common():
-        say(f"label import: {count} rows are no tasks: {reason} (first {shown(found.first[reason], 200)})")
+        say(
+            f"label import: {number_of(count, 'row is no task', 'rows are no tasks')}: {reason} (first "
+            f"{shown(found.first[reason], 200)})"
+        )
     if not found.tasks:
         reasons = "; ".join(f"{reason} (first {shown(found.first[reason], 200)})" for reason in found.left_out)
         raise DataError(f"{shown(file)} holds nothing to rank: {reasons}")
-    new = store.add_tasks(found.tasks, overlap_share=share, people=people)
-    stored = {task.key: task for task in store.tasks()}
+    new = store.tasks.add(found.tasks, overlap_share=share, people=people)
+    stored = {task.key: task for task in store.tasks.all()}
     brought = []
     for person, task, grades in found.rankings:
         key = task_key(task)
         of_answer = dict(zip(task.answers, grades, strict=True))
         brought.append(Brought(person, key, tuple(of_answer[answer] for answer in stored[key].answers)))
-    kept = store.bring(brought)
-    say(f"label import: {new} new tasks and {kept} new rankings in {store.shown_url}")
-    return new, kept
+    arrived = store.judgements.bring(brought)
+    new_tasks, new_rankings = number_of(new, "new task"), number_of(arrived.new, "new ranking")
+    say(f"label import: {new_tasks} and {new_rankings} in {store.shown_url}")
+    if arrived.undone:
+        say(
+            f"label import: {number_of(arrived.undone, 'ranking')} came before and had been undone; what is undone "
+            "stays so until it is ranked again on the page"
+        )
+    return new, arrived.new
 
 
 def read_tasks(file: str | Path, *, columns: Mapping[str, str] | None = None) -> Found:

@@ -28,7 +28,7 @@ from onebase.reading.databases import agreement_of, asked, beside, left_out, ran
 from onebase.reading.formats import read_record
 from onebase.records import Row
 from onebase.runs.progress import say
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 Target = Literal["ranked", "pairs", "kto", "dpo", "llamafactory"]
 SUFFIXES = (".jsonl", ".json")
@@ -57,13 +57,13 @@ def write(found: Snapshot, output: Path, to: Target, *, max_pairs: int, seed: in
     for line in left_out(found, ranked):
         say(f"label export: {line}")
     for part, count in sorted(dropped.items()):
-        say(f"label export: left out {count} rows: {part}")
+        say(f"label export: left out {number_of(count, 'row')}: {part}")
     if not records:
         raise DataError(f"no judgement can be written as {to}; rank some tasks first")
     with atomic_file(output) as handle:
         lines = [json.dumps(_readable(record), ensure_ascii=False) for record in records]
         handle.write("\n".join(lines) + "\n" if output.suffix == ".jsonl" else "[\n" + ",\n".join(lines) + "\n]\n")
-    say(f"label export: {len(records)} rows in {shown(output)}")
+    say(f"label export: {number_of(len(records), 'row')} in {shown(output)}")
     if to == "llamafactory":
         keys = {key for record in records for key in record}
         say(f"for LLaMA-Factory's dataset_info.json: {json.dumps(registered(output, keys))}")

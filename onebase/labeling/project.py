@@ -16,7 +16,7 @@ from onebase.reading.formats import read_files
 from onebase.reading.ranked import with_unranked
 from onebase.records import Row
 from onebase.runs.progress import say
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 MOST_RUBRIC = 50_000
 """Characters of a rubric."""
@@ -69,7 +69,9 @@ def _rubric(said: str | None, folder: Path) -> str:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"'rubric' names {shown(path, 200)}: {reason}; correct the path, or write the text") from None
     if len(text) > MOST_RUBRIC:
-        raise ConfigError(f"{shown(path, 200)}: a rubric of {len(text)} characters; people read {MOST_RUBRIC} at most")
+        raise ConfigError(
+            f"{shown(path, 200)}: a rubric of {number_of(len(text), 'character')}; people read {MOST_RUBRIC} at most"
+        )
     return text
 
 
@@ -80,14 +82,14 @@ def add_tasks(project: Project, store: Store) -> int:
         DataError: a file cannot be read, or a row is no task.
     """
     config = project.config
-    new = store.add_tasks(
+    new = store.tasks.add(
         _tasks(read_files(project.beside(config.tasks), columns=config.columns)),
         overlap_share=config.overlap.share,
         people=config.overlap.people,
         seed=config.seed,
     )
     gold = list(_tasks(read_files(project.beside(config.gold), columns=config.columns), gold=True))
-    return new + store.add_tasks(gold)
+    return new + store.tasks.add(gold)
 
 
 def _tasks(rows: Iterable[Row], *, gold: bool = False) -> Iterator[NewTask]:
@@ -101,7 +103,8 @@ def _tasks(rows: Iterable[Row], *, gold: bool = False) -> Iterator[NewTask]:
             raise DataError(f'{found.place}: a gold question needs grades, such as "grades": [2, 1]; add them')
         if len(found.answers) < 2:
             raise DataError(
-                f"{found.place}: {len(found.answers)} different answers; people rank 2 to 9: a list under 'answers', "
+                f"{found.place}: {number_of(len(found.answers), 'different answer')}; people rank 2 to 9: a list "
+                "under 'answers', "
                 "or map the row's keys by 'columns'"
             )
         yield NewTask(
@@ -113,4 +116,4 @@ def _tasks(rows: Iterable[Row], *, gold: bool = False) -> Iterator[NewTask]:
             tools=found.tools,
         )
     if repeated:
-        say(f"label: {repeated} rows hold an answer twice; it is asked about once")
+        say(f"label: {number_of(repeated, 'row holds', 'rows hold')} an answer twice; it is asked about once")

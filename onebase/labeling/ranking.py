@@ -16,7 +16,7 @@ from onebase.labeling.site import (
     Site,
     fields,
     midnight,
-    number_of,
+    number_in,
     preview,
     sent_to,
     somebody,
@@ -24,7 +24,9 @@ from onebase.labeling.site import (
 )
 from onebase.labeling.words import IN_SCRIPTS, WORDS, word
 from onebase.labels.judged import Judgement, Lease, Person, Task
-from onebase.labels.store import AlreadyJudged, NotLeased, shown_order
+from onebase.labels.judgements import AlreadyJudged, NotLeased
+from onebase.labels.leases import shown_order
+from onebase.shown import number_of
 
 LETTERS = "ABCDEFGHI"
 REASONS = ("unclear", "expertise", "uncomfortable", "broken", "other")
@@ -86,8 +88,8 @@ def add_ranking(app: FastAPI, site: Site) -> None:
     @app.post("/undo")
     def undo(request: Request) -> Response:
         person = somebody(request)
-        before = [one for one in store.judgements() if one.person == person.name]
-        task = store.undo(person.id, seconds=config.lease_seconds)
+        before = [one for one in store.judgements.all() if one.person == person.name]
+        task = store.judgements.undo(person.id, seconds=config.lease_seconds)
         if "hx-request" not in request.headers:
             return sent_to("/")
         notice = site.said(request, "undone" if task is not None else "nothing-to-undo")
@@ -116,7 +118,7 @@ def add_ranking(app: FastAPI, site: Site) -> None:
     @app.get("/history")
     def history(request: Request) -> Response:
         person = somebody(request)
-        mine = [one for one in store.judgements() if one.person == person.name]
+        mine = [one for one in store.judgements.all() if one.person == person.name]
         rows = [_row(site, person, one) for one in mine[: -MOST_HISTORY - 1 : -1]]
         return site.page("history.html", request, rows=rows, total=len(mine), reasons=REASONS)
 
@@ -127,7 +129,7 @@ def add_ranking(app: FastAPI, site: Site) -> None:
 
 def _judge(site: Site, request: Request) -> str:
     """Saves what a form says; returns what to tell its sender."""
-    person, task = somebody(request), site.store.task(number_of(request, "task"))
+    person, task = somebody(request), site.store.tasks.by_id(number_in(request, "task"))
     kind = value_of(request, "kind")
     if task is None or kind not in NOTICES:
         raise BadForm("the form is not about a task; open the page again")
@@ -139,7 +141,7 @@ def _judge(site: Site, request: Request) -> str:
     if kind == "skipped" and reason not in REASONS:
         raise BadForm("a task is skipped for one of the reasons on the page; choose one")
     try:
-        site.store.save(
+        site.store.judgements.save(
             person.id,
             task.id,
             key=value_of(request, "key"),
@@ -169,7 +171,7 @@ def grades_in_order(order: Sequence[int], tied: set[int], shown: Sequence[int]) 
     """
     count = len(shown)
     if sorted(order) != list(range(count)) or not tied <= set(order):
-        raise BadForm(f"a ranking names each of the {count} answers once; open the page again")
+        raise BadForm(f"a ranking names each of the {number_of(count, 'answer')} once; open the page again")
     grades = [0] * count
     for place, number in enumerate(order):
         ties = place > 0 and number in tied
@@ -179,13 +181,13 @@ def grades_in_order(order: Sequence[int], tied: set[int], shown: Sequence[int]) 
 
 def _page(site: Site, request: Request, name: str, *, notice: str = "", earlier: Judgement | None = None) -> str:
     person, config = somebody(request), site.project.config
-    lease = site.store.lease(person.id, seconds=config.lease_seconds, gold_share=config.gold_share)
+    lease = site.store.leases.take(person.id, seconds=config.lease_seconds, gold_share=config.gold_share)
     language = site.language(request)
     return site.html(
         name,
         request,
         work=None if lease is None else _work(site, request, lease, person, earlier),
-        progress=site.store.progress(person.id, since=midnight()),
+        progress=site.store.judgements.progress(person.id, since=midnight()),
         goal=config.daily_goal,
         rubric=site.rubric,
         reasons=REASONS,
@@ -221,7 +223,7 @@ def _role(language: str, role: str) -> str:
 
 
 def _row(site: Site, person: Person, judgement: Judgement) -> dict[str, object]:
-    task = site.store.task(judgement.task_id)
+    task = site.store.tasks.by_id(judgement.task_id)
     assert task is not None, "a judgement refers to a task"
     best = ""
     if judgement.grades is not None:
@@ -240,11 +242,11 @@ def _row(site: Site, person: Person, judgement: Judgement) -> dict[str, object]:
 
 def _theirs(site: Site, request: Request, task_id: int) -> Task | None:
     """A task that this person has in front of them, or any for an admin."""
-    person, task = somebody(request), site.store.task(task_id) if 0 < task_id < 2**31 else None
+    person, task = somebody(request), site.store.tasks.by_id(task_id) if 0 < task_id < 2**31 else None
     if task is None or person.role == "admin":
         return task
     config = site.project.config
-    lease = site.store.lease(person.id, seconds=config.lease_seconds, gold_share=config.gold_share)
+    lease = site.store.leases.take(person.id, seconds=config.lease_seconds, gold_share=config.gold_share)
     return task if lease is not None and lease.task.id == task.id else None
 
 

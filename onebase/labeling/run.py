@@ -43,7 +43,7 @@ def serve(path: Path, *, opens: bool = False) -> None:
         store = Store.open(project.url, create=True)
         stack.callback(store.close)
         added = add_tasks(project, store)
-        say(f"label: {number_of(store.num_tasks(), 'task')} in {store.shown_url}, {added} of them new")
+        say(f"label: {number_of(store.tasks.count(), 'task')} in {store.shown_url}, {added} of them new")
         listener = stack.enter_context(
             listening(project.config.host, project.config.port, remedy="choose another host or port in the project")
         )
@@ -55,7 +55,7 @@ def serve(path: Path, *, opens: bool = False) -> None:
 
             drawing = stack.enter_context(Drawing(wanted_by(project), store))
             site.stopped = lambda: drawing.stopped
-        elif not store.num_tasks():
+        elif not store.tasks.count():
             raise DataError(f"{store.shown_url} has no tasks; name data files with answers, or roles that write them")
         link = _first_admin(store, site.address)
         asyncio.run(_serve(create_app(site), project, listener, link, opens=opens))
@@ -76,7 +76,7 @@ def invite(path: Path, *, name: str | None, admin: bool, days: int) -> str:
     address = config.address or f"http://{host}:{config.port}"
     store = Store.open(project.url, create=True)
     try:
-        return f"{address.rstrip('/')}/invitation/{store.invite('admin' if admin else 'annotator', name, days)}"
+        return f"{address.rstrip('/')}/invitation/{store.people.invite('admin' if admin else 'annotator', name, days)}"
     finally:
         store.close()
 
@@ -87,9 +87,9 @@ def _address(project: Project, listener: socket.socket) -> str:
 
 def _first_admin(store: Store, address: str) -> str | None:
     """The link by which the first admin comes in, while there is none."""
-    if any(person.role == "admin" and person.active for person in store.people()):
+    if any(person.role == "admin" and person.active for person in store.people.all()):
         return None
-    return f"{address}/invitation/{store.invite('admin', days=DAYS_OF_FIRST)}"
+    return f"{address}/invitation/{store.people.invite('admin', days=DAYS_OF_FIRST)}"
 
 
 async def _serve(app: ASGIApp, project: Project, listener: socket.socket, link: str | None, *, opens: bool) -> None:

@@ -136,7 +136,7 @@ def value_of(request: Request, name: str, *, default: str | None = None) -> str:
     return found[0] if found else str(default)
 
 
-def number_of(request: Request, name: str) -> int:
+def number_in(request: Request, name: str) -> int:
     """A form's field with a whole number. Raises BadForm if it is none."""
     text = value_of(request, name)
     if not (text.isascii() and text.isdigit() and len(text) < 18):

@@ -56,6 +56,8 @@ class Person:
     password: str | None = None
     """Argon2 hash; None: comes by invitation link alone."""
     active: bool = True
+    session: int = 0
+    """Carried by their cookies: another number ends all sessions that began before."""
 
 
 @dataclass(frozen=True, slots=True)

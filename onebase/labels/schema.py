@@ -55,6 +55,7 @@ people = Table(
     Column("password", Text),
     Column("active", Boolean, nullable=False),
     Column("added", Moment, nullable=False),
+    Column("session", Integer, nullable=False, server_default="0"),
 )
 
 invitations = Table(

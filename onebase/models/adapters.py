@@ -54,7 +54,7 @@ def lora_config(
                 remedy="unknown-target-module",
             )
     num_layers = int(model.config.get_text_config().num_hidden_layers)
-    chosen = _layer_indices(layers, num_layers)
+    chosen = layer_indices(layers, num_layers)
     return LoraConfig(
         r=r,
         lora_alpha=alpha,  # type: ignore[arg-type]
@@ -116,7 +116,7 @@ def _outside_text(model: PreTrainedModel) -> str | None:
     return rf"(?!{re.escape(name)}\.).*" if name else None
 
 
-def _layer_indices(layers: str | Sequence[int], num_layers: int) -> list[int]:
+def layer_indices(layers: str | Sequence[int], num_layers: int) -> list[int]:
     everything = list(range(num_layers))
     if layers == "all":
         return everything

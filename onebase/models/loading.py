@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from onebase.errors import MissingExtraError, ModelError
 from onebase.models.base_config import cannot_load, empty_model, read_base_config
 from onebase.processes import ALONE, Group
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
 """One of these holds a tokenizer's vocabulary."""
@@ -54,7 +54,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, 
     if len(tokenizer) > rows:
         raise ModelError(
             f"the tokenizer of {shown(name_or_path) or 'this model'} has {len(tokenizer)} ids and the embedding only "
-            f"{rows} rows: they belong to different models, or the tokenizer names a special token that the model does "
+            f"{number_of(int(rows), 'row')}: they belong to different models, or the tokenizer names a special token "
+            "that the model does "
             "not have"
         )
 

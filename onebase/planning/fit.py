@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy
 from numpy.typing import NDArray
 
-from onebase.planning.laws import Parametric
+from onebase.planning.laws import FLOP_PER_PARAMETER_TOKEN, Parametric
 
 FEWEST_RUNS = 6
 """One more than the law has parameters; a dozen are wanted before an interval means much."""
@@ -51,6 +51,15 @@ class Fitted:
         drawn = drawn * numpy.exp(self.noise * generator.standard_normal(len(drawn)))
         low, high = numpy.percentile(drawn, [2.5, 97.5])
         return self.law.loss(parameters, tokens), float(low), float(high)
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """The law's constants that lie at the edge of what was tried, because the runs leave them open."""
+        low, high = EXPONENTS
+        edges = {"alpha": self.law.alpha, "beta": self.law.beta}
+        found = [name for name, value in edges.items() if not 1.01 * low < value < 0.99 * high]
+        least = min(run.loss for run in self.runs)
+        return (*(["E"] if self.law.e < 0.01 * least else []), *found)
 
     def extrapolates(self, parameters: float, tokens: float) -> str:
         """How far this lies outside the runs, in words; empty if it lies among them."""
@@ -129,23 +138,47 @@ def _solve(table: Table, alphas: Table, betas: Table) -> tuple[Table, Table]:
     return errors, solved * scale
 
 
-def best_sizes(runs: Sequence[Run]) -> list[tuple[float, float, float]]:
-    """Compute, best size and its loss for each compute that three or more runs share: the vertex of a parabola.
+def by_compute(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs in groups of about equal compute, 6 N D within a tenth of the group's least; the least first."""
+    groups: list[list[Run]] = []
+    for run in sorted(runs, key=_compute):
+        if groups and _compute(run) <= 1.1 * _compute(groups[-1][0]):
+            groups[-1].append(run)
+        else:
+            groups.append([run])
+    return groups
 
-    The parabola is of loss over log N at equal 6 N D, to a twentieth (Hoffmann et al. 2022, approach 2). Where the
-    vertex lies outside the runs there is no answer.
-    """
-    groups: dict[int, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(round(math.log(6 * run.parameters * run.tokens) / 0.1), []).append(run)
+
+def _compute(run: Run) -> float:
+    return FLOP_PER_PARAMETER_TOKEN * run.parameters * run.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Runs of about equal compute, and the parabola of loss over log N through them (an isoFLOP profile)."""
+
+    compute: float
+    """6 N D, the mean over the runs."""
+    runs: tuple[Run, ...]
+    curve: tuple[float, float, float]
+    """Loss = curve[0] x^2 + curve[1] x + curve[2], x = log N."""
+
+    @property
+    def best(self) -> tuple[float, float] | None:
+        """Size and loss at the vertex; None where that lies outside the runs, which then do not hold the best size."""
+        a, b, _ = self.curve
+        x = numpy.log([run.parameters for run in self.runs])
+        vertex = -b / (2 * a) if a > 0 else math.inf
+        return (math.exp(vertex), float(numpy.polyval(self.curve, vertex))) if x.min() <= vertex <= x.max() else None
+
+
+def profiles(runs: Sequence[Run]) -> list[Profile]:
+    """An isoFLOP profile for each compute that runs of three or more sizes share (Hoffmann et al. 2022, approach 2)."""
     found = []
-    for group in groups.values():
+    for group in by_compute(runs):
         x = numpy.log([run.parameters for run in group])
-        if len({round(value, 3) for value in x}) < 3:
-            continue
-        curve, slope, height = numpy.polyfit(x, [run.loss for run in group], 2)
-        vertex = -slope / (2 * curve) if curve > 0 else math.inf
-        if x.min() <= vertex <= x.max():
-            compute = float(numpy.mean([6 * run.parameters * run.tokens for run in group]))
-            found.append((compute, math.exp(vertex), float(numpy.polyval((curve, slope, height), vertex))))
-    return sorted(found)
+        if len({round(float(value), 3) for value in x}) >= 3:
+            a, b, c = numpy.polyfit(x, [run.loss for run in group], 2)
+            compute = float(numpy.mean([_compute(run) for run in group]))
+            found.append(Profile(compute, tuple(group), (float(a), float(b), float(c))))
+    return found

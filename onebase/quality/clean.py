@@ -14,12 +14,11 @@ import numpy
 
 from onebase.quality import options
 from onebase.quality.diversity import Diversity, Sample, Space
-from onebase.quality.leaks import TestPrompts
-from onebase.quality.near_duplicates import NUM_HASHES, near_duplicates, signature_of
-from onebase.quality.noise import Claim, believed, claim_of, losses, probabilities
+from onebase.quality.judged import VOTING, Judge, Judged
+from onebase.quality.near_duplicates import NUM_HASHES, near_duplicates
+from onebase.quality.noise import Claim, believed, losses, probabilities
 from onebase.quality.options import Filter, in_order
-from onebase.quality.row_filters import Finding, check_row
-from onebase.quality.texts import digest, parts_of, verdict_of
+from onebase.quality.row_filters import Finding
 from onebase.quality.votes import Votes
 from onebase.records import Row
 
@@ -52,7 +51,8 @@ class Cleaner:
     Args:
         filters: in any order.
         test_rows: what the filter `leaks` looks for.
-        difficulty: by place of a row, from 0 (easy) to 1 (hard), for the filter `difficulty`.
+        difficulty: by place of a row, from 0 (easy) to 1 (hard), for the filter `difficulty`; read when all rows are
+            there, as `margins`.
         margins: by place of a row, a reward role's score of the best answer minus that of the worst; the filter `noise`
             then goes by these, and trains no heads.
         seed: of the filter `noise`.
@@ -67,10 +67,10 @@ class Cleaner:
         margins: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
-        self.filters, self.seed, self.difficulty, self.margins = in_order(filters), seed, difficulty or {}, margins
+        self.filters, self.seed = in_order(filters), seed
+        self.difficulty, self.margins = {} if difficulty is None else difficulty, margins
+        self.judge = Judge(filters, test_rows=test_rows, claims=margins is None)
         self.has = {given.name: given for given in self.filters}
-        leaks = self.has.get("leaks")
-        self.test_prompts = TestPrompts(test_rows, leaks) if isinstance(leaks, options.Leaks) and test_rows else None
         self.findings: dict[int, list[Finding]] = {}
         self.places: list[str] = []
         self.left: list[int] = []
@@ -80,32 +80,32 @@ class Cleaner:
         self.verdicts: list[object] = []
         self.signatures = bytearray()
         self.claims: list[Claim | None] = []
-        self.votes = {kind: Votes() for kind in ("contradictions", "consistency") if kind in self.has}
+        self.votes = {kind: Votes() for kind in VOTING if kind in self.has}
         self.sample = Sample()
 
     def add(self, row: Row) -> None:
         """Takes the next row."""
+        self.take(self.judge(row))
+
+    def take(self, row: Judged) -> None:
+        """Takes the next row as a `Judge` with the same filters found it, here or elsewhere."""
         number = len(self.places)
         self.places.append(row.place)
-        parts = parts_of(row)
-        self.sample.add(number, "\n".join(parts))
-        found = [finding for given in self.filters if (finding := check_row(given, row))]
-        if self.test_prompts is not None and (leaked := self.test_prompts.leaked(row)):
-            found.append(Finding("leaks", *leaked))
-        if found:
-            self.findings[number] = found
+        self.sample.add(number, "\n".join(row.parts))
+        if row.found:
+            self.findings[number] = row.found
             return
         self.left.append(number)
         for kind, votes in self.votes.items():
-            votes.add(number, row, kind)
+            votes.take(number, row.votes[kind])
         if "duplicates" in self.has:
-            self.keys.append(digest(*parts, repr((verdict_of(row), [m.role for m in row.messages]))))
+            self.keys.append(row.key)
         if "near_duplicates" in self.has:
-            self.parts.append(parts)
-            self.verdicts.append(verdict_of(row))
-            self.signatures += signature_of(parts).tobytes()
+            self.parts.append(row.parts)
+            self.verdicts.append(row.verdict)
+            self.signatures += row.signature
         if "noise" in self.has and self.margins is None:
-            self.claims.append(claim_of(row))
+            self.claims.append(row.claim)
 
     def finish(self) -> Cleaned:
         """Compares the rows that are left, and returns everything found."""

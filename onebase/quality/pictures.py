@@ -13,6 +13,7 @@ import numpy  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 
 from onebase.quality.statistics import Statistics  # noqa: E402
+from onebase.shown import number_of
 
 _BINS = 40
 _COLUMNS = 9
@@ -45,7 +46,7 @@ def draw(found: Statistics, path: Path) -> Path:
         axis.set_axisbelow(True)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
-    figure.suptitle(f"{Path(found.name).name}: {found.rows:,} rows", fontsize=11)
+    figure.suptitle(f"{Path(found.name).name}: {number_of(found.rows, 'row', form=',')}", fontsize=11)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)

@@ -11,6 +11,7 @@ from onebase.errors import DataError
 from onebase.quality.near_duplicates import NUM_HASHES, signature_of, similar_pairs
 from onebase.quality.texts import digest, normalised, prompt_of
 from onebase.records import Row
+from onebase.shown import number_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ class Splitter:
             rows_of[group[prompt]] = rows_of.get(group[prompt], 0) + 1
         if len(rows_of) < 2:
             raise DataError(
-                f"the {len(self.prompt)} rows have {len(self.texts)} different prompts, which are all alike: there is "
+                f"the {len(self.prompt)} rows have {number_of(len(self.texts), 'different prompt')}, which are "
+                "all alike: there is "
                 "nothing to split by; add rows with other prompts"
             )
         least: dict[int, bytes] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Any
@@ -35,7 +35,11 @@ class Votes:
             index: the row's number; rows are added in order.
             kind: `contradictions` (preferences and labels) or `consistency` (gold answers).
         """
-        for what, says in preferences(row) if kind == "contradictions" else gold_answers(row):
+        self.take(index, statements(row, kind))
+
+    def take(self, index: int, said: Iterable[tuple[bytes, Any]]) -> None:
+        """Adds what a row states, as `statements` found it."""
+        for what, says in said:
             self.said.setdefault(what, []).append((index, says))
 
     def denied(self) -> dict[int, Denied]:
@@ -64,6 +68,11 @@ def _first_of_each(votes: list[tuple[int, Any]]) -> dict[Any, int]:
     for index, says in votes:
         found.setdefault(says, index)
     return found
+
+
+def statements(row: Row, kind: str) -> Iterator[tuple[bytes, Any]]:
+    """What a row states, for `contradictions` (preferences and labels) or for `consistency` (gold answers)."""
+    return preferences(row) if kind == "contradictions" else gold_answers(row)
 
 
 def preferences(row: Row) -> Iterator[tuple[bytes, Any]]:

@@ -27,7 +27,7 @@ from onebase.reading.files import (
     whole_text,
 )
 from onebase.reading.json_text import described, listed, parse
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 Numbered = Iterable[tuple[int, dict[str, Any]]]
 
@@ -196,7 +196,8 @@ def _csv(path: Path, kind: str) -> Numbered:
                     continue
                 if len(cells) != len(header):
                     raise DataError(
-                        f"{path}:{number}: the row has {len(cells)} cells, and the header {len(header)}: quote cells "
+                        f"{path}:{number}: the row has {number_of(len(cells), 'cell')}, and the header "
+                        f"{len(header)}: quote cells "
                         "that hold separators or line ends"
                     )
                 rows += 1
@@ -241,7 +242,8 @@ def _texts(path: Path) -> Numbered:
 
 def too_long(place: str, what: str, length: int) -> DataError:
     return DataError(
-        f"{place}: {what} has {length:,} characters, more than the {LONGEST_FIELD:,} one text may have; split it"
+        f"{place}: {what} has {number_of(length, 'character', form=',')}, more than the {LONGEST_FIELD:,} one "
+        "text may have; split it"
     )
 
 

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from onebase.errors import DataError, MissingExtraError
 from onebase.labels.urls import database_url, is_database, shown_url, sqlite_path
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 if TYPE_CHECKING:  # brings SQLAlchemy, which files can do without
     from onebase.labels.judged import Judgement, Task
@@ -42,6 +43,17 @@ def as_path(name: str | Path) -> Path:
 def is_server(path: Path) -> bool:
     """Whether a path stands for a database on a server."""
     return str(path) in _SERVERS
+
+
+def name_of(path: Path) -> str:
+    """What a path stands for, as it may be printed: a database's URL without its password, else the path."""
+    return shown_url(_SERVERS[str(path)]) if is_server(path) else str(path)
+
+
+def stem_of(path: Path) -> str:
+    """A name for files made of a database: its own, without what says where or in which format it is."""
+    name = urlsplit(_SERVERS[str(path)]).path.strip("/") if is_server(path) else path.stem
+    return name.replace("/", "-") or "database"
 
 
 def server_id(path: Path) -> tuple[int, int]:
@@ -76,7 +88,7 @@ def read(path: Path) -> tuple[str, list[tuple[int, dict[str, Any]]], list[str]]:
     rows = list(rankings(found))
     notes = left_out(found, len(rows))
     if not rows:
-        raise DataError(f"{shown(path)} holds no rankings yet{': ' + notes[0] if notes else ''}; rank some tasks first")
+        raise DataError(f"{shown(name)} holds no rankings yet{': ' + notes[0] if notes else ''}; rank some tasks first")
     return f"{name}:task ", rows, notes
 
 
@@ -150,15 +162,15 @@ def agreement_of(grades: Sequence[Sequence[float]]) -> float | None:
 def left_out(found: Snapshot, rows: int) -> list[str]:
     """What of a database is no row, in words."""
     gold = sum(task.gold is not None for task in found.tasks)
-    said = {judgement.task_id for judgement in found.judgements}
-    unranked = sum(task.gold is None and task.id in said for task in found.tasks) - rows
+    judged = {judgement.task_id for judgement in found.judgements}
+    unranked = sum(task.gold is None and task.id in judged for task in found.tasks) - rows
     waiting = len(found.tasks) - gold - rows - unranked
     told = {
-        "called all bad or skipped by everybody": unranked,
-        "judged by nobody yet": waiting,
-        "gold questions": gold,
+        f"{unranked} called all bad or skipped by everybody": unranked,
+        f"{waiting} judged by nobody yet": waiting,
+        number_of(gold, "gold question"): gold,
     }
-    words = ", ".join(f"{count} {what}" for what, count in told.items() if count)
+    words = ", ".join(said for said, count in told.items() if count)
     return [f"tasks of the database that are no rows: {words}"] if words else []
 
 

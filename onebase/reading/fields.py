@@ -17,7 +17,7 @@ from onebase.reading.json_text import described, listed
 from onebase.reading.tools import TOOL_KEYS, read_calls, read_tools
 from onebase.reading.unread import check_nothing_is_left_out
 from onebase.records import Message, Row, ToolCall
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 Answer = str | Message
 """An answer's text, or the whole turn if it calls tools."""
@@ -266,7 +266,7 @@ class Fields:
             return [self.flag("ended", True)]
         flags = self.value("ended", [True] * count)
         if not isinstance(flags, list) or len(flags) != count or not all(isinstance(flag, bool) for flag in flags):
-            raise self.wrong("ended", flags, f"a list of {count} times true or false, one per answer")
+            raise self.wrong("ended", flags, f"a list of {number_of(count, 'time')} true or false, one per answer")
         return flags
 
     def row(

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from onebase.errors import DataError
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 """An escape that may be half of a surrogate pair."""
@@ -89,7 +89,9 @@ def _number(digits: str) -> float:
 
 def _whole_number(digits: str) -> int:
     if len(digits) > 400:  # too large for a float, and Python refuses to convert very long ones
-        raise _Refused(f"the number {shown(digits, 20)} has {len(digits)} digits; use a smaller one, or a string")
+        raise _Refused(
+            f"the number {shown(digits, 20)} has {number_of(len(digits), 'digit')}; use a smaller one, or a string"
+        )
     return int(digits)
 
 

@@ -19,6 +19,7 @@ from onebase.errors import DataError
 from onebase.reading.fields import SCORE, Fields, is_grade
 from onebase.reading.layouts import prompt_of
 from onebase.records import Row
+from onebase.shown import number_of
 
 PREDICTION = re.compile(r"prediction ([1-9]\d*)")
 ANSWER_LISTS = ("completions", "responses", "generations", "candidates", "answers", "outputs")
@@ -39,7 +40,8 @@ def read_votes(fields: Fields) -> Row:
     votes = fields.items("preference", "a list of votes")
     if len(votes) != len(pairs):
         raise DataError(
-            f"{fields.place}: 'preference' holds {len(votes)} votes, and {len(answers)} predictions make {len(pairs)} "
+            f"{fields.place}: 'preference' holds {number_of(len(votes), 'vote')}, and {len(answers)} predictions "
+            f"make {len(pairs)} "
             "pairs, (1, 2), (1, 3) and so on; give one vote per pair"
         )
     grades = [0.0] * len(answers)

@@ -16,6 +16,7 @@ from typing import Any
 from onebase.reading.fields import Fields
 from onebase.reading.layouts import prompt_key
 from onebase.records import Message, Row
+from onebase.shown import number_of
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)(?=[\s{])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -130,12 +131,12 @@ def _options(fields: Fields) -> tuple[list[str], list[str]]:
     labels: Any = []
     if isinstance(value, dict):
         labels, value = (value.get("label", []), value["text"]) if "text" in value else (list(value), [*value.values()])
-    needed = f"2 to {len(ascii_uppercase)} texts, one per option"
+    needed = f"2 to {number_of(len(ascii_uppercase), 'text')}, one per option"
     if not isinstance(value, list) or not 2 <= len(value) <= len(ascii_uppercase):
         raise fields.wrong(key, value, needed)
     texts = [fields.checked(key, text, needed) for text in value]
     if not isinstance(labels, list) or len(labels) not in (0, len(texts)):
-        raise fields.wrong(f"{key}.label", labels, f"a list of {len(texts)} labels, one per option")
+        raise fields.wrong(f"{key}.label", labels, f"a list of {number_of(len(texts), 'label')}, one per option")
     return [str(label) for label in labels], texts
 
 

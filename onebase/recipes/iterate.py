@@ -34,6 +34,7 @@ from onebase.records import Row
 from onebase.runs.progress import say
 from onebase.runs.record import checkpoints
 from onebase.seeds import mixed_seed
+from onebase.shown import number_of
 
 
 def run(config: IterateConfig) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def sample(config: IterateConfig, folder: Path, policy: str | None, rows: Sequen
     size = min(config.prompts_per_round, len(rows))
     chosen = minibatch_indices(number - 1, num_examples=len(rows), size=size, seed=config.seed)
     options = {
-        **_sampling_options(config),
+        **sampling_options(config),
         "output_dir": str(folder),
         "start_from": policy,
         "seed": _seed(config, number),
@@ -134,7 +135,8 @@ def _shared(config: IterateConfig, keys: Sequence[str]) -> dict[str, Any]:
     return config.model_dump(include={*keys, "checkpoint", "report_to"})
 
 
-def _sampling_options(config: IterateConfig) -> dict[str, Any]:
+def sampling_options(config: IterateConfig) -> dict[str, Any]:
+    """The keys of a round's run of best-of."""
     shared = _shared(config, ("chosen", "model", "data", "generation"))
     # Not dumped: leave to run code is given on the command line, and no file holds it.
     return {**shared, "reward": config.reward, "output_dir": config.output_dir}
@@ -150,7 +152,7 @@ def plan(config: IterateConfig) -> str:
     base = planned_base(config)
     rows = read_prompts(config.data, answers=config.chosen == "data")
     open_rules(config.reward).check(rows)
-    sampling = BestOfConfig.model_validate(_sampling_options(config))
+    sampling = BestOfConfig.model_validate(sampling_options(config))
     chat = open_chat(base.tokenizer, config.model)
     prompts = best_of.encode(sampling, chat, base.context, rows)
     size, count = min(config.prompts_per_round, len(rows)), config.generation.samples_per_prompt
@@ -158,8 +160,9 @@ def plan(config: IterateConfig) -> str:
     return "\n".join(
         [
             *base.lines,
-            f"rounds      {config.rounds} of {size} prompts (of {len(rows)}) x {count} answers of at most "
-            f"{config.generation.max_new_tokens} tokens, then {how}",
+            f"rounds      {config.rounds} of {number_of(size, 'prompt')} (of {len(rows)}) x "
+            f"{number_of(count, 'answer')} of at most "
+            f"{number_of(config.generation.max_new_tokens, 'token')}, then {how}",
             *first_lines(prompts[0], chat),
             f"saves       {config.output_dir}/round-<n>/ and {config.output_dir}/policy",
         ]

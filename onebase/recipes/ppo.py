@@ -35,7 +35,7 @@ from onebase.data.batches import minibatch_indices, num_minibatches
 from onebase.engines.forward import source_states, token_logprobs
 from onebase.engines.output_layer import head_logprobs
 from onebase.engines.passes import num_counted
-from onebase.evaluation.held_out import HeldOut, evaluate_role, improvement
+from onebase.evaluation.held_out import HeldOut, evaluate_role, improvement, judged
 from onebase.evaluation.tables import print_comparison, write_samples
 from onebase.models.hardware import peak_memory_mb
 from onebase.models.role_files import save_role
@@ -98,9 +98,10 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
     setup, state, update = set_up(config, run)
     base, total = setup.base, num_rollouts(config.max_steps, setup.order.size, config.ppo.rollout_prompts)
     say(
-        f"ppo: {len(setup.prompts)} prompts, {len(setup.held_out)} held out, {number_of(total, 'rollout')} of "
-        f"{config.ppo.rollout_prompts} x {config.generation.samples_per_prompt} completions, layout {base.layout}, "
-        f"microbatches of {setup.budget.tokens} tokens"
+        f"ppo: {number_of(len(setup.prompts), 'prompt')}, {len(setup.held_out)} held out, "
+        f"{number_of(total, 'rollout')} of {config.ppo.rollout_prompts} x "
+        f"{number_of(config.generation.samples_per_prompt, 'completion')}, layout {base.layout}, "
+        f"microbatches of {number_of(setup.budget.tokens, 'token')}"
     )
 
     def save(folder: Path) -> None:
@@ -160,6 +161,7 @@ def train(config: PPOConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         "score_before": before.row()["score"].mean,
         "score_after": after.row()["score"].mean,
         "score_rise": [rise.mean, rise.low, rise.high],
+        **judged(before, after),
         "kl": after.row()["kl"].mean,
         "kl_budget": config.ppo.kl_budget,
         "ended": after.ended,

@@ -45,6 +45,7 @@ from onebase.recipes.setup.shared import (
 from onebase.records import Example, Row
 from onebase.runs.progress import say
 from onebase.runs.trackers import require_trackers
+from onebase.shown import number_of
 from onebase.streaming.blocks import Blocks, tokenized
 from onebase.streaming.rows import StreamedRows
 from onebase.training.checkpoint import TrainedWeights, inputs_of
@@ -87,8 +88,9 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     parameters = sum(p.numel() for p in base.model.parameters())
     counted = train.num_counted if isinstance(train, Blocks) else num_counted(train)
     say(
-        f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(base.tokenizer)}, {len(train)} blocks "
-        f"({counted} tokens), {len(held_out)} held out, {total} steps"
+        f"pretrain: {parameters / 1e6:.2f} M parameters, vocabulary {len(base.tokenizer)}, "
+        f"{number_of(len(train), 'block')} "
+        f"({number_of(counted, 'token')}), {len(held_out)} held out, {number_of(total, 'step')}"
     )
 
     def save(folder: Path) -> None:
@@ -237,7 +239,10 @@ def plan(config: PretrainConfig) -> str:
     warn_of_warmup(config.optimizer, steps)
     amounts = describe_steps(texts, held_out, steps=steps, minibatch=config.batch.minibatch)
     if isinstance(rows, StreamedRows):
-        amounts[0] = f"data        {len(rows)} streamed texts, about {sum(totals)} tokens; {len(held_out)} held out"
+        amounts[0] = (
+            f"data        {number_of(len(rows), 'streamed text')}, about {number_of(sum(totals), 'token')}; "
+            f"{len(held_out)} held out"
+        )
     return "\n".join(
         [
             *base.lines,
@@ -256,12 +261,12 @@ def lines_on_new_model(config: PretrainConfig) -> list[str]:
     if tiny.tokenizer is not None:
         vocabulary = f"{len(read_tokenizer(tiny.tokenizer))} of {tiny.tokenizer}"
     if isinstance(train, StreamedRows):
-        amount = f"{len(train)} streamed texts"
+        amount = f"{number_of(len(train), 'streamed text')}"
     else:
         characters = sum(len(row.answers[0]) for row in [*train, *held_out] if row.answers)
-        amount = f"{len(train) + len(held_out)} texts, {characters} characters"
+        amount = f"{number_of(len(train) + len(held_out), 'text')}, {number_of(characters, 'character')}"
     return [
-        f"base        new: Llama, {tiny.num_layers} layers, width {tiny.hidden_size}, context "
+        f"base        new: Llama, {number_of(tiny.num_layers, 'layer')}, width {tiny.hidden_size}, context "
         f"{tiny.max_length}, vocabulary {vocabulary}",
         f"data        {amount}",
     ]

@@ -181,12 +181,7 @@ def evaluate(base: OneBase, examples: Sequence[Example], budget: TokenBudget) ->
     if not examples:
         return {"accuracy": float("nan"), "score_mean": None, "score_std": None}
     scores = per_completion(base, examples, lambda batch: completion_scores(base, batch, role="reward"), budget=budget)
-    per_list = []
-    for example, listed in zip(examples, scores, strict=True):
-        assert example.grades is not None
-        pairs = [p for p in ranking_pairs(example.grades, None, torch.Generator()) if not p.tie]
-        if pairs:
-            per_list.append(sum(float(listed[p.better] > listed[p.worse]) for p in pairs) / len(pairs))
+    per_list = [right for right in map(list_accuracy, examples, scores) if not math.isnan(right)]
     everything = torch.cat(scores)
     lengths = torch.tensor([float(len(ids)) for example in examples for ids in example.completions])
     interval = bootstrap_mean(per_list) if per_list else None
@@ -199,6 +194,13 @@ def evaluate(base: OneBase, examples: Sequence[Example], budget: TokenBudget) ->
         ),
         "length_correlation": float(torch.corrcoef(torch.stack([everything, lengths]))[0, 1].nan_to_num()),
     }
+
+
+def list_accuracy(example: Example, scores: Tensor) -> float:
+    """The share of a list's comparisons that its answers' scores `[K]` put in the right order; NaN if all are tied."""
+    assert example.grades is not None
+    pairs = [pair for pair in ranking_pairs(example.grades, None, torch.Generator()) if not pair.tie]
+    return sum(float(scores[pair.better] > scores[pair.worse]) for pair in pairs) / len(pairs) if pairs else math.nan
 
 
 def add_reward(base: OneBase, config: RewardConfig) -> None:

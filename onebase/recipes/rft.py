@@ -34,7 +34,7 @@ from onebase.engines.forward import source_states
 from onebase.engines.output_layer import head_logprobs
 from onebase.engines.passes import num_counted
 from onebase.errors import RewardError
-from onebase.evaluation.held_out import HeldOut, evaluate_role, improvement
+from onebase.evaluation.held_out import HeldOut, evaluate_role, improvement, judged
 from onebase.evaluation.tables import print_comparison, write_samples
 from onebase.models.hardware import peak_memory_mb
 from onebase.models.role_files import save_role
@@ -108,9 +108,10 @@ def train(config: RFTConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
     base, trained = setup.base, trained_roles(setup)
     total = num_rollouts(config.max_steps, setup.order.size, config.rft.rollout_prompts)
     say(
-        f"rft: {len(setup.prompts)} prompts, {len(setup.held_out)} held out, {number_of(total, 'rollout')} of "
-        f"{config.rft.rollout_prompts} x {config.generation.samples_per_prompt} completions, advantage "
-        f"{config.advantage}, layout {base.layout}, microbatches of {setup.budget.tokens} tokens"
+        f"rft: {number_of(len(setup.prompts), 'prompt')}, {len(setup.held_out)} held out, "
+        f"{number_of(total, 'rollout')} of "
+        f"{config.rft.rollout_prompts} x {number_of(config.generation.samples_per_prompt, 'completion')}, advantage "
+        f"{config.advantage}, layout {base.layout}, microbatches of {number_of(setup.budget.tokens, 'token')}"
     )
 
     def save(folder: Path) -> None:
@@ -145,7 +146,8 @@ def train(config: RFTConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
                 loop.pause("\n".join(finding.line(config.lang) for finding in found))
         if loop.done == state.skipped:  # every rollout
             raise RewardError(
-                f"nothing was trained: in none of {loop.done} rollouts did the completions of a prompt differ in score"
+                f"nothing was trained: in none of {number_of(loop.done, 'rollout')} did the completions of a "
+                "prompt differ in score"
                 "; look at the reward and at what is sampled, or try other prompts or a higher generation.temperature"
             )
         setup.drawing.close()
@@ -164,6 +166,8 @@ def train(config: RFTConfig) -> tuple[dict[str, Any], HeldOut, HeldOut]:
         "score_rise": [rise.mean, rise.low, rise.high],
         **({"right_before": before.row()["right"].mean} if "right" in before.judged else {}),
         **({"right_after": after.row()["right"].mean} if "right" in after.judged else {}),
+        **judged(before, after),
+        **({"kl": after.row()["kl"].mean} if after.kl else {}),
         "ended": after.ended,
         **setup.record,
         "prompts_read": state.prompts_read,

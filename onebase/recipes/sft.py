@@ -142,7 +142,7 @@ def read_examples(config: SFTConfig, chat: ChatFormat, context: int) -> tuple[Se
         return stream, others
     read = read_rows(config.data, config.seed)
     if compared := sum(len(row.answers) > 1 and row.grades is not None for rows in read for row in rows):
-        say(f"{compared} rows compare answers; sft learns the best of each")
+        say(f"{number_of(compared, 'row compares', 'rows compare')} answers; sft learns the best of each")
     train, held_out = ([best_answer(row) for row in rows] for rows in read)
     examples = encode_rows(train, chat, limits, train_on=train_on, cache=cache)
     require_end(examples, chat, say)

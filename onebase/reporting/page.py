@@ -42,6 +42,8 @@ FIGURES = {
     "score_before": "held-out score before",
     "score_after": "held-out score after",
     "score_rise": "rise in score, with its 95 % interval",
+    "judge_before": "score by the judge before",
+    "judge_after": "score by the judge after",
     "kl": "held-out KL to the reference (nats per completion)",
     "kl_budget": "KL budget (nats per completion)",
     "ended": "share of held-out completions that ended",
@@ -50,6 +52,14 @@ FIGURES = {
 """The summary's results in words; other keys keep their name."""
 PHASES = {"generate": "sampling", "score": "scoring", "logprobs": "log-probs and values", "update": "updates"}
 """Phases of a rollout, by the name in `perf/<name>_seconds`."""
+PLANNED = (
+    ("memory_mb", "peak memory", "MB"),
+    ("step_seconds", "a step", "s"),
+    ("generate_seconds", "of it sampling", "s"),
+    ("score_seconds", "of it scoring, log-probs and values", "s"),
+    ("update_seconds", "of it updates", "s"),
+)
+"""Figures of the first steps that are planned before a run, in `perf/planned/...`."""
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What reading a damaged file may raise."""
 ELSEWHERE = {"verb", "seconds", "phase_seconds", "data", "peak_memory_mb"}
@@ -80,6 +90,7 @@ def write_report(
         ("Result", _table(results.items())),
         ("Data, tokens, memory", _table(_amounts(run, price_per_hour))),
         ("Time", _times(run)),
+        ("First steps and their plan", _planned(run)),
     ]
     sections = [
         f"<h1>{escape(text_shown(run.folder.resolve().name))}</h1>",
@@ -274,7 +285,10 @@ def _samples(path: Path) -> str:
     if not cards:
         return ""
     rest = "".join(cards[SAMPLES:])
-    note = f"First completion for each of {len(rows)} held-out prompts, with its score; the rest are in {path.name}."
+    note = (
+        f"First completion for each of {number_of(len(rows), 'held-out prompt')}, with its score; the rest are in "
+        f"{path.name}."
+    )
     if "before" in rows[0]:
         note = "Greedy answers to the first held-out prompts."
     more = f"<details><summary>{len(cards) - SAMPLES} more</summary>{rest}</details>" if rest else ""
@@ -337,3 +351,14 @@ def _times(run: RunRecord) -> str:
     spent["everything else" if inside else "steps"] = run.seconds - sum(spent.values())
     whole = max(run.seconds, 1e-9)
     return _table([(name, duration(each), f"{each / whole:.0%}") for name, each in spent.items() if each > 0])
+
+
+def _planned(run: RunRecord) -> str:
+    """What the first steps were planned to take beside what they took; "" if nobody planned them."""
+    row = next((row for row in run.rows if "perf/planned/step_seconds" in row), {})
+    lines = []
+    for name, title, unit in PLANNED:
+        planned, measured = row.get(f"perf/planned/{name}"), row.get(f"perf/planned/{name}_measured")
+        if isinstance(planned, int | float) and isinstance(measured, int | float) and measured > 0:
+            lines.append((title, f"{planned:.4g} {unit}", f"{measured:.4g} {unit}", f"{planned / measured - 1:+.0%}"))
+    return _table(lines, ("", "planned", "measured", "error"))

@@ -13,7 +13,7 @@ from onebase.asking import Elsewhere, Refused, Unusable, in_parallel
 from onebase.errors import ConfigError, DataError, ModelError, RewardError
 from onebase.processes import ALONE, Group
 from onebase.records import Example, ScoreRequest, Scores
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 MOST_COMPLETIONS = 256
 """Completions of one prompt in a request; the server takes no more."""
@@ -140,7 +140,10 @@ class ElsewhereReward:
         except (LookupError, TypeError):
             raise Unusable(f"no scores with the version of their weights: {shown(answer, 100)}") from None
         if not in_place or not isinstance(version, str):
-            raise Unusable(f"{len(items)} scores for {count} completions, or no version: {shown(answer, 100)}")
+            raise Unusable(
+                f"{number_of(len(items), 'score')} for {number_of(count, 'completion')}, or no version: "
+                f"{shown(answer, 100)}"
+            )
         if self._normalize and any(item.get("normalised", 0) is None for item in items):
             raise ModelError(
                 f"{self._server.who}: {self._role} has no held-out scores to normalise by", remedy="no-held-out-scores"

@@ -22,7 +22,7 @@ from onebase.errors import ConfigError, RewardError
 from onebase.processes import ALONE, Group
 from onebase.records import RewardSource, ScoreRequest, Scores
 from onebase.rewards.unchanged import CallFailed, TookTooLong, unchanged_process, unchanged_random_states, within
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 RewardFunction = Callable[..., Sequence[float]]
 LARGEST_SCORE = torch.finfo(torch.float32).max
@@ -108,7 +108,8 @@ class FunctionReward:
     def _checked(self, scores: Sequence[Any], request: ScoreRequest) -> Tensor:
         if len(scores) != len(request.completions):
             raise RewardError(
-                f"{self._key} {self.name} returned {len(scores)} scores for {len(request.completions)} completions"
+                f"{self._key} {self.name} returned {number_of(len(scores), 'score')} for "
+                f"{number_of(len(request.completions), 'completion')}"
             )
         for i, score in enumerate(scores):
             if not _is_finite(score):
@@ -134,7 +135,8 @@ class FunctionReward:
                 return within(self._timeout, call)
         except TookTooLong:
             raise RewardError(
-                f"{self._key} {self.name} returned no scores for {len(request.completions)} completions within "
+                f"{self._key} {self.name} returned no scores for "
+                f"{number_of(len(request.completions), 'completion')} within "
                 f"{self._timeout:g} seconds",
                 remedy="reward-timeout",
             ) from None

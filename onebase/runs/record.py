@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from onebase.shown import number_of
+
 MOST_VALUES, MOST_LEVELS = 50_000, 20
 """Limits on a configuration or summary that is read; a real one has a few hundred values, three levels deep."""
 
@@ -50,7 +52,7 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
         bad.append(len(lines) + 1)
     if not bad:
         return rows, ""
-    which = f"line {bad[0]} is" if len(bad) == 1 else f"{len(bad)} lines (the first is line {bad[0]}) are"
+    which = f"line {bad[0]} is" if len(bad) == 1 else f"{number_of(len(bad), 'line')} (the first is line {bad[0]}) are"
     return rows, f"{path}: {which} damaged and skipped"
 
 

@@ -17,6 +17,7 @@ from onebase.models.hardware import free_memory
 from onebase.sampling.drawing import random_numbers
 from onebase.sampling.running import SHARE_OF_FREE_MEMORY, Entrant, RunningBatch, bytes_beside_keys
 from onebase.sampling.sampler import Sample, Sampling
+from onebase.shown import number_of
 
 MOST_ROWS = 256
 """Maximum number of completions decoded at once; with more, a step takes proportionally longer."""
@@ -89,7 +90,8 @@ def generate(
     for i, prompt in enumerate(prompts):
         if len(prompt) + sampling.max_new_tokens > base.context_length:
             raise PromptTooLongError(
-                f"prompt {i}: {len(prompt)} tokens and {sampling.max_new_tokens} new ones exceed the model's context "
+                f"prompt {i}: {number_of(len(prompt), 'token')} and {sampling.max_new_tokens} new ones exceed the "
+                "model's context "
                 f"of {base.context_length}",
                 remedy="context-exceeded",
             )
@@ -150,8 +152,14 @@ def slots_that_fit(
     free = free_memory(base.device)
     if row * samples_per_prompt > free:
         raise DoesNotFitError(
-            f"the keys and values of {samples_per_prompt} completions of {longest + new_tokens} tokens need "
+            f"the keys and values of {number_of(samples_per_prompt, 'completion')} of {longest + new_tokens} "
+            "tokens need "
             f"{row * samples_per_prompt / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB are free",
             remedy="completions-do-not-fit",
         )
-    return max(samples_per_prompt, min(wanted, int(free * SHARE_OF_FREE_MEMORY / row)))
+    return rows_that_fit(free, row, wanted=wanted, samples_per_prompt=samples_per_prompt)
+
+
+def rows_that_fit(free: float, row_bytes: float, *, wanted: int, samples_per_prompt: int) -> int:
+    """Completions to decode at once: `wanted`, or as many as a share of `free` bytes holds; at least one prompt's."""
+    return max(samples_per_prompt, min(wanted, int(free * SHARE_OF_FREE_MEMORY / row_bytes)))

@@ -31,7 +31,7 @@ from onebase.records import Example
 from onebase.sampling.elsewhere import AdapterServer
 from onebase.sampling.local import generate
 from onebase.sampling.sampler import Sample, Sampling
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 LogProbs = list[dict[int, float]]
 """For each probe, log-probs of next tokens."""
@@ -40,7 +40,8 @@ PROBES, PROBE_TOKENS = 8, 12
 MOST_DIFFERENCE = 0.01
 """Mean difference of probability at which the server does not run these weights."""
 NOISE = {torch.float32: 1e-5}
-"""By how many nats per token equal weights differ between two engines, at least; `USUAL_NOISE` in other formats."""
+"""By how many nats per token equal weights differ between two engines, at least; `USUAL_NOISE` in other formats. Or by
+their format's rounding, which grows with the log-probs: those of a policy that has made up its mind are far from 0."""
 USUAL_NOISE = 5e-3
 
 
@@ -71,6 +72,7 @@ class PublishedSampler:
         self._told: tuple[str, LogProbs] | None = None
         """The version that was last told apart, and the log-probs of tokens after the probes under it."""
         self._noise = NOISE.get(base.model.dtype, USUAL_NOISE)
+        self._rounding = torch.finfo(base.model.dtype).eps
 
     def sample(
         self,
@@ -182,13 +184,15 @@ class PublishedSampler:
         if not apart <= MOST_DIFFERENCE:
             raise self._undelivered(
                 f"answers as {name} with log-probs that are not ours: probabilities differ by {apart:.4f} on average "
-                f"after {len(ours)} texts, and at most by {MOST_DIFFERENCE:g} between two engines with one model"
+                f"after {number_of(len(ours), 'text')}, and at most by {MOST_DIFFERENCE:g} between two engines "
+                "with one model"
             )
         if self._told is not None:
             told, before = self._told
             moved, rest_of_these = _difference(ours, before), _difference(theirs, ours, only=before)
             shared = any(p.keys() & q.keys() for p, q in zip(ours, before, strict=True))
-            if shared and moved <= 4 * self._noise:  # too little to tell: the next version is compared with `told`
+            noise = max(self._noise, self._rounding * _size(ours))
+            if shared and moved <= 4 * noise:  # too little to tell: the next version is compared with `told`
                 return
             if rest_of_these > moved / 2:
                 raise self._undelivered(
@@ -243,6 +247,12 @@ def _difference(
         if token in q and token in r
     ]
     return sum(differences) / max(1, len(differences))
+
+
+def _size(found: LogProbs) -> float:
+    """How far log-probs are from 0 on average, in nats."""
+    every = [abs(logprob) for of_probe in found for logprob in of_probe.values()]
+    return sum(every) / max(1, len(every))
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from onebase.asking import Elsewhere, Refused, Unusable, in_parallel
 from onebase.sampling.sampler import Sample, Sampling
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 AT_ONCE = 64
 """Requests under way at once; vLLM batches them as they come."""
@@ -146,11 +146,15 @@ def _samples(answer: Any, *, place: int, asked: dict[str, Any], sampling: Sampli
         raise Unusable(f"no completions with token ids and log-probs: {shown(answer, 100)}") from None
     for sample in found:
         if not sample.ids or len(sample.ids) != len(sample.logprobs) or len(sample.ids) > sampling.max_new_tokens:
-            raise Unusable(f"a completion of {len(sample.ids)} tokens with {len(sample.logprobs)} log-probs")
+            raise Unusable(
+                f"a completion of {number_of(len(sample.ids), 'token')} with {len(sample.logprobs)} log-probs"
+            )
         if not all(math.isfinite(p) and p <= 1e-3 for p in sample.logprobs):
             raise Unusable("a log-prob that is not a finite number of at most 0")
         if not sample.ended and len(sample.ids) < sampling.max_new_tokens:
-            raise Unusable(f"a completion of {len(sample.ids)} tokens without an end ({shown(reason, 40)})")
+            raise Unusable(
+                f"a completion of {number_of(len(sample.ids), 'token')} without an end ({shown(reason, 40)})"
+            )
     return found
 
 

@@ -22,6 +22,7 @@ from onebase.serving.errors import Refusal
 from onebase.serving.job import Job
 from onebase.serving.protocol import SamplingBody, Turn
 from onebase.serving.roles import Served
+from onebase.shown import number_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,7 +100,9 @@ class Reader:
             return replace(example, completions=[ids[:room] for ids in example.completions])
         longest = len(example.prompt_ids) + max(map(len, example.completions))
         if longest > self._most_tokens:
-            raise self._too_long(f"the prompt with its longest completion has {longest} tokens", "completions")
+            raise self._too_long(
+                f"the prompt with its longest completion has {number_of(longest, 'token')}", "completions"
+            )
         return example
 
     def job(
@@ -126,9 +129,9 @@ class Reader:
         asked, usual = max_tokens or body.max_tokens, served.defaults
         room = self._most_tokens - len(prompt)
         if room < 1:
-            raise self._too_long(f"the prompt has {len(prompt)} tokens", "messages")
+            raise self._too_long(f"the prompt has {number_of(len(prompt), 'token')}", "messages")
         if asked is not None and asked > room:
-            said = f"the prompt has {len(prompt)} tokens and max_tokens is {asked}"
+            said = f"the prompt has {number_of(len(prompt), 'token')} and max_tokens is {asked}"
             raise self._too_long(said, "max_tokens")
 
         def chosen(name: str) -> float:

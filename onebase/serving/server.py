@@ -23,7 +23,7 @@ from onebase.serving.reader import Reader
 from onebase.serving.roles import Served
 from onebase.serving.scoring import scores_of
 from onebase.serving.worker import Worker
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 Result = TypeVar("Result")
 
@@ -206,7 +206,10 @@ class Server:
         self.metrics.answer.labels(served.name).observe(seconds)
         if answer.first_token is not None:
             self.metrics.first_token.labels(served.name).observe(answer.first_token)
-        say(f"serve: {served.fingerprint}: {answer.num_prompt} + {answer.num_drawn} tokens in {seconds:.2f} s")
+        say(
+            f"serve: {served.fingerprint}: {answer.num_prompt} + {number_of(answer.num_drawn, 'token')} in "
+            f"{seconds:.2f} s"
+        )
 
 
 async def _gone(request: Request) -> None:

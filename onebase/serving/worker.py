@@ -29,6 +29,7 @@ from onebase.serving.errors import Refusal
 from onebase.serving.job import Job, Report
 from onebase.serving.metrics import Metrics
 from onebase.serving.roles import Roles, Served
+from onebase.shown import number_of
 
 MOST_ROWS = 64
 MOST_TOKENS = 4096
@@ -96,7 +97,10 @@ class Worker:
         count = len(job.seeds)
         with self._lock:
             if self.num_waiting + count > most_waiting and self.num_waiting:
-                raise Refusal(429, f"{self.num_waiting} answers are waiting already; try again in a moment")
+                raise Refusal(
+                    429,
+                    f"{number_of(self.num_waiting, 'answer is', 'answers are')} waiting already; try again in a moment",
+                )
             self.num_waiting += count
         self._inbox.put(lambda: self._queue(job))
 

@@ -26,6 +26,7 @@ from onebase.data.selection import check_share, unusable
 from onebase.data.texts import as_text, end_to_end
 from onebase.data.token_cache import code_of
 from onebase.records import Example, Row
+from onebase.shown import number_of
 from onebase.streaming.examples import OnDemand
 from onebase.streaming.kept import kept_folder
 from onebase.streaming.rows import SAMPLED, StreamedRows
@@ -112,7 +113,7 @@ def tokenized(
         (folder / "dropped.json").write_text(json.dumps(dropped), encoding="utf-8")
         seconds = time.monotonic() - began
         tell(
-            f"{len(rows)} texts are tokenized once, and kept in the cache ({seconds:.1f} s, "
+            f"{number_of(len(rows), 'text is', 'texts are')} tokenized once, and kept in the cache ({seconds:.1f} s, "
             f"{len(rows) / max(1e-9, seconds):.0f} a second)"
         )
 

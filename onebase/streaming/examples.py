@@ -16,6 +16,7 @@ from onebase.data.fit import Cuts, Limits
 from onebase.data.selection import unusable
 from onebase.errors import DataError
 from onebase.records import Example, Row
+from onebase.shown import number_of
 from onebase.streaming.rows import SAMPLED, StreamedRows
 
 MOST_IN_A_ROW = 1000
@@ -103,7 +104,8 @@ class Streamed(OnDemand):
         bad = sum(count for reason, count in self.left_out.items() if reason not in ("held out", "cut to fit"))
         if self.read >= JUDGED_FROM and bad > self._limits.max_dropped_share * self.read:
             raise DataError(
-                f"{place}: {bad} of the {self.read} rows read so far cannot be used, more than the allowed share of "
+                f"{place}: {bad} of the {number_of(self.read, 'row')} read so far cannot be used, more than the "
+                "allowed share of "
                 f"{self._limits.max_dropped_share:g}: {self.told()}",
                 remedy="unusable-rows",
             )

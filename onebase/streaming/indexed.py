@@ -24,7 +24,7 @@ from onebase.reading.containers import is_plain_lines, json_line, read_content
 from onebase.reading.files import content_hash, kind_of, not_utf8
 from onebase.reading.formats import RowReader
 from onebase.records import Row
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 from onebase.streaming.kept import kept_folder
 
 BLOCK = 1 << 24
@@ -149,7 +149,10 @@ def _copy(path: Path, content: str, tell: Callable[[str], object]) -> Path:
         about: dict[str, Any] = {"typed": found.typed, "notes": found.notes}
         (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
         seconds = time.monotonic() - began
-        tell(f"{shown(path)}: {count} rows are kept as JSON lines in the cache, written once ({seconds:.1f} s)")
+        tell(
+            f"{shown(path)}: {number_of(count, 'row is', 'rows are')} kept as JSON lines in the cache, written "
+            f"once ({seconds:.1f} s)"
+        )
 
     digest = hashlib.sha256(f"{content} {kind_of(path)} {code_of(onebase.reading)}".encode())
     return kept_folder(f"kept-rows-{digest.hexdigest()[:24]}", fill)

@@ -26,14 +26,6 @@ class JobEnded(OnebaseError):
         self.exit_code = code
 
 
-def command(job: Job, words: Sequence[str]) -> list[str]:
-    """The command line of the verb, through torchrun where there are several processes."""
-    if job.processes == 1:
-        return [sys.executable, "-m", "onebase", *words]
-    count = str(job.processes)
-    return [sys.executable, "-m", "onebase.submitting.launch", "--standalone", "--nproc-per-node", count, *words]
-
-
 def run(job: Job, words: Sequence[str], *, go: bool) -> None:
     """Prints the command, and with `go` runs it until it ends with anything but a stop after saving.
 
@@ -43,12 +35,12 @@ def run(job: Job, words: Sequence[str], *, go: bool) -> None:
     Raises:
         JobEnded: it did not end with 0.
     """
-    line = command(job, words)
+    several = ["--processes", str(job.processes)] if job.processes > 1 else []
+    line = ["onebase", *words, *several]
     if not go:
-        start = ["onebase", *line[3:]] if job.processes == 1 else ["python", *line[1:]]
-        print(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in job.environment), shlex.join(start)]))
+        print(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in job.environment), shlex.join(line)]))
         return
-    code = keep_running(line, Path(job.output_dir), dict(job.environment))
+    code = keep_running([sys.executable, "-m", *line], Path(job.output_dir), dict(job.environment))
     if code:
         raise JobEnded(f"{job.verb} ended with exit code {code}", code)
 

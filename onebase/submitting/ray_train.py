@@ -24,11 +24,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from onebase.errors import DoesNotFitError, Interrupted, MissingExtraError, OnebaseError, Stopped
+from onebase.distributed.ray_actors import require_room
+from onebase.errors import SAYS_WHY, Interrupted, MissingExtraError, OnebaseError, Stopped
 from onebase.runs.record import checkpoints
 from onebase.shown import shown
 from onebase.submitting.here import JobEnded, ended
-from onebase.submitting.launch import SAYS_WHY
 
 MOST_RESTARTS = 20
 FRUITLESS = 2
@@ -194,13 +194,8 @@ def join_cluster(workers: Workers) -> None:
         ray.init(address=address, **quiet)
     else:
         ray.init(num_cpus=max(os.cpu_count() or 1, workers.count + 1), include_dashboard=False, **quiet)
-    there = ray.cluster_resources()
-    for name, needed in (("CPU", workers.count), ("GPU", workers.count * workers.gpus)):
-        if there.get(name, 0) < needed:
-            raise DoesNotFitError(
-                f"the Ray cluster has {there.get(name, 0):g} {name}s, and {needed} workers need one each; take fewer, "
-                "or add machines to it"
-            )
+    needed = {"CPU": workers.count, "GPU": workers.count * workers.gpus}
+    require_room(ray.cluster_resources(), needed, f"{workers.count} workers")
 
 
 class _Listening:

@@ -19,7 +19,7 @@ from onebase.deploying.service import way
 from onebase.deploying.versions import PACKAGE, PYTHON, WHEEL, constraints, source
 from onebase.errors import ConfigError, MissingExtraError
 from onebase.runs.progress import say
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 from onebase.submitting import here
 from onebase.submitting.job import Job, To, cost
 
@@ -95,9 +95,9 @@ def run(job: Job, to: To, *, words: Sequence[str], into: Path | None, write: boo
         write_files(files, states, into, force=force)
     folder = shown(into, 200)
     print(
-        f"{len(files)} files in {folder}"
+        f"{number_of(len(files), 'file')} in {folder}"
         if write
-        else f"{len(files)} files for {folder}; without --dry-run they are written"
+        else f"{number_of(len(files), 'file')} for {folder}; without --dry-run they are written"
     )
     for file in files:
         show_file(file, states[file.name])

@@ -22,7 +22,7 @@ from onebase.records import Message, Prompt
 from onebase.sampling.local import generate, stop_ids
 from onebase.sampling.sampler import Sample, Sampling
 from onebase.seeds import sample_seeds
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 Answers = dict[str, tuple[str, float | None]]
 """By role: the answer, and the reward role's score if one is loaded."""
@@ -155,7 +155,8 @@ def answer(
     room = base.context_length - len(prompt.ids)
     if room < 1:
         raise PromptTooLongError(
-            f"the message has {len(prompt.ids)} tokens, but the model's context is {base.context_length}; shorten it"
+            f"the message has {number_of(len(prompt.ids), 'token')}, but the model's context is "
+            f"{base.context_length}; shorten it"
         )
     sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
     answers: Answers = {}

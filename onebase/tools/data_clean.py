@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from onebase.distributed.ray_actors import Cluster, cluster_of
 from onebase.errors import DataError
 from onebase.files import atomic_folder
+from onebase.labels.urls import is_database
 from onebase.quality.clean import Cleaned, Cleaner
+from onebase.quality.judged import Judge, Judged
 from onebase.quality.options import Filter, described, in_order
-from onebase.reading.files import PACKED, SUFFIXES, expand
+from onebase.reading.databases import is_server, name_of, stem_of
+from onebase.reading.files import PACKED, SUFFIXES, content_hash, expand
 from onebase.reading.formats import iter_originals, read_files
 from onebase.records import Row
 from onebase.runs.progress import say
 from onebase.shown import json_shown, number_of, shown
+from onebase.tools.blocks import Computing, KeptBlocks, RowBlocks, digest_of, fingerprint_of
+from onebase.tools.row_difficulty import Margins, difficulties_of, margins_of, measure_of
 from onebase.tools.tables import print_table
+
+BLOCKS_TOLD = 100
+"""Blocks after which a line says how far it is."""
 
 
 def run(
@@ -36,6 +46,8 @@ def run(
     dtype: str | None = None,
     quantization: str | None = None,
     device: str = "auto",
+    ray: str | None = None,
+    actors: int = 1,
 ) -> None:
     """Cleans the files into `output`: `kept/` and `dropped/`, a file of JSON lines each per file, and `report.json`.
 
@@ -47,48 +59,148 @@ def run(
         against: test files, for the filter `leaks`.
         difficulty: a role's folder, or samples that `onebase eval --output` wrote, for the filter `difficulty`.
         reward: a reward role's folder, whose margins the filter `noise` goes by.
+        ray: address of a Ray cluster, or `local`, whose actors judge the rows a block at a time; None: this process.
 
     Raises:
         DataError: a row cannot be read, the files change while they are read, or nothing would be kept.
     """
     started = time.monotonic()
     files = [path for name in files for path in expand(name)]
-    test_rows = read_files(against, columns=columns) if against else []
+    opening = {"model": model, "dtype": dtype, "quantization": quantization, "device": device}
+    judging = Judging(tuple(filters), tuple(map(str, against)), columns, difficulty, reward, opening)
+    blocks = RowBlocks(tuple(map(str, files)), columns)
+    cluster = cluster_of(ray, actors, device=device)
     measured: dict[str, float] = {}
-    judged: dict[str, float] | None = None
-    if difficulty is not None or reward is not None:
-        from onebase.tools.row_difficulty import difficulties, margins
-
-        rows = [row for file in files for row in _rows(file, columns)]
-        opening: dict[str, Any] = {"model": model, "dtype": dtype, "quantization": quantization, "device": device}
-        measured = difficulties(rows, difficulty, **opening) if difficulty is not None else {}
-        judged = margins(rows, reward, **opening) if reward is not None else None
-    cleaner = Cleaner(filters, test_rows=test_rows, difficulty=measured, margins=judged, seed=seed)
-    for file in files:
-        for row in _rows(file, columns):
-            cleaner.add(row)
-        say(f"data clean: read {shown(file)}, {len(cleaner.places)} rows so far")
+    judged: dict[str, float] = {}
+    cleaner = Cleaner(filters, difficulty=measured, margins=judged if reward is not None else None, seed=seed)
+    elsewhere = None if cluster is None else judged_elsewhere(blocks, judging, output, cluster)
+    for number, found in enumerate(elsewhere or map(judging(), blocks), start=1):
+        for row in found.rows:
+            cleaner.take(row)
+        measured.update(found.measured)
+        judged.update(found.margins)
+        if elsewhere is None and number % BLOCKS_TOLD == 0:
+            say(f"data clean: read {number_of(len(cleaner.places), 'row', form=',')} so far")
+    if difficulty is not None:
+        measured.update(difficulties_of(dict(measured), difficulty, len(cleaner.places)))
+    if reward is not None:
+        margins_of(judged, reward, len(cleaner.places))
     cleaned = cleaner.finish()
     if len(cleaned.findings) == cleaned.rows:
         first = next(iter(cleaned.findings.values()))[0]
         raise DataError(
-            f"all {cleaned.rows} rows would be dropped, the first by the filter {first.filter} ({first.reason}: "
+            f"all {number_of(cleaned.rows, 'row')} would be dropped, the first by the filter {first.filter} "
+            f"({first.reason}: "
             f"{shown(first.value, 60)}); loosen the filters"
         )
     report = report_of(cleaned, files, filters)
     with atomic_folder(output) as folder:
         write_apart(files, cleaned, folder, columns)
         (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if cluster is not None:
+        shutil.rmtree(blocks_folder(output), ignore_errors=True)
     if as_json:
         print(json_shown(report, indent=2))
     else:
         print_report(cleaned, report)
     rate = cleaned.rows / max(time.monotonic() - started, 1e-9)
-    say(f"data clean: {cleaned.rows - len(cleaned.findings)} rows kept in {shown(output / 'kept')} ({rate:.0f} rows/s)")
+    say(
+        f"data clean: {number_of(cleaned.rows - len(cleaned.findings), 'row')} kept in {shown(output / 'kept')} "
+        f"({rate:.0f} rows/s)"
+    )
 
 
-def _rows(file: Path, columns: Mapping[str, str] | None) -> Iterator[Row]:
-    return (original.row for original in iter_originals(file, columns=columns))
+@dataclass(frozen=True, slots=True)
+class BlockJudged:
+    """What was found of a block's rows, each by itself."""
+
+    rows: list[Judged]
+    measured: dict[str, float]
+    """Losses or shares of wrong samples, by place, for the filter `difficulty`."""
+    margins: dict[str, float]
+
+    def lines(self) -> list[str]:
+        """As JSON, which `read` gives back."""
+        return [json.dumps({"measured": self.measured, "margins": self.margins}), *(row.line() for row in self.rows)]
+
+    @classmethod
+    def read(cls, text: str) -> BlockJudged:
+        first, *rows = text.split("\n")[:-1]
+        return cls([Judged.read(line) for line in rows], **json.loads(first))
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Opens what judges the rows of a block, each by itself."""
+
+    filters: tuple[Filter, ...]
+    against: tuple[str, ...]
+    columns: Mapping[str, str] | None
+    difficulty: str | None
+    reward: str | None
+    opening: Mapping[str, Any]
+
+    def __call__(self) -> Callable[[Sequence[Row]], BlockJudged]:
+        test_rows = read_files(self.against, columns=self.columns) if self.against else []
+        judge = Judge(self.filters, test_rows=test_rows, claims=self.reward is None)
+        measure = measure_of(self.difficulty, self.opening) if self.difficulty is not None else nothing
+        margins = Margins(self.reward, self.opening) if self.reward is not None else nothing
+        return lambda rows: BlockJudged([judge(row) for row in rows], measure(rows), margins(rows))
+
+    def job(self) -> dict[str, Any]:
+        """What the lines of a block depend on besides its rows."""
+        roles = {name: source for name, source in (("difficulty", self.difficulty), ("reward", self.reward)) if source}
+        return {
+            "filters": [described(given) for given in in_order(self.filters)],
+            "against": [content_hash(path) for name in self.against for path in expand(name)],
+            **{name: content_of(Path(source)) for name, source in roles.items()},
+            **self.opening,
+        }
+
+
+def nothing(rows: Sequence[Row]) -> dict[str, float]:
+    """Measures no row."""
+    return {}
+
+
+def content_of(source: Path) -> str:
+    """A hash over a file, or the files of a folder; the name of what is neither here."""
+    if source.is_file():
+        return content_hash(source)
+    return fingerprint_of(source) if source.is_dir() else str(source)
+
+
+def judged_elsewhere(blocks: RowBlocks, judging: Judging, output: Path, cluster: Cluster) -> Iterator[BlockJudged]:
+    """Has actors judge the blocks, and yields what they found in the rows' order.
+
+    Finished blocks are kept beside the output until it is there: the same command goes on from them.
+    """
+    digests = [digest_of(block) for block in blocks]
+    kept = KeptBlocks(blocks_folder(output), digests, judging.job())
+    missing = kept.missing()
+    if len(missing) < len(digests):
+        say(f"data clean: {len(digests) - len(missing)} of {len(digests)} blocks are there already")
+    found = Computing(blocks, LinesOf(judging)).over(digests, missing, cluster)
+    for done, (number, lines) in enumerate(found, start=1):
+        kept.keep(number, lines)
+        say(f"data clean: judged {done} of {number_of(len(missing), 'block')}")
+    yield from (BlockJudged.read(kept.text(number)) for number in range(len(digests)))
+
+
+@dataclass(frozen=True)
+class LinesOf:
+    """Opens what makes a block's lines."""
+
+    judging: Judging
+
+    def __call__(self) -> Callable[[Sequence[Row]], list[str]]:
+        judge = self.judging()
+        return lambda rows: judge(rows).lines()
+
+
+def blocks_folder(output: Path) -> Path:
+    """Where finished blocks are kept while there is no output yet."""
+    return output.with_name(f"{output.name}.blocks")
 
 
 def write_apart(
@@ -117,7 +229,9 @@ def write_apart(
                     _write(dropped, {"place": original.row.place, **first, **more, "row": original.values})
                 number += 1
     if number != cleaned.rows:
-        raise DataError(f"the files had {cleaned.rows} rows when they were judged and {number} now; run it again")
+        raise DataError(
+            f"the files had {number_of(cleaned.rows, 'row')} when they were judged and {number} now; run it again"
+        )
 
 
 def _write(file: IO[str], value: Any) -> None:
@@ -128,8 +242,11 @@ def output_names(files: Sequence[Path]) -> list[str]:
     """A name ending in .jsonl for each file, different even if files in different folders are called the same."""
     names: list[str] = []
     for file in files:
-        packed = file.with_suffix("") if file.suffix.lower() in PACKED else file
-        stem = packed.stem if packed.suffix.lower() in SUFFIXES else packed.name
+        if is_server(file) or is_database(file):
+            stem = stem_of(file)
+        else:
+            packed = file.with_suffix("") if file.suffix.lower() in PACKED else file
+            stem = packed.stem if packed.suffix.lower() in SUFFIXES else packed.name
         numbered = (f"{stem}-{n}.jsonl" if n > 1 else f"{stem}.jsonl" for n in range(1, len(files) + 2))
         names.append(next(name for name in numbered if name not in names))
     return names
@@ -138,7 +255,7 @@ def output_names(files: Sequence[Path]) -> list[str]:
 def report_of(cleaned: Cleaned, files: Sequence[Path], filters: Sequence[Filter]) -> dict[str, Any]:
     """What `report.json` holds."""
     return {
-        "files": [str(file) for file in files],
+        "files": [name_of(file) for file in files],
         "rows": cleaned.rows,
         "kept": cleaned.rows - len(cleaned.findings),
         "filters": [

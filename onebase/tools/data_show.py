@@ -20,6 +20,7 @@ from onebase.errors import ConfigError, DataError
 from onebase.models.base_config import UNLIMITED, context_length, read_config
 from onebase.models.loading import load_tokenizer
 from onebase.models.role_card import CARD_FILE, TEMPLATE_FILE, check_model_name, read_card
+from onebase.reading.databases import name_of
 from onebase.reading.formats import read_rows
 from onebase.records import Example, Prompt, Row
 from onebase.shown import number_of, shown
@@ -60,7 +61,7 @@ def run(
     """
     rows = read_rows(file, columns=columns, limit=row)
     if len(rows) < row:
-        raise ConfigError(f"--row is {row}, and {shown(file)} has {number_of(len(rows), 'row')}")
+        raise ConfigError(f"--row is {row}, and {shown(name_of(file))} has {number_of(len(rows), 'row')}")
     if not Path(model).is_dir():
         check_model_name(model, key="--model")
     tokenizer = load_tokenizer(model)
@@ -93,7 +94,8 @@ def _fitted(row: Row, chat: ChatFormat, cuts: Cuts, train_on: TrainOn) -> tuple[
     happened = {
         f"the prompt is cut, its oldest turns are left out: {cuts.reason}": cuts.turns,
         f"the prompt is cut, the beginning of its last user turn is left out: {cuts.reason}": cuts.tokens,
-        f"the prompt has {len(whole.prompt_ids)} tokens, so training leaves this row out: {cuts.reason}": cuts.dropped,
+        f"the prompt has {number_of(len(whole.prompt_ids), 'token')}, so training leaves this row out: "
+        f"{cuts.reason}": cuts.dropped,
         "answers are cut at the end, before their end token": cuts.completions,
         "the chat template leaves out parts of earlier answers (thinking, say)": cuts.rewritten,
     }
@@ -129,7 +131,7 @@ def _context(model: str, of_tokenizer: int) -> int:
 
 def _facts(row: Row, chat: ChatFormat, model: str, train_on: str, context: int) -> list[tuple[str, str]]:
     kinds = [f"{len(row.messages)} turn{'s' * (len(row.messages) != 1)}" if row.messages else "plain text"]
-    kinds += [f"{len(row.tools)} tools"] * bool(row.tools)
+    kinds += [f"{number_of(len(row.tools), 'tool')}"] * bool(row.tools)
     kinds += [f"{len(row.answers)} answer{'s' * (len(row.answers) != 1)}"]
     template = "none: plain text" if not row.messages else chat.name or "the tokenizer's own"
     return [

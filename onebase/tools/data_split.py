@@ -8,9 +8,10 @@ from pathlib import Path
 
 from onebase.files import atomic_folder
 from onebase.quality.split import Splitter
+from onebase.reading.databases import name_of
 from onebase.reading.formats import iter_originals
 from onebase.runs.progress import say
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 
 SIDES = ("train", "test")
 
@@ -27,7 +28,7 @@ def run(*, file: Path, output: Path, test: float, columns: Mapping[str, str] | N
     split = splitter.split(test, seed=seed)
     counts = (split.test.count(False), split.test.count(True))
     report = {
-        "file": str(file),
+        "file": name_of(file),
         "rows": dict(zip(SIDES, counts, strict=True)),
         "prompts": dict(zip(SIDES, split.prompts, strict=True)),
         "prompts_in_both": 0,
@@ -44,11 +45,17 @@ def run(*, file: Path, output: Path, test: float, columns: Mapping[str, str] | N
                 file_of_side.close()
         (folder / "split.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for side, count, prompts in zip(SIDES, counts, split.prompts, strict=True):
-        print(f"{side:<5}  {count:,} rows, {prompts:,} prompts, in {shown(output / f'{side}.jsonl')}")
-    print(f"No prompt is in both, nor two that are nearly the same ({split.groups:,} groups of similar prompts).")
+        print(
+            f"{side:<5}  {number_of(count, 'row', form=',')}, {number_of(prompts, 'prompt', form=',')}, in "
+            f"{shown(output / f'{side}.jsonl')}"
+        )
+    print(
+        f"No prompt is in both, nor two that are nearly the same ({number_of(split.groups, 'group', form=',')} of "
+        "similar prompts)."
+    )
     share = counts[1] / len(split.test)
     if abs(share - test) > max(0.02, 0.2 * test):
         say(
             f"warning: data split: {share:.1%} of the rows are for test, not {test:.1%}: rows with one prompt stay "
-            f"together, and the largest group has {split.largest} rows"
+            f"together, and the largest group has {number_of(split.largest, 'row')}"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onebase.quality.statistics import Statistics, Tokens, overlaps, statistics
+from onebase.reading.databases import name_of
 from onebase.reading.formats import iter_originals
 from onebase.records import Row
 from onebase.reporting.intervals import Interval
@@ -33,7 +34,7 @@ def run(
         ModelError: `model` has no tokenizer.
     """
     count = _counter(model, chat_template) if model is not None else lambda row: None
-    found = [statistics(str(file), _rows(file, columns, count)) for file in files]
+    found = [statistics(name_of(file), _rows(file, columns, count)) for file in files]
     shared = overlaps(found)
     if as_json:
         overlap = [{"files": list(pair), "prompts": number} for pair, number in shared.items()]
@@ -123,7 +124,7 @@ def _as_texts(found: Statistics) -> dict[str, str]:
     for what, points in found.quantiles.items():
         texts[f"{what} (5, 50, 95, 100 %)"] = " · ".join(f"{points[percent]:,}" for percent in (5, 50, 95, 100))
     for budget, share in found.fits.items():
-        texts[f"rows that fit {budget:,} tokens"] = f"{share:.1%}"
+        texts[f"rows that fit {number_of(budget, 'token', form=',')}"] = f"{share:.1%}"
         if share == 1:
             break
     texts["duplicates, near-duplicates"] = f"{found.duplicates:,}, {found.near_duplicates:,}"

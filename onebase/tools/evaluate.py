@@ -201,7 +201,7 @@ def report(
     overall = rates_of(judged)
     groups = {column: {value: rates_of(own) for value, own in by_value(judged, column).items()} for column in by}
     if failure := next((line["failure"] for line in lines if "failure" in line), None):
-        counted = f"{overall.failed} of {len(lines)} completions could not be checked and count as wrong"
+        counted = f"{overall.failed} of {number_of(len(lines), 'completion')} could not be checked and count as wrong"
         say(f"eval: {counted}; the first: {shown(failure, 200)}")
     if as_json:
         found = {column: {value: as_figures(own) for value, own in values.items()} for column, values in groups.items()}

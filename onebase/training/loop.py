@@ -26,6 +26,7 @@ from onebase.errors import (
 )
 from onebase.files import atomic_folder
 from onebase.runs.progress import StepProgress, say
+from onebase.shown import number_of
 from onebase.training.checkpoint import RandomStates, Stateful, TrainedWeights, remove_old, write_checkpoint
 from onebase.training.run import Run
 from onebase.training.update import Update
@@ -96,7 +97,7 @@ class Loop:
                 self.restore(run.state)
             if run.finished_before and self.done >= self._total:
                 raise ConfigError(
-                    f"{run.folder} holds a finished run of {self.done} steps, and no more are asked for",
+                    f"{run.folder} holds a finished run of {number_of(self.done, 'step')}, and no more are asked for",
                     remedy="no-more-steps",
                 )
             if run.group.is_main:

@@ -78,7 +78,7 @@ def amount(examples: Sequence[Example]) -> str:
     """How many examples and counted tokens there are, in words."""
     if isinstance(examples, Streamed):
         mean = num_counted(examples.sample()) / len(examples.sample())
-        return f"{len(examples)} streamed rows, about {mean * len(examples):.0f} counted tokens"
+        return f"{number_of(len(examples), 'streamed row')}, about {mean * len(examples):.0f} counted tokens"
     return f"{number_of(len(examples), 'example')}, {number_of(num_counted(examples), 'counted token')}"
 
 
@@ -89,5 +89,5 @@ def describe_steps(train: Sequence[Example], held_out: Sequence[object], *, step
     return [
         f"data        {amount(train)}; {len(held_out)} held out; "
         f"tokens per example: median {lengths[len(lengths) // 2]}, longest {lengths[-1]}",
-        f"steps       {steps} optimizer steps of {min(minibatch, len(train))} examples",
+        f"steps       {number_of(steps, 'optimizer step')} of {number_of(min(minibatch, len(train)), 'example')}",
     ]

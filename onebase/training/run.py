@@ -21,11 +21,13 @@ import yaml
 from onebase.errors import CheckpointError, ConfigError
 from onebase.files import cannot_be_written, settle_leftovers, write_atomically
 from onebase.processes import ALONE, Group
+from onebase.runs import watching
 from onebase.runs.folder import check_folder, require_same_config
 from onebase.runs.metrics import MetricsFile
 from onebase.runs.progress import say
 from onebase.runs.record import read_metrics
 from onebase.runs.trackers import numbers_of, open_trackers
+from onebase.shown import number_of
 from onebase.training.checkpoint import checkpoints, read_checkpoint, require_state
 
 
@@ -117,7 +119,8 @@ class Run:
             return state
         if there:
             raise CheckpointError(
-                f"{self.folder}: none of its {len(there)} checkpoints can be read", remedy="no-checkpoint-left"
+                f"{self.folder}: none of its {number_of(len(there), 'checkpoint')} can be read",
+                remedy="no-checkpoint-left",
             )
         if self._finished_parts is not None and any(self.folder.glob(self._finished_parts)):
             return None
@@ -153,6 +156,7 @@ class Run:
         self._phases["steps"] = self.seconds - self._phases.get("set_up", 0.0)
         if not self.group.is_main:
             return
+        values = {**values, **watching.look(self.folder, values)}
         try:
             self.open_record().write(step, values)
         except OSError as error:

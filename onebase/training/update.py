@@ -21,6 +21,7 @@ from onebase.files import write_atomically
 from onebase.models.base import OneBase
 from onebase.records import Example, TreeBatch
 from onebase.runs.progress import say
+from onebase.shown import number_of
 from onebase.training.averages import Averages, on_host
 
 MAX_REFUSED_IN_A_ROW = 5
@@ -135,9 +136,10 @@ class Update:
             group["lr"] = peak * rate(self.schedule.last_epoch)
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         if self._shape != "constant":
+            kept = number_of(self.steps_done, "step keeps its learning rate", "steps keep the learning rates they had")
             say(
-                f"the {self._shape} schedule now ends at step {self._total_steps} and not {before}: the first "
-                f"{self.steps_done} steps keep the learning rates they had, the rest is recomputed"
+                f"the {self._shape} schedule now ends at step {self._total_steps} and not {before}: the first {kept}, "
+                "the rest is recomputed"
             )
 
     def step(self, *parts: Part) -> dict[str, float]:
@@ -225,7 +227,8 @@ class Update:
         """
         if self.steps_done and self.steps_refused == self.steps_done:
             raise NonFiniteError(
-                f"nothing was trained: all {self.steps_done} optimizer steps had a loss or gradient that is not finite",
+                f"nothing was trained: all {number_of(self.steps_done, 'optimizer step')} had a loss or gradient "
+                "that is not finite",
                 remedy="never-finite",
             )
 

@@ -54,7 +54,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onebase.errors import ConfigError, VerifierError
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 from onebase.verifiers.left_behind import remove_files_of
 from onebase.verifiers.seccomp import compiled_filter
 
@@ -154,7 +154,9 @@ def _verdict(reply: bytes, tests: int) -> tuple[bool, int, str]:
     except (ValueError, KeyError, TypeError):
         compiled, passed, reason = False, -1, ""
     if type(passed) is not int or not 0 <= passed <= tests or not isinstance(reason, str):
-        raise VerifierError(f"the sandbox gave no verdict on {tests} tests: {shown(repr(reply[-60:]), 90)}")
+        raise VerifierError(
+            f"the sandbox gave no verdict on {number_of(tests, 'test')}: {shown(repr(reply[-60:]), 90)}"
+        )
     return compiled is True, passed, reason
 
 

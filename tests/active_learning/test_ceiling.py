@@ -21,6 +21,8 @@ def test_without_ties_agreement_is_kendalls_tau_from_0_to_1() -> None:
 def test_a_tie_of_the_other_counts_half_and_an_own_tie_is_not_asked_about() -> None:
     assert agreement_on([[2, 1], [2, 2]]) == 0.5
     assert agreement_on([[2, 1], [2, 1], [1, 2]]) == pytest.approx(2 / 6)
+    # Asked of the first person: 0.5, 1, 1; of the second, who ties two answers: 1, 1.
+    assert agreement_on([[3, 2, 1], [2, 2, 1]]) == pytest.approx(4.5 / 5)
     assert math.isnan(agreement_on([[2, 2], [1, 1]])) and math.isnan(agreement_on([[2, 1]]))
 
 

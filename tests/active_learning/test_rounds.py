@@ -15,7 +15,8 @@ from onebase.active_learning.features import answers_of, comparable
 from onebase.cli.label_next import curve, next_
 from onebase.errors import ConfigError, DataError
 from onebase.labels.judged import NewTask
-from onebase.labels.store import Brought, Store
+from onebase.labels.judgements import Brought
+from onebase.labels.store import Store
 from onebase.records import Message
 from onebase.tools.score import run as score
 from tests.recipes.conftest import ANIMALS, write_rows
@@ -39,17 +40,17 @@ def file(tmp_path: Path) -> Path:
 def rank_all(url: str, names: tuple[str, ...] = ("Ann",)) -> None:
     """Everybody ranks every task: `good` first, `bad` last, what is longer before what is shorter."""
     store, given = Store.open(url), []
-    for task in store.tasks():
+    for task in store.tasks.all():
         value = [("good" in a) * 100 - ("bad" in a) * 100 + len(a) for a in task.answers]
         grades = tuple(1 + sum(one > other for other in value) for one in value)
         given += [Brought(name, next_round.task_key(task), grades) for name in names]
-    store.bring(given)
+    store.judgements.bring(given)
     store.close()
 
 
 def tasks_in(url: str) -> list[NewTask]:
     store = Store.open(url)
-    found = list(store.tasks())
+    found = list(store.tasks.all())
     store.close()
     return found
 
@@ -151,11 +152,11 @@ def test_comparable_features_have_no_mean_and_one_size() -> None:
 def test_gold_questions_teach_nothing(tmp_path: Path) -> None:
     url = str(tmp_path / "label.db")
     store = Store.open(url, create=True)
-    store.add_tasks([NewTask((Message("user", "Which?"),), ("a", "b"), gold=(2.0, 1.0))])
+    store.tasks.add([NewTask((Message("user", "Which?"),), ("a", "b"), gold=(2.0, 1.0))])
     store.close()
     rank_all(url)
     store = Store.open(url)
-    assert next_round.rankings_in(store.tasks(), store.judgements()) == [] and len(store.judgements()) == 1
+    assert next_round.rankings_in(store.tasks.all(), store.judgements.all()) == [] and len(store.judgements.all()) == 1
     store.close()
 
 
@@ -210,5 +211,5 @@ def test_a_project_says_where_its_database_is_how_tasks_overlap_and_what_its_col
     rows = [{"q": f"Which of these, number {n}?", "a": f"{n} cats", "b": f"{n} dogs"} for n in range(3)]
     next_(str(project), write_rows(tmp_path / "rows.jsonl", rows), num=2)
     store = Store.open(tmp_path / "ranked.db")
-    assert [task.overlap for task in store.tasks()] == [3, 3]
+    assert [task.overlap for task in store.tasks.all()] == [3, 3]
     store.close()

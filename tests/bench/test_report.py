@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import quick, report, tables
+from bench import quick, report, serving, tables
 from bench.options import MISSING, Measurement, measured_by
 from bench.results import keep, read_results
 from bench.side import SideFailed, measure_each, run_side, tail
@@ -42,13 +42,15 @@ def a_row(samples: float, megabytes: float) -> dict[str, Any]:
 
 
 def test_the_prose_around_the_marks_stays() -> None:
-    page = f"# Title\n\nBefore.\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n"
+    page = f"# Title\n\nBefore.\n\n{report.MARKS[0]}\nold\n{report.MARKS[1]}\n\nAfter.\n"
     found = report.between_marks(page, "new", "page.md")
-    assert found == f"# Title\n\nBefore.\n\n{report.BEGIN}\n\nnew\n\n{report.END}\n\nAfter.\n"
+    assert found == f"# Title\n\nBefore.\n\n{report.MARKS[0]}\n\nnew\n\n{report.MARKS[1]}\n\nAfter.\n"
     assert report.between_marks(found, "new", "page.md") == found
 
 
-@pytest.mark.parametrize("page", ["", report.BEGIN, f"{report.END} {report.BEGIN}", f"{report.BEGIN}{report.END}" * 2])
+@pytest.mark.parametrize(
+    "page", ["", report.MARKS[0], f"{report.MARKS[1]} {report.MARKS[0]}", f"{report.MARKS[0]}{report.MARKS[1]}" * 2]
+)
 def test_a_page_without_its_marks_is_refused(page: str) -> None:
     with pytest.raises(ValueError, match="page.md: expected .* once each"):
         report.between_marks(page, "new", "page.md")
@@ -66,7 +68,7 @@ def test_a_missed_target_is_said() -> None:
 
 def test_the_page_is_written_from_any_part_of_the_results(tmp_path: Path) -> None:
     page, results = tmp_path / "performance.md", tmp_path / "results.json"
-    page.write_text(f"# Performance\n{report.BEGIN}{report.END}\n")
+    page.write_text(f"# Performance\n{report.MARKS[0]}{report.MARKS[1]}\n")
     report.write(results, page)
     assert report.NOT_YET in page.read_text()
     keep("dpo bf16", a_row(7.0, 400), results, within="rows")
@@ -80,7 +82,30 @@ def test_the_page_is_written_from_any_part_of_the_results(tmp_path: Path) -> Non
 
 def test_the_projects_own_page_has_its_marks() -> None:
     page = report.between_marks(report.PAGE.read_text(encoding="utf-8"), "a new part", report.PAGE.name)
-    assert f"{report.BEGIN}\n\na new part\n\n{report.END}" in page and "## How it is measured" in page
+    assert f"{report.MARKS[0]}\n\na new part\n\n{report.MARKS[1]}" in page and "## How it is measured" in page
+    page = report.between_marks(page, "served", report.PAGE.name, marks=report.SERVING_MARKS)
+    assert f"{report.SERVING_MARKS[0]}\n\nserved\n\n{report.SERVING_MARKS[1]}" in page and "a new part" in page
+
+
+def test_servers_are_one_table_and_other_measurements_leave_it(tmp_path: Path) -> None:
+    def one(tokens: list[float], first: list[float]) -> dict[str, Any]:
+        rounds = [
+            {str(n): {"tokens_per_second": t, "first_token_seconds": f} for n in serving.CLIENTS}
+            for t, f in zip(tokens, first, strict=True)
+        ]
+        return serving.middle(rounds)
+
+    sides = {"onebase": one([300.0, 100.0], [0.1, 0.3]), "transformers": one([50.0, 30.0], [20.0, 22.0])}
+    found = tables.serving({"serving": {**MACHINE, "new_tokens": 64, "sides": sides}})
+    assert "| 16 | 200.0 (100.0, 300.0) | 40.0 (30.0, 50.0) | 5.0 |" in found
+    assert "| 16 | 200 (100, 300) | 21,000 (20,000, 22,000) |" in found
+    page, results = tmp_path / "performance.md", tmp_path / "results.json"
+    page.write_text("".join((*report.MARKS, report.SERVING_MARKS[0], "as it was", report.SERVING_MARKS[1])))
+    report.write(results, page)
+    assert "as it was" in page.read_text()
+    keep("serving", {**MACHINE, "new_tokens": 64, "sides": sides}, results)
+    report.write(results, page)
+    assert found.strip() in page.read_text() and "as it was" not in page.read_text()
 
 
 def test_what_was_measured_before_is_kept(tmp_path: Path) -> None:

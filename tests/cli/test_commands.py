@@ -35,7 +35,7 @@ def onebase_command(*words: str, folder: Path | None = None) -> subprocess.Compl
 
 
 def fake_recipe(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
-    monkeypatch.setattr(modules, "load", lambda verb: SimpleNamespace(**functions))
+    monkeypatch.setattr(modules, "load", lambda verb: SimpleNamespace(first_steps=lambda config: None, **functions))
     monkeypatch.setattr(preflight, "check", lambda config: None)  # there is nothing to read
     monkeypatch.setattr(commands, "check_file", lambda path: None)
     monkeypatch.setattr(preflight, "check_models", lambda config: None)
@@ -307,10 +307,11 @@ def test_a_terminal_escape_in_an_argument_is_not_passed_on() -> None:
     assert done.returncode == 2 and "\x1b" not in done.stderr and r"\x1b[31m" in done.stderr
 
 
-def test_a_reader_that_stops_early_is_no_complaint() -> None:
+@pytest.mark.parametrize("verb", ["ppo", "score"])  # whose help is our own, and rich's
+def test_a_reader_that_stops_early_is_no_complaint(verb: str) -> None:
     # Closing our end before the command writes makes its first write fail.
     process = subprocess.Popen(
-        [sys.executable, "-m", "onebase", "ppo", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "onebase", verb, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()

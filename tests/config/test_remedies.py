@@ -24,6 +24,7 @@ ROOMS = (
     "data",
     "engines",
     "models",
+    "planning",
     "reading",
     "rewards",
     "runs",

@@ -244,9 +244,9 @@ def test_answers_that_were_cut_are_counted(chat: ChatFormat) -> None:
 
 
 def test_a_context_that_holds_nothing_is_refused() -> None:
-    for context in (0, 1):
+    for context, words in ((0, "0 tokens"), (1, "1 token")):
         with pytest.raises(
-            ModelError, match=f"the model's context of {context} tokens .* has no room for a prompt and an answer"
+            ModelError, match=f"the model's context of {words} .* has no room for a prompt and an answer"
         ):
             Limits(context)
 

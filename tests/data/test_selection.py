@@ -54,7 +54,7 @@ def test_one_prompt_cannot_be_split() -> None:
     with pytest.raises(DataError) as caught:
         split_by_prompt(rows_of(["a", "a", "a"]), 0.5, 0)
     assert str(caught.value) == (
-        "f:0: nothing can be held out: the 3 rows have 1 different prompts (texts of a .txt file are separated by "
+        "f:0: nothing can be held out: the 3 rows have 1 different prompt (texts of a .txt file are separated by "
         "blank lines)"
     )
     assert caught.value.remedy == "nothing-to-hold-out"

@@ -1,6 +1,8 @@
 """Runs every recipe's step on a fake GPU, and prints what made the host wait: one JSON line per pass.
 
-usage: python -m tests.devices.passes FOLDER [PLANT]    FOLDER holds what is compiled; PLANT is a fault to plant
+usage: python -m tests.devices.passes FOLDER    FOLDER holds what is compiled
+
+Then the first pass again with each fault planted.
 
 A process of its own, because PyTorch believes in the GPU from then on.
 """
@@ -10,7 +12,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -209,17 +212,20 @@ PASSES: dict[str, Callable[[str], None]] = {
 }
 
 
+ON_ALL = ("sft", "pretrain", "reward", "dpo sigmoid", "ppo, critic adapter", "decode step")
 PAIRS = [
     (base, name)
     for base in BASES
     for name in PASSES
-    if base == "packed, flex" or not name.startswith("dpo") or name == "dpo sigmoid"
+    if base == "packed, flex" or name in ON_ALL or (base == "transformers, padded" and not name.startswith("dpo"))
 ]
-"""What runs on what: every loss on one engine, since none knows which it is."""
+"""What runs on what: every loss on one engine, since none knows which it is, and all that samples on two."""
+FAULTS = ("left", "wait")
 
 
-def plant(fault: str) -> None:
-    """Plants a fault: a state that goes through the CPU, or one that stays there."""
+@contextmanager
+def planted(fault: str) -> Iterator[None]:
+    """Plants a fault: a state that goes through the CPU (`wait`), or one that stays there (`left`)."""
     from onebase.engines import packed
 
     states = packed.PackedEngine.states
@@ -229,22 +235,24 @@ def plant(fault: str) -> None:
         return found.to("cuda") if fault == "wait" else found
 
     packed.PackedEngine.states = through_the_cpu  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        packed.PackedEngine.states = states  # type: ignore[method-assign]
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
     load_guard(Path(sys.argv[1]))
-    fault = sys.argv[2] if len(sys.argv) > 2 else ""
-    if fault:
-        plant(fault)
-    for base, name in PAIRS if not fault else PAIRS[:1]:
-        with fake_cuda(setattr) as mode:
+    for base, name, fault in [*((*pair, "") for pair in PAIRS), *((*PAIRS[0], fault) for fault in FAULTS)]:
+        with fake_cuda(setattr) as mode, planted(fault) if fault else nullcontext():
             try:
                 PASSES[name](base)
                 problem = ""
             except Exception as error:  # whatever an operation says that does not fit its devices
                 problem = f"{type(error).__name__}: {error}"
-        print(json.dumps({"base": base, "pass": name, "error": problem, "waits": mode.waits}), flush=True)
+        found = {"base": base, "pass": name, "fault": fault, "error": problem, "waits": mode.waits}
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

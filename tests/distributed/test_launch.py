@@ -1,4 +1,4 @@
-"""`--processes`: the real launcher, mostly with programs that take no time, and twice with a run that trains."""
+"""The launcher: `--processes` and several machines, mostly with programs that take no time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from onebase import processes
 from onebase.cli.main import main
-from tests.distributed.ranks import ROOT
+from tests.distributed.ranks import ROOT, free_port
 from tests.distributed.test_verbs import largest_difference
 from tests.recipes.conftest import Options, answered_rows, common, make_base, metric_rows, words, write_rows
 
@@ -199,6 +199,72 @@ def test_a_run_survives_the_kill_of_one_process_and_a_stop(tmp_path: Path, capsy
     assert largest_difference(tmp_path / "run", tmp_path / "whole") < 5e-3  # rounding, after many steps
     ends = [metric_rows(tmp_path / name)[-1]["loss"] for name in ("run", "whole")]
     assert ends[0] == pytest.approx(ends[1], abs=1e-3)
+
+
+def machines(body: str, *numbers: int, seconds: int = 60) -> list[tuple[int, str]]:
+    """Launchers of one process each that meet, as two machines would start them: their codes and what they said."""
+    program = (
+        "import sys; from onebase.distributed import launch; "
+        f"launch.SECONDS_TO_MEET = launch.SECONDS_TO_REACH = {seconds}; "
+        f"meeting = launch.Meeting(2, '127.0.0.1:{free_port()}', 'x'); "
+        "sys.exit(launch.run([sys.executable, '-S', '-c', sys.argv[1]], 1, meeting=meeting))"
+    )
+    line = [sys.executable, "-c", program, PROGRAM + body]
+    running = [
+        subprocess.Popen([*line], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) for _ in numbers
+    ]
+    said = [one.communicate(timeout=120)[1] for one in running]
+    return [(one.returncode, text) for one, text in zip(running, said, strict=True)]
+
+
+def test_machines_that_meet_number_their_processes_and_keep_their_codes() -> None:
+    body = "end(3, 'error: row 7 of ' + os.environ['WORLD_SIZE']) if rank else os.kill(os.getpid(), 9)"
+    found = sorted(machines(body, 0, 1))
+    killed = "error: process 0 of 2 was killed by SIGKILL; run the same command to resume from the last checkpoint\n"
+    assert found == [(3, "error: row 7 of 2\n"), (137, killed)]
+
+
+def test_a_machine_that_does_not_come_is_one_line() -> None:
+    ((code, said),) = machines("end(0)", 0, seconds=2)
+    assert code == 1 and said.startswith("error: the machines did not meet at 127.0.0.1:") and said.count("\n") == 1
+    assert said.endswith("; see that all name it and can reach it\n")
+
+
+def test_several_machines_need_a_place_and_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    from onebase.distributed import launch
+
+    with pytest.raises(SystemExit) as ended:
+        launch.main(["--machines", "2", "--processes", "1", "--meet", "h:1", "sft", "a.yaml", "--name", "x"])
+    assert ended.value.code == 2
+    assert "several machines need a place to meet and a name of this start" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_machines_share_a_run_and_a_mistake_keeps_its_code(tmp_path: Path) -> None:
+    base, rows = make_base(tmp_path / "base"), write_rows(tmp_path / "rows.jsonl", answered_rows(14))
+
+    def together(asked: Options) -> list[int]:
+        place = ["--machines", "2", "--processes", "1", "--meet", f"127.0.0.1:{free_port()}", "--name", "x"]
+        line = [sys.executable, "-m", "onebase.distributed.launch", *place, "sft"]
+        line += words(common(base, tmp_path / "run", rows), {"max_steps": 2, "lora.r": 4}, asked)
+        both = [
+            subprocess.Popen(line, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)
+        ]
+        said = [one.communicate(timeout=400)[1] for one in both]
+        assert not any("Traceback" in text for text in said), said
+        return [one.returncode for one in both]
+
+    assert together({}) == [0, 0]
+    assert (tmp_path / "run" / "policy").is_dir()
+    assert 2 in together({"optimizer.learning_rate": -1.0})
+
+
+def test_of_several_codes_that_of_the_process_that_says_why_counts(capfd: pytest.CaptureFixture[str]) -> None:
+    from onebase.distributed import launch
+
+    body = PROGRAM + "time.sleep(rank)\nend(3, 'error: row 7') if rank else end(1, 'error: the other is gone')"
+    assert launch.run([sys.executable, "-S", "-c", body], 2) == 3
+    assert capfd.readouterr().err.splitlines() == ["error: the other is gone", "error: process 1 of 2: row 7"]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,13 @@ from tests.recipes.conftest import (
 pytestmark = pytest.mark.slow
 LEARNING_RATE = 1e-3
 TOLERANCE = LEARNING_RATE / 20
-WAYS = {"one": (1, False), "two": (2, False), "two spread": (2, True), "four spread": (4, True)}
+WAYS = {
+    "one": (1, False),
+    "two": (2, False),
+    "two spread": (2, True),
+    "four": (4, False),
+    "four spread": (4, True),
+}
 """Number of processes, and whether the base is spread over them."""
 VERBS = ("sft", "reward", "dpo", "ppo", "rft", "best-of", "iterate")
 
@@ -156,10 +162,11 @@ def test_a_verb_does_the_same_in_any_number_of_processes(runs: Path, verb: str) 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_spread_base_changes_no_byte(runs: Path, verb: str) -> None:
-    whole, spread = runs / f"{verb} two", runs / f"{verb} two spread"
-    assert largest_difference(whole, spread) == 0.0
-    assert measured(whole) == measured(spread)
-    assert written(whole) == written(spread)
+    for count in ("two", "four"):
+        whole, spread = runs / f"{verb} {count}", runs / f"{verb} {count} spread"
+        assert largest_difference(whole, spread) == 0.0
+        assert measured(whole) == measured(spread)
+        assert written(whole) == written(spread)
 
 
 def test_only_the_first_process_speaks(runs: Path) -> None:

@@ -97,7 +97,7 @@ class Opened:
     def person(self, name: str, *, admin: bool = False) -> Visitor:
         """Somebody who is in, by an invitation link."""
         visitor = self.visitor()
-        link = f"/invitation/{self.store.invite('admin' if admin else 'annotator')}"
+        link = f"/invitation/{self.store.people.invite('admin' if admin else 'annotator')}"
         visitor.get(link)
         answer = visitor.post(link, {"name": name, "password": PASSWORD})
         assert answer.status_code == 303, answer.text

@@ -186,14 +186,16 @@ def test_the_verb_reads_a_database_and_a_project(tmp_path: Path, capsys: pytest.
 
     path = tmp_path / "label.db"
     store = Store.open(str(path), create=True)
-    store.add_tasks([NewTask((Message("user", f"q {n}"),), ("a", "b", "c")) for n in range(12)], overlap=2)
+    store.tasks.add([NewTask((Message("user", f"q {n}"),), ("a", "b", "c")) for n in range(12)], overlap=2)
     for name in ("ann", "bob"):
-        person = store.add_person(name)
+        person = store.people.add(name)
         for n in range(12):
-            lease = store.lease(person.id, gold_share=0)
+            lease = store.leases.take(person.id, gold_share=0)
             assert lease is not None
-            store.save(person.id, lease.task.id, key=f"{name} {n}", kind="ranked", grades=(3, 2, 1), seconds=5.0)
-    store.undo(store.person("bob").id)  # type: ignore[union-attr]
+            store.judgements.save(
+                person.id, lease.task.id, key=f"{name} {n}", kind="ranked", grades=(3, 2, 1), seconds=5.0
+            )
+    store.judgements.undo(store.people.named("bob").id)  # type: ignore[union-attr]
     store.close()
     agreement(str(path), json=True)
     found = json.loads(capsys.readouterr().out)

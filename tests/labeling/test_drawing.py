@@ -48,22 +48,22 @@ def test_a_queue_stays_filled_and_no_prompt_is_asked_twice(
     monkeypatch.setattr(drawing, "SECONDS", 0.02)
     plan = wanted(tmp_path, folders, "One", "Two", "Three", "Four", "x" * 600)
     with Drawing(plan, store):
-        wait(lambda: store.num_tasks() == 2)
+        wait(lambda: store.tasks.count() == 2)
         time.sleep(0.3)
-        assert store.num_tasks() == 2  # enough wait
-        person = store.add_person("Ann")
-        lease = store.lease(person.id)
+        assert store.tasks.count() == 2  # enough wait
+        person = store.people.add("Ann")
+        lease = store.leases.take(person.id)
         assert lease is not None
-        store.save(person.id, lease.task.id, key="a", kind="all_bad")
-        wait(lambda: store.num_tasks() == 3)
-    tasks = store.tasks()
+        store.judgements.save(person.id, lease.task.id, key="a", kind="all_bad")
+        wait(lambda: store.tasks.count() == 3)
+    tasks = store.tasks.all()
     assert [task.prompt[0].content for task in tasks] == ["One", "Two", "Three"]
     assert all(2 <= len(task.answers) <= 3 and task.chosen == "random" for task in tasks)
     assert {name for task in tasks for name in task.sources} == {"helpful", "brief"}
     assert all(task.ended is not None and len(task.ended) == len(task.answers) for task in tasks)
     with Drawing(wanted(tmp_path, folders, "One", "Two", "Three", "Four", "x" * 600, queue=50), store) as again:
         wait(lambda: not again._thread.is_alive())
-    assert [task.prompt[0].content for task in store.tasks()] == ["One", "Two", "Three", "Four"]
+    assert [task.prompt[0].content for task in store.tasks.all()] == ["One", "Two", "Three", "Four"]
     assert again.stopped == ""
 
 
@@ -80,7 +80,7 @@ def test_a_model_that_fails_is_told_and_ends_nothing_else(
     monkeypatch.setattr(drawing, "generate", fail)
     with Drawing(wanted(tmp_path, folders, "One"), store) as running:
         wait(lambda: bool(running.stopped))
-    assert running.stopped == "too large" and store.num_tasks() == 0
+    assert running.stopped == "too large" and store.tasks.count() == 0
     assert "label: no more answers are sampled: too large" in capsys.readouterr().err
 
 
@@ -96,4 +96,4 @@ def test_answers_that_are_all_the_same_are_left_out(
     same = Wanted(plan.settings, [folders["helpful"]], plan.prompts, 0.0, 2, 0)
     with Drawing(same, store) as running:
         wait(lambda: not running._thread.is_alive())
-    assert store.num_tasks() == 0 and "is left out: all answers to it are the same" in capsys.readouterr().err
+    assert store.tasks.count() == 0 and "is left out: all answers to it are the same" in capsys.readouterr().err

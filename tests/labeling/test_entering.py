@@ -16,7 +16,7 @@ from onebase.labeling.sessions import Sessions, secret_in
 from tests.labeling.conftest import HERE, PASSWORD, Open, Visitor
 
 CLOSED = ["/", "/history", "/help", "/account", "/token", "/tasks/1/answers/0", "/admin", "/admin/people", "/nowhere"]
-POSTED = ["/judgements", "/undo", "/logout", "/account", "/admin/people", "/admin/people/1"]
+POSTED = ["/judgements", "/undo", "/account", "/admin/people", "/admin/people/1"]
 
 
 @pytest.mark.parametrize("path", CLOSED)
@@ -31,7 +31,7 @@ def test_without_a_session_no_form_is_taken(opened: Open, path: str) -> None:
     visitor = opened().visitor()
     visitor.get("/login")
     answer = visitor.post(path)
-    assert (answer.status_code, answer.text) == (401, "you are logged out; log in first\n")
+    assert (answer.status_code, answer.text) == (401, "you are logged out; log in and send it again\n")
 
 
 def test_pages_for_admins_are_shown_to_nobody_else(opened: Open) -> None:
@@ -127,7 +127,7 @@ def test_a_wrong_link_gets_a_sentence(opened: Open, token: str) -> None:
 
 def test_a_link_without_a_name_works_once(opened: Open) -> None:
     project = opened()
-    link = f"/invitation/{project.store.invite()}"
+    link = f"/invitation/{project.store.people.invite()}"
     for _ in range(3):  # programs that preview links open them, too
         assert "You are invited" in project.visitor().get(link).text
     first, second = project.visitor(), project.visitor()
@@ -135,12 +135,12 @@ def test_a_link_without_a_name_works_once(opened: Open) -> None:
     assert first.post(link, {"name": "Ann"}).status_code == 303
     answer = second.post(link, {"name": "Bob"})
     assert answer.status_code == 404 and "wrong, used or too old" in answer.text
-    assert [person.name for person in project.store.people()] == ["Ann"]
+    assert [person.name for person in project.store.people.all()] == ["Ann"]
 
 
 def test_a_link_with_a_name_lets_that_person_in_again_and_changes_no_password(opened: Open) -> None:
     project = opened()
-    link = f"/invitation/{project.store.invite(name='Ann')}"
+    link = f"/invitation/{project.store.people.invite(name='Ann')}"
     for password in (PASSWORD, "another password"):
         visitor = project.visitor()
         assert "Ann" in visitor.get(link).text
@@ -149,12 +149,12 @@ def test_a_link_with_a_name_lets_that_person_in_again_and_changes_no_password(op
     later = project.visitor()
     later.get("/login")
     assert later.post("/login", {"name": "Ann", "password": PASSWORD}).status_code == 303
-    assert [person.name for person in project.store.people()] == ["Ann"]
+    assert [person.name for person in project.store.people.all()] == ["Ann"]
 
 
 def test_an_admin_comes_in_with_a_password_only(opened: Open) -> None:
     project = opened()
-    link = f"/invitation/{project.store.invite('admin')}"
+    link = f"/invitation/{project.store.people.invite('admin')}"
     visitor = project.visitor()
     visitor.get(link)
     answer = visitor.post(link, {"name": "Ann", "password": "short"})
@@ -165,8 +165,8 @@ def test_an_admin_comes_in_with_a_password_only(opened: Open) -> None:
 @pytest.mark.parametrize("name", ["", " ", "x" * 101, "a\u202eb", "Ann"])
 def test_a_name_that_cannot_be_used_gets_a_sentence(opened: Open, name: str) -> None:
     project = opened()
-    project.store.add_person("Ann")
-    link = f"/invitation/{project.store.invite()}"
+    project.store.people.add("Ann")
+    link = f"/invitation/{project.store.people.invite()}"
     visitor = project.visitor()
     visitor.get(link)
     answer = visitor.post(link, {"name": name})
@@ -181,23 +181,71 @@ def test_a_name_with_quotes_is_shown_as_it_is(opened: Open, name: str) -> None:
     for path in ("/admin", "/admin/people"):
         page = admin.get(path).text
         assert f"<bdi>{escape(name)}</bdi>" in page and "<b>Ann" not in page
-    assert project.store.people()[0].name == name
+    assert project.store.people.all()[0].name == name
 
 
 def test_who_is_shut_out_is_out_at_once(opened: Open) -> None:
     project = opened()
     ann, root = project.person("Ann"), project.person("Root", admin=True)
     root.get("/admin/people")
-    number = str(project.store.people()[0].id)
+    number = str(project.store.people.all()[0].id)
     assert "shut out" in root.post(f"/admin/people/{number}", {"active": "no"}).text
     assert ann.get("/").headers["location"] == "/login"
     ann.get("/login")
     assert ann.post("/login", {"name": "Ann", "password": PASSWORD}).status_code == 403
     root.post(f"/admin/people/{number}", {"active": "yes"})
     assert ann.post("/login", {"name": "Ann", "password": PASSWORD}).status_code == 303
-    mine = str(project.store.people()[1].id)
+    mine = str(project.store.people.all()[1].id)
     assert "You cannot shut yourself out." in root.post(f"/admin/people/{mine}", {"active": "no"}).text
     assert root.post("/admin/people/999", {"active": "no"}).status_code == 404
+
+
+def test_logging_out_ends_every_session_of_this_person_and_nobody_elses(opened: Open) -> None:
+    project = opened()
+    ann, bob = project.person("Ann"), project.person("Bob")
+    copied = Visitor(project.app)
+    copied.client.cookies.update(ann.client.cookies)
+    assert copied.get("/").status_code == ann.get("/").status_code == 200
+    assert ann.post("/logout").headers["location"] == "/login"
+    assert copied.get("/").headers["location"] == "/login"
+    task = {"kind": "all_bad", "key": "k", "task": "1"}
+    assert copied.post("/judgements", task).status_code == 401  # with the token of before
+    assert project.store.judgements.all() == [] and bob.get("/").status_code == 200
+    ann.get("/login")
+    assert ann.post("/login", {"name": "Ann", "password": PASSWORD}).status_code == 303
+    assert ann.get("/").status_code == 200
+
+
+def test_logging_out_twice_leads_to_the_login_both_times(opened: Open) -> None:
+    project = opened()
+    ann = project.person("Ann")
+    ann.get("/")
+    kept, before = dict(ann.client.cookies), project.store.people.all()[0].session
+    for _ in range(2):  # a double click sends the form again, with the cookie and the token of before
+        answer = ann.post("/logout")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+        ann.client.cookies.update(kept)
+    assert project.store.people.all()[0].session == before + 1
+
+
+def test_who_was_shut_out_comes_back_by_logging_in_only(opened: Open) -> None:
+    project = opened()
+    ann = project.person("Ann")
+    for active in (False, True):
+        project.store.people.set_active("Ann", active)
+        assert ann.get("/").headers["location"] == "/login"
+    ann.get("/login")
+    assert ann.post("/login", {"name": "Ann", "password": PASSWORD}).status_code == 303
+
+
+def test_a_cookie_of_an_older_version_is_nobodys(opened: Open) -> None:
+    project = opened()
+    ann = project.person("Ann")
+    sessions = project.site.sessions
+    for said in ([1, "0123456789abcdef"], [1, True], [1, 0, 0], []):
+        ann.client.cookies.clear()
+        ann.client.cookies.set(sessions.name, str(sessions._signed.dumps(said)))
+        assert ann.get("/").headers["location"] == "/login", said
 
 
 def test_a_new_password_ends_all_other_sessions(opened: Open) -> None:
@@ -246,7 +294,7 @@ def test_a_form_without_its_token_is_refused(opened: Open) -> None:
     for token in ("", "0" * 64, bob.task()["csrf"], "ä"):
         answer = ann.post("/judgements", {**task, "csrf": token, "kind": "all_bad"})
         assert (answer.status_code, answer.text[:20]) == (403, "this form is from be")
-    assert project.store.judgements() == []
+    assert project.store.judgements.all() == []
 
 
 def test_a_cookie_that_we_did_not_sign_is_nobodys(opened: Open) -> None:
@@ -254,7 +302,7 @@ def test_a_cookie_that_we_did_not_sign_is_nobodys(opened: Open) -> None:
     ann = project.person("Ann")
     name = project.site.sessions.name
     good = ann.client.cookies[name]
-    forged = Sessions(b"x" * 32).enter(project.store.people()[0]).cookie
+    forged = Sessions(b"x" * 32).enter(project.store.people.all()[0]).cookie
     for cookie in (forged, good[:-1], good + "a", "", '"', "a.b.c"):
         visitor = Visitor(project.app)
         visitor.client.cookies.set(name, cookie)

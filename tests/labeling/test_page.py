@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from onebase.labels.store import shown_order
+from onebase.labels.leases import shown_order
 from onebase.web.listening import BACKLOG, HTTPServer, address_of, listening
 from tests.labeling.conftest import PASSWORD, Opened, write_project
 from tests.serving.browser import CHROMIUM, Browser
@@ -62,7 +62,7 @@ class Guest:
     """Somebody in front of a page, who came by an invitation link."""
 
     def __init__(self, running: Running, browser: Browser, name: str, *, admin: bool = False, **options: Any) -> None:
-        link = f"{running.url}/invitation/{running.store.invite('admin' if admin else 'annotator')}"
+        link = f"{running.url}/invitation/{running.store.people.invite('admin' if admin else 'annotator')}"
         self.page, self._url, self.name = browser.open(link, **options), running.url, name
         self.page.js("document.querySelector('#name').focus()")
         self.page.type(name)
@@ -135,8 +135,8 @@ def enter(running: Running, browser: Browser) -> Iterator[Enter]:
 
 def graded(running: Running, person: str) -> dict[str, int]:
     """The grades of a person's last ranking, by the letters on their page."""
-    last = [one for one in running.store.judgements() if one.person == person][-1]
-    task, found = running.store.task(last.task_id), running.store.person(person)
+    last = [one for one in running.store.judgements.all() if one.person == person][-1]
+    task, found = running.store.tasks.by_id(last.task_id), running.store.people.named(person)
     assert task is not None and found is not None and last.grades is not None
     return {"ABCDEFGHI"[n]: last.grades[index] for n, index in enumerate(shown_order(task, found.id))}
 
@@ -157,7 +157,9 @@ def test_a_person_ranks_by_mouse(enter: Enter, running: Running) -> None:
     ann.page.click("[data-send=ranked]")
     ann.wait_for_task("为什么天是蓝的")
     assert graded(running, "Ann") == {"B": 4, "A": 3, "D": 2, "C": 2}
-    assert running.store.judgements()[0].note == "b = best, 1 2 u s" and running.store.judgements()[0].seconds > 0
+    assert (
+        running.store.judgements.all()[0].note == "b = best, 1 2 u s" and running.store.judgements.all()[0].seconds > 0
+    )
     ann.page.click("[data-send=all_bad]")
     ann.wait_for_task("Say hello.")
     assert "Saved: all bad." in ann.page.text("#notice") and "2 of 2 today" in ann.page.text("aside")
@@ -167,7 +169,7 @@ def test_a_person_ranks_by_mouse(enter: Enter, running: Running) -> None:
     ann.page.click("#skip [value=unclear]")
     ann.page.click("[data-send=skipped]")
     ann.wait_for_task("Nothing left to rank")
-    assert [one.kind for one in running.store.judgements()] == ["ranked", "all_bad", "skipped"]
+    assert [one.kind for one in running.store.judgements.all()] == ["ranked", "all_bad", "skipped"]
 
 
 def test_a_person_ranks_by_keys_alone(enter: Enter, running: Running) -> None:
@@ -207,7 +209,7 @@ def test_a_person_ranks_by_keys_alone(enter: Enter, running: Running) -> None:
     press("ArrowDown")
     press("Enter")
     ann.wait_for_task("Nothing left to rank")
-    assert [(one.kind, one.reason) for one in running.store.judgements()][-1] == ("skipped", "expertise")
+    assert [(one.kind, one.reason) for one in running.store.judgements.all()][-1] == ("skipped", "expertise")
 
 
 def test_a_person_ranks_by_touch_at_phone_width(enter: Enter, running: Running) -> None:
@@ -220,13 +222,14 @@ def test_a_person_ranks_by_touch_at_phone_width(enter: Enter, running: Running) 
     ann.page.drag("#card-A .grip", (x, y - 20), touch=True, steps=25)
     ann.page.wait("document.querySelector('.card').dataset.letter === 'A'")
     ann.page.tap("#card-B .tie")
+    ann.page.wait("document.querySelector('.place').innerText.includes('tied')")
     assert ann.places[:2] == ["place 1 of 4, tied"] * 2
     ann.page.tap("[data-send=ranked]")
     ann.wait_for_task("为什么天是蓝的")
     assert graded(running, "Ann") == {"A": 4, "B": 4, "C": 2, "D": 1}
     ann.page.tap("#undo button")
     ann.wait_for_task("Taken back")
-    assert running.store.judgements() == []
+    assert running.store.judgements.all() == []
 
 
 def test_two_people_rank_at_once(enter: Enter, running: Running) -> None:
@@ -238,14 +241,14 @@ def test_two_people_rank_at_once(enter: Enter, running: Running) -> None:
     ann.wait_for_task("为什么天是蓝的")
     bob.wait_for_task("已保存。")
     assert graded(running, "Ann")["A"] == 3 and graded(running, "Bob")["A"] == 2
-    assert {one.task_id for one in running.store.judgements()} == {1}
+    assert {one.task_id for one in running.store.judgements.all()} == {1}
 
 
 def test_what_was_not_touched_is_sent_only_when_said_twice(enter: Enter, running: Running) -> None:
     ann = enter("Ann")
     ann.focus("A")
     ann.page.press("Enter")
-    assert "You have not moved anything." in ann.page.text("#problem") and running.store.judgements() == []
+    assert "You have not moved anything." in ann.page.text("#problem") and running.store.judgements.all() == []
     ann.page.press("Enter")
     ann.wait_for_task("为什么天是蓝的")
     assert graded(running, "Ann") == {"A": 4, "B": 3, "C": 2, "D": 1}
@@ -259,7 +262,7 @@ def test_without_a_connection_nothing_is_lost_and_it_is_sent_again_by_itself(ent
     ann.page.press("Enter")
     ann.page.wait("document.querySelector('#problem').innerText.includes('No connection.')")
     ann.page.press("3")  # what is on its way stays as it is
-    assert ann.letters == "BACD" and running.store.judgements() == []
+    assert ann.letters == "BACD" and running.store.judgements.all() == []
     ann.page.go_offline(False)
     ann.wait_for_task("为什么天是蓝的")
     assert graded(running, "Ann") == {"B": 4, "A": 3, "C": 2, "D": 1}
@@ -274,7 +277,7 @@ def test_a_server_that_goes_away_gets_it_when_it_is_back(enter: Enter, running: 
     ann.page.wait("document.querySelector('#problem').innerText.includes('No connection.')")
     running.again()
     ann.wait_for_task("为什么天是蓝的")
-    assert len(running.store.judgements()) == 1
+    assert len(running.store.judgements.all()) == 1
 
 
 def test_a_double_click_counts_once_and_two_tabs_show_the_same(enter: Enter, running: Running) -> None:
@@ -282,7 +285,7 @@ def test_a_double_click_counts_once_and_two_tabs_show_the_same(enter: Enter, run
     ann.page.js("document.querySelector('#card-B .up').click()")
     ann.page.js("{ const one = document.querySelector('[data-send=ranked]'); one.click(); one.click(); }")
     ann.wait_for_task("为什么天是蓝的")
-    assert len(running.store.judgements()) == 1
+    assert len(running.store.judgements.all()) == 1
 
 
 def test_a_reload_keeps_order_ties_and_note(enter: Enter, running: Running) -> None:
@@ -303,9 +306,9 @@ def test_who_was_logged_out_meanwhile_sends_after_a_new_login(enter: Enter, runn
     ann = enter("Ann")
     ann.focus("B")
     ann.page.press("1")
-    person = running.store.person("Ann")
+    person = running.store.people.named("Ann")
     assert person is not None
-    running.store.set_password("Ann", running.site.passwords.hash(PASSWORD))  # ends all sessions
+    running.store.people.set_password("Ann", running.site.passwords.hash(PASSWORD))  # ends all sessions
     ann.page.press("Enter")
     ann.page.wait("document.querySelector('#problem').innerText.includes('You are logged out.')")
     csrf = "new DOMParser().parseFromString(await (await fetch('/login')).text(), 'text/html').forms[1].csrf.value"
@@ -378,7 +381,7 @@ def test_axe_finds_nothing_serious_on_any_page(enter: Enter, running: Running, l
     root.page.js("document.querySelector('[action=\"/logout\"] button').click()")
     root.wait_at("/login")
     found["/login"] = _axe(root)
-    found["/invitation"] = _violations(root, f"/invitation/{running.store.invite()}")
+    found["/invitation"] = _violations(root, f"/invitation/{running.store.people.invite()}")
     assert {path: problems for path, problems in found.items() if problems} == {}
 
 

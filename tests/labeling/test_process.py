@@ -178,8 +178,8 @@ def test_a_server_killed_50_times_loses_no_acknowledged_judgement_and_keeps_none
     path = write_project(tmp_path, rows, port=port, database=url, overlap={"share": 1, "people": ANNOTATORS})
     here, project = f"http://127.0.0.1:{port}", read_project(path)
     store, sessions = Store.open(project.url, create=True), Sessions(secret_in(project.secret_path))
-    store.add_person("Root", "admin")
-    people = [store.add_person(f"P{n}") for n in range(ANNOTATORS)]
+    store.people.add("Root", "admin")
+    people = [store.people.add(f"P{n}") for n in range(ANNOTATORS)]
     stop = threading.Event()
     crowd = [Annotator(here, {sessions.name: sessions.enter(person).cookie}, stop) for person in people]
     chance = random.Random(0)
@@ -210,5 +210,5 @@ def test_a_server_killed_50_times_loses_no_acknowledged_judgement_and_keeps_none
     said = [(person.id, *one) for person, who in zip(people, crowd, strict=True) for one in who.acknowledged]
     assert len(set(said)) == len(said) > 2 * KILLS and set(said) <= there
     assert sum(annotator.again for annotator in crowd) > KILLS  # they did meet a server that was gone
-    assert len(store.judgements()) == len(kept)
+    assert len(store.judgements.all()) == len(kept)
     store.close()

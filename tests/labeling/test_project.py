@@ -64,11 +64,11 @@ def test_files_are_looked_for_beside_the_project(tmp_path: Path, monkeypatch: py
 
 def test_tasks_are_added_once_and_new_rows_at_the_next_start(opened: Open) -> None:
     project = opened()
-    assert project.store.num_tasks() == 3 and add_tasks(project.site.project, project.store) == 0
+    assert project.store.tasks.count() == 3 and add_tasks(project.site.project, project.store) == 0
     file = project.site.project.path.with_name("tasks.jsonl")
     file.write_text(file.read_text() + "\n" + json.dumps({"instruction": "New", "output": ["a", "b", "a"]}))
     assert add_tasks(project.site.project, project.store) == 1
-    assert project.store.tasks()[-1].answers == ("a", "b")  # what stands there twice is asked about once
+    assert project.store.tasks.all()[-1].answers == ("a", "b")  # what stands there twice is asked about once
 
 
 @pytest.mark.parametrize("key", ["answers", "completions", "responses", "outputs"])
@@ -77,7 +77,7 @@ def test_answers_that_nothing_ranks_are_a_plain_list(tmp_path: Path, key: str) -
     project = read_project(write_project(tmp_path, tasks="plain.jsonl"))
     store = Store.open(project.url, create=True)
     assert add_tasks(project, store) == 1
-    assert store.tasks()[0].answers == ("a", "b", "c") and store.tasks()[0].gold is None
+    assert store.tasks.all()[0].answers == ("a", "b", "c") and store.tasks.all()[0].gold is None
     store.close()
     assert read_tasks(tmp_path / "plain.jsonl").tasks[0].answers == ("a", "b", "c")
 
@@ -87,15 +87,15 @@ def test_gold_questions_have_grades_and_are_mixed_in(tmp_path: Path) -> None:
     project = read_project(write_project(tmp_path, gold="gold.jsonl"))
     store = Store.open(project.url, create=True)
     assert add_tasks(project, store) == 4
-    assert [task.gold for task in store.tasks()] == [None] * 3 + [(2.0, 1.0)]
+    assert [task.gold for task in store.tasks.all()] == [None] * 3 + [(2.0, 1.0)]
     store.close()
 
 
 @pytest.mark.parametrize(
     ("row", "key", "said"),
     [
-        ({"instruction": "Q", "output": ["a", "a"]}, "tasks", "1 different answers; people rank 2 to 9"),
-        ({"prompt": "Q", "completion": "a"}, "tasks", "1 different answers; people rank 2 to 9"),
+        ({"instruction": "Q", "output": ["a", "a"]}, "tasks", "1 different answer; people rank 2 to 9"),
+        ({"prompt": "Q", "completion": "a"}, "tasks", "1 different answer; people rank 2 to 9"),
         ({"prompt": "Q", "completion": "a"}, "gold", "a gold question needs grades"),
     ],
 )
@@ -138,7 +138,7 @@ def test_an_invitation_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[
     link = capsys.readouterr().out.strip()
     assert link.startswith("http://127.0.0.1:8100/invitation/")
     store = Store.open(tmp_path / "label.db")
-    assert store.invitation(link.rpartition("/")[2]) == ("O'Neil", "annotator")
+    assert store.people.invitation(link.rpartition("/")[2]) == ("O'Neil", "annotator")
     store.close()
     assert cli.main(["label", "invite", path, "--admin"]) == 0
     for words, said in [

@@ -12,9 +12,9 @@ from onebase.errors import DataError
 from onebase.labeling.ranking import grades_in_order
 from onebase.labeling.rendering import LONGEST_SHOWN, shown_text
 from onebase.labeling.site import BadForm
-from onebase.labels.database import Database
+from onebase.labels.database import Database, Unreachable
 from onebase.labels.judged import NewTask
-from onebase.labels.store import Unreachable, shown_order
+from onebase.labels.leases import shown_order
 from onebase.records import Message
 from tests.labeling.conftest import Open
 
@@ -37,8 +37,8 @@ def test_a_ranking_is_kept_with_who_when_and_how_long(opened: Open) -> None:
     project = opened()
     ann = project.person("Ann")
     assert ann.rank(2, 0, 1, tied=["1"], note="  clear  ", seconds="12.5").headers["location"] == "/"
-    (kept,) = project.store.judgements()
-    order = shown_order(project.store.tasks()[0], 1)
+    (kept,) = project.store.judgements.all()
+    order = shown_order(project.store.tasks.all()[0], 1)
     grades = dict(zip(order, kept.grades or (), strict=False))
     assert kept.grades is not None and [kept.grades[order[n]] for n in (2, 0, 1)] == [3, 2, 2] and grades
     assert (kept.person, kept.kind, kept.note, kept.seconds) == ("Ann", "ranked", "clear", 12.5)
@@ -57,7 +57,7 @@ def test_what_is_sent_twice_counts_once(opened: Open) -> None:
     task = ann.task()
     for _ in range(3):  # a double click, a lost answer
         assert ann.rank(0, 1, 2, task=task).status_code == 303
-    assert len(project.store.judgements()) == 1
+    assert len(project.store.judgements.all()) == 1
 
 
 def test_two_tabs_show_the_same_task_and_the_first_that_is_sent_counts(opened: Open) -> None:
@@ -68,7 +68,7 @@ def test_two_tabs_show_the_same_task_and_the_first_that_is_sent_counts(opened: O
     ann.rank(0, 1, 2, task=one)
     answer = ann.post("/judgements", {**two, "kind": "all_bad"}, headers=HTMX)
     assert "You had judged this task already; the earlier judgement counts." in answer.text
-    assert [judgement.kind for judgement in project.store.judgements()] == ["ranked"]
+    assert [judgement.kind for judgement in project.store.judgements.all()] == ["ranked"]
 
 
 def test_two_people_get_different_tasks_and_different_orders(opened: Open) -> None:
@@ -89,7 +89,7 @@ def test_a_task_that_was_never_given_is_not_taken(opened: Open) -> None:
     task = ann.task() | {"task": "3"}
     answer = ann.post("/judgements", {**task, "kind": "all_bad"}, headers=HTMX)
     assert "This task is not yours any more; here is the next one." in answer.text
-    assert project.store.judgements() == []
+    assert project.store.judgements.all() == []
 
 
 def test_a_lease_that_ended_loses_nothing(opened: Open) -> None:
@@ -98,10 +98,10 @@ def test_a_lease_that_ended_loses_nothing(opened: Open) -> None:
     task = ann.task()
     assert "Nothing left to rank" in bob.get("/").text
     later = datetime.now(UTC) + timedelta(seconds=31)
-    lease = project.store.lease(2, now=later)
+    lease = project.store.leases.take(2, now=later)
     assert lease is not None and lease.task.id == 1  # it came back, and Bob has it
     assert ann.rank(1, 0, task=task).status_code == 303
-    assert len(project.store.judgements()) == 1
+    assert len(project.store.judgements.all()) == 1
 
 
 ROWS_OF_ONE: list[dict[str, Any]] = [{"instruction": "One", "output": ["a", "b"]}]
@@ -128,7 +128,7 @@ def test_a_form_that_no_page_sends_gets_a_sentence(opened: Open, wrong: dict[str
     given: dict[str, Any] = {**ann.task(), "kind": "ranked", "answer": ["0", "1", "2"], **wrong}
     answer = ann.post("/judgements", given)
     assert answer.status_code == 400 and "This form is incomplete; open the page again." in answer.text
-    assert project.store.judgements() == []
+    assert project.store.judgements.all() == []
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_form_that_no_page_sends_gets_a_sentence(opened: Open, wrong: dict[str
 def test_times_that_are_none_do_not_cost_the_ranking(opened: Open, said: str, kept: float) -> None:
     project = opened()
     project.person("Ann").rank(0, 1, 2, seconds=said)
-    assert project.store.judgements()[0].seconds == kept
+    assert project.store.judgements.all()[0].seconds == kept
 
 
 def test_a_key_that_is_none_gets_a_sentence(opened: Open) -> None:
@@ -151,9 +151,9 @@ def test_skipping_needs_a_reason_and_gives_the_task_to_others(opened: Open) -> N
     project = opened(ROWS_OF_ONE)
     ann, bob = project.person("Ann"), project.person("Bob")
     ann.post("/judgements", {**ann.task(), "kind": "skipped", "reason": "expertise", "note": "chemistry"})
-    (kept,) = project.store.judgements()
+    (kept,) = project.store.judgements.all()
     assert (kept.kind, kept.reason, kept.note, kept.grades) == ("skipped", "expertise", "chemistry", None)
-    assert bob.rank(0, 1).status_code == 303 and len(project.store.judgements()) == 2
+    assert bob.rank(0, 1).status_code == 303 and len(project.store.judgements.all()) == 2
 
 
 def test_undo_brings_the_task_back_as_it_was_ranked(opened: Open) -> None:
@@ -165,8 +165,8 @@ def test_undo_brings_the_task_back_as_it_was_ranked(opened: Open) -> None:
     assert "Taken back; rank it again." in page and "What is 2 + 2?" in page and ">hm</textarea>" in page
     assert re.findall(r'name="answer" value="(\d)"', page) == ["2", "0", "1"]
     assert re.findall(r'name="tied" value="(\d)" checked', page) == ["1"]
-    assert project.store.judgements() == [] and len(project.store.judgements(withdrawn=True)) == 1
-    assert ann.rank(1, 2, 0).status_code == 303 and len(project.store.judgements()) == 1
+    assert project.store.judgements.all() == [] and len(project.store.judgements.all(withdrawn=True)) == 1
+    assert ann.rank(1, 2, 0).status_code == 303 and len(project.store.judgements.all()) == 1
     assert ann.post("/undo").status_code == 303
     assert "There is nothing to undo." in ann.post("/undo", headers=HTMX).text
 
@@ -243,7 +243,7 @@ def test_an_unfinished_answer_and_odd_characters_are_shown(opened: Open) -> None
     project = opened([{"instruction": "Q \u202e", "output": ["a\u0000b", "c"], "ended": [True, False]}])
     ann = project.person("Ann")
     assert "This answer was cut off at its length limit." in ann.get("/").text
-    project.store.add_tasks([NewTask(prompt=(Message("user", "half \ud83d"),), answers=("\ud83d", "b\x00\x1b"))])
+    project.store.tasks.add([NewTask(prompt=(Message("user", "half \ud83d"),), answers=("\ud83d", "b\x00\x1b"))])
     ann.rank(0, 1)
     assert "half ?" in ann.get("/").text and ann.rank(0, 1).status_code == 303
     assert "half ?" in ann.get("/history").text
@@ -268,13 +268,13 @@ def test_a_database_that_is_away_asks_to_send_it_again(opened: Open, monkeypatch
         patch.setattr(Database, "read", away)
         answer = ann.get("/")
         assert (answer.status_code, answer.text[:31]) == (503, "the database does not answer; t")
-    assert len(project.store.judgements()) == 1
+    assert len(project.store.judgements.all()) == 1
 
 
 def test_a_fault_of_ours_is_one_sentence_to_the_reader(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     project = opened()
     ann = project.person("Ann")
-    monkeypatch.setattr(type(project.store), "progress", lambda *given, **options: 1 / 0)
+    monkeypatch.setattr(type(project.store.judgements), "progress", lambda *given, **options: 1 / 0)
     answer = ann.get("/")
     assert answer.status_code == 500 and "Something went wrong here; the server&#39;s log says what." in answer.text
     assert "ZeroDivision" not in answer.text

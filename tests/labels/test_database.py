@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
@@ -40,7 +41,7 @@ def test_no_statement_changes_a_judgement(store: Store, change: str) -> None:
     with pytest.raises(DBAPIError, match="a judgement stays as it was given"):
         with store._database._engine.connect().execution_options(writes=True) as connection, connection.begin():
             connection.execute(text(change))
-    assert len(store.judgements(withdrawn=True)) == 1
+    assert len(store.judgements.all(withdrawn=True)) == 1
 
 
 def test_no_other_program_replaces_a_judgement_in_the_file(tmp_path: Path) -> None:
@@ -65,11 +66,11 @@ def test_postgresql_empties_no_table_of_judgements(server: Server) -> None:
 
 
 def judged_and_undone(store: Store) -> None:
-    store.add_tasks(new_tasks(1))
-    ann = store.add_person("Ann")
-    assert store.lease(ann.id)
-    store.save(ann.id, 1, key="k", kind="ranked", grades=[3, 2, 1])
-    store.undo(ann.id)
+    store.tasks.add(new_tasks(1))
+    ann = store.people.add("Ann")
+    assert store.leases.take(ann.id)
+    store.judgements.save(ann.id, 1, key="k", kind="ranked", grades=[3, 2, 1])
+    store.judgements.undo(ann.id)
 
 
 def test_the_migrations_make_the_tables_of_the_schema(store: Store) -> None:
@@ -104,7 +105,7 @@ def test_several_openings_at_once_make_one_database(url: str) -> None:
         thread.join()
     assert failed == []
     store = Store.open(url)
-    assert store.num_tasks() == 0
+    assert store.tasks.count() == 0
     store.close()
 
 
@@ -117,6 +118,28 @@ def test_a_newer_or_unfinished_version_is_named(url: str) -> None:
     store._database.write(lambda connection: connection.execute(text(f"DELETE FROM {VERSION_TABLE}")))
     with pytest.raises(DataError, match="is of an older version; open it for labelling once"):
         Store.open(url)
+    store.close()
+
+
+def test_a_database_of_the_first_version_is_brought_up_to_date_with_all_that_is_in_it(url: str) -> None:
+    made = database.Database.__new__(database.Database)  # as it is before it looks at the tables
+    made.shown, made.path, made._engine = "label", None, database._engine(database_url(url), "label")
+
+    def first(connection: Any) -> None:
+        config = database._alembic()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "1")
+        columns = "(name, role, password, active, added) VALUES ('Ann', 'annotator', 'hash', :yes, :now)"
+        connection.execute(text(f"INSERT INTO people {columns}"), {"yes": True, "now": "2026-01-01 00:00:00"})
+
+    made.write(first)
+    made.close()
+    with pytest.raises(DataError, match="is of an older version; open it for labelling once"):
+        Store.open(url)
+    store = Store.open(url, create=True)
+    assert [(one.name, one.password, one.session) for one in store.people.all()] == [("Ann", "hash", 0)]
+    store.people.end_sessions("Ann")
+    assert store.people.all()[0].session == 1
     store.close()
 
 
@@ -201,10 +224,10 @@ def test_a_lock_that_another_program_holds_ends_in_one_line(tmp_path: Path, monk
     other = sqlite3.connect(tmp_path / "label.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(Unreachable, match="label.db does not answer: database is locked"):
-        store.add_person("Ann")
+        store.people.add("Ann")
     other.execute("ROLLBACK")
     other.close()
-    assert store.add_person("Ann").name == "Ann"
+    assert store.people.add("Ann").name == "Ann"
     store.close()
 
 

@@ -13,7 +13,9 @@ from onebase.cli.main import main
 from onebase.errors import DataError
 from onebase.labeling import inputs, outputs
 from onebase.labels.judged import NewTask
-from onebase.labels.store import Brought, Store, task_key
+from onebase.labels.judgements import Brought
+from onebase.labels.store import Store
+from onebase.labels.tasks import task_key
 from onebase.reading.formats import read_rows
 from onebase.records import Message
 from tests.labels.conftest import new_tasks
@@ -88,10 +90,10 @@ def test_rankings_of_other_tools_come_with_their_people_and_ties(
     store = Store.open(tmp_path / "label.db", create=True)
     assert inputs.bring_in(store, file) == (1, len(said))
     assert inputs.bring_in(store, file) == (0, 0)
-    (task,) = store.tasks()
+    (task,) = store.tasks.all()
     assert (task.prompt, task.answers) == ((Message("user", "2 + 2?"),), ("four", "five", "4"))
-    assert {judgement.person: judgement.grades for judgement in store.judgements()} == said
-    assert [person.password for person in store.people()] == [None] * len(said)
+    assert {judgement.person: judgement.grades for judgement in store.judgements.all()} == said
+    assert [person.password for person in store.people.all()] == [None] * len(said)
     # What the database says of the task is what the readers of the export say.
     expected, (row,) = read_rows(file)[0], read_rows(tmp_path / "label.db")
     if len({original["prompt"] for original in content if "prompt" in original}) <= 1 and content is not SHORT:
@@ -102,11 +104,11 @@ def test_rankings_of_other_tools_come_with_their_people_and_ties(
 
 def test_rankings_find_the_answers_of_a_task_that_has_them_in_another_order(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "label.db", create=True)
-    store.add_tasks([NewTask((Message("user", "2 + 2?"),), ("4", "five", "four"))])
+    store.tasks.add([NewTask((Message("user", "2 + 2?"),), ("4", "five", "four"))])
     file = tmp_path / "export.json"
     file.write_text(json.dumps(LABEL_STUDIO), encoding="utf-8")
     assert inputs.bring_in(store, file) == (0, 2)
-    assert [judgement.grades for judgement in store.judgements()] == [(3, 1, 2), (2, 1, 3)]
+    assert [judgement.grades for judgement in store.judgements.all()] == [(3, 1, 2), (2, 1, 3)]
     store.close()
 
 
@@ -125,8 +127,8 @@ def test_rows_that_nobody_could_rank_are_left_out_with_a_line(
     assert inputs.bring_in(store, file) == (1, 0)
     told = capsys.readouterr().err
     for reason in ("fewer than 2 answers", "all answers are the same", "more than 9 answers"):
-        assert f"1 rows are no tasks: {reason} (first {file}:" in told
-    (task,) = store.tasks()
+        assert f"1 row is no task: {reason} (first {file}:" in told
+    (task,) = store.tasks.all()
     assert (task.answers, task.ended) == (("4", "four"), (True, False))
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "Just a text."}\n', encoding="utf-8")
@@ -148,19 +150,19 @@ def ranked(tmp_path: Path) -> Store:
     )
     tasks[1] = NewTask(turns, ("because", "so what", "don't"), sources=("policy", "policy", "reference"))
     tasks[2] = NewTask(tasks[2].prompt, ("yes", "no"), ended=(True, False))
-    store.add_tasks(tasks, overlap=3)
-    store.add_tasks(new_tasks(1, gold=True))
+    store.tasks.add(tasks, overlap=3)
+    store.tasks.add(new_tasks(1, gold=True))
     keys = [task_key(task) for task in tasks]
     given = [(6, 5, 4, 3, 2, 1), (6, 5, 4, 3, 1, 2), (5, 6, 4, 3, 1, 2)]
-    store.bring([Brought(f"annotator {n}", keys[0], grades) for n, grades in enumerate(given)])
-    store.bring([Brought("annotator 0", keys[1], (3, 3, 1)), Brought("annotator 1", keys[2], (2, 2))])
-    bo = store.add_person("Bo")
-    for lease in iter(lambda: store.lease(bo.id, gold_share=0.0), None):
+    store.judgements.bring([Brought(f"annotator {n}", keys[0], grades) for n, grades in enumerate(given)])
+    store.judgements.bring([Brought("annotator 0", keys[1], (3, 3, 1)), Brought("annotator 1", keys[2], (2, 2))])
+    bo = store.people.add("Bo")
+    for lease in iter(lambda: store.leases.take(bo.id, gold_share=0.0), None):
         assert lease is not None
         if lease.task.id == 4:
-            store.save(bo.id, 4, key="bad", kind="all_bad")
+            store.judgements.save(bo.id, 4, key="bad", kind="all_bad")
             break
-        store.save(bo.id, lease.task.id, key=f"skipped {lease.task.id}", kind="skipped")
+        store.judgements.save(bo.id, lease.task.id, key=f"skipped {lease.task.id}", kind="skipped")
     return store
 
 
@@ -203,9 +205,9 @@ def test_the_ranked_export_is_the_database_and_comes_back_whole(ranked: Store, t
     assert inputs.bring_in(again, output) == (3, 5)
 
     def said(store: Store) -> set[tuple[Any, ...]]:
-        tasks = {task.id: task for task in store.tasks()}
+        tasks = {task.id: task for task in store.tasks.all()}
         return {(tasks[j.task_id].key, tasks[j.task_id].sources, j.person, j.grades)
-                for j in store.judgements() if j.kind == "ranked"}  # fmt: skip
+                for j in store.judgements.all() if j.kind == "ranked"}  # fmt: skip
 
     assert said(again) == said(ranked)
     again.close()
@@ -255,7 +257,7 @@ def test_kto_labels_by_the_middle_of_the_grades(ranked: Store, tmp_path: Path) -
 def test_an_export_says_what_it_leaves_out(ranked: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs.write(ranked.snapshot(), tmp_path / "dpo.jsonl", "dpo", max_pairs=10, seed=0)
     told = capsys.readouterr().err
-    assert "tasks of the database that are no rows: 1 called all bad or skipped by everybody, 1 gold questions" in told
+    assert "tasks of the database that are no rows: 1 called all bad or skipped by everybody, 1 gold question" in told
     assert "left out 2 rows: ties" in told
     outputs.write(ranked.snapshot(), tmp_path / "lf.json", "llamafactory", max_pairs=10, seed=0)
     assert '"ranking": true' in capsys.readouterr().err
@@ -270,9 +272,19 @@ def test_the_verbs_take_a_project_or_a_database(
     (tmp_path / "there" / "project.yaml").write_text("database: sqlite:///own.db\noverlap: {share: 1.0, people: 3}\n")
     (tmp_path / "export.json").write_text(json.dumps(LABEL_STUDIO), encoding="utf-8")
     assert main(["label", "import", "there/project.yaml", "export.json"]) == 0
-    assert "1 new tasks and 2 new rankings in sqlite:///" in capsys.readouterr().err
+    assert "1 new task and 2 new rankings in sqlite:///" in capsys.readouterr().err
     store = Store.open(tmp_path / "there" / "own.db")
-    assert store.tasks()[0].overlap == 3
+    assert store.tasks.all()[0].overlap == 3
+    assert store.judgements.undo(store.people.all()[0].id) is not None
+    store.close()
+    assert main(["label", "import", "there/project.yaml", "export.json"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"label import: 0 new tasks and 0 new rankings in sqlite:///{tmp_path}/there/own.db",
+        "label import: 1 ranking came before and had been undone; what is undone stays so until it is ranked again on "
+        "the page",
+    ]
+    store = Store.open(tmp_path / "there" / "own.db")
+    assert len(store.judgements.all()) == 1 and len(store.judgements.all(withdrawn=True)) == 2
     store.close()
     assert main(["label", "export", "there/project.yaml", "pairs.jsonl", "--to", "pairs"]) == 0
     assert len(read_rows("pairs.jsonl")) == 3

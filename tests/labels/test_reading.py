@@ -35,20 +35,20 @@ def filled(
     """A store in which the tasks are ranked like this, the next one was called all bad, and one is gold."""
     store = Store.open(url, create=True)
     tasks = tasks or new_tasks(6)
-    store.add_tasks(tasks, overlap=3)
-    store.add_tasks(new_tasks(1, gold=True))
+    store.tasks.add(tasks, overlap=3)
+    store.tasks.add(new_tasks(1, gold=True))
     for number in range(3):
-        person = store.add_person(f"annotator {number}")
-        for task in store.tasks():
-            lease = store.lease(person.id, gold_share=0.0)
+        person = store.people.add(f"annotator {number}")
+        for task in store.tasks.all():
+            lease = store.leases.take(person.id, gold_share=0.0)
             assert lease is not None and lease.task.id == task.id
             lists = given[task.id - 1] if task.id <= len(given) else []
             if task.gold is not None or number < len(lists):
                 grades = [3, 2, 1] if task.gold is not None else lists[number]
-                store.save(person.id, task.id, key=f"k{task.id}", kind="ranked", grades=grades)
+                store.judgements.save(person.id, task.id, key=f"k{task.id}", kind="ranked", grades=grades)
             else:
                 bad = task.id == len(given) + 1
-                store.save(person.id, task.id, key=f"k{task.id}", kind="all_bad" if bad else "skipped")
+                store.judgements.save(person.id, task.id, key=f"k{task.id}", kind="all_bad" if bad else "skipped")
     return store
 
 
@@ -69,13 +69,13 @@ def test_a_task_with_rankings_is_one_row(url: str) -> None:
     shown = url.replace("of%20the%20tests", "***")
     assert [row.place for row in rows] == [f"{shown}:task {number}" for number in (1, 2, 3, 4)]
     assert rows[0].notes == (
-        "tasks of the database that are no rows: 2 called all bad or skipped by everybody, 1 gold questions",
+        "tasks of the database that are no rows: 2 called all bad or skipped by everybody, 1 gold question",
     )
 
 
 def test_a_database_without_rankings_is_no_data(url: str) -> None:
     store = Store.open(url, create=True)
-    store.add_tasks(new_tasks(2))
+    store.tasks.add(new_tasks(2))
     with pytest.raises(
         DataError, match="holds no rankings yet: .*2 judged by nobody yet; rank some tasks first"
     ) as empty:
@@ -92,11 +92,11 @@ def test_a_database_is_itself_by_any_name_and_by_its_content(tmp_path: Path, mon
     with pytest.raises(DataError, match="are the same file"):
         read_sources([Source((names[0],)), Source((names[1],))])
     before = content_hash(Path("label.db"))
-    store.undo(1)  # stands in the log beside the file
+    store.judgements.undo(1)  # stands in the log beside the file
     assert content_hash(Path("label.db")) == before  # a withdrawn gold answer is in no row
-    store.undo(1)
-    store.undo(1)
-    store.save(1, 5, key="again", kind="ranked", grades=[1, 2, 3])
+    store.judgements.undo(1)
+    store.judgements.undo(1)
+    store.judgements.save(1, 5, key="again", kind="ranked", grades=[1, 2, 3])
     assert content_hash(Path("label.db")) != before
     store.close()
     (tmp_path / "label.db").rename("renamed")
@@ -108,7 +108,7 @@ def test_a_read_is_of_one_moment(url: str) -> None:
     before, rows = read_rows(url), iter_rows(url)
     first = next(rows)
     for number in (1, 2, 3):
-        while store.undo(number):
+        while store.judgements.undo(number):
             pass
     assert [first, *rows] == before and len(before) == 4
     with pytest.raises(DataError, match="holds no rankings yet"):
@@ -152,7 +152,32 @@ def test_the_data_verbs_read_a_database(url: str, tmp_path: Path, capsys: pytest
     assert ":task 3" in capsys.readouterr().out
 
 
-def test_reward_trains_alike_on_the_database_and_on_its_export(url: str, tmp_path: Path) -> None:
+def test_a_database_is_cleaned_split_and_scored_by_its_url(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(url).close()
+    whole = [row.grades for row in read_rows(url)]
+    assert main(["data", "clean", url, "--output", str(tmp_path / "clean"), "--filter", "encoding"]) == 0
+    (kept,) = (tmp_path / "clean" / "kept").iterdir()
+    assert [row.grades for row in read_rows(kept)] == whole and kept.name.endswith(".jsonl") and "." not in kept.stem
+    assert main(["data", "split", url, "--output", str(tmp_path / "apart"), "--test", "0.5"]) == 0
+    apart = [row.grades for side in ("train", "test") for row in read_rows(tmp_path / "apart" / f"{side}.jsonl")]
+    assert sorted(apart) == sorted(whole)
+    against = ["--output", str(tmp_path / "none"), "--against", url, "--filter", "encoding"]
+    assert main(["data", "clean", str(kept), *against]) == 3
+    told = capsys.readouterr()
+    assert "all 4 rows would be dropped, the first by the filter leaks" in told.err
+    written = "".join(file.read_text() for file in (tmp_path / "clean").rglob("*.json*"))
+    shown = url.replace("of%20the%20tests", "***")
+    report = json.loads((tmp_path / "clean" / "report.json").read_text())
+    assert report["files"] == [shown.removeprefix("sqlite:///")] and report["rows"] == 4
+    for text in (told.out, told.err, written, (tmp_path / "apart" / "split.json").read_text()):
+        assert "of the tests" not in text and "%20" not in text
+
+
+def test_reward_trains_and_scores_alike_on_the_database_and_on_its_export(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["It is good.", "It is big.", "It is bad."]
     tasks = [NewTask((Message("user", f"Say something of animal {n}."),), tuple(words[n % 3 :] + words[: n % 3]))
              for n in range(12)]  # fmt: skip
@@ -173,3 +198,11 @@ def test_reward_trains_alike_on_the_database_and_on_its_export(url: str, tmp_pat
             reward.run(config)
     assert runs[0] == runs[1] and len(runs[0][0]) == 8 and len(runs[0][1]) == 2
     assert file_bytes(tmp_path / "run 0" / "reward") == file_bytes(tmp_path / "run 1" / "reward")
+    scored = []
+    for source in (url, str(export)):
+        capsys.readouterr()
+        assert main(["score", str(tmp_path / "run 0" / "reward"), source, "--device", "cpu"]) == 0
+        told = capsys.readouterr()
+        scored.append([json.loads(line)["scores"] for line in told.out.splitlines()])
+        assert "of the tests" not in told.out + told.err and "%20" not in told.out + told.err
+    assert scored[0] == scored[1] and len(scored[0]) == 10

@@ -5,14 +5,20 @@ The lists are data, a file per part of the package. When a line that a mutant re
 """
 
 from tests.mutants import (
+    active_learning,
     convert,
     data,
     deploying,
+    distributed,
     exporting,
     gpu,
+    labeling,
     labels,
+    laws,
     models,
     objectives,
+    planned_memory,
+    planning,
     quality,
     recipes,
     rft,
@@ -24,8 +30,8 @@ from tests.mutants import (
 from tests.mutants.mutant import Mutant
 
 MUTANTS: list[Mutant] = [
-    *objectives.MUTANTS, *data.MUTANTS, *models.MUTANTS, *gpu.MUTANTS, *training.MUTANTS, *recipes.MUTANTS,
-    *rft.MUTANTS, *verifiers.MUTANTS, *quality.MUTANTS, *streaming.MUTANTS, *convert.MUTANTS, *serving.MUTANTS,
-    *labels.MUTANTS,
-    *exporting.MUTANTS, *deploying.MUTANTS,
+    *active_learning.MUTANTS, *convert.MUTANTS, *data.MUTANTS, *deploying.MUTANTS, *distributed.MUTANTS,
+    *exporting.MUTANTS, *gpu.MUTANTS, *labeling.MUTANTS, *labels.MUTANTS, *laws.MUTANTS, *models.MUTANTS,
+    *objectives.MUTANTS, *planned_memory.MUTANTS, *planning.MUTANTS, *quality.MUTANTS, *recipes.MUTANTS,
+    *rft.MUTANTS, *serving.MUTANTS, *streaming.MUTANTS, *training.MUTANTS, *verifiers.MUTANTS,
 ]  # fmt: skip

@@ -12,6 +12,7 @@ NOISE = "onebase/quality/noise.py"
 CLEAN = "onebase/quality/clean.py"
 SPLIT = "onebase/quality/split.py"
 STATISTICS = "onebase/quality/statistics.py"
+RELIABILITY = "onebase/quality/reliability.py"
 ANNOTATORS = "onebase/quality/annotators.py"
 DATA_CLEAN = "onebase/tools/data_clean.py"
 ROW_DIFFICULTY = "onebase/tools/row_difficulty.py"
@@ -26,6 +27,7 @@ TEST_NOISE = "tests/quality/test_noise.py"
 TEST_CLEAN = "tests/quality/test_clean.py"
 TEST_SPLIT = "tests/quality/test_split.py"
 TEST_STATISTICS = "tests/quality/test_statistics.py"
+TEST_RELIABILITY = "tests/quality/test_reliability.py"
 TEST_ANNOTATORS = "tests/quality/test_annotators.py"
 TEST_VERBS = "tests/tools/test_data_verbs.py"
 TEST_ROW_DIFFICULTY = "tests/tools/test_row_difficulty.py"
@@ -86,8 +88,8 @@ MUTANTS = [
     Mutant(NOISE, "return _sigmoid(low * sums)", "return _sigmoid(sums)",
            "probabilities are not scaled", TEST_NOISE),
     # ------------------------------------------------------------------------------------------------------ clean
-    Mutant(CLEAN, "        if found:\n            self.findings[number] = found\n            return\n",
-           "        if found:\n            self.findings[number] = found\n",
+    Mutant(CLEAN, "        if row.found:\n            self.findings[number] = row.found\n            return\n",
+           "        if row.found:\n            self.findings[number] = row.found\n",
            "dropped rows take part in comparisons",
            f"{TEST_CLEAN}::test_a_row_is_compared_only_with_rows_that_no_filter_of_single_rows_dropped"),
     Mutant(CLEAN, "not given.low <= value <= given.high", "not given.low <= value",
@@ -114,6 +116,20 @@ MUTANTS = [
     Mutant(STATISTICS, "0.5 if d == 0 else float(d > 0)", "float(d >= 0)",
            "answers of one length count as longer", TEST_STATISTICS),
     Mutant(ANNOTATORS, "2.0: -1.0}", "2.0: 2.0}", "a tie lies beside the two answers, not between", TEST_ANNOTATORS),
+    # ------------------------------------------------------------------------------------------------ reliability
+    Mutant(RELIABILITY, " + numpy.log(numpy.maximum(shares, 1e-300)))", ")",
+           "all classes are taken for equally common", TEST_RELIABILITY),
+    Mutant(RELIABILITY, "hessian -= observed.T @ (observed * times[:, None])", "hessian -= 0.0",
+           "intervals of Dawid-Skene ignore that the truth is not known", TEST_RELIABILITY),
+    Mutant(RELIABILITY, "_sandwich(hessian, group_sums(scores[kind], groups))", "_sandwich(hessian, scores[kind])",
+           "intervals of Bradley-Terry ignore groups", TEST_RELIABILITY),
+    Mutant(RELIABILITY, "slope = times @ scores + (GAMMA_MEAN - gamma) / GAMMA_SD**2", "slope = times @ scores",
+           "discriminations have no prior", TEST_RELIABILITY),
+    Mutant(RELIABILITY, "spread - crossed - crossed.T + pulls", "spread - crossed + pulls",
+           "the Hessian of Bradley-Terry is not symmetric", TEST_RELIABILITY),
+    Mutant(RELIABILITY, "slope = design.T @ (outcomes - chance) - found / sd**2",
+           "slope = design.T @ (outcomes - chance)", "scores have no prior", TEST_RELIABILITY),
+    Mutant(RELIABILITY, "return found - found.mean()", "return found", "scores have no mean of 0", TEST_RELIABILITY),
     # ------------------------------------------------------------------------------------------------------ verbs
     Mutant(DATA_CLEAN, '"row": original.values}', '"row": dict(original.row.columns)}',
            "dropped rows lose their texts", TEST_VERBS),

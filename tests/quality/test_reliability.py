@@ -75,6 +75,17 @@ def test_intervals_of_dawid_skene_hold_the_truth_about_as_often_as_they_say() ->
     assert (held >= 32).all(), held
 
 
+def test_not_knowing_the_truth_widens_an_interval_by_a_little_and_not_by_a_lot() -> None:
+    generator = numpy.random.default_rng(0)
+    truth = generator.integers(0, 2, 400)[:, None]
+    right = generator.random((400, 3)) < 0.75
+    found = dawid_skene(numpy.eye(2)[numpy.where(right, truth, 1 - truth)]).accuracy
+    share = right.mean(0)
+    known = 2 * 1.96 * (share * (1 - share) / 400) ** 0.5  # a share of right answers, if the truth were known
+    widths = numpy.array([interval.high - interval.low for interval in found]) / known
+    assert (widths > 1.2).all() and (widths < 3).all(), widths
+
+
 def compared(seed: int, tasks: int, gamma: list[float], num_answers: int = 4) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Rankings by gamma times scores plus Gumbel noise, as outcomes of pairs `[U, R]`, and each pair's task."""
     generator = numpy.random.default_rng(seed)

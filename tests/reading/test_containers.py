@@ -435,7 +435,7 @@ def test_faults_of_a_table_of_texts_name_the_row(tmp_path: Path) -> None:
         return refusal_of(tmp_path, "rows.csv", text.encode())
 
     assert of("prompt,completion\na,b\nc\n") == (
-        ":3: the row has 1 cells, and the header 2: quote cells that hold separators or line ends"
+        ":3: the row has 1 cell, and the header 2: quote cells that hold separators or line ends"
     )
     assert of('prompt,completion\na,b\nc,"d\n') == ":3: invalid CSV: unexpected end of data; correct the file there"
     assert of("prompt,prompt\na,b\n") == ":1: the header is prompt, prompt; every column needs a name of its own"

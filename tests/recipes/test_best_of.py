@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from onebase.cli.main import main
 from onebase.config.language import SFTConfig
 from onebase.config.preferences import DPOConfig
 from onebase.config.rollouts import BestOfConfig
@@ -23,7 +24,7 @@ from onebase.sampling.local import generate
 from onebase.sampling.sampler import Sample
 from tests.data.test_chat import byte_level
 from tests.data.test_tools import ASKED, CALL, TOOLS
-from tests.recipes.conftest import Options, common, load, write_rows
+from tests.recipes.conftest import Options, common, load, words, write_rows
 
 
 def few_letters(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
@@ -276,3 +277,31 @@ def test_prompts_longer_than_the_context_are_cut_and_counted(
     assert "of 2 rows, 1 prompt lost the beginning of its last user turn" in capsys.readouterr().err
     with pytest.raises(PromptTooLongError, match="fit: new tokens take 6 of the model's 96 positions"):
         best_of.plan(best_of_config(base, tmp_path / "run", data, {"data.truncate_prompt": "error"}))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["best-of", "--actors", "2"], "--actors is 2; it should be at least 1, and 1 without --ray"),
+        (
+            ["best-of", "--ray", "local", "--processes", "2"],
+            "--ray and --processes both deal out the work; leave one out",
+        ),
+        (
+            ["best-of", "--ray", "local", "--generation.engine", "vllm", "--generation.url", "http://h:1"],
+            "--ray: generation.engine is a server, which draws for all; leave --ray out",
+        ),
+        (
+            ["sft", "--ray", "local"],
+            "--ray: sft learns, and no actors share that; onebase submit --to ray sft runs it on Ray",
+        ),
+    ],
+)
+def test_what_actors_cannot_share_is_one_line(
+    line: list[str], message: str, base: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = common(base, tmp_path / "run", prompts)
+    if line[0] == "best-of":
+        asked |= {"reward.callable": "tests.recipes.conftest:count_vowels", "data.eval_fraction": None}
+    assert main([line[0], *words(asked), *line[1:]]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {message}"

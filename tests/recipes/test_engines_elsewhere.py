@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import socket
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from onebase import asking
 from onebase.cli.failures import told
@@ -220,54 +218,3 @@ def test_a_key_that_is_not_in_the_environment_is_told(base: Path, prompts: Path,
     more = {"generation.engine": "vllm", "generation.url": "http://127.0.0.1:9", "generation.url_key": "NO_SUCH_KEY"}
     with pytest.raises(ConfigError, match="'generation.url_key' = NO_SUCH_KEY: the environment has no such variable"):
         ppo.run(small_ppo(base, tmp_path / "run", prompts, more))
-
-
-PROGRAM = os.environ.get("ONEBASE_VLLM")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not PROGRAM, reason="ONEBASE_VLLM does not name a vllm program")
-def test_a_real_vllm_draws_what_ppo_learns_from(bandit: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(  # vLLM's CPU kernels need heads of 32 or more
-        LlamaConfig(
-            vocab_size=len(WORDS),
-            hidden_size=128,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-            tie_word_embeddings=False,
-            initializer_range=0.08,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(bandit).save_pretrained(folder)
-    (folder / "openings.jsonl").write_bytes((bandit / "openings.jsonl").read_bytes())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [str(PROGRAM), "serve", str(folder), "--port", str(port), "--enforce-eager", "--dtype", "float32"]
-    words += ["--enable-lora", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"]
-    words += ["--max-model-len", "64"]
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    more = {"max_steps": 12, "generation.samples_per_prompt": 4, "generation.temperature": 0.9}
-    elsewhere = {
-        "generation.engine": "vllm",
-        "generation.url": f"http://127.0.0.1:{port}",
-        "generation.start": shlex.join(words),
-    }
-    shares = {}
-    for name, engine in (("vllm", elsewhere), ("own", {})):
-        ppo.run(load(PPOConfig, options(folder, tmp_path / name, "only_g"), more, engine))
-        reference, policy = distributions(folder, tmp_path / name)
-        shares[name] = float(policy[WORDS.index("g")])
-        print(f"{name}: {float(reference[WORDS.index('g')]):.3f} -> {shares[name]:.3f}")
-    rows = metric_rows(tmp_path / "vllm")
-    print(f"probabilities differ by {[row['sampling/probability_difference'] for row in rows]}")
-    assert max(row["sampling/probability_difference"] for row in rows) < 1e-4
-    assert min(shares.values()) > 0.6

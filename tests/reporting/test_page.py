@@ -328,3 +328,17 @@ def test_the_limits_of_the_run_are_its_bands() -> None:
     assert healthy_bands({"ppo.max_kl": 0.01})["policy/approxkl"].high == 0.01
     band = Band(0, None, "")
     assert 0.0 in band and 1e9 in band and -0.1 not in band and str(band) == "above 0"
+
+
+def test_the_first_steps_stand_beside_their_plan(tmp_path: Path) -> None:
+    planned = {
+        "perf/planned/step_seconds": 3.0,
+        "perf/planned/step_seconds_measured": 4.0,
+        "perf/planned/memory_mb": 550.0,
+        "perf/planned/memory_mb_measured": 500.0,
+        "perf/planned/update_seconds": 1.0,
+    }
+    rows = [{**row, **(planned if row["step"] == 3 else {})} for row in PPO_ROWS]
+    told = page_of(make_run(tmp_path / "run", rows, SUMMARY)).texts["First steps and their plan"]
+    assert told.split() == ("planned measured error peak memory 550 MB 500 MB +10% a step 3 s 4 s -25%".split())
+    assert "planned" not in page_of(make_run(tmp_path / "unplanned", PPO_ROWS, SUMMARY)).texts["Time"]

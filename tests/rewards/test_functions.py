@@ -494,7 +494,7 @@ def test_a_class_is_a_source_of_its_own_with_parts_failures_and_a_state(write: W
         ("[1.0, 2.0]", r"returned \[1.0, 2.0\]; its score\(\) has to return Scores"),
         ("Scores(torch.ones(3))", "returned 3 scores for 2 completions"),
         ("Scores(torch.tensor([1.0, torch.nan]))", "returned nan for the completion '5'"),
-        ("Scores(torch.ones(2), {'part': torch.ones(1)})", "returned 1 scores for 2 completions"),
+        ("Scores(torch.ones(2), {'part': torch.ones(1)})", "returned 1 score for 2 completions"),
         ("1 / 0", "ZeroDivisionError"),
     ],
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from onebase import asking
 from onebase.config.remedies import with_remedy
@@ -18,6 +20,7 @@ from onebase.errors import ModelError, QualityError, UnansweredError
 from onebase.models.base import OneBase
 from onebase.records import Prompt
 from onebase.rollouts.collect import Roles, measure, with_samples
+from onebase.sampling import published
 from onebase.sampling.ahead import DRAWS, Ahead
 from onebase.sampling.published import PublishedSampler
 from onebase.sampling.sampler import Sampling
@@ -161,6 +164,27 @@ def test_a_stale_version_is_noticed_however_small_the_step(
     server.answers_with = "previous"
     fails(sampler, QualityError, "answers as policy-v1-")
     assert not any(body.get("stop_token_ids") and body["model"].startswith("policy-v1") for _, body in server.requests)
+
+
+def test_rounding_of_improbable_tokens_is_not_taken_for_another_version(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharp = tmp_path / "sharp"
+    shutil.copytree(folder, sharp)
+    weights = load_file(sharp / "model.safetensors")
+    weights["lm_head.weight"] *= 30  # as of a policy that has made up its mind: log-probs of ten nats on average
+    save_file(weights, sharp / "model.safetensors", metadata={"format": "pt"})
+    base, served = load_base(str(sharp), dtype="bfloat16"), VLLMLike(sharp)
+    add_adapter_role(base, "policy")
+    sampler = sampler_of(base, served, tmp_path)
+    drawn(sampler)
+    sampler._noise = published.USUAL_NOISE  # as a first version without certain tokens leaves it
+    step(base, size=0.0005)
+    assert {sample.version for sample in drawn(sampler)} == {1}
+    step(base, size=0.2)
+    served.answers_with = "previous"
+    fails(sampler, QualityError, "answers as policy-v2-")
+    served.close()
 
 
 def test_another_adapter_that_answers_is_noticed(base: OneBase, server: VLLMLike, tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""`--to local`, and the launcher that keeps exit codes."""
+"""`--to local`: again after each stop that saved, and never after anything else."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,8 +13,6 @@ import pytest
 
 from onebase.cli.main import main
 from onebase.submitting.here import keep_running
-from onebase.submitting.launch import told
-from onebase.submitting.ray_train import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,8 +79,7 @@ def test_without_go_the_command_is_printed(work: Path, capsys: pytest.CaptureFix
     assert main([*words, "--env", "GREETING=it is I"]) == 0
     assert capsys.readouterr().out == "GREETING='it is I' onebase sft sft.yaml --max_steps 3\n"
     assert main([*words, "--processes-per-node", "2"]) == 0
-    line = "python -m onebase.submitting.launch --standalone --nproc-per-node 2 sft sft.yaml --max_steps 3\n"
-    assert capsys.readouterr().out == line
+    assert capsys.readouterr().out == "onebase sft sft.yaml --max_steps 3 --processes 2\n"
 
 
 @pytest.mark.slow
@@ -96,29 +92,3 @@ def test_local_runs_the_verb_and_keeps_its_exit_code(
     assert (work / "runs" / "sft" / "policy").is_dir()
     assert main(words) == 2  # it is finished
     assert "error: sft ended with exit code 2" in capfd.readouterr().err
-
-
-def test_the_code_of_several_processes_is_that_of_a_stop_or_of_what_went_wrong() -> None:
-    assert told([1, 75]) == 75 and told([1, 3]) == 3 and told([130, 75]) == 130
-    assert told([1, 1]) == 1 and told([-9, 0]) == 137 and told([]) == 1
-
-
-@pytest.mark.slow
-def test_two_machines_meet_and_a_mistake_keeps_its_code(work: Path) -> None:
-    """Two launchers with one process each, as two machines would start them."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def together(*more: str) -> list[int]:
-        at = ["--rdzv-backend", "c10d", "--rdzv-id", "x", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
-        line = [sys.executable, "-m", "onebase.submitting.launch", "--nnodes", "2", "--nproc-per-node", "1", *at]
-        both = [
-            subprocess.Popen([*line, "sft", "sft.yaml", *more], env=environment, stderr=subprocess.PIPE, text=True)
-            for _ in range(2)
-        ]
-        said = [one.communicate(timeout=400)[1] for one in both]
-        assert not any("Traceback" in text for text in said), said
-        return [one.returncode for one in both]
-
-    assert together() == [0, 0]
-    assert (work / "runs" / "sft" / "policy").is_dir()
-    assert 2 in together("--optimizer.learning_rate", "-1", "--output_dir", "runs/other")

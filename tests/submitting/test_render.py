@@ -242,8 +242,8 @@ def test_the_slurm_script_asks_for_another_start_after_75_alone(place: Path) -> 
         assert done.returncode == int(code), done.stderr
         lines = log.read_text().splitlines()
         assert ("scontrol requeue 20017" in lines) == again
-        assert "--nnodes 2 --nproc-per-node 4" in lines[1]
-        assert f"--rdzv-endpoint a1:20017 ppo {place}/config.yaml" in lines[1]
+        assert "--machines 2 --processes 4 --meet a1:20017" in lines[1]
+        assert f" ppo {place}/config.yaml" in lines[1]
     del environment["HF_TOKEN"]
     done = subprocess.run(["bash", place / "job.sbatch"], env=environment, capture_output=True, text=True)
     assert done.returncode not in (0, 75) and "HF_TOKEN is not set; export it before sbatch" in done.stderr
@@ -275,7 +275,7 @@ def test_files_are_shown_written_and_replaced_only_by_force(work: Path, capsys: 
     (work / "job" / "job.sbatch").write_text("mine\n")
     assert failing(capsys, *words[1:]).startswith("job: job.sbatch is there with other contents; add --force")
     assert main([*words, "--force"]) == 0
-    assert "--nnodes 2" in (work / "job" / "job.sbatch").read_text()
+    assert "--machines 2" in (work / "job" / "job.sbatch").read_text()
 
 
 def test_a_run_that_would_be_lost_is_said(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,10 @@ import pytest
 import torch
 
 from onebase.cli.main import main
+from onebase.distributed.ray_actors import Applied, Cluster, in_order, over_blocks, require_room
 from onebase.errors import DataError, DoesNotFitError, MissingExtraError
-from onebase.records import Row
-from onebase.tools import blocks, ray_actors
-from onebase.tools.blocks import KeptBlocks, blocks_of, fingerprint_of
-from onebase.tools.ray_actors import Applied, Cluster, _check_room, over_blocks
+from onebase.tools import blocks
+from onebase.tools.blocks import RowBlocks, digest_of, fingerprint_of, unchanged
 from onebase.tools.score import Scorer
 from tests.recipes.conftest import SENTENCES, write_rows
 
@@ -97,6 +95,14 @@ def test_actors_need_a_cluster(reward_role: Path, rows: Path, capsys: pytest.Cap
     assert "--actors is 2; it should be at least 1, and 1 without --ray" in said
     said = scored(capsys, reward_role, rows, "--actors", 0, "--ray", "local", code=2)[1]
     assert "--actors is 0; it should be at least 1" in said
+    words = ("postgresql://ann:secret@localhost/labels", "--ray", "local")
+    for verb in (("score", reward_role), ("data", "clean", "--output", reward_role / "new")):
+        capsys.readouterr()
+        assert main([*map(str, verb), *words]) == 2
+        assert (
+            "actors on Ray read files, and postgresql://ann:***@localhost/labels is a database on a server; leave "
+            in capsys.readouterr().err
+        )
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,20 +112,23 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_cluster_without_room_is_said() -> None:
-    _check_room({"CPU": 4.0, "GPU": 2.0}, Cluster("local", 2, 2, True))
-    with pytest.raises(DoesNotFitError, match="^the Ray cluster has 3 CPUs, and 2 actors need 4; take fewer actors, "):
-        _check_room({"CPU": 3.0}, Cluster("local", 2, 2, False))
-    with pytest.raises(DoesNotFitError, match="^the Ray cluster has 0 GPUs, and 1 actors need 1; "):
-        _check_room({"CPU": 3.0}, Cluster("local", 1, 1, True))
+    require_room({"CPU": 4.0, "GPU": 2.0}, {"CPU": 4, "GPU": 2}, "2 actors")
+    with pytest.raises(
+        DoesNotFitError,
+        match="^the Ray cluster has 3 CPUs, and 2 actors need 4; take fewer, or add machines to it$",
+    ):
+        require_room({"CPU": 3.0}, {"CPU": 4}, "2 actors")
+    with pytest.raises(DoesNotFitError, match="^the Ray cluster has 0 GPUs, and 1 workers need 1; "):
+        require_room({"CPU": 3.0}, {"CPU": 1, "GPU": 1}, "1 workers")
 
 
 def test_an_actor_hands_on_an_error_of_ours_and_no_other() -> None:
     threads = torch.get_num_threads()
     batch = {"number": numpy.array([0, 1]), "block": numpy.array([pickle.dumps(n) for n in (1, 5)], dtype=object)}
-    one, five = map(pickle.loads, Applied(refuse_five, threads)(batch)["found"])
+    one, five = map(pickle.loads, Applied(refuse_five, threads, os.getcwd())(batch)["found"])
     assert one == 1 and isinstance(five, DataError) and str(five) == "row 5: no answer"
     with pytest.raises(TypeError):
-        Applied(refuse_five, threads)(batch | {"block": numpy.array([pickle.dumps(None)] * 2, dtype=object)})
+        Applied(refuse_five, threads, os.getcwd())(batch | {"block": [pickle.dumps(None)]})
 
 
 def test_what_is_kept_depends_on_the_names_and_contents_of_a_role(tmp_path: Path) -> None:
@@ -132,49 +141,36 @@ def test_what_is_kept_depends_on_the_names_and_contents_of_a_role(tmp_path: Path
     assert len(found) == 3
 
 
-def test_blocks_in_memory_are_kept_for_this_call_alone() -> None:
-    kept = KeptBlocks(None, blocks_of([]), {})
-    assert kept.missing() == []
-    row = Row("a.jsonl: row 1", (), ("text",))
-    kept = KeptBlocks(None, blocks_of([row]), {})
-    assert kept.missing() == [0]
-    kept.keep(0, ["one", "two"])
-    assert kept.missing() == [] and kept.text(0) == "one\ntwo\n"
+def test_a_block_is_the_same_read_in_order_or_by_its_number(rows: Path, tmp_path: Path, small_blocks: None) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("prompt,completion\n" + "".join(f"is {n} good?,{n}\n" for n in range(12)))
+    questions = [{"question": f"Is {n}?", "answers": [{"text": "it", "answer_start": 0}]} for n in range(11)]
+    squad = tmp_path / "squad.json"
+    squad.write_text(json.dumps({"data": [{"title": "t", "paragraphs": [{"context": "it is", "qas": questions}]}]}))
+    for files in ([rows], [table], [rows, table], [squad]):
+        dealt = RowBlocks(tuple(map(str, files)))
+        found = list(dealt)
+        assert [len(block) for block in found[:-1]] == [10] * (len(found) - 1) and 0 < len(found[-1]) <= 10
+        assert [digest_of(dealt[number]) for number in range(len(found))] == [digest_of(block) for block in found]
+    mapped = RowBlocks((str(table),), {"prompt": "completion"})
+    assert mapped[1][0].messages[-1].content == "10"
 
 
-WITH_RAY = """
-import sys
-from onebase.cli.main import main
-from onebase.tools import blocks
-blocks.BLOCK_ROWS = 10
-sys.exit(main(sys.argv[1:]))
-"""
+def test_rows_that_changed_since_they_were_read_first_are_not_taken_for_them(rows: Path) -> None:
+    block = next(iter(RowBlocks((str(rows),))))
+    digest = digest_of(block)
+    assert unchanged(block, digest, 0) is block
+    with pytest.raises(DataError, match="rows.jsonl:2: the rows from 2001 to 3000 are not those that were read first"):
+        unchanged(block[1:], digest, 2)
+    with pytest.raises(DataError, match="^row 1: the rows from 1 to 1000 are not those"):
+        unchanged([], digest, 0)
 
 
-@pytest.mark.slow
-def test_actors_on_a_cluster_print_the_bytes_of_one_process(reward_role: Path, rows: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="ray is not installed")
-
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        line = [sys.executable, "-c", WITH_RAY, "score", str(reward_role), str(rows), "--rank", *more]
-        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=500)
-
-    alone = run()
-    assert alone.returncode == 0 and len(alone.stdout.splitlines()) == 25, alone.stderr
-    folder = tmp_path / "kept"
-    for actors in ("1", "2"):
-        found = run("--ray", "local", "--actors", actors, "--output", str(folder))
-        assert found.stdout == alone.stdout, found.stderr
-        for number in (0, 2):
-            (folder / f"block-00000{number}.jsonl").unlink()
-
-
-@pytest.mark.slow
-def test_an_error_in_an_actor_comes_back_as_itself() -> None:
-    pytest.importorskip("ray", reason="ray is not installed")
-    with pytest.raises(DataError, match="^row 5: no answer$"):
-        list(over_blocks([(0, 1), (1, 5)], refuse_five, Cluster(ray_actors.HERE, 1, torch.get_num_threads(), False)))
+def test_what_comes_out_of_order_waits_for_its_turn() -> None:
+    found = [(4, "e"), (1, "b"), (7, "h"), (2, "c")]
+    assert list(in_order(iter(found), [1, 2, 4, 7])) == ["b", "c", "e", "h"]
+    taken: list[int] = []
+    assert next(in_order(((n, taken.append(n)) for n in (0, 1)), [0, 1])) is None and taken == [0]
 
 
 def refuse_five() -> Callable[[int], int]:

@@ -14,7 +14,7 @@ from onebase.cli.main import main
 from onebase.errors import DataError
 from onebase.reading.formats import iter_originals, read_rows
 from onebase.tools import data_clean
-from onebase.tools.row_difficulty import ranks, wrong_shares
+from onebase.tools.row_difficulty import WrongShares, ranks
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -110,7 +110,7 @@ def test_samples_of_an_evaluation_say_which_questions_are_too_easy_or_too_hard(t
     with pytest.raises(
         DataError, match=r"bad\.jsonl:1: a sample has 'prompt' \(a text\) and 'right' \(true or false\)"
     ):
-        wrong_shares([], write(tmp_path / "bad.jsonl", [{"prompt": "?", "right": 1}]))
+        WrongShares(write(tmp_path / "bad.jsonl", [{"prompt": "?", "right": 1}]))
 
 
 def test_ranks_go_from_0_to_1_and_equal_losses_share_one() -> None:
@@ -186,7 +186,7 @@ def test_nothing_is_written_when_all_rows_would_go_or_the_file_changes(
             2,
             "--test is 1.5; it should be a share between 0 and 1",
         ),
-        (["split", "one.jsonl", "--output", "new"], 3, "the 2 rows have 1 different prompts, which are all alike"),
+        (["split", "one.jsonl", "--output", "new"], 3, "the 2 rows have 1 different prompt, which are all alike"),
         (["split", "d.jsonl", "--output", "full"], 2, "full is not empty"),
         (["stats"], 2, "name at least one data file"),
         (["stats", "d.jsonl", "--chat-template", "hh"], 2, "name a tokenizer with --model too"),

@@ -106,7 +106,7 @@ def test_what_is_no_checkpoint_of_this_kind_is_never_written_over(tmp_path: Path
     with pytest.raises(CheckpointError) as caught:
         new_run(tmp_path)
     assert one_line(caught) == (
-        f"{tmp_path}: none of its 1 checkpoints can be read; remove them to start from the beginning, or choose "
+        f"{tmp_path}: none of its 1 checkpoint can be read; remove them to start from the beginning, or choose "
         "another --output_dir"
     )
     assert caught.value.exit_code == 2

@@ -142,7 +142,8 @@ def streamed_rows(data: StreamedGroup) -> tuple[StreamedRows, list[Row]]:
     )
     held_out, dropped = drop_unusable(held_out, max_share=data.max_dropped_share if data.eval else 1.0)
     say(
-        f"{len(rows)} rows are streamed, found in {time.monotonic() - began:.1f} s; they are not compared with one "
+        f"{number_of(len(rows), 'row is', 'rows are')} streamed, found in {time.monotonic() - began:.1f} s; they "
+        "are not compared with one "
         f"another, and {len(held_out)} are held out"
     )
     sample = rows.sample()

@@ -29,6 +29,7 @@ from onebase.recipes.setup.shared import (
 )
 from onebase.records import Example, Row
 from onebase.runs.progress import say
+from onebase.shown import number_of
 from onebase.training.plan import describe_steps
 
 
@@ -89,7 +90,10 @@ def read_examples(config: DPOConfig, chat: ChatFormat, context: int) -> tuple[Se
         if dropped:
             say(dropped_line(dropped))
         if unpaired and (between := sum(max(0, len(example.completions) - 2) for example in kept)):
-            say(f"kto learns from the best and the worst answer of a list; {between} answers between them are left out")
+            say(
+                f"kto learns from the best and the worst answer of a list; {number_of(between, 'answer')} between "
+                "them are left out"
+            )
         sides.append([single for example in kept for single in labelled(example)] if unpaired else kept)
     if not sides[0]:
         raise DataError("no rows are left to train on; look at data.train and the limits on lengths")

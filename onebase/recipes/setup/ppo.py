@@ -40,6 +40,7 @@ from onebase.recipes.setup.shared import limits_of, make_update, open_base, open
 from onebase.records import Example, Prompt, RewardSource
 from onebase.runs.progress import say
 from onebase.sampling.sampler import Sampler, Sampling
+from onebase.shown import number_of
 from onebase.training.run import Run
 from onebase.training.update import ParameterGroup, Update
 
@@ -222,14 +223,17 @@ def plan(config: PPOConfig) -> str:
         [
             *base.lines,
             f"roles       policy, reference, reward ({config.reward.source}), critic ({critic})",
-            f"data        {len(prompts)} prompts (median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}), "
+            f"data        {number_of(len(prompts), 'prompt')} (median "
+            f"{number_of(lengths[len(lengths) // 2], 'token')}, longest {lengths[-1]}), "
             f"{len(held_out)} held out, {len(ptx)} PTX texts",
             *order.lines(),
             *first_lines(prompts[0], chat),
-            f"rollouts    {num_rollouts(config.max_steps, order.size, ppo.rollout_prompts)} of {ppo.rollout_prompts} "
-            f"prompts x {k} completions of at most {config.generation.max_new_tokens} tokens",
-            f"updates     {total} optimizer steps, {steps} a rollout: {ppo.num_ppo_epochs} "
-            f"epochs, minibatches of {ppo.minibatch_prompts} prompts ({ppo.minibatch_prompts * k} completions)",
+            f"rollouts    {num_rollouts(config.max_steps, order.size, ppo.rollout_prompts)} of "
+            f"{number_of(ppo.rollout_prompts, 'prompt')} x {number_of(k, 'completion')} of at most "
+            f"{number_of(config.generation.max_new_tokens, 'token')}",
+            f"updates     {number_of(total, 'optimizer step')}, {steps} a rollout: {ppo.num_ppo_epochs} "
+            f"epochs, minibatches of {number_of(ppo.minibatch_prompts, 'prompt')} "
+            f"({number_of(ppo.minibatch_prompts * k, 'completion')})",
             f"saves       {config.output_dir}/policy and {config.output_dir}/critic",
         ]
     )

@@ -19,6 +19,7 @@ from onebase.rewards.functions import FunctionReward
 from onebase.rewards.learned import ClassifierReward, RoleReward
 from onebase.rewards.verified import VerifiedReward, Weighted, check_gold
 from onebase.runs.progress import say
+from onebase.shown import number_of
 from onebase.verifiers.verifier import Verifier
 
 
@@ -71,10 +72,19 @@ class Rules:
         given = [row for row in rows if row is not None]
         self.group.from_main(lambda: check_gold(verifiers, given, gold=self.gold))
         if deciding := [verifier.name for verifier in verifiers if verifier.decides]:
-            say(f"{' and '.join(deciding)}: accepts the gold answers of all {len(given)} rows, and no corrupted one")
+            say(
+                f"{' and '.join(deciding)}: accepts the gold answers of all {number_of(len(given), 'row')}, and "
+                "no corrupted one"
+            )
 
 
-def open_rules(reward: OptionalRewardSourceGroup, group: Group = ALONE, *, judge: str | None = None) -> Rules:
+def open_rules(
+    reward: OptionalRewardSourceGroup,
+    group: Group = ALONE,
+    *,
+    judge: str | None = None,
+    judge_key: str = "evaluation.judge",
+) -> Rules:
     """Opens the verifiers, and imports the reward function and the judge, if configured."""
     timeout = reward.timeout
     return Rules(
@@ -83,7 +93,7 @@ def open_rules(reward: OptionalRewardSourceGroup, group: Group = ALONE, *, judge
             reward.verifiers, allow_code_execution=reward.allow_code_execution, timeout=timeout, group=group
         ),
         reward.gold,
-        None if judge is None else FunctionReward(judge, timeout=timeout, key="evaluation.judge", group=group),
+        None if judge is None else FunctionReward(judge, timeout=timeout, key=judge_key, group=group),
         group,
         None if reward.url is None else _elsewhere(reward, reward.url, group),
     )

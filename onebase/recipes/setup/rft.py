@@ -33,6 +33,7 @@ from onebase.records import Prompt, RewardSource
 from onebase.rollouts.collect import Roles
 from onebase.runs.progress import say
 from onebase.sampling.sampler import Sampler, Sampling
+from onebase.shown import number_of
 from onebase.training.run import Run
 from onebase.training.update import ParameterGroup, Update
 
@@ -189,21 +190,25 @@ def plan(config: RFTConfig) -> str:
     again = ""
     if rft.dynamic_sampling:
         again = (
-            f"; prompts whose completions all score the same are replaced, at most {rft.max_refills} times a rollout"
+            f"; prompts whose completions all score the same are replaced, at most "
+            f"{number_of(rft.max_refills, 'time')} a rollout"
         )
     return "\n".join(
         [
             *base.lines,
             f"roles       {', '.join(roles)}",
             f"reward      {config.reward.source}",
-            f"data        {len(prompts)} prompts (median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}), "
+            f"data        {number_of(len(prompts), 'prompt')} (median "
+            f"{number_of(lengths[len(lengths) // 2], 'token')}, longest {lengths[-1]}), "
             f"{len(held_out)} held out",
             *order.lines(),
             *first_lines(prompts[0], chat),
-            f"rollouts    {num_rollouts(config.max_steps, order.size, rft.rollout_prompts)} of {rft.rollout_prompts} "
-            f"prompts x {k} completions of at most {config.generation.max_new_tokens} tokens{again}",
-            f"updates     {total} optimizer steps: advantage {config.advantage}, policy loss {rft.policy_loss}, "
-            f"{rft.num_epochs} epochs, minibatches of {rft.minibatch_prompts} prompts",
+            f"rollouts    {num_rollouts(config.max_steps, order.size, rft.rollout_prompts)} of "
+            f"{number_of(rft.rollout_prompts, 'prompt')} x {number_of(k, 'completion')} of at most "
+            f"{number_of(config.generation.max_new_tokens, 'token')}{again}",
+            f"updates     {number_of(total, 'optimizer step')}: advantage {config.advantage}, policy loss "
+            f"{rft.policy_loss}, "
+            f"{number_of(rft.num_epochs, 'epoch')}, minibatches of {number_of(rft.minibatch_prompts, 'prompt')}",
             f"saves       {' and '.join(saved)}",
         ]
     )

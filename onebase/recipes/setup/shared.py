@@ -40,7 +40,7 @@ from onebase.processes import Group, launched
 from onebase.reading.formats import read_files
 from onebase.records import Example, Row
 from onebase.runs.progress import say
-from onebase.shown import shown
+from onebase.shown import number_of, shown
 from onebase.streaming.examples import OnDemand
 from onebase.training.plan import BasePlan
 from onebase.training.run import Run, Schedule
@@ -204,8 +204,9 @@ def warn_of_warmup(optimizer: OptimizerGroup, steps: int) -> None:
     """Warns if the run ends within its warm-up; not an error, because a run can be extended."""
     if optimizer.warmup_steps > steps:
         say(
-            f"warning: optimizer.warmup_steps = {optimizer.warmup_steps} is longer than the run of {steps} optimizer "
-            f"steps: the learning rate only reaches {steps / optimizer.warmup_steps:.0%} of its peak"
+            f"warning: optimizer.warmup_steps = {optimizer.warmup_steps} is longer than the run of "
+            f"{number_of(steps, 'optimizer step')}: the learning rate only reaches "
+            f"{steps / optimizer.warmup_steps:.0%} of its peak"
         )
 
 
@@ -216,7 +217,7 @@ def make_update(
     *,
     total_steps: int,
     budget: TokenBudget,
-    repro_folder: Path,
+    repro_folder: Path | None,
     dropout: bool = False,
 ) -> Update:
     """Makes the optimizer over the roles that train; `dropout` turns adapter dropout on in training passes."""

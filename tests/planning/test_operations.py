@@ -7,11 +7,34 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.flops import Shape, Tokens, backward_operations, forward_operations, stage_operations, tokens_of
 from bench.utilisation import decode_limits
+from onebase.planning.architecture import Architecture, from_config
+from onebase.planning.operations import (
+    Shape,
+    Tokens,
+    backward_operations,
+    forward_operations,
+    stage_operations,
+    tokens_of,
+    trained_operations,
+)
+from onebase.planning.run import Adapter
 
-TINY = Shape(hidden=4, inner=6, num_layers=2, num_heads=2, num_kv_heads=1, head_size=2, vocab=10)
-ADAPTED = Shape(4, 6, 2, 2, 1, 2, 10, rank=3, adapted=("q_proj", "v_proj"))
+BASE = Architecture(
+    name="tiny",
+    model_type="llama",
+    layers=2,
+    hidden=4,
+    intermediate=6,
+    heads=2,
+    kv_heads=1,
+    head_size=2,
+    vocabulary=10,
+    tied=True,
+    context=16,
+)
+TINY = Shape(BASE)
+ADAPTED = Shape(BASE, Adapter(3, (0, 1), ("q_proj", "v_proj")))
 # Of a layer: q 4x4, k 4x2, v 4x2, o 4x4, gate and up 4x6, down 6x4.
 LAYER = 16 + 8 + 8 + 16 + 24 + 24 + 24
 LORA = 2 * 3 * ((4 + 4) + (4 + 2))
@@ -69,9 +92,24 @@ def test_the_matrix_products_are_those_that_torch_counts() -> None:
     with counter, torch.no_grad():
         model(torch.zeros(1, 7, dtype=torch.long))
     products = sum(sum(of.values()) for name, of in counter.get_flop_counts().items() if name.endswith("_proj"))
-    shape = Shape.of(config, rank=3)
-    assert products == 2 * shape.trunk_parameters * 7
-    assert shape.adapted == ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert products == 2 * Shape(from_config(config.to_dict(), "tiny")).trunk_parameters * 7
+
+
+def test_training_the_base_itself_counts_every_weight_three_times() -> None:
+    tokens = Tokens(real=6, pairs=18, counted=4)
+    attention = 12 * 18 * 2 * 4
+    whole = trained_operations(Shape(BASE, in_full=True), tokens, output_layer=True)
+    assert whole == 3 * 2 * 240 * 6 + attention + 3 * 2 * 40 * 4
+
+
+def test_gradients_end_at_the_lowest_layer_that_trains() -> None:
+    tokens = Tokens(real=6, pairs=18, counted=4)
+    upper = Shape(BASE, Adapter(3, (1,), ("q_proj", "v_proj")))
+    assert (upper.lora_parameters, upper.trained_layers) == (LORA / 2, 1)
+    one_layer = 2 * (LAYER - 32 + 2 * LORA / 2) * 6 + 8 * 18 * 4
+    assert backward_operations(upper, tokens, output_layer=False) == one_layer
+    kept = forward_operations(upper, tokens, adapter=True, output_layer=False, layers=1)
+    assert kept == 2 * (LAYER + LORA / 2) * 6 + 4 * 18 * 4
 
 
 def test_the_limits_of_decoding() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onebase.errors import ConfigError, DataError
-from onebase.planning.fit import Fitted, Run, best_sizes, fit
+from onebase.planning.fit import Fitted, Run, fit, profiles
 from onebase.planning.picture import draw_law
 from onebase.planning.scaling import Answer, count
 from onebase.runs.finished import read_run
@@ -69,8 +69,14 @@ def run_fit(
     for name, (low, high) in report["intervals"].items():
         print(f"  {name:<6}{report['law'][name]:.4g} [{low:.4g}, {high:.4g}]")
     print(f"  single runs scatter by {100 * fitted.noise:.2g} % about it")
-    for flop, size, loss in report["equal_compute"]:
-        print(f"  at {flop:.2e} FLOP the best size was {count(size)} parameters, with a loss of {loss:.4f}")
+    if fitted.undecided:
+        print(f"  warning: the runs leave {' and '.join(fitted.undecided)} open; more sizes or more data would decide")
+    for profile in profiles(runs):
+        at = f"  at {profile.compute:.2e} FLOP the best size"
+        if profile.best is None:
+            print(f"{at} lies outside the {len(profile.runs)} runs")
+        else:
+            print(f"{at} was {count(profile.best[0])} parameters, with a loss of {profile.best[1]:.4f}")
     if "prediction" in report:
         _print_prediction(**report["prediction"])
 
@@ -95,8 +101,9 @@ def _report(fitted: Fitted, parameters: float | None, tokens: float | None) -> d
         "law": {name: getattr(law, name) for name in bounds},
         "intervals": bounds,
         "noise": fitted.noise,
+        "undecided": fitted.undecided,
         "runs": [asdict(r) for r in fitted.runs],
-        "equal_compute": best_sizes(fitted.runs),
+        "equal_compute": [(found.compute, *(found.best or (None, None))) for found in profiles(fitted.runs)],
     }
     if parameters is not None and tokens is not None:
         loss, low, high = fitted.loss(parameters, tokens)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
-import torch
 
 from onebase.errors import DoesNotFitError, MissingExtraError, OnebaseError
 
 HERE = "local"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,28 @@ class Cluster:
     """Whether each actor has a GPU."""
 
 
+def cluster_of(address: str | None, actors: int, *, device: str) -> Cluster | None:
+    """The cluster at this address, with actors that compute as this process would; None without an address."""
+    if address is None:
+        return None
+    import torch
+
+    return Cluster(address, actors, torch.get_num_threads(), device.startswith("cuda"))
+
+
 class Applied:
     """The function in one actor.
 
     Args:
         make: returns the function; called once in every actor.
         threads: CPU threads it computes with.
+        home: the folder that relative paths begin at.
     """
 
-    def __init__(self, make: Callable[[], Callable[[Any], Any]], threads: int) -> None:
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], threads: int, home: str) -> None:
+        import torch
+
+        os.chdir(home)
         torch.set_num_threads(threads)
         self._function = make()
 
@@ -73,19 +88,23 @@ def over_blocks(
     except ImportError:
         raise MissingExtraError('Ray is not installed; pip install "onebase[ray]"') from None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if cluster.address == HERE:
-        needed = cluster.actors * cluster.threads + 1  # one for what Ray Data itself computes
-        ray.init(num_cpus=max(needed, torch.get_num_threads()), include_dashboard=False, **quiet)
+        room = cluster.actors * cluster.threads + 1  # one for what Ray Data itself computes
+        ray.init(num_cpus=max(room, os.cpu_count() or 1), include_dashboard=False, **quiet)
     else:
         ray.init(address=cluster.address, **quiet)
+    for number, handler in before.items():  # Ray ends a process at SIGTERM, which may have something to save
+        signal.signal(number, handler)
     try:
-        _check_room(ray.cluster_resources(), cluster)
+        needed = {"CPU": cluster.actors * cluster.threads, "GPU": cluster.actors * cluster.gpus}
+        require_room(ray.cluster_resources(), needed, f"{cluster.actors} actors")
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells its plan, and waits of its own making
         items = [{"number": number, "block": pickle.dumps(block)} for number, block in blocks]
         done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Applied,
-            fn_constructor_kwargs={"make": make, "threads": cluster.threads},
+            fn_constructor_kwargs={"make": make, "threads": cluster.threads, "home": os.getcwd()},
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=cluster.actors),
@@ -103,11 +122,27 @@ def over_blocks(
         ray.shutdown()
 
 
-def _check_room(there: dict[str, float], cluster: Cluster) -> None:
-    needed = {"CPU": cluster.actors * cluster.threads, "GPU": cluster.actors * cluster.gpus}
+def in_order(found: Iterable[tuple[int, T]], numbers: Iterable[int]) -> Iterator[T]:
+    """Yields what was found for these numbers, in their order; what comes before its turn is held."""
+    early: dict[int, T] = {}
+    waited = iter(numbers)
+    wanted = next(waited, None)
+    for number, value in found:
+        early[number] = value
+        while wanted in early:
+            yield early.pop(wanted)
+            wanted = next(waited, None)
+
+
+def require_room(there: Mapping[str, float], needed: Mapping[str, int], who: str) -> None:
+    """Checks that a cluster has what is needed.
+
+    Raises:
+        DoesNotFitError: it has not, and would wait for it for ever.
+    """
     for name, count in needed.items():
         if there.get(name, 0) < count:
             raise DoesNotFitError(
-                f"the Ray cluster has {there.get(name, 0):g} {name}s, and {cluster.actors} actors need {count}; take "
-                "fewer actors, or add machines to it"
+                f"the Ray cluster has {there.get(name, 0):g} {name}s, and {who} need {count}; take fewer, or add "
+                "machines to it"
             )

@@ -1,0 +1,250 @@
+"""A scaling law of our own: small models trained with `onebase pretrain`, and larger and longer runs held back.
+
+    python -m bench.own_law                 # beside ../shared/data; writes docs/planning.md between its two marks
+    python -m bench.own_law --report        # the page and the picture again, from bench/own_law.json
+
+Four computes, and at each of them sizes from 0.04 to 1 million parameters: what isoFLOP profiles are made of (Hoffmann
+et al. 2022, approach 2). The runs held back are predicted from the others by what `onebase plan scaling --fit` does. A
+run that is in bench/own_law.json is not trained again, so that a stopped benchmark goes on where it was.
+
+The text is English (Shakespeare, Grimm, Wikipedia, short stories), a token is a byte, and no run sees a text twice. A
+run uses one thread and repeats byte for byte. Seconds are of the processor, which other work on the machine disturbs
+little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.results import keep, read_results, stamp
+from bench.side import ROOT
+from onebase.cli.main import main as onebase
+from onebase.files import write_atomically
+from onebase.planning.fit import Fitted, Run, fit, profiles
+from onebase.planning.picture import draw_law
+from onebase.planning.scaling import count
+
+TEXTS = ROOT.parent / "shared" / "data" / "text_en"
+RESULTS = Path(__file__).with_name("own_law.json")
+PAGE = ROOT / "docs" / "planning.md"
+PICTURE = ROOT / "docs" / "planning" / "own_law.png"
+MARKS = ("<!-- written by bench/own_law.py -->\n", "<!-- end of what it wrote -->\n")
+VOCABULARY = 260
+"""256 bytes, 3 special tokens and one merge: the smallest vocabulary there is."""
+BLOCK, MINIBATCH = 128, 8
+"""Bytes of a sequence, and sequences of a step."""
+HELD_OUT = 0.03
+FEWEST_STEPS = 60
+"""With fewer a run has hardly left its warm-up."""
+MOST_STEPS = 3900
+"""As many as the texts are long."""
+WARMUP = 0.05
+LEARNING_RATE = 0.5
+"""Times the width: the best rate falls about as 1 / width (Yang et al. 2022, "Tensor Programs V")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A model's shape."""
+
+    width: int
+    layers: int
+
+    @property
+    def parameters(self) -> int:
+        """All weights, with the embeddings, which are tied."""
+        inner = -(-self.width * 8 // 3 // 16) * 16
+        layer = 4 * self.width**2 + 3 * self.width * inner + 2 * self.width
+        return VOCABULARY * self.width + self.layers * layer + self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A run: a size, and the steps that use its compute up."""
+
+    size: Size
+    compute: float
+
+    @property
+    def steps(self) -> int:
+        return round(self.compute / (6 * self.size.parameters * BLOCK * MINIBATCH))
+
+    @property
+    def name(self) -> str:
+        return f"{self.size.parameters / 1e6:.2f}M-{self.compute:.1e}"
+
+
+SIZES = (Size(32, 2), Size(48, 3), Size(64, 4), Size(96, 4), Size(128, 5), Size(176, 6))
+COMPUTES = (1e11, 2e11, 5e11, 1.25e12)
+FITTED = [run for compute in COMPUTES for size in SIZES[:-1] if (run := Planned(size, compute)).steps >= FEWEST_STEPS]
+HELD_BACK = [Planned(SIZES[-1], 1.25e12), Planned(SIZES[-2], 2.5e12)]
+"""One larger than any other, one with twice the compute."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", type=Path, default=TEXTS, help="folder of .txt.gz files")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "own_law", help="where the runs are kept")
+    parser.add_argument("--report", action="store_true", help="train nothing; write the page again")
+    options = parser.parse_args()
+    if options.report:
+        write_page()
+        return 0
+    texts = sorted(options.texts.glob("*.txt.gz"))
+    if not texts:
+        print(f"error: {options.texts}: no .txt.gz file here; give a folder with --texts", file=sys.stderr)
+        return 2
+    write_texts(texts, options.folder)
+    for planned in [*FITTED, *HELD_BACK]:
+        train(planned, options.folder)
+    write_page()
+    return 0
+
+
+def write_texts(files: Sequence[Path], folder: Path, *, seed: int = 0) -> None:
+    """Writes train.txt and held_out.txt: the files' paragraphs, shuffled, each once."""
+    paragraphs = [
+        part.strip()
+        for file in files
+        for part in gzip.decompress(file.read_bytes()).decode("utf-8").split("\n\n")
+        if part.strip()
+    ]
+    paragraphs = sorted(set(paragraphs))
+    random.Random(seed).shuffle(paragraphs)
+    held_out = round(HELD_OUT * len(paragraphs))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, own in (("held_out.txt", paragraphs[:held_out]), ("train.txt", paragraphs[held_out:])):
+        write_atomically(folder / name, "\n\n".join(own) + "\n")
+
+
+def train(planned: Planned, folder: Path) -> None:
+    """Trains one model unless that is done, and keeps its figures.
+
+    Raises:
+        SystemExit: the run failed; it has said why.
+    """
+    if planned.name in read_results(RESULTS).get("runs", {}):
+        return
+    size, steps = planned.size, planned.steps
+    config = {
+        "output_dir": str(folder / planned.name),
+        "threads": 1,
+        "max_steps": steps,
+        "tiny": {
+            "vocab_size": VOCABULARY,
+            "hidden_size": size.width,
+            "num_layers": size.layers,
+            "num_heads": 4,
+            "max_length": BLOCK,
+        },
+        "data": {"train": str(folder / "train.txt"), "eval": str(folder / "held_out.txt")},
+        "optimizer": {
+            "learning_rate": LEARNING_RATE / size.width,
+            "schedule": "cosine",
+            "warmup_steps": max(1, round(WARMUP * steps)),
+        },
+        "batch": {"minibatch": MINIBATCH, "microbatch_tokens": 4096},
+        "block_length": BLOCK,
+    }
+    path = folder / f"{planned.name}.yaml"
+    write_atomically(path, json.dumps(config))
+    began, worked = time.perf_counter(), time.process_time()
+    code = onebase(["pretrain", str(path)])
+    if code:
+        raise SystemExit(code)
+    summary = json.loads((folder / planned.name / "summary.json").read_text(encoding="utf-8"))
+    rows = (folder / planned.name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    tokens = sum(json.loads(row)["num_tokens"] for row in rows)
+    assert summary["parameters"] == size.parameters
+    keep(
+        planned.name,
+        {
+            "parameters": summary["parameters"],
+            "tokens": tokens,
+            "loss": summary["eval_loss_after"],
+            "cpu_seconds": round(time.process_time() - worked, 1),
+            "seconds": round(time.perf_counter() - began, 1),
+            **stamp(),
+        },
+        RESULTS,
+        within="runs",
+    )
+
+
+def runs_of(planned: Sequence[Planned], measured: Mapping[str, Any]) -> list[Run]:
+    """Those of the planned runs that are done."""
+    return [
+        Run(measured[one.name]["parameters"], measured[one.name]["tokens"], measured[one.name]["loss"], one.name)
+        for one in planned
+        if one.name in measured
+    ]
+
+
+def text(measured: Mapping[str, Any], fitted: Fitted, held_back: Sequence[Run]) -> str:
+    """Everything between the marks."""
+    law, machine = fitted.law, measured[fitted.runs[0].name]
+    seconds = sum(measured[run.name]["cpu_seconds"] for run in (*fitted.runs, *held_back))
+    held = sum(measured[run.name]["cpu_seconds"] for run in held_back)
+    lines = [
+        f"{len(fitted.runs)} runs, and {len(held_back)} held back: {seconds - held:,.0f} and {held:,.0f} seconds of "
+        "one core, which other work slowed down",
+        f"({machine['processor']}, {machine['date']}). English, a byte a token, every text seen once.",
+        "",
+        "| parameters | tokens | 6 N D | loss | the law says |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for run in sorted(fitted.runs, key=lambda run: (run.parameters * run.tokens // 1e10, run.parameters)):
+        says = fitted.law.loss(run.parameters, run.tokens)
+        lines.append(f"| {_amounts(run)} | {run.loss:.3f} | {says:.3f} |")
+    for run in held_back:
+        says, low, high = fitted.loss(run.parameters, run.tokens)
+        where = "inside" if low <= run.loss <= high else "**outside**"
+        lines.append(f"| {_amounts(run)} | {run.loss:.3f}, held back | {says:.3f} [{low:.3f}, {high:.3f}]: {where} |")
+    lines += [
+        "",
+        f"L(N, D) = {law.e:.3g} + {law.a:.3g} / N^{law.alpha:.2f} + {law.b:.3g} / D^{law.beta:.2f} nats a byte; single "
+        f"runs scatter by {100 * fitted.noise:.1f} % about it.",
+        *(
+            [f"The runs leave {' and '.join(fitted.undecided)} open: they lie at the edge of what the fit tries."]
+            if fitted.undecided
+            else []
+        ),
+        "",
+    ]
+    for profile in profiles(fitted.runs):
+        if profile.best is None:
+            lines.append(f"At {profile.compute:.1e} FLOP the best size lies outside the {len(profile.runs)} runs.")
+        else:
+            size, loss = profile.best
+            lines.append(f"At {profile.compute:.1e} FLOP the best size is {count(size)}, with a loss of {loss:.3f}.")
+    return "\n".join([*lines, "", f"![loss over data and size, and at equal compute](planning/{PICTURE.name})", ""])
+
+
+def _amounts(run: Run) -> str:
+    return f"{run.parameters / 1e6:.2f} M | {run.tokens / 1e6:.2f} M | {6 * run.parameters * run.tokens:.1e}"
+
+
+def write_page() -> None:
+    """Fits the law, draws it, and puts both between the marks of docs/planning.md."""
+    measured = read_results(RESULTS)["runs"]
+    fitted, held_back = fit(runs_of(FITTED, measured)), runs_of(HELD_BACK, measured)
+    PICTURE.parent.mkdir(exist_ok=True)
+    draw_law(fitted, PICTURE, held_back=tuple(held_back))
+    page = PAGE.read_text(encoding="utf-8")
+    before, begin, rest = page.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    assert begin and end, f"{PAGE.name} has lost the marks {MARKS}"
+    write_atomically(PAGE, f"{before}{begin}\n{text(measured, fitted, held_back)}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""`onebase plan`: reads a verb's configuration as a planned run, and prints memory, time, price and laws."""
