@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.utilisation import decode_limits
-from onebase.planning.architecture import Architecture, from_config
+from onebase.planning.architecture import from_config
 from onebase.planning.operations import (
     Shape,
     Tokens,
@@ -19,22 +19,10 @@ from onebase.planning.operations import (
     trained_operations,
 )
 from onebase.planning.run import Adapter
+from tests.planning.planned import BASE, BOTH
 
-BASE = Architecture(
-    name="tiny",
-    model_type="llama",
-    layers=2,
-    hidden=4,
-    intermediate=6,
-    heads=2,
-    kv_heads=1,
-    head_size=2,
-    vocabulary=10,
-    tied=True,
-    context=16,
-)
 TINY = Shape(BASE)
-ADAPTED = Shape(BASE, Adapter(3, (0, 1), ("q_proj", "v_proj")))
+ADAPTED = Shape(BASE, BOTH)
 # Of a layer: q 4x4, k 4x2, v 4x2, o 4x4, gate and up 4x6, down 6x4.
 LAYER = 16 + 8 + 8 + 16 + 24 + 24 + 24
 LORA = 2 * 3 * ((4 + 4) + (4 + 2))
