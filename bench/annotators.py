@@ -37,7 +37,7 @@ class Truth:
 
 def population(count: int, *, seed: int = 0) -> list[Task]:
     """Tasks of four answers with their gold scores, as the demo asks them."""
-    tasks = []
+    tasks: list[Task] = []
     for row in preference_rows(seed=seed, count=2 * count):
         if len(row.answers) == 4:
             gold = tuple(gold_score(row.columns["question"], answer) for answer in row.answers)
@@ -74,7 +74,7 @@ def simulated(tasks: Sequence[Task], *, share: float = 1.0, seed: int = 0) -> Re
     """The report on what five annotators say of the tasks, each of which ranks this share of them."""
     rng = numpy.random.default_rng(seed)
     gold = numpy.array([task.gold for task in tasks])
-    judgements = []
+    judgements: list[Judgement] = []
     for name, degree in TEMPERATURES.items():
         asked = rng.random(len(tasks)) < share
         for task, grades in zip(tasks, rankings(gold, degree, rng).tolist(), strict=True):

@@ -18,6 +18,7 @@ from bench.options import Measurement, run_alone
 from bench.ratios import ratio_in_turn, shown
 from bench.results import keep, stamp
 from bench.side import measure_each, run_module, run_side
+from bench.stolen import least_stolen
 from bench.workload import Workload, prepare, python_of
 
 
@@ -73,7 +74,7 @@ def measure(workload: Workload, results: Path, only: list[str] | None = None) ->
 
 
 def measure_row(row: Row, precision: str, workload: Workload) -> dict[str, Any]:
-    """Measures a row in turn: ours, the peer's, ours, the peer's, ..."""
+    """Measures a row in turn: ours, the peer's, ours, the peer's, ...; what is disturbed again, see `bench.stolen`."""
     workload = replace(workload, size=row.size)
     prepare(workload, python_of(workload, "classic"), workload.folder)
     sides = {"ours": our_side(row, precision, workload), "peer": peer_side(row, precision, workload)}
@@ -81,7 +82,8 @@ def measure_row(row: Row, precision: str, workload: Workload) -> dict[str, Any]:
     for number in range(workload.rounds):
         for side, run in sides.items():
             print(f"bench: {row.name} {precision}, round {number + 1} of {workload.rounds}, {side}", flush=True)
-            runs[side].append(run())
+            measured, stolen = least_stolen(run, side)
+            runs[side].append({**measured, "stolen": round(stolen, 3)})
     return {
         "stage": row.stage,
         "peer_name": row.peer,

@@ -57,7 +57,8 @@ def make(folder: Path, size: str) -> None:
     torch.manual_seed(0)
     base, temporary = folder / f"base-{size}", folder / f".base-{size}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(temporary)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(base, ignore_errors=True)
     temporary.rename(base)

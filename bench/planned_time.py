@@ -4,8 +4,8 @@ usage: python -m bench.planned_time [--work FOLDER] [--page FILE] [--only VERB .
 
 Makes a base, its data and a config for each verb, calibrates this machine, plans every verb, and only then runs them,
 each in its own process as `onebase VERB` does. The plans use what was calibrated and no correction by an earlier run.
-Writes the table between two marks of docs/planning.md. Needs no data, no network, and less than ten minutes on an idle
-machine; on a busy one calibration and runs are disturbed unequally.
+Writes the table between two marks of docs/planning.md. Needs no data, no network, and six minutes on an idle machine.
+What other machines on the same host disturb is measured again (`bench.stolen`); what else runs here disturbs it too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.machine import describe
 from bench.side import ROOT, SideFailed, tail
+from bench.stolen import least_stolen
 from onebase.config.files import dump_config, load_config
 from onebase.config.verbs import VERB_CONFIGS
 from onebase.files import write_atomically
@@ -63,6 +65,8 @@ class Result:
     """Of the whole process."""
     step_seconds: float
     """Of all its steps, as it logged them; 0 where it has none of its own."""
+    stolen: float
+    """Share of the processor time that other machines took meanwhile."""
 
     @property
     def planned_steps(self) -> float:
@@ -164,18 +168,29 @@ def measure(work: Path, only: list[str]) -> list[Result]:
         words = [f"--{name}={value}" for name, value in {**keys, "output_dir": str(work / "runs" / verb)}.items()]
         configs[verb] = load_config(VERB_CONFIGS[verb], None, words)
         (work / f"{verb}.yaml").write_text(dump_config(configs[verb]), encoding="utf-8")
-    run("calibrate", ["plan", "--calibrate"])
+    least_stolen(lambda: run("calibrate", ["plan", "--calibrate"]), "calibrate")
     plans = {verb: costs_of(planned_run(config)) for verb, config in configs.items()}
     found = []
     for verb in configs:
         if only and verb not in only and not (verb == "reward" and "ppo" in only):
             continue
-        seconds = run(verb, [verb, str(work / f"{verb}.yaml")])
-        lines = (work / "runs" / verb / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        in_steps = sum(json.loads(line).get("perf/step_seconds", 0.0) for line in lines)
-        found.append(Result(verb, plans[verb], seconds, in_steps))
+        (seconds, in_steps), stolen = least_stolen(partial(run_verb, verb, work), verb)
+        found.append(Result(verb, plans[verb], seconds, in_steps, stolen))
         print(f"bench: {verb}: planned {plans[verb].times.total:.1f} s, took {seconds:.1f} s", flush=True)
     return found
+
+
+def run_verb(verb: str, work: Path) -> tuple[float, float]:
+    """Runs a verb afresh and returns the seconds of its process and of its steps.
+
+    Raises:
+        SideFailed: it failed.
+    """
+    folder = work / "runs" / verb
+    shutil.rmtree(folder, ignore_errors=True)
+    seconds = run(verb, [verb, str(work / f"{verb}.yaml")])
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return seconds, sum(json.loads(line).get("perf/step_seconds", 0.0) for line in lines)
 
 
 def run(name: str, words: list[str]) -> float:
@@ -237,8 +252,8 @@ def table(results: list[Result]) -> str:
         f"a Llama of {LAYERS} layers of {HIDDEN}, float32, LoRA r=16, pretrain in full. {sum(within)} of {len(within)} "
         f"verbs are within {TARGET:.0%}.",
         "",
-        "| verb | planned | took | error | of it steps: planned | took | error |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| verb | planned | took | error | of it steps: planned | took | error | stolen |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result, good in zip(results, within, strict=True):
         planned = result.costs.times.total
@@ -254,6 +269,7 @@ def table(results: list[Result]) -> str:
             cells += [f"{steps:.1f} s", f"{result.step_seconds:.1f} s", f"{steps / result.step_seconds - 1:+.0%}"]
         else:
             cells += ["", "", ""]
+        cells.append(f"{result.stolen:.0%}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

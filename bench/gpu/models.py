@@ -116,7 +116,7 @@ def quantise(model: PreTrainedModel, dtype: torch.dtype) -> None:
                     device="meta",
                 )
                 weight = layer.weight.data
-                packed = Params4bit(
+                packed: Any = Params4bit(
                     weight.cpu(), requires_grad=False, compress_statistics=False, quant_type="nf4", module=new
                 )
                 new.weight = packed.to(weight.device)

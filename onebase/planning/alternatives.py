@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from onebase.planning.memory import NUMBER_BYTES, Part
+from onebase.planning.peak import Part
 from onebase.planning.run import PlannedRun
+from onebase.planning.weights import NUMBER_BYTES
 
 TRAINED_BYTES = 16
 """A parameter that trains: weight and gradient in 16 bits with a weight in float32 beside, or both in float32; and

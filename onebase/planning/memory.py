@@ -11,17 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from onebase.engines.budget import tokens_that_fit
 from onebase.engines.output_layer import FEWEST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK
-from onebase.models.hardware import usual_size
-from onebase.planning.architecture import Architecture, Linear
+from onebase.planning.activations import (
+    activation_bytes_per_token,
+    combined_part,
+    kv_bytes_per_token,
+    passing_bytes_per_token,
+)
+from onebase.planning.batch_sizes import decoded_rows, microbatch_tokens, scored_tokens, trained_tokens
+from onebase.planning.peak import Part, Peak, Phase
 from onebase.planning.run import PlannedRole, PlannedRun
-from onebase.sampling.local import MOST_ROWS, PREFILL_TOKENS, rows_that_fit
+from onebase.planning.weights import ADAPTER_BYTES, NUMBER_BYTES, weight_bytes
+from onebase.sampling.local import PREFILL_TOKENS
 from onebase.training.plan import NF4_BYTES_PER_WEIGHT
 
-NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-ADAPTER_BYTES = 4
-"""Adapters and heads are float32 whatever the base is."""
 MOMENTS = 2
 """AdamW keeps a mean and a variance for every parameter that trains (Loshchilov and Hutter 2019), in its format."""
 
@@ -42,49 +45,6 @@ MEASURED = {
     "cuda": Measured(framework=600e6, pieces=1.05),
 }
 """CPU: PyTorch 2.13 on x86-64 Linux with glibc. CUDA: the context and its libraries, in round figures, not measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A part of what is held."""
-
-    name: str
-    size: float
-    """Bytes."""
-    formula: str
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """What is held at the peak of one phase."""
-
-    name: str
-    parts: tuple[Part, ...]
-
-    @property
-    def size(self) -> float:
-        """Bytes."""
-        return sum(part.size for part in self.parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Peak:
-    """The memory of a run."""
-
-    phases: tuple[Phase, ...]
-    microbatch_tokens: int
-    rows: int
-    """Completions decoded at once."""
-
-    @property
-    def highest(self) -> Phase:
-        """The phase that needs most."""
-        return max(self.phases, key=lambda phase: phase.size)
-
-    @property
-    def size(self) -> float:
-        """Bytes."""
-        return self.highest.size
 
 
 def peak_memory(run: PlannedRun, memory: float) -> Peak:
@@ -155,16 +115,6 @@ def framework_part(run: PlannedRun) -> Part:
     return Part("framework", MEASURED[run.device].framework, "measured" if run.device == "cpu" else "assumed")
 
 
-def weight_bytes(base: Architecture, dtype: str, quantization: str) -> float:
-    """Bytes of a base's weights: P e; in NF4 0.5625 for each of the linear layers' and e for the others
-    (Dettmers et al. 2023, section 3, without double quantisation).
-    """
-    e = NUMBER_BYTES[dtype]
-    if quantization == "nf4":
-        return NF4_BYTES_PER_WEIGHT * base.linear_parameters + e * (base.parameters - base.linear_parameters)
-    return float(e * base.parameters)
-
-
 def base_part(run: PlannedRun) -> Part:
     """The base's weights, or this process's part of them where it is spread."""
     base, e = run.architecture, NUMBER_BYTES[run.dtype]
@@ -189,130 +139,6 @@ def loading_parts(run: PlannedRun) -> tuple[Part, ...]:
     return tuple(found)
 
 
-# ----------------------------------------------------------------------------------------------------- sizes of batches
-
-
-def microbatch_tokens(run: PlannedRun, free: float) -> int:
-    """Tokens of a microbatch: as configured, or as the run itself would choose them with `free` bytes."""
-    longest = run.lengths.tree.longest
-    if run.layout == "separate":
-        longest = run.lengths.completions.longest * (run.lengths.prompt.longest + run.lengths.completion.longest)
-    if run.microbatch_tokens is not None:
-        return run.microbatch_tokens
-    per_token = max(1.0, activation_bytes_per_token(run, run.roles[0]))
-    return tokens_that_fit(free, per_token, longest=longest, device=run.device)
-
-
-def trained_tokens(run: PlannedRun, budget: int) -> int:
-    """Tokens of the largest microbatch that trains, as it is laid out."""
-    if not run.trained:
-        return 0
-    return _laid_out(run, min(run.minibatch, max(1, run.lengths.examples)), budget)
-
-
-def scored_tokens(run: PlannedRun, budget: int) -> int:
-    """Tokens of the largest microbatch without gradient."""
-    if run.rollout_prompts:
-        return _laid_out(run, max(run.rollout_prompts, 1), budget)
-    cached = any(each.role == "reference" for each in run.passes)
-    count = run.lengths.examples if cached else run.lengths.held_out
-    return _laid_out(run, count, budget) if count else 0
-
-
-def _laid_out(run: PlannedRun, examples: int, budget: int) -> int:
-    """Tokens of the largest microbatch of so many examples: whole trees up to the budget, one in any case."""
-    lengths = run.lengths
-    if run.layout == "separate":
-        width = lengths.prompt.mean + lengths.completion.mean
-        tree, longest = lengths.completions.mean * width, lengths.completions.longest * width
-    else:
-        tree, longest = lengths.tree.mean, float(lengths.tree.longest)
-    # The largest of several minibatches: two deviations above the mean.
-    wanted = examples * tree + 2 * lengths.deviation * examples**0.5
-    wanted = min(wanted, examples * longest)
-    fits = max(1, budget // max(1, round(tree))) * tree
-    return usual_size(max(1, round(max(min(wanted, fits), min(longest, wanted)))))
-
-
-def decoded_rows(run: PlannedRun, free: float) -> int:
-    """Completions decoded at once, as the run itself would choose them with `free` bytes."""
-    if not run.samples_per_prompt or run.elsewhere:
-        return 0
-    prompts = max(run.rollout_prompts, -(-run.evaluated // run.samples_per_prompt))
-    wanted = min(max(1, prompts) * run.samples_per_prompt, MOST_ROWS)
-    row = kv_bytes_per_token(run) * (run.lengths.prompt.longest + run.max_new_tokens) + 32 * run.architecture.vocabulary
-    return rows_that_fit(free, row, wanted=wanted, samples_per_prompt=run.samples_per_prompt)
-
-
-# --------------------------------------------------------------------------------------------------------- activations
-
-
-def layer_bytes_per_token(run: PlannedRun, role: PlannedRole, *, adapted: bool) -> float:
-    """Bytes that one decoder layer keeps for the backward pass per token.
-
-    Packed engine: the input of each norm (2 H) with its inverse root, queries, keys and values (Q + 2 K), what
-    attention reads (Q) with a log-sum per head, gate and up (2 I); and, where adapters train, the input of every
-    projection that has one (H, Q, H, I; what attention reads is kept already) and its product with A (r each).
-
-    transformers: the input, the normed and the scaled state of each norm (6 H; in 16 bits the first is in float32),
-    Q + 2 K after the rotation, Q read, and gate, its activation, up and their product (4 I).
-    """
-    base, e = run.architecture, NUMBER_BYTES[run.dtype]
-    hidden, between = base.hidden, base.intermediate
-    queries, keys = base.heads * base.head_size, base.kv_heads * base.head_size
-    if run.packs:
-        kept = (2 * hidden + 2 * queries + 2 * keys + 2 * between) * e + 2 * 4 + 4 * base.heads
-        if role.adapter is not None and adapted:
-            names = role.adapter.modules
-            groups = _projections(base)
-            inputs = {"qkv": hidden, "o": 0, "gate_up": hidden, "down": between}
-            for group, layers in groups.items():
-                count = sum(names is None or layer.name in names for layer in layers)
-                kept += (inputs[group] * bool(count) + role.adapter.rank * count) * e
-        return kept
-    norms = 6 * hidden * e if e == 4 else 2 * hidden * (4 + e + e)
-    units = 4 * between if base.gated else 3 * between
-    kept = norms + (2 * queries + 2 * keys + units) * e
-    if role.adapter is not None and adapted:
-        kept += sum(layer.inputs * (5 if run.dropout else 0) + 4 * role.adapter.rank for layer in base.linear)
-    return float(kept)
-
-
-_READ_TOGETHER = ("q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn")
-
-
-def _projections(base: Architecture) -> dict[str, list[Linear]]:
-    """The linear layers that read one input, as the packed engine runs them."""
-    found: dict[str, list[Linear]] = {"qkv": [], "o": [], "gate_up": [], "down": []}
-    for layer in base.linear:
-        group = (
-            "qkv" if layer.name in ("q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn") else layer.name.split("_")[0]
-        )
-        found["gate_up" if group in ("gate", "up", "c") else group].append(layer)
-    return found
-
-
-def activation_bytes_per_token(run: PlannedRun, role: PlannedRole) -> float:
-    """Bytes that a training pass keeps per token in all layers.
-
-    Layers below the lowest adapter keep nothing. With gradient checkpointing, H e for each layer and all of one.
-    """
-    base, e = run.architecture, NUMBER_BYTES[run.dtype]
-    adapted = tuple(range(base.layers)) if role.adapter is None else role.adapter.layers
-    lowest = min(adapted, default=0)
-    above = [index in adapted for index in range(lowest, base.layers)]
-    each = {kind: layer_bytes_per_token(run, role, adapted=kind) for kind in (True, False)}
-    if run.checkpointing:
-        return base.hidden * e * len(above) + max(each[kind] for kind in above)
-    return sum(each[kind] for kind in above)
-
-
-def passing_bytes_per_token(run: PlannedRun) -> float:
-    """Bytes per token that exist for a moment in one layer: state, normed state, gate and up, their product."""
-    base, e = run.architecture, NUMBER_BYTES[run.dtype]
-    return float((2 * base.hidden + 3 * base.intermediate) * e)
-
-
 def chunk_tokens(run: PlannedRun, counted: float) -> float:
     """Tokens whose logits exist at once, as `engines/output_layer.py` cuts them."""
     most = max(FEWEST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK[run.device] // run.architecture.vocabulary)
@@ -332,26 +158,7 @@ def counted_tokens(run: PlannedRun, tokens: int) -> float:
     return tokens * run.lengths.counted / max(1.0, run.lengths.tree.mean)
 
 
-def combined_part(run: PlannedRun, role: PlannedRole) -> list[Part]:
-    """An adapter's matrices as the packed engine multiplies them: stacked A, and B as a block diagonal."""
-    if not run.packs or role.adapter is None:
-        return []
-    rank, total = role.adapter.rank, 0
-    for layers in _projections(run.architecture).values():
-        chosen = [layer for layer in layers if role.adapter.modules is None or layer.name in role.adapter.modules]
-        if chosen:
-            total += len(chosen) * rank * (chosen[0].inputs + sum(layer.outputs for layer in layers))
-    size = len(role.adapter.layers) * total * NUMBER_BYTES[run.dtype]
-    return [Part("adapter, laid out", float(size), "L R (in + out) e")] if size else []
-
-
 # --------------------------------------------------------------------------------------------------------------- phases
-
-
-def kv_bytes_per_token(run: PlannedRun) -> float:
-    """Keys and values of one token in all layers: 2 L K e."""
-    base = run.architecture
-    return float(2 * base.layers * base.kv_heads * base.head_size * NUMBER_BYTES[run.dtype])
 
 
 def generating_parts(run: PlannedRun, rows: int) -> list[Part]:

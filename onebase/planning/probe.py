@@ -26,10 +26,10 @@ from onebase.models.loading import hardware_dtype
 from onebase.models.scratch import train_tokenizer
 from onebase.planning.architecture import from_config
 from onebase.planning.calibration import Here
-from onebase.planning.memory import NUMBER_BYTES
 from onebase.planning.operations import Shape, tokens_of
 from onebase.planning.rates import Rates, Timed, fit_rate
 from onebase.planning.run import Adapter
+from onebase.planning.weights import NUMBER_BYTES
 from onebase.planning.work import (
     OPTIMIZER_BYTES,
     Kind,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from onebase.planning.memory import NUMBER_BYTES
 from onebase.planning.rates import Rates
 from onebase.planning.run import PlannedRun
+from onebase.planning.weights import NUMBER_BYTES
 from onebase.planning.work import Item, phase_of, work_of
 
 TimePhase = Literal["load", "generate", "score", "update", "evaluate", "save"]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from onebase.engines.budget import MOST_TOKENS
-from onebase.planning.memory import NUMBER_BYTES
 from onebase.planning.operations import (
     Shape,
     Tokens,
@@ -16,6 +15,7 @@ from onebase.planning.operations import (
     tokens_of,
 )
 from onebase.planning.run import Pass, PlannedRole, PlannedRun
+from onebase.planning.weights import NUMBER_BYTES
 from onebase.sampling.local import MOST_ROWS
 from onebase.training.plan import NF4_BYTES_PER_WEIGHT
 

@@ -11,7 +11,8 @@ from onebase.errors import DoesNotFitError
 from onebase.models.hardware import free_memory
 from onebase.models.loading import choose_device
 from onebase.planning.alternatives import alternatives
-from onebase.planning.memory import Part, Peak, peak_memory
+from onebase.planning.memory import peak_memory
+from onebase.planning.peak import Part, Peak
 from onebase.planning.run import PlannedRun
 from onebase.plans.plan_changes import Change, changes_that_fit
 from onebase.plans.plan_time import machine_named

@@ -8,19 +8,13 @@ import pytest
 
 from onebase.engines.budget import saved_bytes_per_token
 from onebase.models.adapters import lora_config
+from onebase.planning.activations import activation_bytes_per_token, kv_bytes_per_token
 from onebase.planning.alternatives import alternatives, four_in_full, in_full, weights_and_moments
 from onebase.planning.architecture import from_config, read_architecture
-from onebase.planning.memory import (
-    MEASURED,
-    activation_bytes_per_token,
-    held_parts,
-    kv_bytes_per_token,
-    microbatch_tokens,
-    peak_memory,
-    trained_tokens,
-    weight_bytes,
-)
+from onebase.planning.batch_sizes import microbatch_tokens, trained_tokens
+from onebase.planning.memory import MEASURED, held_parts, peak_memory
 from onebase.planning.run import Adapter, PlannedRole, Span
+from onebase.planning.weights import weight_bytes
 from tests.planning.planned import BASE, BOTH, LENGTHS, rollouts, supervised
 from tests.tiny_models import tiny_base
 
