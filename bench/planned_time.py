@@ -2,10 +2,11 @@
 
 usage: python -m bench.planned_time [--work FOLDER] [--page FILE] [--only VERB ...]
 
-Makes a base, its data and a config for each verb, calibrates this machine, plans every verb, and only then runs them,
-each in its own process as `onebase VERB` does. The plans use what was calibrated and no correction by an earlier run.
-Writes the table between two marks of docs/planning.md. Needs no data, no network, and six minutes on an idle machine.
-What other machines on the same host disturb is measured again (`bench.stolen`); what else runs here disturbs it too.
+Makes a base, its data and a config for each verb. Verb by verb it calibrates this machine, plans the run and only then
+runs it in its own process as `onebase VERB` does: machines that share their processors are faster at one time than at
+another. The plans use what was calibrated and no correction by an earlier run. Writes the table between two marks of
+docs/planning.md. Needs no data, no network, and eight minutes on an idle machine. What other machines on the same host
+disturb is measured again (`bench.stolen`); what else runs here disturbs it too.
 """
 
 from __future__ import annotations
@@ -168,15 +169,15 @@ def measure(work: Path, only: list[str]) -> list[Result]:
         words = [f"--{name}={value}" for name, value in {**keys, "output_dir": str(work / "runs" / verb)}.items()]
         configs[verb] = load_config(VERB_CONFIGS[verb], None, words)
         (work / f"{verb}.yaml").write_text(dump_config(configs[verb]), encoding="utf-8")
-    least_stolen(lambda: run("calibrate", ["plan", "--calibrate"]), "calibrate")
-    plans = {verb: costs_of(planned_run(config)) for verb, config in configs.items()}
     found = []
-    for verb in configs:
+    for verb, config in configs.items():
         if only and verb not in only and not (verb == "reward" and "ppo" in only):
             continue
+        least_stolen(lambda: run("calibrate", ["plan", "--calibrate"]), f"calibration before {verb}")
+        planned = costs_of(planned_run(config))
         (seconds, in_steps), stolen = least_stolen(partial(run_verb, verb, work), verb)
-        found.append(Result(verb, plans[verb], seconds, in_steps, stolen))
-        print(f"bench: {verb}: planned {plans[verb].times.total:.1f} s, took {seconds:.1f} s", flush=True)
+        found.append(Result(verb, planned, seconds, in_steps, stolen))
+        print(f"bench: {verb}: planned {planned.times.total:.1f} s, took {seconds:.1f} s", flush=True)
     return found
 
 

@@ -119,7 +119,7 @@ def probe(here: Here, device: torch.device, say: Callable[[str], None]) -> Rates
         for in_full in (False, True):
             _time_size(size, device, dtype, timed, in_full=in_full, until=until)
     say("starting a process and loading a base")
-    start, of_byte = _loading(device, bandwidth)
+    start, opening, of_byte = _loading(device, bandwidth)
     fitted = {kind: fit_rate(passes, products[name]) for kind, passes in timed.items()}
     when = time.strftime("%Y-%m-%d %H:%M")
     return Rates(
@@ -127,6 +127,7 @@ def probe(here: Here, device: torch.device, say: Callable[[str], None]) -> Rates
         here.machine.watts if here.machine else 0.0,
         {kind: rate for kind, (rate, _) in fitted.items()},
         start_seconds=start,
+        open_seconds=opening,
         of_loaded_byte=of_byte,
         source=f"measured {when}",
         dtype=name,
@@ -257,9 +258,11 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _loading(device: torch.device, bandwidth: float) -> tuple[float, float]:
-    """Seconds before any weight is read, and for each byte of weights: not less than reading it from memory takes."""
-    code = "import onebase.recipes.ppo"
+def _loading(device: torch.device, bandwidth: float) -> tuple[float, float, float]:
+    """Seconds of starting a process, of opening a base beside its weights, and for each byte of these: not less than
+    reading it from memory takes.
+    """
+    code = "import onebase.recipes.ppo, onebase.reporting.plots"
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
     start = time.perf_counter() - started
@@ -275,7 +278,7 @@ def _loading(device: torch.device, bandwidth: float) -> tuple[float, float]:
             found.append((stored, min(_seconds(partial(load_base, str(place)), device) for _ in range(2))))
     (small, first), (large, second) = found
     of_byte = max((second - first) / (large - small), 1 / bandwidth)
-    return start + max(0.0, first - small * of_byte), of_byte
+    return start, max(0.0, first - small * of_byte), of_byte
 
 
 def product_rate(

@@ -12,8 +12,10 @@ import numpy
 from onebase.planning.machines import EFFICIENCY, SECONDS_PER_LAYER, Machine
 from onebase.planning.work import KINDS, Kind, Work
 
-START_SECONDS = 15.0
-"""Stated: a process that imports torch and transformers and opens a small base."""
+START_SECONDS = 14.0
+"""Stated: a process that imports torch and transformers."""
+OPEN_SECONDS = 1.0
+"""Stated: opening a base beside reading its weights: tokenizer, modules, the check of its layout."""
 LOAD_GB = 1.0
 """Stated: 10^9 bytes of weights a second from a local disk or its cache."""
 
@@ -64,6 +66,9 @@ class Rates:
     watts: float
     rates: Mapping[Kind, Rate]
     start_seconds: float = START_SECONDS
+    """Of a process, up to its first base and from its last step to its report."""
+    open_seconds: float = OPEN_SECONDS
+    """Of opening a base, apart from the bytes of its weights."""
     of_loaded_byte: float = 1 / (LOAD_GB * 1e9)
     """Seconds."""
     source: str = "data sheet"

@@ -54,7 +54,7 @@ class Bill:
 def times_of(run: PlannedRun, rates: Rates, corrections: Mapping[str, float] | None = None) -> Times:
     """Seconds of a run by phase.
 
-    load        start of the process + bytes of the base's weights x seconds a byte
+    load        start of the process + for each base that is opened (opening + bytes of its weights x seconds a byte)
     others      sum over passes of their work at the machine's rate (`rates.Rate`), x the phase's correction
     save        bytes written x seconds a byte
     each phase is divided by the processes that share it
@@ -71,7 +71,8 @@ def times_of(run: PlannedRun, rates: Rates, corrections: Mapping[str, float] | N
         seconds[item.phase] += taken
         if item.in_steps and steps and not run.parts:  # the steps of parts are of different kinds
             of_step[item.phase] = of_step.get(item.phase, 0.0) + taken / steps
-    seconds["load"] = rates.start_seconds + loaded_bytes(run) * rates.of_loaded_byte
+    opened = max(1, len(run.parts)) * rates.open_seconds
+    seconds["load"] = rates.start_seconds + opened + loaded_bytes(run) * rates.of_loaded_byte
     seconds["save"] = saved_bytes(run) * rates.of_loaded_byte
     return Times(seconds, of_step, factors)
 

@@ -221,6 +221,7 @@ def calibrate(*, as_json: bool = False) -> None:
         far = f"{spread.passes} passes, fit within {spread.misfit:.0%}, repeats within {spread.repeats:.0%}"
         rows.append((f"{kind}, {rates.dtype}", " + ".join(filter(None, parts)), far))
     rows.append(("starting", f"{rates.start_seconds:.1f} s", ""))
+    rows.append(("opening a base", f"{rates.open_seconds:.1f} s", ""))
     rows.append(("loading weights", f"{1e-9 / rates.of_loaded_byte:,.2f} GB/s", ""))
     print_table(("what", "rate", "spread"), rows)
     print(f"kept in {kept}" if kept else "not kept, as ONEBASE_CACHE is empty: plans go on with the stated rates")

@@ -8,7 +8,7 @@ import pytest
 
 from onebase.planning.machines import MACHINES, this_cpu
 from onebase.planning.operations import Shape, Tokens, forward_operations, tokens_of, trained_operations
-from onebase.planning.rates import LOAD_GB, START_SECONDS, Rate, Rates, stated_rates
+from onebase.planning.rates import LOAD_GB, OPEN_SECONDS, START_SECONDS, Rate, Rates, stated_rates
 from onebase.planning.run import Adapter
 from onebase.planning.time import (
     bill,
@@ -70,7 +70,7 @@ def test_training_passes_are_those_of_the_formula() -> None:
     evaluated = 2 * 3 * forward_operations(Shape(BASE, BOTH), tokens, adapter=True, output_layer=True)
     assert times.seconds["evaluate"] == pytest.approx(evaluated)
     assert times.step == pytest.approx(update / 6) and steps_of(run) == 6
-    assert times.seconds["load"] == START_SECONDS + BASE.parameters * 2 / (LOAD_GB * 1e9)
+    assert times.seconds["load"] == START_SECONDS + OPEN_SECONDS + BASE.parameters * 2 / (LOAD_GB * 1e9)
 
 
 def test_a_reference_measured_once_is_scoring_before_the_steps_and_one_in_every_step_is_part_of_them() -> None:
@@ -173,6 +173,8 @@ def test_rounds_are_the_sum_of_their_parts() -> None:
     assert times_of(whole, OPERATIONS_ALONE).seconds["update"] == pytest.approx(total)
     assert loaded_bytes(whole) == 2 * loaded_bytes(parts[0])
     assert saved_bytes(whole) == sum(map(saved_bytes, parts))
+    opened = sum(times_of(part, OPERATIONS_ALONE).seconds["load"] - START_SECONDS for part in parts)
+    assert times_of(whole, OPERATIONS_ALONE).seconds["load"] == pytest.approx(START_SECONDS + opened)
 
 
 def test_samples_are_completions_or_examples_seen() -> None:
