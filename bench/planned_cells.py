@@ -23,12 +23,12 @@ FORMATS: dict[str, dict[str, str]] = {
 }
 WAYS: dict[str, dict[str, Any]] = {"lora": {}, "full": {"r": 0}, "upper half": {"layers": "upper-half"}}
 SIZES = ("small", "medium", "large")
-LENGTHS = (128, 512)
+LENGTHS = (64, 256)
 """Tokens of a prompt with one completion; a quarter of them is the completion."""
 MINIBATCH = 2
 """Examples of an optimizer step, each a microbatch of its own."""
-DIFFERENCES = ("512", "nf4", "bf16", "full", "medium", "upper half", "large")
-"""What may differ from the plainest cell (fp32, lora, small, 128), the most telling first."""
+DIFFERENCES = ("256", "nf4", "bf16", "full", "medium", "upper half", "large")
+"""What may differ from the plainest cell (fp32, lora, small, 64), the most telling first."""
 REWARD = "def score(prompts, completions, **columns):\n    return [len(set(text)) / 30 for text in completions]\n"
 
 

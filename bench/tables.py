@@ -9,6 +9,7 @@ from typing import Any
 from bench import compare
 from bench.compare import ratios
 from bench.ratios import Ratio, ratio_in_turn, shown
+from bench.stolen import MOST
 
 Results = dict[str, Any]
 FOUR_ROLES_TARGET = 1.2
@@ -232,8 +233,17 @@ def serving(results: Results) -> str:
         waits = (_spread(found[clients]["first_token_seconds"], 1000, ",.0f") for found in sides.values())
         firsts.append([clients, *waits])
     speed += [f"ours as times {side}'s" for side in others]
+    asked = [each for found in sides.values() for each in found.values()]
+    stolen = [share for each in asked if "stolen" in each for share in each["stolen"]["all"]]
+    disturbed = sum(one > MOST for one in stolen)
+    quiet = (
+        f" Other machines on the host took up to {max(stolen):.0%} of the processor time; more than {MOST:.0%} in "
+        f"{disturbed} of {len(stolen)} measurements."
+        if stolen
+        else ""
+    )
     return (
-        f"{machine_line(measured)}; completions of {measured['new_tokens']} tokens.\n\n{table(speed, speeds)}\n"
+        f"{machine_line(measured)}; completions of {measured['new_tokens']} tokens.{quiet}\n\n{table(speed, speeds)}\n"
         f"To the first token, middle of a round's clients:\n\n{table(first, firsts)}"
     )
 

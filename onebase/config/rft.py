@@ -91,6 +91,13 @@ class RFTGroup(ActorCriticGroup):
     """k1 = log ratio, k2 = k1^2 / 2, k3 = k1 + exp(-k1) - 1; auto = k1 in the reward, k3 in the loss."""
 
     @property
+    def learns_in_one_step(self) -> bool:
+        """Whether a rollout is one optimizer step, so that the policy is still the one that sampled it."""
+        return (
+            self.num_epochs == 1 and self.minibatch_prompts == self.rollout_prompts and self.policy_loss != "kl_penalty"
+        )
+
+    @property
     def weighting(self) -> Literal["completion", "token", "constant"]:
         """The normalizer, with auto resolved: completions count alike where their ratio is clipped as a whole."""
         if self.normalizer == "auto":

@@ -17,9 +17,9 @@ from onebase.labels.judged import NewTask
 from onebase.labels.store import Store
 from onebase.models.base import OneBase
 from onebase.reading.formats import read_files
-from onebase.recipes.best_of import own_answer
 from onebase.recipes.setup.saved import open_saved
 from onebase.records import Prompt, Row
+from onebase.rollouts.sampled_rows import own_answer
 from onebase.runs.progress import say
 from onebase.sampling.local import generate, stop_ids
 from onebase.sampling.sampler import Sampling

@@ -213,6 +213,7 @@ def rollout_passes(
     elsewhere: bool,
     evaluated: float = 0.0,
     measures: bool = True,
+    as_sampled: bool = False,
 ) -> tuple[Pass, ...]:
     """The passes of ppo, rft and best-of over `prompts` prompts.
 
@@ -222,6 +223,7 @@ def rollout_passes(
     Args:
         evaluated: held-out prompts that are sampled and measured besides.
         measures: whether log-probs and values are measured (not in best-of).
+        as_sampled: whether the policy's log-probs of a rollout are those it was sampled with.
     """
     trees, found = lengths.tree.mean, []
     for count, in_steps in ((prompts, True), (evaluated, False)):
@@ -232,6 +234,8 @@ def rollout_passes(
             drawn = count * samples_per_prompt * lengths.completion.mean
             found.append(Pass("generate", "policy", "decode", drawn, in_steps))
         for role in roles:
+            if as_sampled and in_steps and role.name == "policy":
+                continue
             if (role.name == "reward" or measures) and (in_steps or role.name != "critic"):
                 found.append(Pass("score", role.name, "forward", count * trees, in_steps))
     for role in roles:

@@ -254,6 +254,7 @@ def _sampling_run(
         epochs=epochs,
         elsewhere=elsewhere,
         evaluated=times * held_out * again / count,
+        as_sampled=isinstance(config, RFTConfig) and config.rft.learns_in_one_step and not elsewhere,
     )
     steps = num_updates(
         rollouts,

@@ -18,7 +18,7 @@ from onebase.config.verbs import VERB_CONFIGS
 from onebase.errors import ConfigError
 from tests.tiny_models import tiny_tokenizer
 
-PLAIN = Cell("sft", "fp32", "lora", "small", 128)
+PLAIN = Cell("sft", "fp32", "lora", "small", 64)
 REFUSED = {
     *(("sft", "nf4", "full"), ("reward", "nf4", "full")),
     *(("pretrain", number_format, way) for number_format in FORMATS for way in ("lora", "upper half")),
@@ -38,7 +38,7 @@ def test_every_combination_is_a_cell_once_and_the_plainest_of_each_verb_come_fir
     cells = every_cell()
     assert len(set(cells)) == len(cells) == 8 * 3 * 3 * 3 * 2
     assert [cell.verb for cell in cells[:8]] == list(VERBS)
-    assert {(c.number_format, c.way, c.size, c.length) for c in cells[:8]} == {("fp32", "lora", "small", 128)}
+    assert {(c.number_format, c.way, c.size, c.length) for c in cells[:8]} == {("fp32", "lora", "small", 64)}
     assert len({cell.name for cell in cells}) == len(cells)
 
 
@@ -46,14 +46,14 @@ def test_every_combination_is_a_cell_once_and_the_plainest_of_each_verb_come_fir
 def test_a_configuration_is_one_that_the_verb_reads_or_is_known_to_refuse(work: Path, verb: str) -> None:
     for number_format in FORMATS:
         for way in WAYS:
-            cell = Cell(verb, number_format, way, "small", 128)
+            cell = Cell(verb, number_format, way, "small", 64)
             path = planned_cells.write_cell(cell, work)
             if (verb, number_format, way) in REFUSED:
                 with pytest.raises(ConfigError):
                     load_config(VERB_CONFIGS[verb], path, [])
             else:
                 config = load_config(VERB_CONFIGS[verb], path, [])
-                assert config.batch.microbatch_tokens == 128
+                assert config.batch.microbatch_tokens == 64
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -89,10 +89,10 @@ def test_adjoining_pages_become_one_range() -> None:
 
 
 def test_a_line_tells_which_cell_it_is_of() -> None:
-    assert planned.name_of({**PLAIN.keys(), "peak_bytes": 1}) == "sft-fp32-lora-small-128"
+    assert planned.name_of({**PLAIN.keys(), "peak_bytes": 1}) == "sft-fp32-lora-small-64"
 
 
-def of(planned_bytes: float, measured: float, length: int = 128) -> Compared:
+def of(planned_bytes: float, measured: float, length: int = 64) -> Compared:
     return Compared(Cell("sft", "fp32", "lora", "small", length), round(measured), round(planned_bytes))
 
 
@@ -103,11 +103,11 @@ def test_a_cell_misses_if_it_is_above_a_gigabyte_and_off_by_more_than_a_tenth() 
 
 
 def test_the_table_marks_misses_and_small_cells_and_says_why() -> None:
-    compared = [of(1.3e9, 1.1e9), of(0.5e9, 0.9e9, 512)]
+    compared = [of(1.3e9, 1.1e9), of(0.5e9, 0.9e9, 256)]
     text = planned_table.page_part(compared, {"too odd": [PLAIN]}, {"processor": "P", "memory_gib": 8})
     assert "| sft, fp32, lora | **1,300 / 1,100 (+18%)** | *500 / 900 (-44%)* |" in text
     assert "**0 of 1 (0%) of these are within 10%**" in text
-    assert "- sft, fp32, lora, small, 128 (+18%): not explained yet" in text
+    assert "- sft, fp32, lora, small, 64 (+18%): not explained yet" in text
     assert "- sft fp32 lora: too odd" in text
     assert len(SIZES) * len(LENGTHS) == text.split("| run |")[1].splitlines()[0].count("|")
 
@@ -118,7 +118,7 @@ def test_a_refusal_is_compared_without_the_name_of_its_file() -> None:
 
 
 def test_the_share_is_shown_by_verb_and_the_worst_cells_first() -> None:
-    lines = planned_table.overview([of(1.2e9, 1.1e9), of(1.4e9, 1.1e9, 512)])
+    lines = planned_table.overview([of(1.2e9, 1.1e9), of(1.4e9, 1.1e9, 256)])
     assert lines[0] == "all: 1 of 2 (50%) cells above 1 GB within 10%"
     assert "  sft: 1 of 2 (50%), errors +9% .. +18% .. +27%" in lines
     assert [line[:6].strip() for line in lines if " MB measured" in line] == ["off", ""]

@@ -9,6 +9,7 @@ DPO = "onebase/recipes/dpo.py"
 DPO_SETUP = "onebase/recipes/setup/dpo.py"
 REWARD = "onebase/recipes/reward.py"
 BEST_OF = "onebase/recipes/best_of.py"
+SAMPLED_ROWS = "onebase/rollouts/sampled_rows.py"
 ITERATE = "onebase/recipes/iterate.py"
 SFT = "onebase/recipes/sft.py"
 CACHE = "onebase/recipes/setup/reference_cache.py"
@@ -190,7 +191,7 @@ MUTANTS = [
     Mutant(REWARD, "minibatches.examples(step)", "minibatches.examples(0)",
            "reward reads the same minibatch in every step", f"{TEST_REWARD}::test_an_epoch_reads_every_row_once"),
     # ------------------------------------------------------------------------------------------- best-of, iterate
-    Mutant(BEST_OF, "key=lambda k: -scores[k])", "key=lambda k: scores[k])",
+    Mutant(SAMPLED_ROWS, "key=lambda k: -scores[k])", "key=lambda k: scores[k])",
            "the worst answer is written as the best", WRITTEN),
     Mutant(BEST_OF, "self._seeds[first * self._count : (first + len(asked)) * self._count]",
            "self._seeds[: len(asked) * self._count]",
@@ -198,9 +199,9 @@ MUTANTS = [
            f"{TEST_BEST_OF}::test_every_prompt_draws_its_own_numbers_also_beyond_the_first_sampled_together"),
     Mutant(BEST_OF, "own = part.samples[i * count : (i + 1) * count]", "own = part.samples[i::len(asked)]",
            "answers are written to other prompts", WRITTEN),
-    Mutant(BEST_OF, "first, last = ranked[0], ranked[-1]\n", "first, last = ranked[0], ranked[1]\n",
+    Mutant(SAMPLED_ROWS, "first, last = ranked[0], ranked[-1]\n", "first, last = ranked[0], ranked[1]\n",
            "the second best answer is the rejected one", WRITTEN),
-    Mutant(BEST_OF, "if text.strip() and text.strip() != chosen.text.strip()", "if text.strip()",
+    Mutant(SAMPLED_ROWS, "if text.strip() and text.strip() != chosen.text.strip()", "if text.strip()",
            "the data's own answer is rejected against itself",
            f"{TEST_BEST_OF}::test_the_datas_own_answer_is_never_its_own_rejected_one"),
     Mutant(ITERATE, "number - 1, num_examples=len(rows)", "0, num_examples=len(rows)",

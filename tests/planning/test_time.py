@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from onebase.config.rft import RFTGroup
 from onebase.planning.machines import MACHINES, this_cpu
 from onebase.planning.operations import Shape, Tokens, forward_operations, tokens_of, trained_operations
 from onebase.planning.rates import LOAD_GB, OPEN_SECONDS, START_SECONDS, Rate, Rates, stated_rates
-from onebase.planning.run import Adapter
+from onebase.planning.run import Adapter, rollout_passes
 from onebase.planning.time import (
     bill,
     kilowatt_hours,
@@ -205,3 +206,28 @@ def test_every_machine_says_where_its_figures_are_from() -> None:
     for machine in MACHINES.values():
         assert machine.source and machine.memory_gb > 0 and machine.bandwidth_gb > 0
         assert 0 < machine.float32_teraflops <= machine.teraflops and machine.watts > 0
+
+
+def test_a_policy_that_learns_in_one_step_is_not_measured_again() -> None:
+    run = rollouts()
+    measured, sampled = (
+        rollout_passes(
+            run.roles,
+            run.lengths,
+            prompts=12,
+            samples_per_prompt=2,
+            epochs=1,
+            elsewhere=False,
+            evaluated=5,
+            as_sampled=kind,
+        )
+        for kind in (False, True)
+    )
+    (left_out,) = set(measured) - set(sampled)
+    assert (left_out.phase, left_out.role, left_out.in_steps) == ("score", "policy", True)
+    assert any(each.phase == "score" and each.role == "policy" for each in sampled)  # on held-out prompts
+
+
+@pytest.mark.parametrize(("keys", "once"), [({}, True), ({"num_epochs": 2}, False), ({"minibatch_prompts": 8}, False)])
+def test_one_step_is_one_epoch_in_one_minibatch(keys: dict[str, int], once: bool) -> None:
+    assert RFTGroup(**keys).learns_in_one_step is once

@@ -19,6 +19,7 @@ from onebase.errors import ConfigError, DataError, PromptTooLongError
 from onebase.reading.formats import read_rows
 from onebase.recipes import best_of, dpo, sft
 from onebase.records import Message, Prompt, Row
+from onebase.rollouts import sampled_rows
 from onebase.sampling import local
 from onebase.sampling.local import generate
 from onebase.sampling.sampler import Sample
@@ -111,11 +112,11 @@ def test_what_is_written_is_read_back_as_the_sampled_tokens(
             continue  # the template writes a blank before every answer
         ids = chat._continue(before, chat._ids(before), text)
         for sample in (Sample(0, ids, [], False), Sample(0, [*ids, chat.end_token_id], [], True)):
-            answer = best_of.own_answer(chat, prompt, sample, set())
+            answer = sampled_rows.own_answer(chat, prompt, sample, set())
             assert answer.ended == sample.ended
             if not answer.text.strip():
                 continue
-            line = best_of.best_row(prompt, best_of.asked_of(chat, prompt), [answer], [1.0])
+            line = sampled_rows.best_row(prompt, sampled_rows.asked_of(chat, prompt), [answer], [1.0])
             (row,) = read_rows(write_rows(tmp_path / "best.jsonl", line))
             assert chat.encode_example(row).tokens(0) == [*prompt.ids, *sample.ids], (text, answer)
 
@@ -130,12 +131,12 @@ def test_columns_that_would_change_how_a_row_is_read_are_not_written(base: Path,
         "id": 1,
     }
     prompt = Prompt([1, 2], Row((Message("user", "q"),), columns=columns, place="f:1"))
-    answers = [best_of.Answer("a", True), best_of.Answer("b", True)]
-    asked = best_of.asked_of(chat, prompt)
+    answers = [sampled_rows.Answer("a", True), sampled_rows.Answer("b", True)]
+    asked = sampled_rows.asked_of(chat, prompt)
     for number, lines in enumerate(
         (
-            best_of.best_row(prompt, asked, answers, [1.0, 0.0]),
-            best_of.best_and_worst(prompt, asked, answers, [1.0, 0.0]),
+            sampled_rows.best_row(prompt, asked, answers, [1.0, 0.0]),
+            sampled_rows.best_and_worst(prompt, asked, answers, [1.0, 0.0]),
         )
     ):
         (row,) = read_rows(write_rows(tmp_path / f"{number}.jsonl", lines))
@@ -161,8 +162,8 @@ def test_a_stop_string_is_text_and_no_end_token(base: Path) -> None:
     prompt = Prompt(chat.encode_prompt(question.messages), question)
     (stop,) = chat.single_tokens(["\n"])
     sample = Sample(0, [*chat._ids(" good"), stop], [], True)
-    assert best_of.own_answer(chat, prompt, sample, {stop}) == best_of.Answer("good\n", False)
-    assert best_of.own_answer(chat, prompt, Sample(0, [*sample.ids, 2], [], True), {stop}).ended
+    assert sampled_rows.own_answer(chat, prompt, sample, {stop}) == sampled_rows.Answer("good\n", False)
+    assert sampled_rows.own_answer(chat, prompt, Sample(0, [*sample.ids, 2], [], True), {stop}).ended
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_does_not(base: Path, asked: Path, tmp_path: Path) -> None:
@@ -182,25 +183,25 @@ def test_every_prompt_draws_its_own_numbers_also_beyond_the_first_sampled_togeth
 
 def test_the_datas_own_answer_is_never_its_own_rejected_one() -> None:
     prompt = Prompt([1], Row((Message("user", "Well?"),), ("yes",)))
-    answers = [best_of.Answer(text, True) for text in ("yes", "no", "", "no")]
-    pairs = best_of.pairs_with_data(prompt, {"prompt": "Well?"}, answers)
+    answers = [sampled_rows.Answer(text, True) for text in ("yes", "no", "", "no")]
+    pairs = sampled_rows.pairs_with_data(prompt, {"prompt": "Well?"}, answers)
     assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [("yes", "no")]
 
 
 def test_tools_and_calls_of_a_prompt_are_written_with_its_answers(tmp_path: Path) -> None:
     form = chat_format(byte_level(bos=False), "qwen")
     asked = Row(ASKED, ("It rains.",), tools=TOOLS, place="f:1")
-    answers = [best_of.Answer("It is dry.", True), best_of.Answer("It pours.", True)]
+    answers = [sampled_rows.Answer("It is dry.", True), sampled_rows.Answer("It pours.", True)]
     prompt = Prompt(form.encode_prompt(asked.messages, tools=asked.tools), asked)
-    (pair, *_) = best_of.pairs_with_data(prompt, best_of.asked_of(form, prompt), answers)
-    (best,) = best_of.best_row(prompt, best_of.asked_of(form, prompt), answers, [1.0, 0.0])
+    (pair, *_) = sampled_rows.pairs_with_data(prompt, sampled_rows.asked_of(form, prompt), answers)
+    (best,) = sampled_rows.best_row(prompt, sampled_rows.asked_of(form, prompt), answers, [1.0, 0.0])
     for line, given in ((pair, ("It rains.", "It is dry.")), (best, ("It is dry.",))):
         (read,) = read_rows(write_rows(tmp_path / "rows.jsonl", [line]))
         assert read.messages == ASKED and read.tools == TOOLS and read.answers == given
         assert form.encode_example(read).prompt_ids == prompt.ids
     # The data's answer may be a call.
     called = Prompt(prompt.ids, Row(ASKED[:1], ("",), tools=TOOLS, calls=((CALL,),)))
-    pairs = best_of.pairs_with_data(called, best_of.asked_of(form, called), answers)
+    pairs = sampled_rows.pairs_with_data(called, sampled_rows.asked_of(form, called), answers)
     (read,) = read_rows(write_rows(tmp_path / "rows.jsonl", pairs[:1]))
     assert read.calls == ((CALL,), ()) and read.answers == ("", "It is dry.") and read.tools == TOOLS
 

@@ -18,6 +18,7 @@ from onebase.config.rft import RFTConfig
 from onebase.errors import ConfigError, DataError, RewardError
 from onebase.models.base import OneBase
 from onebase.recipes import rft
+from onebase.recipes.setup import rft_rollouts
 from onebase.recipes.setup.rft import set_up
 from onebase.recipes.setup.shared import open_run
 from onebase.records import Scores
@@ -202,7 +203,8 @@ def test_one_step_on_a_rollout_needs_no_old_logprobs(
         assert rft.one_step(parts.setup)
         with monkeypatch.context() as patch:
             if kind == "measured":
-                patch.setattr(rft, "one_step", lambda setup: False)
+                for module in (rft, rft_rollouts):
+                    patch.setattr(module, "one_step", lambda setup: False)
             rows = parts.train_rollout(0)
         stepped.append((rows["grad_norm"], rows["objective/kl"], parts.policy()))
         passes.append("sampling/logp_difference" if "sampling/logp_difference" in rows else "none")
@@ -356,7 +358,8 @@ def test_every_prompt_is_read_once_an_epoch(base: Path, prompts: Path, tmp_path:
     parts = Parts(small_rft(base, tmp_path / "run", prompts))
     count = len(parts.setup.prompts)
     for _ in range(3):
-        read = Counter(prompt.row.place for prompt in rft.next_prompts(parts.setup, parts.state, count) if prompt.row)
+        found = rft_rollouts.next_prompts(parts.setup, parts.state, count)
+        read = Counter(prompt.row.place for prompt in found if prompt.row)
         assert set(read.values()) == {1} and len(read) == count
 
 

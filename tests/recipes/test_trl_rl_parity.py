@@ -45,6 +45,7 @@ from onebase.engines.opening import wrap_model
 from onebase.models.base import OneBase
 from onebase.objectives.kl import AdaptivePenalty
 from onebase.recipes import rft
+from onebase.recipes.setup import rft_rollouts
 from onebase.recipes.setup.data import order_of
 from onebase.recipes.setup.rft import Setup, State, reference_of
 from onebase.records import Prompt, ScoreRequest, Scores
@@ -93,7 +94,8 @@ OURS: dict[str, Options] = {
 @pytest.fixture(autouse=True)
 def measured_by_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the policy changes between sampling and its one step, so its log-probs have to be measured in between."""
-    monkeypatch.setattr(rft, "one_step", lambda setup: False)
+    for module in (rft, rft_rollouts):
+        monkeypatch.setattr(module, "one_step", lambda setup: False)
 
 
 @pytest.fixture(scope="module", params=["tree", "separate"])
