@@ -119,7 +119,7 @@ def check_device(name: str) -> None:
     Raises:
         ConfigError: it does not.
     """
-    from onebase.config.groups import DEVICES
+    from onebase.config.values import DEVICES
 
     if not re.fullmatch(DEVICES, name):
         raise ConfigError(f"--device is {shown(name, 60)}; it should be auto, cpu, cuda or cuda:1")
@@ -195,7 +195,7 @@ def read_columns(text: str | None) -> dict[str, str] | None:
         return None
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    from onebase.config.groups import Columns
+    from onebase.config.values import Columns
 
     mapping: TypeAdapter[dict[str, str]] = TypeAdapter(Columns, config=ConfigDict(coerce_numbers_to_str=True))
     try:

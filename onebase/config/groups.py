@@ -7,118 +7,25 @@ what fits in memory and never changes the result.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-class Group(BaseModel):
-    """A group of keys. Immutable; an unknown key is an error."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        coerce_numbers_to_str=True,  # a folder may be called 2026
-        protected_namespaces=(),  # people know `model` and `model_name_or_path`
-    )
-
-
-def _one_or_more(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) or value is None else [value]
-
-
-def _whole_number(value: Any) -> Any:
-    # Python takes True for 1 and "1_000" for 1000; in YAML neither is a number.
-    if isinstance(value, bool | str | bytes) or (isinstance(value, float) and value % 1):
-        raise ValueError("it should be a whole number")
-    return value
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool | str | bytes):
-        raise ValueError("it should be a number")
-    return value
-
-
-def _path(value: str) -> str:
-    if not value.strip():
-        raise ValueError("it should be a path, but it is blank")
-    if _CONTROL.search(value):
-        raise ValueError("it should be a path, but it contains control characters")
-    if len(value.encode()) > 4000 or any(len(part.encode()) > 255 for part in value.split("/")):
-        raise ValueError("it should be a path, but it is longer than a file system allows")
-    if re.match(r"\w[\w+.-]*://[^/]*:[^/]*@", value):  # a run keeps its configuration, and reports show it
-        raise ValueError("it should name a database without a password; set PGPASSWORD, or write it into ~/.pgpass")
-    return value
-
-
-def _written(pattern: str, how: str) -> AfterValidator:
-    """A check that the whole text matches `pattern`; its error says `how` to write it."""
-
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"it should be {how}")
-        return value
-
-    return AfterValidator(check)
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-
-Int = Annotated[int, BeforeValidator(_whole_number), Field(lt=2**63)]
-"""The type of every integer key: takes `1e3`, but neither `true` nor text."""
-Float = Annotated[float, BeforeValidator(_number)]
-"""The type of every other numeric key: takes neither `true` nor text."""
-Said = Annotated[str, _written(r"(?s).*\S.*", "a text that is not blank")]
-"""A text for the model to read."""
-PathText = Annotated[str, AfterValidator(_path)]
-"""A file or folder; for some keys also a hub name."""
-
-Url = Annotated[
-    str,
-    _written(
-        r"https?://([^\s/@?#:]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?(/[^\s@?#]*)?",
-        "a place such as http://127.0.0.1:8000, without a user, a key or a query; a key is named as an environment "
-        "variable",
-    ),
-]
-"""Where another program answers; no secret is in it, as configs and logs show it."""
-Variable = Annotated[str, _written(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable, not its value")]
-"""The name of an environment variable that holds a secret."""
-
-Strings = Annotated[list[str], BeforeValidator(_one_or_more)]
-"""A list of strings; a single string is a list of one."""
-Paths = Annotated[list[PathText], BeforeValidator(_one_or_more)]
-"""A list of files; a single file is a list of one."""
-
-Columns = Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-"""What a row's keys are read as: the name that is read -> a key of the file, or a template of keys in braces."""
-
-Trackers = Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeValidator(_one_or_more)]
-
-FUNCTION = r"([\w.]+|.+\.py):[\w.]+"
-"""How a key names a Python function."""
-
-FunctionName = Annotated[str, _written(FUNCTION, "written module:function or path/to/file.py:function")]
-
-DEVICES = r"auto|cpu|mps|(cuda|xpu|npu)(:\d{1,3})?"
-Device = Annotated[str, _written(DEVICES, "auto, cpu, cuda or cuda:1")]
-ModuleName = Annotated[str, _written(r"[^\s\x00-\x1f]+", "the name of a module, such as q_proj")]
-
-Count = Annotated[Int, Field(ge=1)]
-Whole = Annotated[Int, Field(ge=0)]
-Share = Annotated[Float, Field(ge=0, lt=1)]
-NonNegative = Annotated[Float, Field(ge=0)]
-Positive = Annotated[Float, Field(gt=0)]
-Probability = Annotated[Float, Field(ge=0, le=1)]
-
-
-def fail_on(problems: list[str]) -> None:
-    """Raises the problems, one line each; `load_config` puts the file name before every line."""
-    if problems:
-        raise ValueError("\n".join(problems))
+from onebase.config.values import (
+    Count,
+    Device,
+    Float,
+    FunctionName,
+    Group,
+    Int,
+    ModuleName,
+    NonNegative,
+    PathText,
+    Positive,
+    Share,
+    Whole,
+    fail_on,
+)
 
 
 class OptionalModelGroup(Group):
@@ -180,140 +87,6 @@ class LoraGroup(Group):
             if ends is None or int(ends[1]) > int(ends[2] or ends[1]):
                 raise ValueError("it should be all, upper-half, upper-quarter, a range like 8-15, or a list of numbers")
         return value
-
-
-class SourceGroup(Group):
-    """One source of a mixture: a file, and how much of it is read."""
-
-    path: PathText
-    """The file."""
-    weight: Positive | None = None
-    """Its part among the sources; null = by its number of rows."""
-    limit: Count | None = None
-    """Read at most this many of its rows."""
-    columns: Columns | None = None
-    """Its keys to read, if they differ from those of data.columns."""
-
-
-Sources = Annotated[list[PathText | SourceGroup], BeforeValidator(_one_or_more)]
-"""A list of files, some with a weight; a single one is a list of one."""
-
-
-class ReplayGroup(Group):
-    """General data mixed in against forgetting."""
-
-    path: Paths = []
-    """Files of general data; empty = none."""
-    share: Annotated[Float, Field(gt=0, lt=1)] = 0.1
-    """Their share of all training examples."""
-    limit: Count | None = None
-    """Read at most this many of their rows."""
-    columns: Columns | None = None
-    """Their keys to read, if they differ from those of data.columns."""
-
-    @model_validator(mode="after")
-    def _share_has_data(self) -> ReplayGroup:
-        for key in ("share", "limit"):
-            if not self.path and (value := getattr(self, key)) != ReplayGroup.model_fields[key].default:
-                raise ValueError(
-                    f"'data.replay.{key}' = {value} would change nothing without 'data.replay.path'; set it"
-                )
-        return self
-
-
-class FilesGroup(Group):
-    """The data files, and which rows of them are used."""
-
-    train: Annotated[Sources, Field(min_length=1)]
-    """Files, folders, patterns or Hub datasets, in any known format; one may be {path: .., weight: .., limit: ..}."""
-    columns: Columns | None = None
-    """Keys to read: {prompt: question, completion: "{options} {answer}"}; null = known by their usual names."""
-    replay: ReplayGroup = ReplayGroup()
-    eval: Paths = []
-    """Files for evaluation; empty = hold out a part of `train`."""
-    eval_fraction: Annotated[Float, Field(ge=0, le=0.9)] = 0.1
-    """Share of `train` held out when `eval` is empty; chosen by content, so the same in every run."""
-    limit: Count | None = None
-    """Read at most this many rows of `train`."""
-    max_dropped_share: Probability = 0.05
-    """Stop if more than this share of the rows is unusable."""
-
-    @property
-    def files(self) -> list[str]:
-        """Every file that is trained on."""
-        return [source if isinstance(source, str) else source.path for source in self.train] + self.replay.path
-
-    @model_validator(mode="after")
-    def _weights_are_for_all(self) -> FilesGroup:
-        weighed = [isinstance(source, SourceGroup) and source.weight is not None for source in self.train]
-        if any(weighed) and not all(weighed):
-            raise ValueError(
-                "'data.train' gives some sources a weight and some none; give all of them one, or none: without, "
-                "every row of every source counts once"
-            )
-        return self
-
-
-class StreamedGroup(FilesGroup):
-    """The data files, and which rows of them are used."""
-
-    streaming: bool | Literal["auto"] = "auto"
-    """true = read and tokenize rows as they are needed, not all before the first step; auto = if they have 32 MiB."""
-
-
-class DataGroup(StreamedGroup):
-    """The data files, and which rows of them are used."""
-
-    system_prompt: Said | None = None
-    """A system turn for conversations without one; null = none."""
-    max_prompt_tokens: Count | None = None
-    """Longest prompt, in tokens; null = what the model can hold."""
-    max_completion_tokens: Count | None = None
-    """Longest completion, in tokens; longer ones are cut; null = what the model can hold."""
-    truncate_prompt: Literal["left", "drop", "error"] = "left"
-    """What to do with a prompt that is too long: cut its oldest turns, then its last; leave the row out; or stop."""
-
-
-class SFTDataGroup(DataGroup):
-    """The data files, and which rows of them are used."""
-
-    train_on: Literal["completion", "assistant", "all"] = "completion"
-    """Tokens that count in the loss: the last answer, every assistant turn, or all tokens."""
-
-
-class SampleDataGroup(Group):
-    """The prompts to sample from."""
-
-    train: Annotated[Paths, Field(min_length=1)]
-    """A file, folder, pattern or Hub dataset, or a list (JSON, JSONL, CSV, Parquet, Arrow, text; also compressed)."""
-    columns: Columns | None = None
-    """Keys to read: {prompt: question, completion: "{options} {answer}"}; null = known by their usual names."""
-    limit: Count | None = None
-    """Read at most this many rows."""
-    max_dropped_share: Probability = 0.05
-    """Stop if more than this share of the rows is unusable."""
-    system_prompt: Said | None = None
-    """A system turn for conversations without one; null = none."""
-    max_prompt_tokens: Count | None = None
-    """Longest prompt, in tokens; null = what the model can hold."""
-    truncate_prompt: Literal["left", "drop", "error"] = "left"
-    """What to do with a prompt that is too long: cut its oldest turns, then its last; leave the row out; or stop."""
-    opening_tokens: Count = 16
-    """For plain text: the policy is given this many first tokens of each text to continue."""
-
-
-class PromptDataGroup(FilesGroup):
-    """The data files, and which rows of them are used."""
-
-    system_prompt: Said | None = None
-    """A system turn for conversations without one; null = none."""
-    max_prompt_tokens: Count | None = None
-    """Longest prompt, in tokens; null = what the model can hold."""
-    truncate_prompt: Literal["left", "drop", "error"] = "left"
-    """What to do with a prompt that is too long: cut its oldest turns, then its last; leave the row out; or stop."""
-
-    opening_tokens: Count = 16
-    """For plain text: the policy is given this many first tokens of each text to continue."""
 
 
 class OptimizerGroup(Group):

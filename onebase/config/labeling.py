@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from onebase.config.groups import (
+from onebase.config.values import (
     Columns,
     Count,
     Device,

@@ -6,22 +6,19 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from onebase.config.data_groups import SFTDataGroup, StreamedGroup
 from onebase.config.groups import (
     BatchGroup,
     EvaluationGroup,
-    Int,
     LoraGroup,
     ModelGroup,
     OptionalModelGroup,
-    PathText,
     PretrainOptimizerGroup,
-    SFTDataGroup,
     SFTOptimizerGroup,
-    StreamedGroup,
     TinyModelGroup,
-    fail_on,
 )
 from onebase.config.run import VerbConfig, adapter_problems
+from onebase.config.values import Int, PathText, fail_on
 
 
 class PretrainConfig(VerbConfig):

@@ -7,19 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from onebase.config.groups import (
+from onebase.config.groups import LoraGroup, PromptEvaluationGroup
+from onebase.config.values import (
     FUNCTION,
     Columns,
     Count,
     Float,
     Group,
-    LoraGroup,
     NonNegative,
     Paths,
     PathText,
     Positive,
     Probability,
-    PromptEvaluationGroup,
     Said,
     Share,
     Strings,

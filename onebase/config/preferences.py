@@ -8,21 +8,20 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from onebase.config.data_groups import DataGroup
 from onebase.config.groups import (
     BatchGroup,
-    DataGroup,
     EpochsOptimizerGroup,
     EvaluationGroup,
     LoraGroup,
     ModelGroup,
-    PathText,
     PreferenceGroup,
     RankingGroup,
     RewardOptimizerGroup,
-    fail_on,
 )
 from onebase.config.losses import LOSSES, readers_of
 from onebase.config.run import VerbConfig, adapter_problems
+from onebase.config.values import PathText, fail_on
 from onebase.shown import shown
 
 

@@ -6,21 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from onebase.config.groups import (
-    Count,
-    Int,
-    LoraGroup,
-    MicrobatchGroup,
-    ModelGroup,
-    NonNegative,
-    PathText,
-    Positive,
-    PPOOptimizerGroup,
-    PromptDataGroup,
-    PromptEvaluationGroup,
-    Whole,
-    fail_on,
-)
+from onebase.config.data_groups import PromptDataGroup
+from onebase.config.groups import LoraGroup, MicrobatchGroup, ModelGroup, PPOOptimizerGroup, PromptEvaluationGroup
 from onebase.config.ppo_groups import (
     ActorCriticGroup,
     GenerationGroup,
@@ -29,6 +16,7 @@ from onebase.config.ppo_groups import (
     sampling_problems,
 )
 from onebase.config.run import VerbConfig
+from onebase.config.values import Count, Int, NonNegative, PathText, Positive, Whole, fail_on
 
 OF_GAE = (
     "lam",

@@ -6,21 +6,16 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from onebase.config.data_groups import PromptDataGroup, SampleDataGroup
 from onebase.config.groups import (
     BatchGroup,
-    Count,
     EpochsOptimizerGroup,
-    FunctionName,
     LoraGroup,
     MicrobatchGroup,
     ModelGroup,
-    PathText,
     PPOOptimizerGroup,
     PreferenceGroup,
-    PromptDataGroup,
     PromptEvaluationGroup,
-    SampleDataGroup,
-    fail_on,
 )
 from onebase.config.ppo_groups import (
     SOURCES,
@@ -33,6 +28,7 @@ from onebase.config.ppo_groups import (
 )
 from onebase.config.preferences import loss_problems
 from onebase.config.run import RunConfig, VerbConfig
+from onebase.config.values import Count, FunctionName, PathText, fail_on
 from onebase.shown import number_of
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from onebase.config.groups import CheckpointGroup, Count, Group, Int, LoraGroup, OptionalModelGroup, PathText, Trackers
+from onebase.config.groups import CheckpointGroup, LoraGroup, OptionalModelGroup
+from onebase.config.values import Count, Group, Int, PathText, Trackers
 from onebase.shown import shown
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from onebase.config.groups import (
+from onebase.config.values import (
     Count,
     Device,
     Float,

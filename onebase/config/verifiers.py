@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, model_serializer
 
-from onebase.config.groups import FUNCTION, Count, Float, Group, Positive, Share
+from onebase.config.values import FUNCTION, Count, Float, Group, Positive, Share
 from onebase.shown import shown
 
 Extract = Literal["auto", "tag", "boxed", "hash", "last"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onebase.config.files import describe_config, dump_config, load_config
-from onebase.config.groups import Group
+from onebase.config.values import Group
 from onebase.config.verifiers import GROUPS, FunctionGroup, LengthGroup, NumericGroup, Verifiers
 from onebase.errors import ConfigError
 from onebase.verifiers.table import VERIFIERS

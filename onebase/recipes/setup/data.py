@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from onebase.config.groups import DataGroup, FilesGroup, PromptDataGroup, SourceGroup, StreamedGroup
+from onebase.config.data_groups import DataGroup, FilesGroup, PromptDataGroup, SourceGroup, StreamedGroup
 from onebase.data.fit import Cuts, Limits
 from onebase.data.mixing import Order, Source
 from onebase.data.prepare import dropped_line, read_split, with_system

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from onebase.config.groups import LoraGroup, PromptDataGroup, PromptEvaluationGroup
+from onebase.config.data_groups import PromptDataGroup
+from onebase.config.groups import LoraGroup, PromptEvaluationGroup
 from onebase.config.ppo_groups import GenerationGroup, RewardSourceGroup
 from onebase.data.batches import num_minibatches
 from onebase.data.chat import ChatFormat

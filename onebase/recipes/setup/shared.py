@@ -9,9 +9,9 @@ from pathlib import Path
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase
 
+from onebase.config.data_groups import DataGroup, PromptDataGroup, SampleDataGroup
 from onebase.config.files import dump_config
 from onebase.config.groups import (
-    DataGroup,
     EpochsOptimizerGroup,
     EvaluationGroup,
     LoraGroup,
@@ -19,8 +19,6 @@ from onebase.config.groups import (
     ModelGroup,
     OptimizerGroup,
     OptionalModelGroup,
-    PromptDataGroup,
-    SampleDataGroup,
 )
 from onebase.config.run import RunConfig
 from onebase.data.batches import num_minibatches, row_shape
