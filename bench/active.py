@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -195,7 +196,8 @@ def main() -> None:
         half = own.rankings.index(LAST // 2)
         cells = [own.random[half], own.random[-1], own.active[half], own.active[-1]]
         said = " | ".join(f"{100 * cell:.1f}" for cell in cells)
-        print(f"| {seed} | {said} | {own.needed:.0f} | {own.needed / LAST:.0%} |", flush=True)
+        needed = f"{own.needed:.0f} | {own.needed / LAST:.0%}" if math.isfinite(own.needed) else f"not by {LAST} |"
+        print(f"| {seed} | {said} | {needed} |", flush=True)
     met = sum(own.needed <= TARGET * LAST for own in found)
     print(f"at most {TARGET:.0%} of the rankings on {met} of {len(found)} seeds")
     if options.output is not None:
