@@ -29,7 +29,9 @@ MINIBATCH = 2
 """Examples of an optimizer step, each a microbatch of its own."""
 DIFFERENCES = ("256", "nf4", "bf16", "full", "medium", "upper half", "large")
 """What may differ from the plainest cell (fp32, lora, small, 64), the most telling first."""
-REWARD = "def score(prompts, completions, **columns):\n    return [sum(map(ord, text)) % 997 / 997 for text in completions]\n"
+REWARD = """def score(prompts, completions, **columns):
+    return [sum(map(ord, text)) % 997 / 997 for text in completions]  # even short ones differ
+"""
 
 
 @dataclass(frozen=True, slots=True)

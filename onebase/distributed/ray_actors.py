@@ -91,7 +91,8 @@ def over_blocks(
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if cluster.address == HERE:
         room = cluster.actors * cluster.threads + 1  # one for what Ray Data itself computes
-        ray.init(num_cpus=max(room, os.cpu_count() or 1), include_dashboard=False, **quiet)
+        # Without "local" it would join whatever cluster was started on this machine last, even one that is gone.
+        ray.init(address="local", num_cpus=max(room, os.cpu_count() or 1), include_dashboard=False, **quiet)
     else:
         ray.init(address=cluster.address, **quiet)
     for number, handler in before.items():  # Ray ends a process at SIGTERM, which may have something to save

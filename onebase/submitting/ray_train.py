@@ -193,7 +193,9 @@ def join_cluster(workers: Workers) -> None:
     elif address:
         ray.init(address=address, **quiet)
     else:
-        ray.init(num_cpus=max(os.cpu_count() or 1, workers.count + 1), include_dashboard=False, **quiet)
+        # Without "local" it would join whatever cluster was started on this machine last, even one that is gone.
+        room = max(os.cpu_count() or 1, workers.count + 1)
+        ray.init(address="local", num_cpus=room, include_dashboard=False, **quiet)
     needed = {"CPU": workers.count, "GPU": workers.count * workers.gpus}
     require_room(ray.cluster_resources(), needed, f"{workers.count} workers")
 

@@ -46,8 +46,8 @@ class Browser:
         self.events: list[dict[str, Any]] = []
         """Everything that was reported without being asked for, oldest first."""
 
-    def ask(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
-        """Sends a command and returns its result."""
+    def tell(self, method: str, session: str | None = None, **params: Any) -> None:
+        """Sends a command and does not wait for its result, which becomes an event."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
         if session is not None:
@@ -55,6 +55,10 @@ class Browser:
         data = json.dumps(message).encode() + b"\0"
         while data:
             data = data[os.write(self._out, data) :]
+
+    def ask(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
+        """Sends a command and returns its result."""
+        self.tell(method, session, **params)
         end = time.monotonic() + SECONDS
         while True:
             reply = self._next(end)
@@ -125,6 +129,9 @@ class Page:
 
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
         return self._browser.ask(method, self._session, **params)
+
+    def tell(self, method: str, **params: Any) -> None:
+        self._browser.tell(method, self._session, **params)
 
     def js(self, expression: str) -> Any:
         """The value of a JavaScript expression; a promise is waited for."""
@@ -200,7 +207,8 @@ class Page:
         element = f"document.querySelector({json.dumps(selector)})"
         self.js(f"{element}.scrollIntoView({{block: 'center'}})")
         x, y = self.middle(selector)
-        self.ask("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        # At once: where the page is slow to answer, a finger that waits for it is one that presses long.
+        self.tell("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
         self.ask("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def choose(self, selector: str, value: str) -> None:
@@ -242,9 +250,9 @@ class Page:
         for event in self._browser.events:
             if event.get("sessionId") != self._session:
                 continue
-            if event["method"] == "Runtime.exceptionThrown":
+            if event.get("method") == "Runtime.exceptionThrown":
                 found.append(str(event["params"]["exceptionDetails"]))
-            elif event["method"] == "Log.entryAdded" and event["params"]["entry"]["source"] != "network":
+            elif event.get("method") == "Log.entryAdded" and event["params"]["entry"]["source"] != "network":
                 found.append(str(event["params"]["entry"]["text"]))
         return found
 

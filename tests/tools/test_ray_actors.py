@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -29,6 +30,13 @@ from onebase.tools import blocks
 blocks.BLOCK_ROWS = 10
 sys.exit(main(sys.argv[1:]))
 """
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for the sockets that Ray puts there."""
+    with TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def started(*line: object) -> subprocess.Popen[str]:
@@ -102,6 +110,17 @@ def test_actors_draw_the_answers_of_one_process(
     for name in ("best.jsonl", "pairs.jsonl"):
         assert (tmp_path / "several" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
         assert (tmp_path / "one" / name).stat().st_size > 0
+
+
+def test_a_cluster_that_is_gone_is_not_joined(
+    reward_role: Path, tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (short_folder / "ray").mkdir()
+    (short_folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")  # as a killed one leaves it
+    monkeypatch.setenv("RAY_TMPDIR", str(short_folder))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    line = ("score", reward_role, write_rows(tmp_path / "rows.jsonl", pair_rows(12)))
+    assert run(*line, "--ray", "local", "--actors", "1") == run(*line)
 
 
 def test_an_error_in_an_actor_comes_back_as_itself(ray_cluster: RayCluster, capfd: pytest.CaptureFixture[str]) -> None:
