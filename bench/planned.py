@@ -4,7 +4,8 @@ usage: python -m bench.planned [--out FILE] [--only VERB,...] [--jobs N] [--resu
 
 Every cell is a run of two optimizer steps in a process of its own, started as a user starts it. Its peak is the most
 resident memory of that process as the kernel counted it, and what children of it held then. A line is appended to FILE
-as soon as a cell is done. `python -m bench.planned_table` compares the lines with the plans and writes the table.
+as soon as a cell is done, so `--resume` measures what is left, on any machine that has the lines of another. `python -m
+bench.planned_table` compares the lines with the plans and writes the table.
 
 This program imports no torch: on Linux a child inherits the peak of the process that started it.
 """
@@ -119,7 +120,6 @@ def measured(cell: Cell, work: Path, start: Start) -> dict[str, Any]:
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     line = {
         **cell.keys(),
-        "config": str(config),
         "exit_code": code,
         "refused": code == 2,
         "said": last[0] if last and code else "",
@@ -130,7 +130,6 @@ def measured(cell: Cell, work: Path, start: Start) -> dict[str, Any]:
         "children_bytes": watch.children,
         "anonymous_bytes": watch.anonymous,
         "mapped_bytes": watch.mapped,
-        "by_stage": watch.by_stage(),
     }
     leave_small(folder / "run")
     return line
@@ -190,8 +189,6 @@ class Watch:
     def __init__(self, process: int) -> None:
         self._process, self._ended = process, Event()
         self._thread = Thread(target=self._look, daemon=True)
-        self._seen: list[tuple[float, int, int]] = []
-        """When, and bytes that are the process's own and that are mapped from files; only where they changed a lot."""
         self.anonymous = self.mapped = self.children = 0
 
     def start(self) -> None:
@@ -208,15 +205,6 @@ class Watch:
             if anonymous + mapped > self.anonymous + self.mapped:
                 self.anonymous, self.mapped = anonymous, mapped
             self.children = max(self.children, sum(map(private_bytes, descendants(self._process))))
-            self._seen.append((time.time(), anonymous, mapped))
-
-    def by_stage(self) -> list[list[float]]:
-        """Returns [seconds, anonymous MB, mapped MB] at about forty moments of the run, its peaks among them."""
-        size = max(1, len(self._seen) // 40)
-        first = self._seen[0][0] if self._seen else 0.0
-        groups = [self._seen[i : i + size] for i in range(0, len(self._seen), size)]
-        highest = [max(group, key=lambda seen: seen[1] + seen[2]) for group in groups]
-        return [[round(when - first, 2), round(own / 1e6), round(mapped / 1e6)] for when, own, mapped in highest]
 
 
 def read_status(process: int) -> dict[str, int]:

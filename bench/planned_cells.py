@@ -137,8 +137,10 @@ def configuration(cell: Cell, folder: Path, work: Path) -> dict[str, Any]:
         case "pretrain":
             trained = {"lora": {"r": 16, **WAYS[cell.way]}} if cell.way != "full" else {}
             own = {**steps, **trained, "data": files, "batch": batch, "block_length": cell.length}
-        case "sft" | "reward" | "dpo":
+        case "reward":
             own = {**steps, **trained, "data": files, "batch": batch}
+        case "sft" | "dpo":  # with held-out rows they would also sample answers to show, most of the time of a cell
+            own = {**steps, **trained, "data": {"train": files["train"], "eval_fraction": 0}, "batch": batch}
         case "ppo":
             own = {
                 "max_steps": 1,

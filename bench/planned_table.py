@@ -1,9 +1,9 @@
 """Compares measured peaks with those that `onebase plan` predicts, and writes the table into docs/planning.md.
 
-usage: python -m bench.planned_table [--results FILE] [--page FILE] [--show]
+usage: python -m bench.planned_table [--results FILE] [--work FOLDER] [--page FILE] [--show]
 
-The plans are made anew from the configurations that were measured, so the table is of today's formula. --show prints
-the comparison by verb and by number format, and every cell that misses, and leaves the page.
+The cells' configurations are written and planned anew, so the table is of today's formula. --show prints the comparison
+by verb and by number format, and every cell that misses, and leaves the page.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.planned import RESULTS, ROOT, read_lines
-from bench.planned_cells import FORMATS, LENGTHS, SIZES, VERBS, WAYS, Cell, every_cell
+from bench.planned import RESULTS, ROOT, WORK, make_base, read_lines
+from bench.planned_cells import FORMATS, LENGTHS, SIZES, VERBS, WAYS, Cell, every_cell, write_cell
 from bench.report import between_marks
 from onebase.config.files import load_config
 from onebase.config.verbs import VERB_CONFIGS
@@ -57,11 +57,12 @@ class Compared:
 def main() -> int:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--results", type=Path, default=RESULTS)
+    arguments.add_argument("--work", type=Path, default=WORK, help="folder for bases, roles and cells")
     arguments.add_argument("--page", type=Path, default=PAGE)
     arguments.add_argument("--show", action="store_true")
     options = arguments.parse_args()
     lines = read_lines(options.results)
-    compared, refused, failed = compare(lines)
+    compared, refused, failed = compare(lines, options.work.resolve())
     for line in failed:
         print(line, file=sys.stderr)
     if options.show:
@@ -73,7 +74,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def compare(lines: Iterable[dict[str, Any]]) -> tuple[list[Compared], dict[str, list[Cell]], list[str]]:
+def compare(lines: Iterable[dict[str, Any]], work: Path) -> tuple[list[Compared], dict[str, list[Cell]], list[str]]:
     """Returns the compared cells, the refused ones by the words of the refusal, and what went otherwise than it should.
 
     A cell that was measured several times counts by its median.
@@ -84,8 +85,10 @@ def compare(lines: Iterable[dict[str, Any]]) -> tuple[list[Compared], dict[str, 
     compared: list[Compared] = []
     refused: dict[str, list[Cell]] = {}
     failed: list[str] = []
+    for size in dict.fromkeys(cell.size for cell in by_cell):
+        make_base(work, size)
     for cell, measured in by_cell.items():
-        told, planned = plan_of(cell.verb, measured[-1]["config"])
+        told, planned = plan_of(cell.verb, write_cell(cell, work))
         if measured[-1]["refused"]:
             refused.setdefault(reason_of(measured[-1]["said"]), []).append(cell)
             if reason_of(told) != reason_of(measured[-1]["said"]):
@@ -99,10 +102,10 @@ def compare(lines: Iterable[dict[str, Any]]) -> tuple[list[Compared], dict[str, 
     return compared, refused, failed
 
 
-def plan_of(verb: str, config: str) -> tuple[str, int | None]:
+def plan_of(verb: str, config: Path) -> tuple[str, int | None]:
     """Returns why `onebase plan` refuses a configuration, empty if it does not, and the peak it predicts, in bytes."""
     try:
-        read = load_config(VERB_CONFIGS[verb], Path(config), [])
+        read = load_config(VERB_CONFIGS[verb], config, [])
         return "", round(plan_memory(read, planned_run(read)).peak.size)
     except OnebaseError as error:
         return str(error), None
