@@ -79,13 +79,19 @@ def measured_part(results: dict[str, Any], pictures: str) -> str:
 
 
 def when(results: dict[str, Any]) -> str:
-    """The machines and dates of the measurements, a line for each that differs."""
-    entries = [
-        entry for name in ("rows", "memory", "utilisation", "growth") for entry in results.get(name, {}).values()
-    ]
-    entries += [results[name] for name in ("phases", "layers") if name in results]
-    lines = sorted({tables.machine_line(entry) for entry in entries})
-    return "\n".join(f"{line}.\n" for line in lines)
+    """The machines and dates of the measurements, a line for each that differs; all but the first say what of."""
+    entries = {
+        f"{entry} ({name})" if name != "rows" else entry: value
+        for name in ("rows", "memory", "utilisation", "growth")
+        for entry, value in results.get(name, {}).items()
+    }
+    entries |= {name: results[name] for name in ("phases", "layers") if name in results}
+    names: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        names.setdefault(tables.machine_line(entry), []).append(name)
+    first, *others = sorted(names, key=lambda line: (-len(names[line]), line)) or [""]
+    said = [first, *(f"{line}: {', '.join(names[line])}" for line in others)]
+    return "\n".join(f"{line}.\n" for line in said if line)
 
 
 def growth(curves: dict[str, Any], pictures: str) -> str:
