@@ -65,7 +65,7 @@ BUDGETS = {
     "plans": 1320,
     "quality": 1780,
     "reading": 2300,
-    "recipes": 3360,
+    "recipes": 3320,
     "reporting": 860,
     "rewards": 700,
     "rollouts": 390,
@@ -75,7 +75,7 @@ BUDGETS = {
     "streaming": 470,
     "submitting": 630,
     "tools": 1750,
-    "training": 1120,
+    "training": 1150,
     "verifiers": 1880,
     "web": 110,
 }

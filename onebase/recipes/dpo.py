@@ -17,23 +17,21 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from onebase.config.groups import PreferenceGroup
 from onebase.config.losses import LOSSES
 from onebase.config.preferences import DPOConfig
 from onebase.engines.budget import TokenBudget
-from onebase.engines.forward import token_logprobs
-from onebase.engines.passes import num_counted, per_completion
+from onebase.engines.passes import num_counted
 from onebase.evaluation.answers import answers, write_answers
 from onebase.models.base import OneBase
 from onebase.models.hardware import peak_memory_mb
 from onebase.models.role_files import save_role
-from onebase.objectives.masked import completion_sum
 from onebase.objectives.preference import implicit_rewards, mean_logprobs
 from onebase.objectives.unpaired import kto_kl, kto_loss
 from onebase.recipes.setup.data import order_of, read_record
@@ -59,29 +57,14 @@ from onebase.streaming.examples import Streamed
 from onebase.streaming.minibatches import Minibatches
 from onebase.training.averages import Averages, require_finite
 from onebase.training.checkpoint import TrainedWeights, inputs_of
-from onebase.training.comparisons import PairTensors, draw_comparisons
+from onebase.training.comparisons import draw_comparisons
+from onebase.training.lists import Lists, completion_logprobs, lay_lists, note_metrics, summed_logprobs
 from onebase.training.loop import Loop
 from onebase.training.plan import amount
 from onebase.training.update import ParameterGroup, Update
 from onebase.transfer import to_device
 
 __all__ = ["plan", "run"]
-
-
-@dataclass(frozen=True, slots=True)
-class Lists:
-    """The losses' input for several lists laid end to end, `[N]` each, and their comparisons."""
-
-    logprobs: Tensor
-    """The policy's log-probs, summed over the counted tokens."""
-    reference: Tensor
-    """The reference's, summed likewise; zeros if no loss needs them."""
-    lengths: Tensor
-    grades: Tensor
-    list_index: Tensor
-    best: Tensor
-    """`[L]` int64, the first of each list's best answers."""
-    pairs: PairTensors
 
 
 def run(config: DPOConfig) -> dict[str, Any]:
@@ -116,7 +99,7 @@ def run(config: DPOConfig) -> dict[str, Any]:
     def save(folder: Path) -> None:
         save_role(base, "policy", folder / "policy", kind="policy", chat=chat)
 
-    beta = beta_of(config, "sigmoid")
+    beta = beta_of(config.preference, "sigmoid")
     answers_before = answers(base, chat, held_out, role="policy")
     with (
         Loop(
@@ -210,18 +193,16 @@ def preference_step(
             [comparisons[i] for i in indices],
             None if references is None else [references[i] for i in indices],
         )
-        note_metrics(lists, metrics, beta_of(config, "sigmoid"), has_reference=references is not None)
-        return sum(
-            (weight * list_loss(name, lists, config) for name, weight in weights.items()), start=torch.zeros(())
-        ) / len(examples)
+        note_metrics(lists, metrics, beta_of(group, "sigmoid"), has_reference=references is not None)
+        losses = [weight * list_loss(name, lists, group) for name, weight in weights.items()]
+        return sum(losses, start=torch.zeros(())) / len(examples)
 
     return {**update.step((examples, loss)), "num_tokens": float(num_counted(examples))}
 
 
-def list_loss(name: str, lists: Lists, config: DPOConfig) -> Tensor:
+def list_loss(name: str, lists: Lists, group: PreferenceGroup) -> Tensor:
     """One loss summed over the lists: comparisons weighted 1/P, or one number per list."""
-    loss, group = LOSSES[name], config.preference
-    beta = beta_of(config, name)
+    loss, beta = LOSSES[name], beta_of(group, name)
     given: dict[str, Any] = {"beta": beta, "label_smoothing": group.label_smoothing, "gamma": group.gamma}
     match loss.over:
         case "pairs":
@@ -272,7 +253,7 @@ def kto_step(
 ) -> dict[str, float]:
     """Takes one optimizer step on single answers; the KL is measured on answers to other prompts (Ethayarajh et al.
     2024)."""
-    group, budget, beta = config.preference, update.budget, beta_of(config, "kto")
+    group, budget, beta = config.preference, update.budget, beta_of(config.preference, "kto")
     mismatched = [
         Prompt(example.prompt_ids).with_completions(others_completions(examples, i))
         for i, example in enumerate(examples)
@@ -316,59 +297,6 @@ def others_completions(examples: Sequence[Example], place: int) -> Sequence[Sequ
     )
 
 
-def lay_lists(
-    base: OneBase,
-    batch: TreeBatch,
-    examples: Sequence[Example],
-    comparisons: Sequence[Sequence[Any]],
-    references: Sequence[Tensor] | None,
-) -> Lists:
-    """Collects a microbatch's log-probs under the policy and everything the losses compare them with."""
-    logprobs = summed_logprobs(base, batch, role="policy")
-    device, best, offset = logprobs.device, [], 0
-    for example in examples:
-        grades = list(example.grades or ())
-        best.append(offset + grades.index(max(grades)))
-        offset += len(example.completions)
-    lengths = [sum(counted) for e in examples for counted in e.counted or [[True] * len(ids) for ids in e.completions]]
-    reference = torch.zeros_like(logprobs) if references is None else to_device(torch.cat(list(references)), device)
-    return Lists(
-        logprobs=logprobs,
-        reference=reference,
-        lengths=to_device(torch.tensor(lengths), device),
-        grades=to_device(torch.tensor([grade for e in examples for grade in e.grades or ()]), device),
-        list_index=batch.tree_index,
-        best=to_device(torch.tensor(best), device),
-        pairs=PairTensors.of(examples, comparisons, device),
-    )
-
-
-def note_metrics(lists: Lists, metrics: Averages, beta: float, *, has_reference: bool) -> None:
-    """Notes the usual metrics, with chosen and rejected apart because both falling is DPO's known failure."""
-    pairs, counted = lists.pairs, ~lists.pairs.tie
-    metrics.add("logps/chosen", lists.logprobs[pairs.better], counted)
-    metrics.add("logps/rejected", lists.logprobs[pairs.worse], counted)
-    rewards = implicit_rewards(lists.logprobs.detach(), lists.reference, beta=beta)
-    if not has_reference:
-        rewards = beta * mean_logprobs(lists.logprobs.detach(), lists.lengths)
-    chosen, rejected = rewards[pairs.better], rewards[pairs.worse]
-    metrics.add("rewards/margins", chosen - rejected, counted)
-    metrics.add("rewards/accuracies", (chosen > rejected).float(), counted)
-    if has_reference:
-        metrics.add("rewards/chosen", chosen, counted)
-        metrics.add("rewards/rejected", rejected, counted)
-
-
-def summed_logprobs(base: OneBase, batch: TreeBatch, *, role: str) -> Tensor:
-    """log p of each completion given its prompt, summed over its counted tokens: `[N]`."""
-    return completion_sum(token_logprobs(base, batch, role=role), batch.completion_index, batch.num_completions)
-
-
-def completion_logprobs(base: OneBase, examples: Sequence[Example], *, role: str, budget: TokenBudget) -> list[Tensor]:
-    """`summed_logprobs` for any number of examples, without gradient: one tensor `[K]` each."""
-    return per_completion(base, examples, lambda batch: summed_logprobs(base, batch, role=role), budget=budget)
-
-
 def evaluate(base: OneBase, examples: Sequence[Example], budget: TokenBudget, *, beta: float) -> dict[str, Any]:
     """Measures on held-out rows the share of comparisons the implicit reward orders correctly, and its mean margin.
 
@@ -405,6 +333,6 @@ def needs_reference(weights: Iterable[str]) -> bool:
     return any("reference" in LOSSES[name].reads for name in weights)
 
 
-def beta_of(config: DPOConfig, loss: str) -> float:
+def beta_of(group: PreferenceGroup, loss: str) -> float:
     """The configured beta, or the loss's usual one."""
-    return config.preference.beta or LOSSES[loss].beta
+    return group.beta or LOSSES[loss].beta

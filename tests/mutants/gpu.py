@@ -10,7 +10,7 @@ ENGINE = "onebase/engines/engine.py"
 EXACTNESS = "onebase/engines/exactness.py"
 ROWS = "onebase/data/rows.py"
 RUNNING = "onebase/sampling/running.py"
-DPO = "onebase/recipes/dpo.py"
+LISTS = "onebase/training/lists.py"
 PASSES = "onebase/engines/passes.py"
 
 TEST_FLEX = "tests/engines/test_flex.py"
@@ -73,7 +73,7 @@ MUTANTS = [
            "yield side, weight if isinstance(weight, Tensor) else weight.expanded().flip(0)",
            "rows of a 4-bit weight change places",
            "tests/engines/test_decoder.py::test_a_base_in_4_bits_packs_and_gives_what_transformers_gives"),
-    Mutant(DPO, "lengths = [sum(counted) for e in examples for counted in e.counted or",
+    Mutant(LISTS, "lengths = [sum(counted) for e in examples for counted in e.counted or",
            "lengths = [len(counted) for e in examples for counted in e.counted or",
            "lengths of answers hold tokens that are not counted",
            "tests/recipes/test_dpo.py::test_what_the_losses_read_of_a_list_counts_counted_tokens_and_names_its_first_best_answer"),

@@ -6,6 +6,7 @@ PPO = "onebase/recipes/ppo.py"
 PPO_SETUP = "onebase/recipes/setup/ppo.py"
 ROLLOUTS_SETUP = "onebase/recipes/setup/rollouts.py"
 DPO = "onebase/recipes/dpo.py"
+LISTS = "onebase/training/lists.py"
 DPO_SETUP = "onebase/recipes/setup/dpo.py"
 REWARD = "onebase/recipes/reward.py"
 BEST_OF = "onebase/recipes/best_of.py"
@@ -123,10 +124,10 @@ MUTANTS = [
            "the cursor of PTX texts begins anew on resume",
            "tests/recipes/test_resume.py::test_interrupted_equals_uninterrupted[ppo]"),
     # -------------------------------------------------------------------------------------------------------- dpo
-    Mutant(DPO, "start=torch.zeros(())\n        ) / len(examples)", "start=torch.zeros(())\n        ) / len(indices)",
+    Mutant(DPO, "start=torch.zeros(())) / len(examples)", "start=torch.zeros(())) / len(indices)",
            "every microbatch of preferences weighs the same",
            f"{TEST_DPO}::test_the_split_into_microbatches_changes_nothing"),
-    Mutant(DPO, "(weight * list_loss(name, lists, config) for", "(list_loss(name, lists, config) for",
+    Mutant(DPO, "[weight * list_loss(name, lists, group) for", "[list_loss(name, lists, group) for",
            "the weights of a mixture are ignored", MIXTURE),
     Mutant(DPO, "[cached[i] for i in minibatches.indices(step)]", "list(cached[: len(examples)])",
            "cached reference log-probs are those of the first rows", FIRST_STEP),
@@ -134,10 +135,10 @@ MUTANTS = [
            "lists weigh by their number of comparisons", WEIGHTS),
     Mutant(DPO, "values * lists.pairs.weight * ~lists.pairs.tie", "values * lists.pairs.weight",
            "ties are learnt as preferences", WEIGHTS),
-    Mutant(DPO, "grades.index(max(grades))", "grades.index(min(grades))",
+    Mutant(LISTS, "grades.index(max(grades))", "grades.index(min(grades))",
            "nll learns the worst answer",
-           f"{TEST_PARITY}::test_all_rows_with_an_nll_have_trl_s_loss_when_tokens_are_weighed_alike"),
-    Mutant(DPO, "config.preference.beta or LOSSES[loss].beta", "LOSSES[loss].beta",
+           f"{TEST_DPO}::test_every_loss_over_pairs_learns_the_order"),
+    Mutant(DPO, "group.beta or LOSSES[loss].beta", "LOSSES[loss].beta",
            "preference.beta is ignored", FIRST_STEP),
     Mutant(DPO, '"gamma": group.gamma}', '"gamma": 0.0}',
            "preference.gamma is ignored", f"{TEST_PARITY}::test_all_rows_have_trl_s_loss_gradient_and_metrics"),

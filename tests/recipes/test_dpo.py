@@ -23,6 +23,7 @@ from onebase.recipes import dpo
 from onebase.recipes.setup.shared import open_base
 from onebase.records import Example
 from onebase.training.comparisons import PairTensors, draw_comparisons
+from onebase.training.lists import Lists, completion_logprobs, lay_lists
 from tests.recipes.conftest import ANIMALS, Options, common, file_bytes, load, metric_rows, pair_rows, write_rows
 from tests.tiny_models import add_adapter_role, tiny_base
 
@@ -162,7 +163,7 @@ def test_every_list_weighs_the_same_and_a_tie_nothing() -> None:
     comparisons = [ranking_pairs(listed, None, torch.Generator()) for listed in grades]
     logprobs = torch.tensor([-1.0, -3.0, -2.0, -5.0, -4.0, -1.5, -2.5, -0.5])
     nothing = torch.zeros(8)
-    lists = dpo.Lists(
+    lists = Lists(
         logprobs,
         nothing,
         nothing,
@@ -179,7 +180,7 @@ def test_every_list_weighs_the_same_and_a_tie_nothing() -> None:
     second = (of_pair(-5, -1.5) + of_pair(-4, -1.5)) / 3  # of three comparisons one is a tie
     options: Options = {"output_dir": "unused", "model.model_name_or_path": "unused", "data.train": "unused"}
     config = load(DPOConfig, options, {"preference.beta": 0.3})
-    found = float(dpo.list_loss("sigmoid", lists, config))
+    found = float(dpo.list_loss("sigmoid", lists, config.preference))
     assert found == pytest.approx(first + second + of_pair(-0.5, -2.5), abs=1e-5)
 
 
@@ -230,7 +231,7 @@ def test_the_references_log_probs_are_kept_and_read_again_where_nothing_changed(
     base: Path, sft_role: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
-    compute = dpo.completion_logprobs
+    compute = completion_logprobs
 
     def counting(loaded: Any, examples: Any, *, role: str, budget: TokenBudget) -> list[Tensor]:
         computed.append(len(examples))
@@ -295,7 +296,7 @@ def test_what_the_losses_read_of_a_list_counts_counted_tokens_and_names_its_firs
     ]
     comparisons = [draw_comparisons(example, max_pairs=8, seed=0, visit=(0, i)) for i, example in enumerate(examples)]
     batch = lay_out(base, examples)
-    lists = dpo.lay_lists(base, batch, examples, comparisons, None)
+    lists = lay_lists(base, batch, examples, comparisons, None)
     assert lists.lengths.tolist() == batch.completion_index.bincount().tolist() == [2, 1, 2, 2, 1]
     assert lists.list_index.tolist() == [0, 0, 1, 1, 1]
     assert lists.best.tolist() == [1, 3]

@@ -24,6 +24,7 @@ from onebase.models.base import OneBase
 from onebase.objectives.preference import nll_loss
 from onebase.recipes import dpo
 from onebase.records import Example, Row
+from onebase.training.lists import completion_logprobs
 from onebase.training.update import ParameterGroup, Update
 from tests.recipes.conftest import Options, load
 
@@ -122,9 +123,7 @@ def step(base: OneBase, examples: Sequence[Example], name: str, loss: str | None
 
 def nll_over_tokens(base: OneBase, examples: Sequence[Example]) -> float:
     """TRL's mean over the tokens of the first completions, from the means over each."""
-    logprobs = torch.stack(
-        [k[0] for k in dpo.completion_logprobs(base, examples, role="policy", budget=TokenBudget(32))]
-    )
+    logprobs = torch.stack([k[0] for k in completion_logprobs(base, examples, role="policy", budget=TokenBudget(32))])
     lengths = torch.tensor([len(example.completions[0]) for example in examples])
     return float((nll_loss(logprobs, lengths) * lengths).sum() / lengths.sum())
 
@@ -132,7 +131,7 @@ def nll_over_tokens(base: OneBase, examples: Sequence[Example]) -> float:
 def test_log_probs_are_trl_s(base: OneBase) -> None:
     """Under the policy those of DPOTrainer and CPOTrainer, which have a forward pass each, and under the reference."""
     policy, reference = (
-        torch.stack(dpo.completion_logprobs(base, pairs(), role=role, budget=TokenBudget(32))).T.tolist()
+        torch.stack(completion_logprobs(base, pairs(), role=role, budget=TokenBudget(32))).T.tolist()
         for role in ("policy", "reference")
     )
     for k, side in enumerate(("chosen", "rejected")):
