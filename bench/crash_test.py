@@ -120,6 +120,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="working folder; by default a temporary one")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="crash-test-"))
+    # A shell's background program ignores Ctrl-C, and so would the runs that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     started = time.monotonic()
     stages = [stage for stage in make_stages(folder) if options.stages is None or stage.name in options.stages]
     shares = deal(options.kills, len(stages))

@@ -3,9 +3,9 @@
     python -m bench.own_law                 # beside ../shared/data; writes docs/planning.md between its two marks
     python -m bench.own_law --report        # the page and the picture again, from bench/own_law.json
 
-Four computes, and at each of them sizes from 0.04 to 1 million parameters: what isoFLOP profiles are made of (Hoffmann
-et al. 2022, approach 2). The runs held back are predicted from the others by what `onebase plan scaling --fit` does. A
-run that is in bench/own_law.json is not trained again, so that a stopped benchmark goes on where it was.
+Five computes, and sizes from 0.01 to 10 million parameters, five or six at each: what isoFLOP profiles are made of
+(Hoffmann et al. 2022, approach 2). The runs held back are predicted from the others by what `onebase plan scaling
+--fit` does. A run that is in bench/own_law.json is not trained again, so that a stopped benchmark goes on where it was.
 
 The text is English (Shakespeare, Grimm, Wikipedia, short stories), a token is a byte, and no run sees a text twice. A
 run uses one thread and repeats byte for byte. Seconds are of the processor, which other work on the machine disturbs
@@ -83,11 +83,19 @@ class Planned:
         return f"{self.size.parameters / 1e6:.2f}M-{self.compute:.1e}"
 
 
-SIZES = (Size(32, 2), Size(48, 3), Size(64, 4), Size(96, 4), Size(128, 5), Size(176, 6))
-COMPUTES = (1e11, 2e11, 5e11, 1.25e12)
-FITTED = [run for compute in COMPUTES for size in SIZES[:-1] if (run := Planned(size, compute)).steps >= FEWEST_STEPS]
-HELD_BACK = [Planned(SIZES[-1], 1.25e12), Planned(SIZES[-2], 2.5e12)]
-"""One larger than any other, one with twice the compute."""
+SIZES = tuple(
+    Size(width, layers)
+    for width, layers in ((16, 2), (24, 2), (32, 2), (48, 3), (64, 4), (96, 4), (128, 5), (176, 6), (256, 6), (352, 7))
+)
+COMPUTES = (1e11, 2e11, 5e11, 1.25e12, 5e12)
+FITTED = [
+    run
+    for compute in COMPUTES
+    for size in SIZES[:-1]
+    if FEWEST_STEPS <= (run := Planned(size, compute)).steps <= MOST_STEPS
+]
+HELD_BACK = [Planned(SIZES[-1], 5e12), Planned(SIZES[6], 2.5e12)]
+"""One larger than any other, one with a compute between those of the others."""
 
 
 def main() -> int:
