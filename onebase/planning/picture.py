@@ -22,7 +22,7 @@ def draw_law(fitted: Fitted, path: Path, *, held_back: tuple[Run, ...] = ()) -> 
         held_back: runs that the law was not fitted to, drawn as crosses with their predicted intervals.
     """
     shared = profiles(fitted.runs)
-    figure, axes = plt.subplots(1, 1 + bool(shared), figsize=(7 + 5 * bool(shared), 4.5), squeeze=False)
+    figure, axes = plt.subplots(1, 1 + bool(shared), figsize=(8 + 6 * bool(shared), 4.5), squeeze=False)
     figure.set_layout_engine("constrained")
     _over_tokens(axes[0, 0], fitted, held_back)
     if shared:
@@ -46,7 +46,7 @@ def _over_tokens(axis: Axes, fitted: Fitted, held_back: tuple[Run, ...]) -> None
         axis.plot([run.tokens], [run.loss], "x", color="black", label=f"held back, {count(run.parameters)}")
     axis.set(xscale="log", xlabel="tokens", ylabel="held-out loss, nats a token", title="Loss over data and size")
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # a line for every size: no room inside
 
 
 def _over_parameters(axis: Axes, fitted: Fitted) -> None:
@@ -59,4 +59,4 @@ def _over_parameters(axis: Axes, fitted: Fitted) -> None:
             axis.plot(*profile.best, "*", markersize=14, color=dots.get_color())
     axis.set(xscale="log", xlabel="parameters", title="Equal compute; a star where the parabola is lowest")
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
