@@ -121,6 +121,12 @@ class Architecture:
         )
 
     @property
+    def joined_parameters(self) -> int:
+        """Weights of the layers that have others beside them which read the same input: query, key, value; gate, up."""
+        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
+        return self.layers * self.hidden * (queries + 2 * keys + 2 * self.intermediate)
+
+    @property
     def embedding_parameters(self) -> int:
         """Of the embedding, and of learned positions where there are any (GPT-2)."""
         return self.vocabulary * self.hidden + (self.context * self.hidden if self.model_type == "gpt2" else 0)

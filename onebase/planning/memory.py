@@ -130,12 +130,26 @@ def base_part(run: PlannedRun) -> Part:
 
 
 def loading_parts(run: PlannedRun) -> tuple[Part, ...]:
-    """What is held while the weights are read: they are converted from the file, which is mapped meanwhile."""
+    """What is held while the weights are read: they are converted from the file, which is mapped meanwhile; then those
+    that read the same input are laid together (`engines/projection.py`), and the room they leave stays until the end.
+    """
     base, stored = run.architecture, NUMBER_BYTES.get(run.architecture.stored, 4)
     whole = weight_bytes(base, run.dtype, run.quantization)
     found = [framework_part(run), Part("base", whole, base_part(run).formula)]
-    if not run.starts_new and run.device == "cpu":
-        found.append(Part("file", float(stored * base.parameters), f"{base.parameters / 1e6:.0f} M x {stored}, mapped"))
+    if run.device != "cpu":
+        return tuple(found)
+    passing = []
+    if not run.starts_new:
+        passing.append(
+            Part("file", float(stored * base.parameters), f"{base.parameters / 1e6:.0f} M x {stored}, mapped")
+        )
+    e = NUMBER_BYTES[run.dtype]
+    if run.packs and run.quantization == "none" and (run.starts_new or run.dtype != base.stored):
+        passing.append(
+            Part("laid together", float(e * base.joined_parameters), f"{base.joined_parameters / 1e6:.0f} M x {e}")
+        )
+    if passing:
+        found.append(max(passing, key=lambda part: part.size))
     return tuple(found)
 
 
