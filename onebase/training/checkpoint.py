@@ -64,7 +64,8 @@ class TrainedWeights:
         """Whether the base itself trains, not only adapters and heads."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": [p.detach().to("cpu", copy=True) for p in self._parameters]}
+        # On a CPU the weights themselves, to be written at once: in full a copy would be as large as the base.
+        return {"weights": [p.detach().cpu() for p in self._parameters]}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
