@@ -12,7 +12,7 @@ from onebase.planning.activations import activation_bytes_per_token, kv_bytes_pe
 from onebase.planning.alternatives import alternatives, four_in_full, in_full, weights_and_moments
 from onebase.planning.architecture import from_config, read_architecture
 from onebase.planning.batch_sizes import microbatch_tokens, trained_tokens
-from onebase.planning.memory import MEASURED, held_parts, peak_memory
+from onebase.planning.memory import MEASURED, held_parts, loading_parts, peak_memory
 from onebase.planning.run import Adapter, PlannedRole, Span
 from onebase.planning.weights import weight_bytes
 from tests.planning.planned import BASE, BOTH, LENGTHS, rollouts, supervised
@@ -95,6 +95,20 @@ def test_every_role_has_its_adapter_and_only_scalar_ones_a_head() -> None:
     assert parts["adapter reward"] == parts["adapter policy"] == 4 * BOTH.parameters(BASE)
     assert parts["head critic"] == 4 * BASE.hidden
     assert "adapter reference" not in parts and "head policy" not in parts
+
+
+def test_weights_that_read_the_same_are_laid_together_while_loading_unless_they_stay_mapped_or_in_four_bits() -> None:
+    base = tiny_base("llama")
+    joined = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+    counted = sum(p.numel() for name, p in base.model.named_parameters() if name.split(".")[-2] in joined)
+    assert from_config(base.model.config.to_dict(), "llama").joined_parameters == counted > 0
+    laid = sizes(loading_parts(supervised()))
+    assert laid["laid together"] == 4 * BASE.joined_parameters > 2 * BASE.parameters and "file" not in laid
+    for unchanged in (supervised(dtype="bfloat16"), supervised(quantization="nf4")):
+        parts = sizes(loading_parts(unchanged))
+        assert parts["file"] == 2 * BASE.parameters and "laid together" not in parts
+    assert "laid together" in sizes(loading_parts(supervised(starts_new=True)))
+    assert list(sizes(loading_parts(supervised(device="cuda")))) == ["framework", "base"]
 
 
 def test_a_spread_base_is_shared_by_its_processes() -> None:
