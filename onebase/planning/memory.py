@@ -144,7 +144,7 @@ def loading_parts(run: PlannedRun) -> tuple[Part, ...]:
             Part("file", float(stored * base.parameters), f"{base.parameters / 1e6:.0f} M x {stored}, mapped")
         )
     e = NUMBER_BYTES[run.dtype]
-    if base.packs and run.quantization == "none" and (run.starts_new or run.dtype != base.stored):
+    if base.packs and run.quantization == "none":
         passing.append(
             Part("laid together", float(e * base.joined_parameters), f"{base.joined_parameters / 1e6:.0f} M x {e}")
         )
