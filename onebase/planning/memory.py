@@ -138,16 +138,14 @@ def loading_parts(run: PlannedRun) -> tuple[Part, ...]:
     found = [framework_part(run), Part("base", whole, base_part(run).formula)]
     if run.device != "cpu":
         return tuple(found)
-    passing = []
+    passing, e = [], NUMBER_BYTES[run.dtype]
     if not run.starts_new:
         passing.append(
             Part("file", float(stored * base.parameters), f"{base.parameters / 1e6:.0f} M x {stored}, mapped")
         )
-    e = NUMBER_BYTES[run.dtype]
     if base.packs and run.quantization == "none":
-        passing.append(
-            Part("laid together", float(e * base.joined_parameters), f"{base.joined_parameters / 1e6:.0f} M x {e}")
-        )
+        joined = base.joined_parameters
+        passing.append(Part("laid together", float(e * joined), f"{joined / 1e6:.0f} M x {e}"))
     if passing:
         found.append(max(passing, key=lambda part: part.size))
     return tuple(found)
