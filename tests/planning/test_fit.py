@@ -84,9 +84,10 @@ def test_runs_share_their_compute_to_a_tenth_wherever_it_lies() -> None:
         runs = [
             *equal_compute(flop, (1e8, 2e8)),
             *equal_compute(1.08 * flop, (4e8,)),
+            *equal_compute(1.16 * flop, (4e8,)),  # a tenth from the one before, more from the first
             *equal_compute(1.3 * flop, (1e8,)),
         ]
-        assert [len(group) for group in by_compute(runs)] == [3, 1]
+        assert [len(group) for group in by_compute(runs)] == [3, 1, 1]
     assert profiles(runs[:2]) == []
 
 
