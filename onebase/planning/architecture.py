@@ -123,8 +123,8 @@ class Architecture:
     @property
     def joined_parameters(self) -> int:
         """Weights of the layers that have others beside them which read the same input: query, key, value; gate, up."""
-        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
-        return self.layers * self.hidden * (queries + 2 * keys + 2 * self.intermediate)
+        joined = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+        return self.layers * sum(each.inputs * each.outputs for each in self.linear if each.name in joined)
 
     @property
     def embedding_parameters(self) -> int:
