@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -48,6 +50,7 @@ def load_base(
             are missing, left over or not finite; or it cannot be spread.
         MissingExtraError: nf4 without bitsandbytes.
     """
+    gc.collect()  # the weights of a run before in this process: a model in 4 bits is part of reference cycles
     chosen_device = choose_device(device, group)
     if chosen_device.type == "cpu":
         keep_freed_memory()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from weakref import ref
 
 import pytest
 import torch
@@ -102,6 +103,21 @@ def test_gradients_through_a_4_bit_base_are_those_of_its_dequantised_weights(tmp
     assert max(gradient.abs().max().item() for gradient in gradients) > 0.1
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_4_bit_base_is_gone_when_the_next_is_loaded(tmp_path: Path) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    folder = str(save_tiny(tmp_path, "llama"))
+    gc.disable()  # as where nothing has asked for a collection between two runs of one process
+    try:
+        base = load_base(folder, dtype="float32", quantization="nf4", device="cpu")
+        layers = [ref(module) for module in base.model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+        assert layers
+        del base
+        load_base(folder, dtype="float32", quantization="nf4", device="cpu")
+        assert sum(layer() is not None for layer in layers) == 0
+    finally:
+        gc.enable()
 
 
 def test_a_4_bit_base_trains_through_its_adapters_and_keeps_its_bytes(tmp_path: Path) -> None:
