@@ -144,10 +144,12 @@ def overview(compared: Sequence[Compared]) -> list[str]:
 def page_part(compared: Sequence[Compared], refused: dict[str, list[Cell]], machine: dict[str, Any]) -> str:
     """Returns the part of the page: how it was measured, the shares, the table, what misses and what is refused."""
     errors = [abs(each.error) for each in compared if each.counts]
+    not_possible_count = sum(map(len, refused.values()))
     lines = [
         f"Measured on {machine.get('processor', 'this machine')}, {machine.get('memory_gib', '?')} GiB, torch "
         f"{machine.get('torch', '?')}, {machine.get('date', '')} by `python -m bench.planned`: {len(compared)} of the "
-        f"{len(every_cell())} combinations, {len(errors)} of them above {COUNTS_FROM / 1e9:g} GB. "
+        f"{len(every_cell()) - not_possible_count} combinations that are possible, {len(errors)} of them above "
+        f"{COUNTS_FROM / 1e9:g} GB. "
         f"**{within(compared)} of these are within {MOST_OFF:.0%}**"
         + (f"; half of them within {median(errors):.1%}." if errors else "."),
         "",
